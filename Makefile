@@ -1,0 +1,77 @@
+# Each target works alone on a fresh clone: whatever it needs, .venv first, is made on the way.
+#
+#   make test       quick tests and the doctests
+#   make test-all   the same and the tests marked slow
+#   make demo       examples/demo.py; its figure goes to examples/output
+#   make bench      the benchmarks in tests/benchmarks
+#   make venv       only the virtual environment
+#   make clean      remove all of it
+#
+# Variables, read when .venv is made (to change one later: make clean first):
+#   PYTHON     a Python 3.11 or 3.12; unless given, python3, python3.12 and python3.11 are tried in this order
+#   TORCH      what pip is asked for, e.g. TORCH=torch==2.12.1
+#   PIP_ARGS   more options for pip, e.g. PIP_ARGS='--extra-index-url URL' for a torch built for another device
+
+PYTHON   ?= python3
+TORCH    ?= torch==2.13.0
+PIP_ARGS ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+READY := $(VENV)/.ready
+
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
+# The pinned versions stand in pyproject.toml, under [dependency-groups]. They are read from there by hand because the
+# pip that a new virtual environment contains is too old for `pip install --group`.
+PINNED := $(BIN)/python -c 'import sys, tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])'
+
+# An interpreter that the caller named is used or refused, never silently replaced.
+CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11)
+
+.PHONY: venv test test-all demo bench clean
+
+venv: $(READY)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q
+
+demo: $(READY)
+	mkdir -p examples/output
+	MPLBACKEND=Agg $(BIN)/python examples/demo.py --out examples/output
+
+bench: $(READY)
+	@set -e; for script in $(wildcard tests/benchmarks/bench_*.py); do \
+	    echo "== $$script"; $(BIN)/python $$script; \
+	done
+
+$(VENV)/.python:
+	@for python in $(CANDIDATES); do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	        found=$$python; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "escnn_relax needs Python 3.11 or 3.12, which none of these is: $(CANDIDATES)." >&2; \
+	    echo "Name one: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	echo "making $(VENV) with $$($$found --version)"; \
+	rm -rf $(VENV) && $$found -m venv $(VENV) && touch $@
+
+# escnn and BackPACK come without the dependencies they declare (py3nj needs a Fortran compiler, torchvision is unused);
+# those they really have are among the pins. The package itself is built by the pinned setuptools, so pip need not
+# fetch a second one into an isolated build environment. The import at the end proves the installation.
+$(READY): $(VENV)/.python pyproject.toml
+	$(PIP) "$(TORCH)" $$($(PINNED) pinned)
+	$(PIP) --no-deps $$($(PINNED) without-dependencies)
+	$(PIP) --no-deps --no-build-isolation --editable .
+	$(BIN)/python -W ignore -c 'import escnn_relax'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist escnn_relax.egg-info examples/output .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""Equivariant networks built with escnn that learn, layer by layer, how much of their symmetry to keep."""
+
+from . import _escnn
+
+# Before anything else of ours, or the caller's, builds on escnn: see there for what is checked and mended, and why.
+_escnn.require()
+_escnn.prefer_scipy_svd()
+
+__version__ = "0.1.0"
+
+_escnn.make_picklable()
+
+from .evidence import Evidence, EvidenceTerms, History, fit  # noqa: E402
+from .morphism import harden, relax  # noqa: E402
+
+__all__ = [
+    "Evidence",
+    "EvidenceTerms",
+    "History",
+    "fit",
+    "harden",
+    "relax",
+]

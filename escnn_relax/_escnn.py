@@ -1,0 +1,225 @@
+"""The one place where escnn's inside is reached, and where its installation is checked and mended.
+
+Everything here imports escnn when it is called, not when this module is loaded: so the module loads where escnn is
+missing, and can say what to do about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Callable, Optional
+
+from .errors import InstallationError
+
+# --- installation: the first thing that `import escnn_relax` does ------------------------------------------------------
+
+#: What must be importable, by import name. escnn is there by its parts because ``import escnn`` hides their errors.
+REQUIREMENTS = (
+    *("numpy", "scipy", "torch", "joblib", "autograd", "requests", "lie_learn", "pymanopt"),
+    *("escnn", "escnn.group", "escnn.kernels", "escnn.gspaces", "escnn.nn"),
+    *("einops", "unfoldNd", "backpack"),
+)
+
+#: How to install what pip cannot install by itself, on a machine without a Fortran compiler.
+RECIPE = """\
+    pip install torch "numpy>=1.26,<2" scipy joblib autograd requests einops unfoldNd lie_learn==0.0.2 pymanopt==2.2.1
+    pip install --no-deps escnn==1.0.11 backpack-for-pytorch==1.7.1"""
+
+
+def require() -> None:
+    """Check that escnn 1.0 and everything it and we need can be imported.
+
+    A broken escnn imports without complaint, since it drops the ``ImportError`` of any of its parts, and leaves it to
+    the user to wonder where ``escnn.nn`` is. Hence the parts are imported one by one.
+
+    Raises:
+        InstallationError: something is missing, fails to import or has an unsuitable version; the message holds the
+            recipe, and what went wrong is its ``__cause__``.
+    """
+    # First without importing anything, so as to name in one go all that is missing.
+    missing = [name for name in REQUIREMENTS if "." not in name and importlib.util.find_spec(name) is None]
+    if missing:
+        raise _unusable(f"not installed: {', '.join(missing)}")
+    for name in REQUIREMENTS:
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # compiled modules fail in more ways than ImportError
+            raise _unusable(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
+        # Before lie_learn, whose complaint about numpy 2 would only puzzle.
+        if name == "numpy" and not module.__version__.startswith("1."):
+            raise _unusable(f"numpy {module.__version__} is installed, but lie_learn, which escnn needs, wants numpy 1")
+    found = getattr(importlib.import_module("escnn"), "__version__", "of an unknown version")
+    if not found.startswith("1.0."):
+        raise _unusable(f"escnn {found} is installed, but this version of escnn_relax works with escnn 1.0")
+
+
+def _unusable(problem: str) -> InstallationError:
+    remedy = f"with Python 3.11 or 3.12, and without a Fortran compiler, install as follows:\n{RECIPE}"
+    return InstallationError("escnn_relax", problem, remedy=remedy)
+
+
+def prefer_scipy_svd() -> Optional[Callable]:
+    """Have escnn solve for intertwiners by ``scipy.linalg.svd`` even where scikit-learn is installed.
+
+    Where it finds scikit-learn, escnn takes ``randomized_svd`` from it, without a seed, and hands it a ``np.matrix``.
+    scikit-learn now refuses these (seen with 1.9: ``TypeError: np.matrix is not supported``), and so any layer of a
+    dihedral or octahedral group fails whose Clebsch-Gordan coefficients are not in escnn's cache on disk. Here escnn is
+    made to behave as if scikit-learn were absent, which is what it does on a bare machine, and is deterministic.
+
+    Returns:
+        the function that was put aside, ``None`` if there was none. To undo the repair, assign it to
+        ``escnn.group._numerical.randomized_svd``.
+    """
+    from escnn.group import _numerical
+
+    aside, _numerical.randomized_svd = _numerical.randomized_svd, None
+    return aside
+
+
+# --- sampling of kernel bases -----------------------------------------------------------------------------------------
+
+
+def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency, admits, points):
+    """Sampled basis of the kernels equivariant from ``in_repr`` to ``out_repr``: shape ``(K, o, i, S)``, float32.
+
+    Goes the way escnn's convolutions go (solver, band limit, normalisation, vanishing elements dropped) without
+    sharing their process-wide block modules, so that moving one layer to float64 cannot change another.
+    """
+    import numpy as np
+    import torch
+    from escnn.kernels import EmptyBasisException
+    from escnn.nn.modules.basismanager import SingleBlockBasisExpansion
+
+    empty = torch.zeros(0, out_repr.size, in_repr.size, len(points))
+    try:
+        basis = gspace.build_kernel_basis(in_repr, out_repr, sigma, rings, maximum_frequency=maximum_frequency)
+        mask = np.array([admits is None or bool(admits(element)) for element in basis], dtype=bool)
+        if not mask.any():
+            return empty
+        return SingleBlockBasisExpansion(basis, points, mask).sampled_basis.clone()
+    except EmptyBasisException:
+        return empty
+
+
+def blocks(expansion):
+    """The blocks of an escnn basis expansion, in the order of its weights.
+
+    Yields ``(in representation name, out representation name, sampled basis (K, o, i, S), (start, stop))`` where
+    ``weights[start:stop].view(out fields, in fields, K)`` are the block's coefficients.
+    """
+    for pair in expansion._representations_pairs:
+        block = getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
+        yield pair[0], pair[1], block.sampled_basis, expansion._weights_ranges[pair]
+
+
+def band_limit(convolution, where=""):
+    """Largest angular frequency on each ring of an escnn convolution: ``((radius, frequency), ...)``.
+
+    escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with escnn's
+    own policies first; failing these, the largest frequency kept on each ring is read off. A ``basis_filter`` that is
+    no such limit cannot be recovered and raises ``UnsupportedModuleError``.
+    """
+    import math
+
+    import torch
+    from escnn.nn.modules.conv.r2convolution import compute_basis_params
+
+    from .errors import UnsupportedModuleError
+
+    expansion = convolution.basisexpansion
+    points = torch.as_tensor(expansion.points, dtype=torch.float32)
+    kept, dropped = set(), set()
+    for pair in expansion._representations_pairs:
+        block = getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
+        inside = block._mask.tolist()
+        elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
+        kept.update(e for e, i in zip(elements, inside) if i)
+        if not all(inside):  # what sampling makes vanish says nothing about the limit
+            size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
+            dropped.update(e for e, i, n in zip(elements, inside, size) if not i and n > 1e-10)
+
+    def explains(limit):
+        return all(f <= limit[r] for r, f in kept) and not any(f <= limit[r] for r, f in dropped)
+
+    rings = [round(r, 6) for r in convolution._rings]
+    candidates = []
+    for policy in (None, -2.0, -3.0):
+        admits, *_ = compute_basis_params(
+            convolution.kernel_size, policy, list(convolution._rings), list(convolution._sigma), convolution.dilation
+        )
+        frequencies = range(int(convolution._maximum_frequency) + 1)
+        candidates.append(
+            {
+                rounded: max([f for f in frequencies if admits({"radius": r, "irrep:frequency": f})], default=-1)
+                for rounded, r in zip(rings, convolution._rings)
+            }
+        )
+    candidates.append({r: max([f for q, f in kept if math.isclose(q, r)], default=-1) for r in rings})
+    for limit in candidates:
+        if explains(limit):
+            return tuple(limit.items())
+    raise UnsupportedModuleError(
+        where or type(convolution).__name__,
+        "the layer's basis_filter is no limit on the frequency by radius, so relaxed kernels cannot share it",
+        remedy="build the layer with frequencies_cutoff instead, or leave this layer out",
+    )
+
+
+# --- copying and pickling ---------------------------------------------------------------------------------------------
+#
+# escnn's groups, representations and G-spaces hold local functions, so that nothing which mentions a field type can be
+# pickled, and some (octahedral ones) cannot even be deep-copied. They are all determined by a few values; told so
+# through Python's own registry, pickle stores these and copy shares the one instance that escnn keeps anyway.
+
+
+def _rebuild_group(kind, keys):
+    return kind._generator(**keys)
+
+
+def _rebuild_representation(group, name, irreps, change_of_basis, nonlinearities):
+    from escnn.group import Representation
+
+    if name in group.representations:
+        return group.representations[name]
+    return Representation(group, name, irreps, change_of_basis, nonlinearities)
+
+
+def _rebuild_irrep(group, id):
+    return group.irrep(*id)
+
+
+def _rebuild_element(group, value, param):
+    return group.element(value, param)
+
+
+def _subclasses(kind):
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def make_picklable():
+    """Register escnn's value-like classes with :mod:`copyreg`, so that what holds them can be pickled and copied."""
+    import copyreg
+
+    from escnn.group import Group, GroupElement, IrreducibleRepresentation, Representation
+    from escnn.gspaces import GSpace0D, GSpace2D, GSpace3D
+    from escnn.nn import FieldType
+
+    for kind in _subclasses(Group):
+        copyreg.pickle(kind, lambda group: (_rebuild_group, (type(group), group._keys)))
+    copyreg.pickle(GroupElement, lambda g: (_rebuild_element, (g.group, g._element, g.param)))
+    for kind in (IrreducibleRepresentation, *_subclasses(IrreducibleRepresentation)):
+        copyreg.pickle(kind, lambda r: (_rebuild_irrep, (r.group, r.id)))
+    copyreg.pickle(
+        Representation,
+        lambda r: (
+            _rebuild_representation,
+            (r.group, r.name, r.irreps, r.change_of_basis, sorted(r.supported_nonlinearities)),
+        ),
+    )
+    for kind in (GSpace2D, GSpace3D):
+        copyreg.pickle(kind, lambda space: (type(space), (space._sg_id,)))
+    copyreg.pickle(GSpace0D, lambda space: (GSpace0D, (space.fibergroup,)))
+    copyreg.pickle(FieldType, lambda t: (FieldType, (t.gspace, t.representations)))

@@ -1,0 +1,40 @@
+r"""The conventions of the curvature, in one place.
+
+Symbols. A layer applies a weight matrix :math:`w` (O x D) at R places of each of N samples: at place r of sample n it reads
+the row :math:`a_{n,r}` (D numbers); the column :math:`s_{n,r,c}` (O numbers) is the c-th column of a square root of the
+loss Hessian in the network's outputs, back-propagated to that place. A steerable convolution is such a layer in its
+coefficients: the places are output site x component of the output field, a row has one entry for each (input field, basis
+element), a column one for each output field of one representation. Different output representations, pathways and
+groups of a grouped convolution are different blocks. A bias is a block of its own.
+
+The Gauss-Newton matrix of one block is :math:`H = \sum_{n,c} v_{n,c} v_{n,c}^\top` with
+:math:`v_{n,c} = \mathrm{vec} \sum_r s_{n,r,c} a_{n,r}^\top` (row-major). All blocks are sums over the data set, for one unit
+of the likelihood: temperature and observation noise scale them in the evidence, not here.
+
+Approximations
+    ``expand``: :math:`H \approx B \otimes A`, :math:`A = \frac{1}{N R} \sum_{n,r} a a^\top`, :math:`B = \sum_{n,r,c} s s^\top`.
+    ``reduce``: :math:`\bar a_n = \frac1R \sum_r a_{n,r}`, :math:`A = \frac1N \sum_n \bar a \bar a^\top`,
+    :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
+    ``exact``: H itself.
+    ``diagonal``: the diagonal of H.
+    (Eschenhagen, Immer, Turner, Schneider, Hennig: *Kronecker-factored approximate curvature for modern neural network
+    architectures*, NeurIPS 2023, for the first two.)
+
+Biases read the constant row 1, so that :math:`H = \sum_{n,c} (\sum_r s)(\sum_r s)^\top` costs nothing and is exact; that is
+used under every approximation. ``bias="kronecker"`` takes ``expand``'s :math:`B` instead, as laplace-torch does.
+
+Minibatches of M samples: sums over n add up; ``expand`` and ``reduce`` divide A once, at the end, by the number of rows seen.
+With ``samples=m`` the columns are m draws from the network's own predictive distribution, each scaled by
+:math:`1/\sqrt m`, instead of one for each output.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["APPROXIMATIONS", "FACTOR_DTYPE"]
+
+APPROXIMATIONS = ("expand", "reduce", "exact", "diagonal")
+
+#: Factors are summed and decomposed in float64, whatever the network's own precision.
+FACTOR_DTYPE = torch.float64

@@ -1,0 +1,159 @@
+"""Inputs and output gradients of chosen layers, recorded through a BackPACK extension.
+
+BackPACK's hooks see tensors only and stay on a module for good. So while an extraction is open, and no longer, the
+``forward`` of each chosen module is led through a :class:`Tap`, a tensor-in, tensor-out module that carries the hooks.
+The network itself, its gradients and its mode are as before when the extraction closes.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Callable, Iterator, NamedTuple, Optional
+
+import torch
+from backpack import backpack, extend
+from backpack.extensions.backprop_extension import FAIL_SILENT, BackpropExtension
+from escnn.nn import GeometricTensor
+from torch import Tensor, nn
+
+from ..errors import CoverageError, UnsupportedModuleError
+
+__all__ = ["Extraction", "Use"]
+
+
+class Use(NamedTuple):
+    """One application of a layer in a forward pass: its input, and the gradient of its output."""
+
+    input: Tensor
+    gradient: Tensor
+
+
+class Tap(nn.Module):
+    """Applies a function of one tensor; exists to be hooked. One tap for each time that a layer is used in a pass."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.function: Optional[Callable[[Tensor], Tensor]] = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.function(input)
+
+
+class OutputGradients(BackpropExtension):
+    """The BackPACK extension: in a backward pass, keeps the gradient with respect to each tap's output."""
+
+    def __init__(self) -> None:
+        super().__init__(savefield="output_gradient", module_exts={}, fail_mode=FAIL_SILENT)
+
+    def expects_backpropagation_quantities(self) -> bool:
+        return False
+
+    def __call__(self, module: nn.Module, g_inp: tuple, g_out: tuple) -> None:
+        if isinstance(module, Tap):
+            setattr(module, self.savefield, g_out[0])
+
+
+class Extraction:
+    """Records what given layers read and what is back-propagated to them.
+
+    Args:
+        layers: modules by name; each takes and returns one tensor or one ``GeometricTensor``.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.layers = layers
+        self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
+        self._used: dict[str, int] = dict.fromkeys(layers, 0)
+        self._extension = OutputGradients()
+
+    @contextmanager
+    def open(self, model: nn.Module, keep: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
+        """Tap the layers; evaluation mode, and no parameter but those in ``keep`` requires a gradient meanwhile."""
+        modes = [(module, module.training) for module in model.modules()]
+        kept = {id(p) for p in keep}
+        frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            # through train mode, since escnn's layers rebuild their filter on that change only
+            model.train()
+            model.eval()
+            for name, module in self.layers.items():
+                module.forward = self._tapped(name, module, module.forward)
+            yield
+        finally:
+            for module in self.layers.values():
+                vars(module).pop("forward", None)
+            for taps in self._taps.values():
+                for tap in taps:
+                    _forget(tap)
+                    tap.function = None
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            _restore(modes)
+
+    def forward(self, model: nn.Module, input):
+        """One pass with the taps in place; returns the network's output, with its graph."""
+        self._used = dict.fromkeys(self.layers, 0)
+        with torch.enable_grad():
+            return model(input)
+
+    def backward(self, output: Tensor, columns: Tensor) -> Iterator[dict[str, list[Use]]]:
+        """Back-propagate each of ``columns``, shape ``(columns, *output.shape)``, and yield what reached the layers."""
+        taps = {name: self._taps[name][: self._used[name]] for name in self.layers}
+        unused = [name for name, of in taps.items() if not of]
+        if unused:
+            raise CoverageError(
+                unused[0],
+                "the layer took no part in the forward pass, so nothing can be said about its weights",
+                remedy="remove it from the model, or freeze its parameters by requires_grad_(False)",
+            )
+        for column in columns:
+            for of in taps.values():
+                for tap in of:
+                    tap.output_gradient = None
+            with backpack(self._extension, retain_graph=True):
+                torch.autograd.backward(output, column, retain_graph=True)
+            yield {name: [_use(tap) for tap in of] for name, of in taps.items()}
+
+    def _tapped(self, name: str, module: nn.Module, forward: Callable) -> Callable:
+        def through_tap(input, *args, **kwargs):
+            taps, index = self._taps[name], self._used[name]
+            if index == len(taps):
+                taps.append(extend(Tap(name)))
+            self._used[name] += 1
+            tap, geometric = taps[index], isinstance(input, GeometricTensor)
+            if args or kwargs or not (geometric or isinstance(input, Tensor)):
+                raise UnsupportedModuleError(name, expected="one tensor as the layer's only input", got=(input, *args))
+
+            def apply(tensor: Tensor) -> Tensor:
+                result = forward(GeometricTensor(tensor, input.type) if geometric else tensor)
+                return result.tensor if geometric else result
+
+            tap.function = apply
+            tensor = input.tensor if geometric else input
+            # the hooks fire only where a gradient in the input is asked for, which the data itself never does
+            output = tap(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
+            return GeometricTensor(output, module.out_type) if geometric else output
+
+        return through_tap
+
+
+def _use(tap: Tap) -> Use:
+    if tap.output_gradient is None:
+        return Use(tap.input0.detach(), torch.zeros_like(tap.output))
+    return Use(tap.input0.detach(), tap.output_gradient.detach())
+
+
+def _forget(tap: Tap) -> None:
+    for name in ("input0", "output", "output_gradient"):
+        if hasattr(tap, name):
+            delattr(tap, name)
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Put every module back in its own mode; parents come before their children in the list."""
+    for module, training in modes:
+        if module.training != training:
+            module.train(training)

@@ -1,0 +1,109 @@
+"""Every error that escnn_relax raises on purpose.
+
+A message names the layer, what was expected, what came, and what to do about it:
+
+>>> from escnn_relax.errors import FieldTypeError
+>>> print(FieldTypeError("conv1", expected="C4 regular", got="C8 regular", remedy="restrict the network first"))
+conv1: expected C4 regular, got C8 regular; restrict the network first
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "RelaxError",
+    "InstallationError",
+    "ArgumentError",
+    "FieldTypeError",
+    "SubgroupError",
+    "EmptyBasisError",
+    "UnsupportedModuleError",
+    "CoverageError",
+    "DataError",
+    "CurvatureError",
+    "LikelihoodError",
+    "CheckpointError",
+]
+
+
+class RelaxError(Exception):
+    """Base class: ``except RelaxError`` catches whatever this package raises on purpose.
+
+    Args:
+        where: the layer (or function) concerned, as the user knows it, e.g. ``"features.2"``.
+        problem: one sentence, used instead of ``expected``/``got`` where these say too little.
+        expected: what would have been right.
+        got: what came.
+        remedy: what the user can do.
+    """
+
+    def __init__(
+        self,
+        where: str = "",
+        problem: str = "",
+        *,
+        expected: object = None,
+        got: object = None,
+        remedy: str = "",
+    ) -> None:
+        self.where, self.problem = where, problem
+        self.expected, self.got, self.remedy = expected, got, remedy
+        parts = [problem] if problem else []
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if got is not None:
+            parts.append(f"got {got}")
+        text = ", ".join(parts)
+        text = f"{where}: {text}" if where and text else where or text
+        super().__init__(f"{text}; {remedy}" if remedy else text)
+
+    def __reduce__(self):
+        state = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
+        return _rebuild, (type(self), self.where, self.problem, state)
+
+
+def _rebuild(kind: type, where: str, problem: str, rest: dict) -> RelaxError:
+    return kind(where, problem, **rest)
+
+
+class InstallationError(RelaxError, ImportError):
+    """escnn or another requirement is missing or unusable; the message holds the recipe."""
+
+
+class ArgumentError(RelaxError, ValueError):
+    """An argument has a value that makes no sense here."""
+
+
+class FieldTypeError(RelaxError, TypeError):
+    """A gspace, field type or tensor is not the one that the layer works on."""
+
+
+class SubgroupError(RelaxError, ValueError):
+    """An id that names no (proper) subgroup of the group at hand."""
+
+
+class EmptyBasisError(RelaxError, ValueError):
+    """A basis has no element: nothing could be learned there."""
+
+
+class UnsupportedModuleError(RelaxError, TypeError):
+    """A module that the function at hand does not know how to treat."""
+
+
+class CoverageError(RelaxError, RuntimeError):
+    """The evidence finds nothing, or not everything, that it was asked to cover."""
+
+
+class DataError(RelaxError, ValueError):
+    """Empty loaders, labels out of range, NaN or infinite data."""
+
+
+class CurvatureError(RelaxError, RuntimeError):
+    """Non-finite or indefinite factors, or an eigendecomposition that fails."""
+
+
+class LikelihoodError(RelaxError, ValueError):
+    """The likelihood does not fit the outputs or the targets."""
+
+
+class CheckpointError(RelaxError, RuntimeError):
+    """A checkpoint that cannot be read or belongs to another run."""

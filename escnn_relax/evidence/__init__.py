@@ -1,0 +1,7 @@
+"""The Laplace evidence of a network, and training by it."""
+
+from .evidence import Evidence, EvidenceTerms
+from .fit import fit
+from .history import EpochRecord, History
+
+__all__ = ["EpochRecord", "Evidence", "EvidenceTerms", "History", "fit"]

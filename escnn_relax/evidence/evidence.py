@@ -1,0 +1,285 @@
+r"""The log marginal likelihood of a network under a Laplace approximation, and its gradient in every hyperparameter.
+
+.. math::
+    \log Z = \log p(D|w) - \tfrac12 \sum_p \Big[ \sum_i \log(h \lambda_{p,i} + \delta_p) - P_p \log \delta_p
+             + \delta_p |w_p|^2 \Big]
+
+with :math:`\lambda_{p,i}` the eigenvalues of the curvature of parameter p (one pathway, weight or bias),
+:math:`\delta_p` its prior precision, :math:`P_p` its size, and :math:`h = 1 / (\sigma^2 T)` the scale of the likelihood
+(observation noise :math:`\sigma`, temperature T). MacKay, *Bayesian interpolation*, 1992; Immer et al., *Scalable
+marginal likelihood estimation for model selection in deep learning*, ICML 2021. Everything is in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, Iterable, Mapping, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.collect import Curvature, CurvatureEstimate
+from ..curvature.likelihood import Likelihood
+from ..errors import ArgumentError, CoverageError, CurvatureError
+from ..nn.relaxed import RelaxedConvolution
+
+__all__ = ["Evidence", "EvidenceTerms"]
+
+#: Prior precisions stay within exp of these bounds: beyond them nothing changes but the rounding.
+BOUNDS = (-12.0, 16.0)
+
+
+@dataclass(frozen=True)
+class EvidenceTerms:
+    r"""The log marginal likelihood in nats, and what it consists of.
+
+    Attributes:
+        data_fit: log-likelihood of the data under the trained weights.
+        complexity: :math:`\tfrac12 \sum [\log(h\lambda+\delta) - \log\delta]`, what the data determine (Occam factor).
+        prior: :math:`\tfrac12 \sum \delta |w|^2`.
+        num_data: number of samples, so that ``total / num_data`` compares across data sets.
+    """
+
+    data_fit: float
+    complexity: float
+    prior: float
+    num_data: int
+
+    @property
+    def total(self) -> float:
+        """``data_fit - complexity - prior``."""
+        return self.data_fit - self.complexity - self.prior
+
+
+class Evidence:
+    """Keeps one prior precision for every pathway, weight and bias of a model, and moves them up the evidence.
+
+    In a training loop of your own::
+
+        evidence = Evidence(model, likelihood="categorical", num_data=len(train_set))
+        for epoch in range(epochs):
+            for x, y in loader:
+                loss = cross_entropy(model(x), y) + evidence.penalty()
+                ...
+            if epoch >= 10 and epoch % 2 == 0:
+                evidence.refresh(loader)     # curvature at the present weights
+                evidence.step()              # moves the precisions
+
+    Args:
+        model: a model with at least one relaxed layer.
+        likelihood: ``"categorical"`` or ``"gaussian"``.
+        curvature: ``"expand"``, ``"reduce"``, ``"exact"`` or ``"diagonal"``.
+        samples: Monte-Carlo columns a sample instead of the exact sum over outputs.
+        num_data: size of the training set; may be left out if ``refresh`` comes before ``penalty``. A refresh on fewer
+            samples is scaled up to it.
+        log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
+        residual_log_precision: that of pathways that break the symmetry.
+        log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only).
+        temperature: divides log-likelihood and curvature.
+
+    Attributes:
+        log_precision: log prior precision by parameter name, float64.
+        log_noise: log standard deviation of the observations.
+        uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
+
+    Raises:
+        CoverageError: a model without any relaxed layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: Union[str, Likelihood] = "categorical",
+        curvature: str = "expand",
+        *,
+        samples: Optional[int] = None,
+        num_data: Optional[int] = None,
+        log_precision: float = 0.0,
+        residual_log_precision: float = 3.0,
+        log_noise: float = 0.0,
+        temperature: float = 1.0,
+        bias: str = "exact",
+    ) -> None:
+        if not temperature > 0:
+            raise ArgumentError("temperature", expected="a positive number", got=temperature)
+        self.model = model
+        self._layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedConvolution)}
+        if not self._layers:
+            raise CoverageError("model", "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
+        self._curvature = Curvature(model, likelihood, curvature, samples, bias)
+        self.likelihood, self.temperature = self._curvature.likelihood, temperature
+        self.uncovered = self._curvature.uncovered
+        self.num_data, self.log_noise = num_data, log_noise
+        breaking = {
+            f"{name}.weights.{p.name}" for name, layer in self._layers.items() for p in layer.pathways if p.breaks
+        }
+        breaking |= {name[1:] for name in breaking if name.startswith(".")}
+        self.log_precision: dict[str, float] = {
+            name: residual_log_precision if name in breaking else log_precision for name in self._curvature.covered
+        }
+        self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
+        self._eigenvalues: dict[str, Tensor] = {}
+        self._loss = math.nan
+        self._num_outputs = 0
+
+    @property
+    def scale(self) -> float:
+        r""":math:`h = 1 / (\sigma^2 T)`, what one unit of the likelihood counts."""
+        return math.exp(-2 * self.log_noise) / self.temperature if self.likelihood.noisy else 1 / self.temperature
+
+    def refresh(self, loader: Iterable, progress: Optional[Callable] = None) -> EvidenceTerms:
+        """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.
+
+        If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
+        """
+        estimate: CurvatureEstimate = self._curvature(loader, progress)
+        eigenvalues = {name: estimate.eigenvalues(name) for name in self.log_precision}
+        for name, values in eigenvalues.items():
+            if len(values) != self._parameters[name].numel():
+                raise CurvatureError(name, expected=f"{self._parameters[name].numel()} eigenvalues", got=len(values))
+        self.num_data = self.num_data or estimate.num_data
+        share = self.num_data / estimate.num_data  # all terms are sums over the data; a part of it is scaled up
+        self._eigenvalues = {name: share * values for name, values in eigenvalues.items()}
+        self._loss, self._num_outputs = share * estimate.loss, estimate.num_outputs
+        self.publish()
+        return self.terms()
+
+    def terms(self) -> EvidenceTerms:
+        """The evidence of the last refresh's curvature at the present precisions and weights."""
+        self._need_refresh()
+        data_fit = -self._loss * self.scale
+        if self.likelihood.noisy:
+            data_fit -= self.num_data * self._num_outputs * (self.log_noise + 0.5 * math.log(2 * math.pi))
+        complexity = prior = 0.0
+        for name, square in self._squares().items():
+            log_delta = self.log_precision[name]
+            ratio = self._eigenvalues[name] * (self.scale * math.exp(-log_delta))
+            complexity += 0.5 * float(torch.log1p(ratio).sum())
+            prior += 0.5 * math.exp(log_delta) * square
+        return EvidenceTerms(data_fit, complexity, prior, self.num_data)
+
+    def log_marginal_likelihood(self) -> float:
+        """``terms().total`` (nats)."""
+        return self.terms().total
+
+    def gradient(self) -> dict[str, float]:
+        r"""Derivative of the evidence in every log precision, and in ``"log_noise"`` for a Gaussian likelihood.
+
+        :math:`\partial \log Z / \partial \log \delta_p = \tfrac12 (\gamma_p - \delta_p |w_p|^2)` with the effective
+        dimension :math:`\gamma_p`; :math:`\partial \log Z / \partial \log \sigma = 2 L h - N C + \sum_p \gamma_p`.
+        """
+        gammas, squares = self.effective_dimension(), self._squares()
+        found = {n: 0.5 * (gammas[n] - math.exp(self.log_precision[n]) * squares[n]) for n in gammas}
+        if self.likelihood.noisy:
+            fit = 2 * self._loss * self.scale - self.num_data * self._num_outputs
+            found["log_noise"] = fit + sum(gammas.values())
+        return found
+
+    def effective_dimension(self) -> dict[str, float]:
+        r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the data
+        determine (a number between 0 and its size)."""
+        self._need_refresh()
+        found = {}
+        for name, values in self._eigenvalues.items():
+            scaled = self.scale * values
+            found[name] = float((scaled / (scaled + math.exp(self.log_precision[name]))).sum())
+        return found
+
+    def step(self, steps: int = 3, damping: float = 0.5) -> EvidenceTerms:
+        r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed.
+
+        Each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the logarithm; with fixed
+        curvature the parameters do not interact, so the evidence does not fall.
+
+        Args:
+            steps: number of updates.
+            damping: share of the old log precision that is kept (fraction).
+        """
+        self._need_refresh()
+        if steps < 0 or not 0 <= damping < 1:
+            raise ArgumentError("step", expected="steps >= 0 and 0 <= damping < 1", got=(steps, damping))
+        squares = self._squares()
+        for _ in range(steps):
+            for name, gamma in self.effective_dimension().items():
+                target = math.log(max(gamma, 1e-12)) - math.log(max(squares[name], 1e-300))
+                self._move(name, (1 - damping) * (_clip(target) - self.log_precision[name]), squares[name])
+            if self.likelihood.noisy:
+                free = self.num_data * self._num_outputs - sum(self.effective_dimension().values())
+                variance = 2 * self._loss / (max(free, 1.0) * self.temperature)
+                self.log_noise += (1 - damping) * (0.5 * math.log(max(variance, 1e-12)) - self.log_noise)
+        self.publish()
+        return self.terms()
+
+    def penalty(self) -> Tensor:
+        r""":math:`\frac{1}{2N} \sum_p \delta_p |w_p|^2`, to be added to a loss averaged over samples.
+
+        For a Gaussian likelihood, the matching loss is :math:`h \cdot \tfrac12 |y - f|^2`: see :meth:`loss`.
+        """
+        if not self.num_data:
+            raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
+        terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self._parameters.items()]
+        return torch.stack(terms).sum() / (2 * self.num_data)
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N."""
+        output = self.likelihood.tensor(output)
+        self.likelihood.check(output, target)
+        return self.scale * self.likelihood.loss(output, target) / len(output) + self.penalty()
+
+    def publish(self) -> None:
+        """Write precisions and effective dimensions into the relaxed layers, where reports and ``harden`` find them."""
+        gammas = self.effective_dimension() if self._eigenvalues else {}
+        for name, layer in self._layers.items():
+            for index, pathway in enumerate(layer.pathways):
+                key = f"{name}.weights.{pathway.name}" if name else f"weights.{pathway.name}"
+                if key in self.log_precision:
+                    layer.log_precision[index] = self.log_precision[key]
+                    layer.effective_dimension[index] = gammas.get(key, math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Precisions, noise and the last curvature's eigenvalues: all that :meth:`load_state_dict` needs."""
+        return {
+            "log_precision": dict(self.log_precision),
+            "log_noise": self.log_noise,
+            "num_data": self.num_data,
+            "num_outputs": self._num_outputs,
+            "loss": self._loss,
+            "eigenvalues": {name: values.clone() for name, values in self._eigenvalues.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state_dict` of the same model."""
+        if set(state["log_precision"]) != set(self.log_precision):
+            odd = sorted(set(state["log_precision"]) ^ set(self.log_precision))
+            raise CoverageError("state_dict", f"it belongs to another model; they differ in {odd[:3]}")
+        self.log_precision = dict(state["log_precision"])
+        self.log_noise, self.num_data = state["log_noise"], state["num_data"]
+        self._num_outputs, self._loss = state["num_outputs"], state["loss"]
+        self._eigenvalues = dict(state["eigenvalues"])
+        self.publish()
+
+    def _move(self, name: str, change: float, square: float) -> None:
+        """Change one log precision; halve the change until the evidence does not fall by it."""
+        before = self._share(name, self.log_precision[name], square)
+        for _ in range(20):
+            candidate = _clip(self.log_precision[name] + change)
+            if self._share(name, candidate, square) >= before:
+                self.log_precision[name] = candidate
+                return
+            change /= 2
+
+    def _share(self, name: str, log_delta: float, square: float) -> float:
+        ratio = self._eigenvalues[name] * (self.scale * math.exp(-log_delta))
+        return -0.5 * (float(torch.log1p(ratio).sum()) + math.exp(log_delta) * square)
+
+    def _squares(self) -> dict[str, float]:
+        return {n: float(p.detach().double().square().sum()) for n, p in self._parameters.items()}
+
+    def _need_refresh(self) -> None:
+        if not self._eigenvalues:
+            raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
+
+
+def _clip(log_precision: float) -> float:
+    return min(max(log_precision, BOUNDS[0]), BOUNDS[1])

@@ -1,0 +1,93 @@
+"""``relax``: a network whose layers may break their symmetry, as a copy of one whose layers may not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Callable, Iterable, Optional, Sequence, Union
+
+from escnn.nn import R2Conv
+from torch import nn
+
+from ..errors import EmptyBasisError, UnsupportedModuleError
+from ..nn import RelaxedR2Conv
+from .walk import replace_modules
+
+__all__ = ["relax"]
+
+_RELAXED = {R2Conv: RelaxedR2Conv}
+
+
+def relax(
+    model: nn.Module,
+    *,
+    relaxation: str = "graded",
+    subgroups: Optional[Sequence] = None,
+    basis: str = "band-limited",
+    layers: Union[None, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+) -> nn.Module:
+    """A copy of an escnn model whose steerable convolutions are relaxed; function, weights and types stay the same.
+
+    Args:
+        model: any module tree that holds escnn modules, with any Python in its ``forward``.
+        relaxation, subgroups, basis: see :class:`~escnn_relax.nn.RelaxedR2Conv`.
+        layers: names of the layers to relax (as in ``model.named_modules()``), or a function of name and module;
+            every ``R2Conv`` by default.
+
+    Raises:
+        UnsupportedModuleError: nothing to relax, a name that is no such layer, or a layer whose band limit cannot be
+            recovered.
+        SubgroupError: a subgroup that some layer's group does not have.
+
+    A layer between whose types no kernel breaks the symmetry is left as it is, with a warning.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> strict = enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields))
+    >>> relaxed = relax(strict)
+    >>> [p.name for p in relaxed[0].pathways]
+    ['equivariant', 'irrep_1', 'irrep_2']
+    """
+    chosen = _chooser(model, layers)
+    count = 0
+
+    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
+        nonlocal count
+        kind = _RELAXED.get(type(module))
+        if kind is None or not chosen(name, module):
+            return None
+        options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
+        try:
+            relaxed = kind.from_strict(module, **options, where=name or type(module).__name__)
+        except EmptyBasisError as error:
+            if subgroups is not None:
+                raise
+            warnings.warn(f"left as it is: {error}", stacklevel=4)
+            return None
+        count += 1
+        return relaxed
+
+    copied = replace_modules(model, replacement)
+    if not count:
+        raise UnsupportedModuleError(
+            type(model).__name__,
+            "no layer in it can be relaxed",
+            expected=f"at least one of {', '.join(k.__name__ for k in _RELAXED)}",
+            remedy="build the model with escnn convolutions that have a symmetry to relax",
+        )
+    return copied
+
+
+def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
+    if layers is None:
+        return lambda name, module: module.space.fibergroup.order() != 1
+    if callable(layers):
+        return layers
+    names = list(layers)
+    known = {name: module for name, module in model.named_modules() if type(module) in _RELAXED}
+    for name in names:
+        if name not in known:
+            raise UnsupportedModuleError(
+                name, "no layer that can be relaxed has this name", expected=f"one of {sorted(known)}"
+            )
+    return lambda name, module: name in names

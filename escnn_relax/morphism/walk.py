@@ -1,0 +1,119 @@
+"""Copying a tree of modules while some of them are replaced."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, Optional
+
+import torch
+from escnn.group import Group, GroupElement, Representation
+from escnn.gspaces import GSpace
+from escnn.kernels import KernelBasis
+from escnn.nn import FieldType
+from torch.nn import Module
+
+from ..errors import UnsupportedModuleError
+
+__all__ = ["replace_modules", "map_values"]
+
+#: Values that a copy shares with its original: escnn compares some of them by identity and caches bases on others.
+SHARED = (FieldType, GSpace, Group, GroupElement, Representation, KernelBasis)
+
+
+def replace_modules(model: Module, replacement: Callable[[str, Module], Optional[Module]]) -> Module:
+    """A copy of ``model`` with modules exchanged; ``model`` itself is left alone.
+
+    Args:
+        model: any module.
+        replacement: called once for each module, parents before children, with its dotted name (``""`` for ``model``)
+            and the module. A returned module takes its place, wherever the original is referred to, and is not
+            descended into; ``None`` keeps (a copy of) the module.
+
+    Returns:
+        the copy. Field types, G-spaces, groups and representations are shared with the original, and so are modules
+        that ``replacement`` returned; all parameters and buffers are copied. Tensors that still hold a graph, such as
+        the filters that escnn keeps in eval mode, are detached.
+
+    Raises:
+        UnsupportedModuleError: something in the tree cannot be copied.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh())
+    >>> replace_modules(net, lambda name, m: torch.nn.ReLU() if isinstance(m, torch.nn.Tanh) else None)
+    Sequential(
+      (0): Linear(in_features=2, out_features=2, bias=True)
+      (1): ReLU()
+    )
+    """
+    memo: dict[int, Any] = {}
+    kept: list[Module] = []
+    _decide("", model, replacement, memo, kept)
+    if id(model) in memo:
+        return memo[id(model)]
+    for module in kept:
+        for value in _values(vars(module)):
+            if isinstance(value, SHARED):
+                memo[id(value)] = value
+            elif value.grad_fn is not None and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+    # whatever memo keeps must stay alive during the copy: the originals are held by the model itself
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise UnsupportedModuleError(
+            type(model).__name__,
+            f"a part of the model cannot be copied ({type(error).__name__}: {error})",
+            remedy="keep what cannot be copied (open files, generators, tensors with a graph) out of the modules",
+        ) from error
+
+
+def _decide(name: str, module: Module, replacement: Callable, memo: dict[int, Any], kept: list[Module]) -> None:
+    if id(module) in memo or any(module is k for k in kept):
+        return
+    new = replacement(name, module)
+    if new is not None:
+        memo[id(module)] = new
+        return
+    kept.append(module)
+    for child_name, child in module.named_children():
+        _decide(f"{name}.{child_name}" if name else child_name, child, replacement, memo, kept)
+
+
+def _values(value: Any, seen: Optional[set[int]] = None) -> Iterator[Any]:
+    """The shared values and tensors inside nested dictionaries, lists, tuples and sets; modules are not entered."""
+    seen = set() if seen is None else seen
+    if isinstance(value, (*SHARED, torch.Tensor)):
+        yield value
+    elif isinstance(value, dict | list | tuple | set | frozenset) and id(value) not in seen:
+        seen.add(id(value))
+        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            yield from _values(item, seen)
+
+
+def map_values(module: Module, kinds: tuple[type, ...], change: Callable[[str, Any], Any]) -> None:
+    """Exchange, in place, the attributes of one module that are, or contain, values of the given kinds.
+
+    Args:
+        change: called with the attribute's name and the value found.
+    """
+
+    def mapped(name: str, value: Any) -> Any:
+        if isinstance(value, kinds):
+            return change(name, value)
+        if isinstance(value, dict):
+            return type(value)((mapped(name, k), mapped(name, v)) for k, v in value.items())
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(mapped(name, v) for v in value))
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)(mapped(name, v) for v in value)
+        return value
+
+    for name, value in list(vars(module).items()):
+        if name.startswith("_") and name in _TORCH:
+            continue
+        if any(isinstance(v, kinds) for v in _values(value)):
+            vars(module)[name] = mapped(name, value)
+
+
+_TORCH = frozenset(vars(Module()))

@@ -1,0 +1,146 @@
+"""The kernel of a steerable layer as a sum of pathways, expanded by one product a block."""
+
+from __future__ import annotations
+
+from typing import Mapping, NamedTuple, Optional, Sequence
+
+import torch
+from escnn.group import Representation
+from torch import Tensor, nn
+
+__all__ = ["Block", "PathwayKernel"]
+
+Pair = tuple[str, str]
+
+
+class Block(NamedTuple):
+    """All fields of one input representation to all fields of one output representation, in one pathway.
+
+    ``weights[start:stop].view(outputs, inputs, stop_row - row)`` are its coefficients, ``basis[row:stop_row]`` its kernels.
+    """
+
+    in_name: str
+    out_name: str
+    inputs: int
+    outputs: int
+    start: int
+    stop: int
+    row: int
+    stop_row: int
+
+
+class _Fields(NamedTuple):
+    """The fields of one representation: which channels they occupy, shape ``(fields, size)``."""
+
+    channels: Tensor
+    size: int
+
+
+class PathwayKernel(nn.Module):
+    r"""Expands coefficients into a convolution kernel,
+
+    .. math:: W = \sum_p s_p \Phi_p w_p .
+
+    The bases are plain buffers, kept in the state dict: some of escnn's Clebsch-Gordan coefficients are determined up
+    to sign only, and differ between machines. There is no state that depends on train or eval mode.
+
+    Args:
+        in_reprs, out_reprs: representations of the fields, in channel order.
+        bases: for each pathway, and for each pair of an input and an output representation's name, sampled kernels
+            ``(K, out size, in size, S)``; pairs without kernels may be missing.
+
+    The coefficients of a pathway are one flat vector, pairs in sorted order, each ``(out fields, in fields, K)`` as in
+    escnn, so that an escnn layer's weights are those of the equivariant pathway.
+    """
+
+    def __init__(
+        self,
+        in_reprs: Sequence[Representation],
+        out_reprs: Sequence[Representation],
+        bases: Mapping[str, Mapping[Pair, Tensor]],
+    ) -> None:
+        super().__init__()
+        self.in_fields, self.out_fields = _fields(in_reprs), _fields(out_reprs)
+        self.in_size = sum(r.size for r in in_reprs)
+        self.out_size = sum(r.size for r in out_reprs)
+        self.pathways = tuple(bases)
+        self.pairs = sorted({pair for of in bases.values() for pair, b in of.items() if len(b)})
+        self.sites = next(b.shape[-1] for of in bases.values() for b in of.values())
+        self.blocks: dict[str, list[Block]] = {name: [] for name in bases}
+        rows = dict.fromkeys(bases, 0)
+        for index, pair in enumerate(self.pairs):
+            start = 0
+            inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
+            for name, of in bases.items():
+                count = len(of[pair]) if pair in of else 0
+                if count:
+                    first = rows[name]
+                    rows[name] += outputs * inputs * count
+                    self.blocks[name].append(Block(*pair, inputs, outputs, first, rows[name], start, start + count))
+                    start += count
+            together = [of[pair] for of in bases.values() if pair in of and len(of[pair])]
+            self.register_buffer(f"basis_{index}", torch.cat(together).to(torch.get_default_dtype()).contiguous())
+        self.dimensions = rows
+        self.register_buffer("_gather", self._channel_order(), persistent=False)
+
+    def basis(self, block: Block) -> Tensor:
+        """Sampled kernels of one block, shape ``(K, out size, in size, S)``."""
+        stacked = getattr(self, f"basis_{self.pairs.index((block.in_name, block.out_name))}")
+        return stacked[block.row : block.stop_row]
+
+    def forward(self, weights: Mapping[str, Tensor], scales: Optional[Mapping[str, Tensor]] = None) -> Tensor:
+        """The kernel, shape ``(out channels, in channels, S)``; ``weights[p]`` has shape ``(dimensions[p],)``.
+
+        Pathways missing from ``weights`` are left out of the sum.
+        """
+        pieces: list[list[tuple[Block, Tensor]]] = [[] for _ in self.pairs]
+        for name in self.pathways:  # the order of the rows, whatever the order of the mapping
+            if name not in weights:
+                continue
+            vector = weights[name]
+            if scales is not None and name in scales:
+                vector = vector * scales[name]
+            for block in self.blocks[name]:
+                coefficients = vector[block.start : block.stop].view(block.outputs * block.inputs, -1)
+                pieces[self.pairs.index((block.in_name, block.out_name))].append((block, coefficients))
+        kernels = []
+        for index, (pair, parts) in enumerate(zip(self.pairs, pieces)):
+            basis = getattr(self, f"basis_{index}")
+            i, o = self.in_fields[pair[0]], self.out_fields[pair[1]]
+            shape = (len(o.channels), len(i.channels), o.size, i.size, self.sites)
+            if not parts:
+                kernels.append(basis.new_zeros(shape))
+                continue
+            coefficients = torch.cat([c for _, c in parts], dim=1) if len(parts) > 1 else parts[0][1]
+            if coefficients.shape[1] < len(basis):
+                basis = torch.cat([basis[b.row : b.stop_row] for b, _ in parts])
+            kernels.append((coefficients @ basis.flatten(1)).view(shape))
+        if self._gather is None:
+            return kernels[0].transpose(1, 2).reshape(self.out_size, self.in_size, self.sites)
+        rows = torch.cat([k.reshape(-1, self.sites) for k in kernels])
+        rows = torch.cat([rows, rows.new_zeros(1, self.sites)])
+        return rows[self._gather].view(self.out_size, self.in_size, self.sites)
+
+    def _channel_order(self) -> Optional[Tensor]:
+        """Where each (out channel, in channel) finds its row among the blocks' products; ``None`` if plainly in order."""
+        table = torch.full((self.out_size, self.in_size), -1)
+        offset = 0
+        for in_name, out_name in self.pairs:
+            i, o = self.in_fields[in_name], self.out_fields[out_name]
+            shape = (len(o.channels), len(i.channels), o.size, i.size)
+            count = shape[0] * shape[1] * shape[2] * shape[3]
+            index = torch.arange(offset, offset + count).view(shape)
+            table[o.channels[:, None, :, None], i.channels[None, :, None, :]] = index
+            offset += count
+        table[table < 0] = offset
+        one_block = len(self.pairs) == 1 and offset == self.out_size * self.in_size
+        return None if one_block else table.flatten()
+
+
+def _fields(reprs: Sequence[Representation]) -> dict[str, _Fields]:
+    channels: dict[str, list[range]] = {}
+    position = 0
+    for r in reprs:
+        channels.setdefault(r.name, []).append(range(position, position + r.size))
+        position += r.size
+    return {name: _Fields(torch.tensor([list(c) for c in of]), len(of[0])) for name, of in channels.items()}

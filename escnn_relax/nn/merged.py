@@ -1,0 +1,57 @@
+"""A convolution with one free kernel between steerable field types: what a layer is once its symmetry is broken."""
+
+from __future__ import annotations
+
+import copy
+from typing import Optional, Sequence
+
+import torch
+from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from torch import Tensor, nn
+
+from ..errors import FieldTypeError
+
+__all__ = ["MergedConvolution"]
+
+
+class MergedConvolution(EquivariantModule):
+    """A plain torch convolution that takes and returns geometric tensors, so that the layers around it keep working.
+
+    It does not keep the symmetry of its field types, which only say which channels belong together. Made by
+    :func:`~escnn_relax.harden`.
+
+    Attributes:
+        convolution: the :class:`torch.nn.Conv2d`.
+    """
+
+    def __init__(self, in_type: FieldType, out_type: FieldType, convolution: nn.Module) -> None:
+        super().__init__()
+        self.in_type, self.out_type, self.convolution = in_type, out_type, convolution
+
+    @classmethod
+    def of(cls, layer, kernel: Tensor, bias: Optional[Tensor]) -> "MergedConvolution":
+        """From a relaxed layer, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
+        convolution = layer.export().train(layer.training)
+        with torch.no_grad():
+            convolution.weight.copy_(kernel)
+            if bias is not None:
+                convolution.bias.copy_(bias)
+        return cls(layer.in_type, layer.out_type, convolution)
+
+    def forward(self, input: GeometricTensor) -> GeometricTensor:
+        """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
+        if not isinstance(input, GeometricTensor) or input.type != self.in_type:
+            raise FieldTypeError(
+                type(self).__name__, expected=f"a GeometricTensor of type {self.in_type}", got=getattr(input, "type", input)
+            )
+        return GeometricTensor(self.convolution(input.tensor), self.out_type)
+
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the output for an input of this shape."""
+        device, dtype = self.convolution.weight.device, self.convolution.weight.dtype
+        with torch.no_grad():
+            return tuple(self.convolution(torch.zeros(tuple(input_shape), device=device, dtype=dtype)).shape)
+
+    def export(self) -> nn.Module:
+        """A copy of the plain torch convolution, in eval mode."""
+        return copy.deepcopy(self.convolution).eval()

@@ -1,0 +1,227 @@
+"""What all relaxed convolutions share: pathways, expansion, cache, export; the dimension is the subclass's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Optional, Sequence
+
+import torch
+from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from torch import Tensor, nn
+
+from .. import _escnn
+from ..errors import ArgumentError, EmptyBasisError, FieldTypeError
+from ..symmetry.band import Band
+from ..symmetry.pathway import EQUIVARIANT, Pathway
+from ..symmetry.relaxation import plan
+from .kernel import PathwayKernel
+
+__all__ = ["RelaxedConvolution"]
+
+
+class RelaxedConvolution(EquivariantModule):
+    r"""A steerable convolution whose kernel may leave the equivariant ones, by a learned amount and in named ways.
+
+    .. math:: W = \Phi_0 w_0 + \sum_p \Phi_p w_p
+
+    with :math:`\Phi_0` escnn's own equivariant basis and :math:`\Phi_p` orthonormal kernels orthogonal to it, one set
+    for each pathway. All :math:`w_p`, p > 0, start at zero: a new layer is exactly the equivariant one. The bias stays
+    equivariant.
+
+    Attributes:
+        in_type, out_type: field types of the full group; the layers around keep working.
+        pathways: the equivariant pathway, then the residual ones that have kernels here.
+        empty_pathways: residual pathways without any kernel between these field types.
+        weights: coefficients of each pathway, by its name, each of shape ``(dimension,)``.
+        bias: coefficients of the bias in the trivial irreps of ``out_type``, or ``None``.
+        log_precision: log prior precision of each pathway, shape ``(pathways,)``; NaN until an evidence sets it.
+        effective_dimension: effective number of parameters of each pathway; NaN until an evidence sets it.
+    """
+
+    _strict: type  # the escnn class
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: Optional[tuple] = None
+
+    @classmethod
+    def from_strict(
+        cls,
+        convolution: EquivariantModule,
+        *,
+        relaxation: str = "graded",
+        subgroups: Optional[Sequence] = None,
+        basis: str = "band-limited",
+        where: str = "",
+    ) -> "RelaxedConvolution":
+        """Relax an escnn convolution: same function, same weights, more freedom. The given layer is left alone."""
+        layer = cls.__new__(cls)
+        RelaxedConvolution.__init__(layer)
+        layer._adopt(convolution, relaxation, subgroups, basis, where)
+        return layer
+
+    def _adopt(self, strict, relaxation: str, subgroups: Optional[Sequence], basis: str, where: str) -> None:
+        where = where or type(self).__name__
+        rule = plan(strict.space, relaxation, subgroups, basis, where)
+        band = Band.of(strict, where)
+        self.space, self.d = strict.space, strict.d
+        self.in_type, self.out_type = strict.in_type, strict.out_type
+        for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups"):
+            setattr(self, name, getattr(strict, name))
+        self._reversed_padding = tuple(strict._reversed_padding_repeated_twice)
+        self.band, self.relaxation = band, rule
+
+        in_reprs = self.in_type.representations[: len(self.in_type) // self.groups]
+        bases = _bases(rule, band, in_reprs, self.out_type.representations, strict.basisexpansion)
+        dimensions = {p.name: sum(len(b) for b in bases[p.name].values()) for p in rule.pathways}
+        self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if dimensions[p.name])
+        self.empty_pathways = tuple(p for p in rule.pathways if not dimensions[p.name])
+        self._refuse_empty(where)
+        self.kernel = PathwayKernel(in_reprs, self.out_type.representations, {p.name: bases[p.name] for p in self.pathways})
+        self.weights = nn.ParameterDict()
+        for p in self.pathways:  # one by one, since a dictionary would be sorted
+            self.weights[p.name] = nn.Parameter(torch.zeros(self.kernel.dimensions[p.name]))
+        with torch.no_grad():
+            self.weights[EQUIVARIANT.name].copy_(strict.weights)
+        self.bias = None
+        if strict.bias is not None:
+            self.bias = nn.Parameter(strict.bias.detach().clone())
+            self.register_buffer("bias_expansion", strict.bias_expansion.detach().clone())
+        for name in ("log_precision", "effective_dimension"):
+            self.register_buffer(name, torch.full((len(self.pathways),), torch.nan))
+        self.to(device=strict.weights.device, dtype=strict.weights.dtype)
+        self.train(strict.training)
+
+    def _refuse_empty(self, where: str) -> None:
+        named = [p for p in self.empty_pathways if p.kind == "subgroup"]
+        if named:
+            raise EmptyBasisError(
+                where,
+                f"the pathway of subgroup {named[0].subgroup!r} has no kernel that larger pathways do not already have",
+                remedy="leave it out, choose a smaller subgroup, or use a larger kernel or basis='pixel'",
+            )
+        if not any(p.breaks for p in self.pathways):
+            raise EmptyBasisError(
+                where,
+                f"no kernel of size {self.kernel_size} from {self.in_type} to {self.out_type} breaks the symmetry",
+                remedy="leave this layer as it is",
+            )
+
+    def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
+        """The kernel, shape ``(out channels, in channels / groups, *kernel_size)``, and the bias ``(out channels,)``."""
+        kernel = self.kernel(self.weights)
+        return self._as_filter(kernel), None if self.bias is None else self.bias_expansion @ self.bias
+
+    def _as_filter(self, kernel: Tensor) -> Tensor:
+        return kernel.view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
+
+    def pathway_kernel(self, name: str) -> Tensor:
+        """The part of the kernel that one pathway contributes, shape ``(out channels, in channels / groups, *size)``."""
+        return self._as_filter(self.kernel({name: self.weights[name]}))
+
+    def energies(self) -> dict[str, float]:
+        r"""Share of the kernel's energy in each pathway, :math:`|W_p|^2 / \sum_q |W_q|^2` (fractions that sum to 1)."""
+        with torch.no_grad():
+            squares = {p.name: float(self.pathway_kernel(p.name).double().square().sum()) for p in self.pathways}
+        total = sum(squares.values())
+        return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
+
+    @property
+    def breaking_energy(self) -> float:
+        r""":math:`|residual|^2 / |W|^2`, the share of the kernel's energy that breaks the symmetry (fraction)."""
+        energies = self.energies()
+        return sum(energies[p.name] for p in self.pathways if p.breaks)
+
+    def forward(self, input: GeometricTensor) -> GeometricTensor:
+        """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
+        if not isinstance(input, GeometricTensor) or input.type != self.in_type:
+            raise FieldTypeError(
+                type(self).__name__,
+                expected=f"a GeometricTensor of type {self.in_type}",
+                got=getattr(input, "type", type(input).__name__),
+                remedy="wrap the tensor by in_type(tensor)",
+            )
+        kernel, bias = self._expanded()
+        return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
+
+    @abstractmethod
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """One convolution, with padding."""
+
+    def _expanded(self) -> tuple[Tensor, Optional[Tensor]]:
+        """Expanded parameters; in eval mode without gradients kept until a weight has another value.
+
+        Values are compared, not versions, so that no way of writing to a weight leaves a stale kernel behind.
+        """
+        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled() or torch.compiler.is_compiling():
+            return self.expand_parameters()
+        current = [*self.parameters(), *self.kernel.buffers()]
+        if self._cache is not None:
+            previous, expanded = self._cache
+            if all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(current, previous)):
+                return expanded
+        expanded = self.expand_parameters()
+        self._cache = ([p.detach().clone() for p in current], expanded)
+        return expanded
+
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the output for an input ``(batch, channels, *space)``, as the convolution itself finds it."""
+        if len(input_shape) != 2 + self.d or input_shape[1] != self.in_type.size:
+            raise ArgumentError(
+                type(self).__name__, expected=f"a shape (batch, {self.in_type.size}, *{self.d} dimensions)", got=input_shape
+            )
+        sizes = (self.out_type.size, self.in_type.size // self.groups, *(self.kernel_size,) * self.d)
+        kernel = torch.empty(sizes, device="meta")
+        return tuple(self._convolve(torch.empty(tuple(input_shape), device="meta"), kernel, None).shape)
+
+    def extra_repr(self) -> str:
+        names = ", ".join(f"{p.name}: {self.kernel.dimensions[p.name]}" for p in self.pathways)
+        text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, stride={self.stride}"
+        defaults = {"padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return f"{text}{'' if self.bias is not None else ', bias=False'}, pathways=({names})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}
+
+
+def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, where: str) -> None:
+    """Refuse what escnn would refuse by a bare assertion."""
+    for name, given in (("in_type", in_type), ("out_type", out_type)):
+        if not isinstance(given, FieldType):
+            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__)
+        if not isinstance(given.gspace, base):
+            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name)
+    if in_type.gspace != out_type.gspace:
+        raise FieldTypeError(
+            where,
+            "in_type and out_type live on different G-spaces",
+            expected=in_type.gspace.name,
+            got=out_type.gspace.name,
+            remedy="build both field types on one gspace",
+        )
+    for name, given in (("in_type", in_type), ("out_type", out_type)):
+        size = len(given) // groups
+        if groups < 1 or len(given) % groups or given.representations != given.representations[:size] * groups:
+            raise FieldTypeError(
+                where,
+                f"{name} cannot be cut into groups={groups} equal parts",
+                got=str(given),
+                remedy="repeat the same fields in the same order in every group",
+            )
+
+
+def _bases(rule, band: Band, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict[tuple, Tensor]]:
+    """For each pathway and pair of representation names the sampled kernels."""
+    equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
+    bases: dict[str, dict[tuple, Tensor]] = {p.name: {} for p in rule.pathways}
+    for i in dict.fromkeys(in_reprs):
+        for o in dict.fromkeys(out_reprs):
+            own = equivariant.get((i.name, o.name))
+            if own is None:
+                own = torch.zeros(0, o.size, i.size, len(band.points))
+            for name, kernels in rule.bases(band, i, o, own).items():
+                bases[name][i.name, o.name] = kernels
+    return bases

@@ -1,0 +1,175 @@
+"""What each layer learned: records, table, figure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+import torch
+from torch import nn
+
+from .errors import UnsupportedModuleError
+from .evidence import Evidence
+from .nn.relaxed import RelaxedConvolution
+from .symmetry.equivariance import kernel_equivariance_error
+
+__all__ = ["LayerReport", "PathwayReport", "Report", "report"]
+
+#: A pathway with less than this share of the kernel's energy is shown as switched off (fraction).
+OFF = 1e-3
+
+
+@dataclass(frozen=True)
+class PathwayReport:
+    """One pathway of one layer.
+
+    Attributes:
+        name: ``"equivariant"``, or the irrep or subgroup of the pathway.
+        breaks: whether it breaks the symmetry.
+        dimension: number of its weights.
+        log_precision: log prior precision, NaN where no evidence set it.
+        effective_dimension: how many of its weights the data determine, NaN where no evidence measured it.
+        fraction: ``effective_dimension / dimension``.
+        share: the fraction relative to the sum of the fractions of the layer's pathways.
+        energy: share of the kernel's energy.
+    """
+
+    name: str
+    breaks: bool
+    dimension: int
+    log_precision: float
+    effective_dimension: float
+    fraction: float
+    share: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One relaxed layer.
+
+    Attributes:
+        name: as in ``model.named_modules()``.
+        group: name of the layer's symmetry group.
+        pathways: one record each.
+        breaking_energy: share of the kernel's energy that breaks the symmetry (fraction).
+        equivariance_error: largest relative change of the kernel under the elements of the group that map the pixel
+            grid to itself; NaN if there is none but the identity.
+    """
+
+    name: str
+    group: str
+    pathways: tuple[PathwayReport, ...]
+    breaking_energy: float
+    equivariance_error: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """All relaxed layers of a model; ``print`` it, :meth:`plot` it, or take :meth:`to_dict`.
+
+    Attributes:
+        layers: in the order of the model.
+        uncovered: parameters without a prior, with the reason; known if an evidence was given.
+    """
+
+    layers: tuple[LayerReport, ...]
+    uncovered: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for machines."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        width = max([5, *(len(layer.name) for layer in self.layers)])
+        names = max([7, *(len(p.name) for layer in self.layers for p in layer.pathways)])
+        head = f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error"
+        lines = [head, "-" * len(head)]
+        for layer in self.layers:
+            for index, p in enumerate(layer.pathways):
+                lines.append(
+                    f"{layer.name if index == 0 else '':<{width}}  {p.name:<{names}}  {_number(p.log_precision, '8.2f')}"
+                    f"  {_number(p.effective_dimension, '8.1f')}  {p.dimension:6d}  {_number(p.fraction, '8.1%')}"
+                    f"  {_number(p.share, '5.0%')}  {_percent(p.energy):>7}"
+                    + (f"  {_percent(layer.equivariance_error):>9}" if index == 0 else "")
+                )
+        if self.uncovered:
+            lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
+        return "\n".join(lines)
+
+    def plot(self, axes=None, title: str = ""):
+        """Share of the kernel's energy, layers x pathways, on a logarithmic scale; returns the matplotlib axes."""
+        import matplotlib.pyplot as plt
+        from matplotlib.colors import LogNorm
+
+        names = list(dict.fromkeys(p.name for layer in self.layers for p in layer.pathways))
+        if axes is None:
+            size = (1.8 + 1.25 * len(names), 1.4 + 0.5 * len(self.layers))
+            _, axes = plt.subplots(figsize=size, layout="constrained")
+        table = [[{p.name: p.energy for p in layer.pathways}.get(n, math.nan) for n in names] for layer in self.layers]
+        image = axes.imshow(
+            [[max(e, 1e-6) for e in row] for row in table], norm=LogNorm(1e-6, 1), cmap="cividis", aspect="auto"
+        )
+        for y, row in enumerate(table):
+            for x, energy in enumerate(row):
+                text = "–" if math.isnan(energy) else "off" if energy < OFF else f"{energy:.1%}"
+                bright = not math.isnan(energy) and energy > 1e-2
+                axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=9)
+        axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 4 else 0)
+        axes.set_yticks(range(len(self.layers)), [layer.name for layer in self.layers])
+        axes.set_xlabel("pathway")
+        axes.set_ylabel("layer")
+        axes.set_title(title or "share of kernel energy")
+        axes.figure.colorbar(image, ax=axes, label="share of kernel energy")
+        return axes
+
+
+def report(model: nn.Module, evidence: Optional[Evidence] = None) -> Report:
+    """Read off what each relaxed layer of a model learned.
+
+    Args:
+        model: any model with relaxed layers. What an evidence found is kept in the layers, state dict included.
+        evidence: names the parameters without a prior, too.
+
+    Raises:
+        UnsupportedModuleError: no relaxed layer in the model.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> relaxed = relax(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields)))
+    >>> [(p.name, p.energy) for p in report(relaxed).layers[0].pathways]
+    [('equivariant', 1.0), ('irrep_1', 0.0), ('irrep_2', 0.0)]
+    """
+    layers = tuple(_layer(n, m) for n, m in model.named_modules() if isinstance(m, RelaxedConvolution))
+    if not layers:
+        raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
+    return Report(layers, {} if evidence is None else dict(evidence.uncovered))
+
+
+def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
+    energies = layer.energies()
+    sizes = [layer.kernel.dimensions[p.name] for p in layer.pathways]
+    gammas = layer.effective_dimension.tolist()
+    fractions = [gamma / size for gamma, size in zip(gammas, sizes)]
+    total = sum(fractions)
+    pathways = tuple(
+        PathwayReport(p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name])
+        for p, size, delta, gamma, f in zip(layer.pathways, sizes, layer.log_precision.tolist(), gammas, fractions)
+    )
+    with torch.no_grad():
+        error = kernel_equivariance_error(layer)
+    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
+
+
+def _number(value: float, form: str) -> str:
+    width = int(form.split(".")[0])
+    return f"{'–':>{width}}" if math.isnan(value) else f"{value:{form}}"
+
+
+def _percent(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2%}" if value >= 1e-4 or value == 0 else f"{value:.0e}"

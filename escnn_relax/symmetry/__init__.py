@@ -1,0 +1,1 @@
+"""Subgroups, steerable bases, the graded kernel space, and measured equivariance."""

@@ -1,0 +1,79 @@
+"""How a layer samples analytic kernels: its rings, its band limit and its pixel grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from escnn.group import Representation
+from escnn.gspaces import GSpace
+from torch import Tensor
+
+from .. import _escnn
+
+__all__ = ["Band"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """The sampling rule of one convolution, shared by its equivariant kernels and all relaxed ones.
+
+    Attributes:
+        rings: radii of the rings on which the kernels live, in pixels.
+        sigma: width of each ring, in pixels.
+        maximum_frequency: largest angular frequency that is built at all.
+        limit: ``(radius, largest angular frequency there)`` for each ring.
+        points: pixel centres, shape ``(S, d)``.
+    """
+
+    rings: tuple[float, ...]
+    sigma: tuple[float, ...]
+    maximum_frequency: int
+    limit: tuple[tuple[float, int], ...]
+    points: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple:
+        """Hashable: two bands with equal keys sample the same kernels."""
+        return self.rings, self.sigma, self.maximum_frequency, self.limit, self.points.tobytes()
+
+    def admits(self, element: dict) -> bool:
+        """Whether a basis element, as escnn describes it, is inside the band."""
+        return abs(element["irrep:frequency"]) <= self.cutoff(element["radius"])
+
+    @classmethod
+    def of(cls, convolution, where: str = "") -> "Band":
+        """Read the rule off an escnn convolution.
+
+        escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
+        kept and left out. Raises :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency
+        by radius explains them (a custom ``basis_filter``).
+        """
+        return cls(
+            rings=tuple(convolution._rings),
+            sigma=tuple(convolution._sigma),
+            maximum_frequency=int(convolution._maximum_frequency),
+            limit=_escnn.band_limit(convolution, where),
+            points=convolution.basisexpansion.points,
+        )
+
+    def cutoff(self, radius: float) -> int:
+        """Largest angular frequency at a radius, in the form that escnn's ``frequencies_cutoff`` takes."""
+        return dict(self.limit)[round(radius, 6)]
+
+    def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
+        """Kernels equivariant from ``in_repr`` to ``out_repr``, shape ``(K, out size, in size, S)``, float64.
+
+        ``K`` may be 0. Elements are scaled as escnn scales them, and those it drops as vanishing are dropped.
+        """
+        return _escnn.sample_kernels(
+            gspace,
+            in_repr,
+            out_repr,
+            rings=list(self.rings),
+            sigma=list(self.sigma),
+            maximum_frequency=self.maximum_frequency,
+            admits=self.admits,
+            points=self.points,
+        ).to(torch.float64)

@@ -1,0 +1,77 @@
+r"""The graded kernel space: all kernels of a layer, sorted by how they break the group.
+
+The kernels from :math:`\rho_{in}` to :math:`\rho_{out}` carry the representation
+:math:`(g \cdot K)(x) = \rho_{out}(g) K(g^{-1}x) \rho_{in}(g)^{-1}`. Its trivial part are the equivariant kernels; each
+other irrep :math:`\psi` is one way to break the symmetry. An intertwiner into :math:`\rho_{out} \otimes \psi` is a
+tuple of :math:`\dim\psi` kernels that transform among themselves by :math:`\psi`, so escnn's own solver, asked for
+:math:`\rho_{in} \to \rho_{out} \otimes \psi`, builds each part. The kernels equivariant under a subgroup H are the
+combinations of such tuples by the H-fixed vectors of the :math:`\psi` (Frobenius reciprocity).
+"""
+
+from __future__ import annotations
+
+import torch
+from escnn.group import IrreducibleRepresentation, Representation
+from escnn.gspaces import GSpace
+from torch import Tensor
+
+from .band import Band
+from .subgroups import Subgroup
+
+__all__ = ["isotypic_tuples", "isotypic_kernels", "fixed_vectors", "fixed_kernels"]
+
+
+def isotypic_tuples(
+    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+) -> Tensor:
+    r"""Tuples of kernels that transform by ``psi``, shape ``(K, dim psi, out size, in size, S)``, float64.
+
+    For an irrep of complex or quaternionic type the tuples are 2 or 4 times redundant, since :math:`\psi` commutes
+    with more than the scalars.
+
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> one = nn.FieldType(space, [space.regular_repr])
+    >>> band = Band.of(nn.R2Conv(one, one, 5, initialize=False))
+    >>> [isotypic_kernels(band, space, *2 * [space.regular_repr], psi).shape[0] for psi in space.irreps]
+    [44, 88, 44]
+    """
+    target = out_repr if psi.is_trivial() else out_repr.tensor(psi)
+    kernels = band.sample(gspace, in_repr, target)
+    return kernels.unflatten(1, (out_repr.size, psi.size)).transpose(1, 2)
+
+
+def isotypic_kernels(
+    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+) -> Tensor:
+    """Kernels that span the ``psi`` part, not redundant, shape ``(m, out size, in size, S)``.
+
+    For complex type, the first members of all tuples already span the part (the complex structure carries the first
+    member of one tuple to the other members of another). For real type the members are independent.
+    """
+    tuples = isotypic_tuples(band, gspace, in_repr, out_repr, psi)
+    members = psi.size // psi.sum_of_squares_constituents
+    return tuples[:, : max(1, members)].flatten(0, 1)
+
+
+def fixed_vectors(psi: IrreducibleRepresentation, subgroup: Subgroup) -> Tensor:
+    r"""Orthonormal vectors :math:`v` with :math:`\psi(h) v = v` for all h in H, shape ``(f, dim psi)``."""
+    elements = subgroup.elements
+    average = sum(torch.as_tensor(psi(h), dtype=torch.float64) for h in elements) / len(elements)
+    values, vectors = torch.linalg.eigh((average + average.T) / 2)
+    return vectors[:, values > 0.5].T
+
+
+def fixed_kernels(
+    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, subgroup: Subgroup
+) -> Tensor:
+    """Kernels that span the subgroup's equivariant kernels beyond the group's own, shape ``(m, out, in, S)``."""
+    parts = [torch.zeros(0, out_repr.size, in_repr.size, len(band.points), dtype=torch.float64)]
+    for psi in gspace.fibergroup.irreps():
+        if psi.is_trivial():
+            continue
+        vectors = fixed_vectors(psi, subgroup)
+        if len(vectors):
+            tuples = isotypic_tuples(band, gspace, in_repr, out_repr, psi)
+            parts.append(torch.einsum("fa,kaois->fkois", vectors, tuples).flatten(0, 1))
+    return torch.cat(parts)

@@ -1,0 +1,144 @@
+"""Readable names of subgroups, fit to be names of parameters: no dots, no spaces.
+
+In the plane C4, D2_45deg (its reflection axis, degrees from the x axis), D1_90deg; in space C4_x (turns about x),
+D3_1_1_1, Octa, FullOcta (with the inversion), C4v (with mirrors), D4xInv, Inv, Mirror.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from escnn import group as g
+
+__all__ = ["subgroup_name"]
+
+WHOLE = {"SO2": "SO2", "O2": "O2", "SO3": "SO3", "O3": "O3", "Octahedral": "Octa", "Icosahedral": "Ico"}
+
+
+def subgroup_name(subgroup: g.Group, id: object, whole: g.Group, action: Callable | None) -> str:
+    """The name of H in G.
+
+    Args:
+        subgroup: H.
+        id: its id in G.
+        whole: G.
+        action: element of H -> orthogonal matrix on the base space, or None where there is no base space.
+    """
+    if subgroup.order() == 1:
+        return "trivial"
+    size = action(subgroup.identity).shape[0] if action is not None else 0
+    if size == 2:
+        return _planar(subgroup, whole, action)
+    if size == 3:
+        return _spatial(subgroup, action)
+    return _abstract(subgroup, id, whole)
+
+
+def _number(x: float) -> str:
+    x = round(float(x), 2) + 0.0
+    text = str(int(x)) if x == int(x) else f"{x:g}"
+    return text.replace("-", "m").replace(".", "p")
+
+
+def _degrees(radians: float, turns: int) -> str:
+    """An axis in the plane, up to the ``turns`` rotations and the axis' own half turn."""
+    period = 180 / turns if turns > 0 else 180
+    degrees = math.degrees(radians) % period
+    return _number(0.0 if period - degrees < 1e-3 else degrees)
+
+
+def _plain(group: g.Group) -> str:
+    """C4, D4, SO2, ...: the abstract group."""
+    kind = type(group).__name__
+    if kind == "CyclicGroup":
+        return f"C{group.order()}"
+    if kind == "DihedralGroup":
+        return f"D{group.order() // 2}"
+    if isinstance(group, g.DirectProductGroup):
+        return f"{_plain(group.G1)}x{_plain(group.G2)}"
+    return WHOLE.get(kind, kind)
+
+
+def _turns(group: g.Group) -> int:
+    """The number of rotations in a planar group, -1 for all of them."""
+    return group.order() // 2 if group.order() > 0 else -1
+
+
+def _abstract(subgroup: g.Group, id: object, whole: g.Group) -> str:
+    kind = type(whole).__name__
+    if kind in ("DihedralGroup", "O2") and isinstance(id, tuple) and id[0] is not None and id[1] != -1:
+        if id[1] * 2 == whole.order():
+            return f"D{id[1]}"
+        angle = math.pi * id[0] / (whole.order() // 2) if kind == "DihedralGroup" else id[0] / 2
+        return f"D{id[1]}_{_degrees(angle, id[1])}deg"
+    if isinstance(whole, g.DirectProductGroup) and isinstance(id, tuple) and subgroup.order() != whole.order():
+        left, _, _ = whole.G1.subgroup(id[0])
+        if left.order() == 1:
+            return f"right_{_plain(subgroup)}"
+        if subgroup.order() == left.order():
+            return f"left_{_plain(subgroup)}"
+    return _plain(subgroup)
+
+
+def _planar(subgroup: g.Group, whole: g.Group, action: Callable) -> str:
+    elements = subgroup.elements if subgroup.order() > 0 else list(subgroup.testing_elements())
+    flips = [m for m in map(action, elements) if np.linalg.det(m) < 0]
+    if not flips or type(subgroup).__name__ == "O2":
+        return _plain(subgroup)
+    turns = _turns(subgroup)
+    if subgroup.order() == whole.order() and turns > 1:
+        return f"D{turns}"
+    axis = math.atan2(flips[0][1, 0], flips[0][0, 0]) / 2
+    return f"D{turns}_{_degrees(axis, turns)}deg"
+
+
+def _direction(axis: np.ndarray) -> str:
+    """z (no suffix), _x, _y, or the coordinates over the largest, sign chosen so that the last nonzero is positive."""
+    axis = axis / np.abs(axis).max()
+    last = axis[np.nonzero(np.abs(axis) > 1e-4)[0][-1]]
+    axis = axis * np.sign(last)
+    for unit, label in zip(np.eye(3), ("_x", "_y", "")):
+        if np.allclose(axis, unit, atol=1e-4):
+            return label
+    return "_" + "_".join(_number(a) for a in axis)
+
+
+def _fixed_axis(matrix: np.ndarray) -> np.ndarray:
+    """The axis of a rotation (or of the rotation times the inversion)."""
+    turn = matrix * np.sign(np.linalg.det(matrix))
+    values, vectors = np.linalg.eig(turn)
+    return np.real(vectors[:, np.argmin(np.abs(values - 1))])
+
+
+def _spatial(subgroup: g.Group, action: Callable) -> str:
+    if isinstance(subgroup, g.DirectProductGroup):
+        rest = subgroup.G2
+        if type(rest).__name__ in ("Octahedral", "Icosahedral"):
+            return "Full" + WHOLE[type(rest).__name__]
+        return _spatial(rest, lambda h: action(subgroup.inclusion2(h))) + "xInv"
+    kind = type(subgroup).__name__
+    if kind in ("Octahedral", "Icosahedral", "SO3", "O3"):
+        return WHOLE[kind]
+    if kind in ("CyclicGroup", "SO2"):
+        turn = action(subgroup.element(1) if kind == "CyclicGroup" else subgroup.element(1.0))
+        if np.linalg.det(turn) < 0:
+            return "Inv" if np.trace(turn) < -2.5 else "Mirror" + _direction(_fixed_axis(turn))
+        return _plain(subgroup) + _direction(_fixed_axis(turn))
+    turn = action(subgroup.element((0, 1) if kind == "DihedralGroup" else (0, 1.0)))
+    flip = action(subgroup.element((1, 0) if kind == "DihedralGroup" else (1, 0.0)))
+    primary, secondary = _direction(_fixed_axis(turn)), _fixed_axis(flip)
+    turns = _turns(subgroup)
+    mirrors = np.linalg.det(flip) < 0
+    if turns == -1:
+        return ("ConeO2" if mirrors else "O2") + primary
+    if primary == "":
+        # for mirrors name the line in the mirror plane, for half turns their axis
+        angle = math.atan2(secondary[1], secondary[0]) + (math.pi / 2 if mirrors else 0)
+        degrees = _degrees(angle, turns)
+        primary = "" if degrees == "0" else f"_{degrees}deg"
+    else:
+        other = _direction(secondary)
+        primary += f"_flip{other or '_z'}"
+    return (f"C{turns}v" if mirrors else f"D{turns}") + primary
