@@ -27,7 +27,7 @@ PINNED := $(BIN)/python -c 'import sys, tomllib; \
 	print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])'
 
 # An interpreter that the caller named is used or refused, never silently replaced.
-CANDIDATES := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11)
+CANDIDATES := $(strip $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11))
 
 .PHONY: venv test test-all demo bench clean
 

@@ -12,7 +12,7 @@ from typing import Callable, Optional
 
 from .errors import InstallationError
 
-# --- installation: the first thing that `import escnn_relax` does ------------------------------------------------------
+# --- installation: the first thing that `import escnn_relax` does -----------------------------------------------------
 
 #: What must be importable, by import name. escnn is there by its parts because ``import escnn`` hides their errors.
 REQUIREMENTS = (
@@ -80,6 +80,21 @@ def prefer_scipy_svd() -> Optional[Callable]:
 # --- sampling of kernel bases -----------------------------------------------------------------------------------------
 
 
+class single_precision:
+    """A context in which float32 is torch's default: under any other, escnn fails to build kernels."""
+
+    def __enter__(self):
+        import torch
+
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+
+    def __exit__(self, *_):
+        import torch
+
+        torch.set_default_dtype(self.before)
+
+
 def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency, admits, points):
     """Sampled basis of the kernels equivariant from ``in_repr`` to ``out_repr``: shape ``(K, o, i, S)``, float32.
 
@@ -93,11 +108,12 @@ def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency
 
     empty = torch.zeros(0, out_repr.size, in_repr.size, len(points))
     try:
-        basis = gspace.build_kernel_basis(in_repr, out_repr, sigma, rings, maximum_frequency=maximum_frequency)
-        mask = np.array([admits is None or bool(admits(element)) for element in basis], dtype=bool)
-        if not mask.any():
-            return empty
-        return SingleBlockBasisExpansion(basis, points, mask).sampled_basis.clone()
+        with single_precision():
+            basis = gspace.build_kernel_basis(in_repr, out_repr, sigma, rings, maximum_frequency=maximum_frequency)
+            mask = np.array([admits is None or bool(admits(element)) for element in basis], dtype=bool)
+            if not mask.any():
+                return empty
+            return SingleBlockBasisExpansion(basis, points, mask).sampled_basis.clone()
     except EmptyBasisException:
         return empty
 
@@ -113,12 +129,13 @@ def blocks(expansion):
         yield pair[0], pair[1], block.sampled_basis, expansion._weights_ranges[pair]
 
 
-def band_limit(convolution, where=""):
+def band_limit(convolution, where="", cutoff=None):
     """Largest angular frequency on each ring of an escnn convolution: ``((radius, frequency), ...)``.
 
-    escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with escnn's
-    own policies first; failing these, the largest frequency kept on each ring is read off. A ``basis_filter`` that is
-    no such limit cannot be recovered and raises ``UnsupportedModuleError``.
+    escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with what the
+    caller knows, escnn's own policies and a limit proportional to the radius first; failing these, the largest
+    frequency kept on each ring is read off. A ``basis_filter`` that is no such limit cannot be recovered and raises
+    ``UnsupportedModuleError``.
     """
     import math
 
@@ -144,11 +161,15 @@ def band_limit(convolution, where=""):
 
     rings = [round(r, 6) for r in convolution._rings]
     candidates = []
-    for policy in (None, -2.0, -3.0):
-        admits, *_ = compute_basis_params(
+    highest = int(convolution._maximum_frequency)
+    proportional = (highest + 1e-9) / max(rings) if max(rings) > 0 else None
+    for policy in (cutoff, None, -2.0, -3.0, proportional):
+        admits, *_, built = compute_basis_params(
             convolution.kernel_size, policy, list(convolution._rings), list(convolution._sigma), convolution.dilation
         )
-        frequencies = range(int(convolution._maximum_frequency) + 1)
+        if built != highest:
+            continue
+        frequencies = range(highest + 1)
         candidates.append(
             {
                 rounded: max([f for f in frequencies if admits({"radius": r, "irrep:frequency": f})], default=-1)
@@ -189,6 +210,12 @@ def _rebuild_irrep(group, id):
     return group.irrep(*id)
 
 
+def _rebuild_gspace(kind, id, name):
+    space = kind(id)
+    space.name = name  # part of the hash; the factories of escnn choose another than the class
+    return space
+
+
 def _rebuild_element(group, value, param):
     return group.element(value, param)
 
@@ -220,6 +247,66 @@ def make_picklable():
         ),
     )
     for kind in (GSpace2D, GSpace3D):
-        copyreg.pickle(kind, lambda space: (type(space), (space._sg_id,)))
+        copyreg.pickle(kind, lambda space: (_rebuild_gspace, (type(space), space._sg_id, space.name)))
     copyreg.pickle(GSpace0D, lambda space: (GSpace0D, (space.fibergroup,)))
     copyreg.pickle(FieldType, lambda t: (FieldType, (t.gspace, t.representations)))
+
+
+# --- rebuilding steerable layers on other field types ------------------------------------------------------------------
+
+
+def frequency_limit(layer):
+    """Largest frequency on each ring of a convolution, as a function of the radius.
+
+    The limit of :func:`band_limit` where the layer has one; else the largest frequency that it kept on each ring,
+    which admits whatever its own filter admitted.
+    """
+    from .errors import UnsupportedModuleError
+
+    try:
+        limit = dict(band_limit(layer))
+    except UnsupportedModuleError:
+        limit = {round(r, 6): 0 for r in layer._rings}
+        for _, block in block_modules(layer.basisexpansion):
+            for e in block.get_basis_info():
+                ring = round(e["radius"], 6)
+                limit[ring] = max(limit.get(ring, 0), abs(e["irrep:frequency"]))
+    return lambda radius: limit[min(limit, key=lambda ring: abs(ring - radius))]
+
+
+def rebuild(layer, in_type, out_type):
+    """An uninitialised layer of the class, options and filter supports of ``layer`` between other field types.
+
+    Its basis is its own: escnn otherwise shares the sampled basis among all layers of a process.
+    """
+    import torch
+    from escnn.nn import Linear
+
+    options = {"bias": layer.bias is not None, "initialize": False, "recompute": True}
+    if not isinstance(layer, Linear):
+        names = ("kernel_size", "padding", "output_padding", "stride", "dilation", "padding_mode", "groups")
+        options.update({name: getattr(layer, name) for name in names if hasattr(layer, name)})
+        options.update(rings=list(layer._rings), sigma=list(layer._sigma), frequencies_cutoff=frequency_limit(layer))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # escnn's constructors know no other
+    try:
+        return type(layer)(in_type, out_type, **options)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def block_modules(expansion):
+    """The blocks of an escnn basis expansion, in the order of its weights: ``((in name, out name), module)``."""
+    for pair in expansion._representations_pairs:
+        yield pair, getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
+
+
+def weight_range(expansion, pair):
+    """Start and stop of a block's coefficients, to be viewed as ``(out fields * in fields, kernels)``."""
+    return expansion._weights_ranges[pair]
+
+
+def irrep_positions(block):
+    """For each kernel of a block, the positions of the irreps it connects: ``(out, in)`` within the two fields."""
+    return [(e["out_irrep_idx"], e["in_irrep_idx"]) for e in block.get_basis_info()]
+

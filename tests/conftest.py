@@ -1,0 +1,33 @@
+"""What every test starts from: the same seeds, two threads, and reproducible hypothesis examples.
+
+A test that takes more than some ten seconds carries ``@pytest.mark.slow``: ``make test`` leaves it out and
+``make test-all`` runs it, so a quick twin without the mark should guard the same property.
+"""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from escnn.group.groups import ico, octa
+from hypothesis import settings
+
+# No deadline, since the first call builds kernel bases that later ones find cached; derandomised, since a failure in
+# continuous integration must be the failure that a developer sees.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25, database=None)
+settings.load_profile("repeatable")
+
+torch.set_num_threads(2)
+
+# escnn prints what it computes for these two groups while its cache on disk is cold. A doctest must not pass or fail by
+# the state of that cache: every fresh clone starts with a cold one.
+for build in (ico._build_ico_irrep_picklable, octa._build_octa_irrep_picklable):
+    build._verbose = 0
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """The same seeds for each test, so that none depends on which ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

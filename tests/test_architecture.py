@@ -1,0 +1,125 @@
+"""The house rules that can be read off the sources: imports descend, escnn's inside is reached in one place only."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "escnn_relax"
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).rglob("*.py"))
+FRONT_DOOR, ADAPTER = f"{PACKAGE}/__init__.py", f"{PACKAGE}/_escnn.py"
+
+#: The rooms, low to high. A file may import from its own room and from those before it.
+ROOMS = ("errors", "_escnn", "symmetry", "nn", "morphism", "curvature", "evidence", "search", "report")
+
+
+def imported(source: str, path: str) -> list[tuple[int, str]]:
+    """Line and full dotted name of whatever a file imports, wherever in the file it does."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return [(node.lineno, name) for node in nodes for name in of_node(node, path)]
+
+
+def of_node(node: ast.Import | ast.ImportFrom, path: str) -> list[str]:
+    """Full dotted names that one import statement brings in."""
+    origin = []
+    if isinstance(node, ast.ImportFrom):
+        above = path.split("/")[:-1]
+        origin = above[: len(above) - node.level + 1] if node.level else []
+        origin = origin + node.module.split(".") if node.module else origin
+    return [".".join([*origin, alias.name]) for alias in node.names]
+
+
+def ascents(source: str, path: str) -> list[str]:
+    """Imports that do not descend, in words; ``path`` as in ``escnn_relax/nn/relaxed.py``."""
+    room = path.split("/")[1].removesuffix(".py")
+    if room not in ROOMS:
+        return [f"{path} is in no known room: give {room} its place in ROOMS"]
+    faults = []
+    for line, name in imported(source, path):
+        parts = name.split(".")
+        if parts[0] != PACKAGE:
+            continue
+        if len(parts) == 1 or parts[1] not in ROOMS:
+            faults.append(f"{path}:{line} imports from the package itself, which stands above every room")
+        elif ROOMS.index(parts[1]) > ROOMS.index(room):
+            faults.append(f"{path}:{line} imports {parts[1]}, which stands above {room}")
+    return faults
+
+
+def intrusions(source: str, path: str) -> list[str]:
+    """Imports of escnn's private names, in words."""
+    private = [(line, name) for line, name in imported(source, path) if name.startswith("escnn.") and "._" in name]
+    return [f"{path}:{line} imports {name}: reach it through _escnn.py" for line, name in private]
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_there_are_sources_to_check():
+    assert FRONT_DOOR in SOURCES and ADAPTER in SOURCES
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path != FRONT_DOOR])
+def test_imports_descend(path):
+    assert ascents(read(path), path) == []
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path != ADAPTER])
+def test_only_the_adapter_reaches_inside_escnn(path):
+    assert intrusions(read(path), path) == []
+
+
+def test_adapter_loads_without_escnn():
+    """It has to say what is missing, so nothing at its top level may import what may be missing."""
+    tops = ast.parse(read(ADAPTER)).body
+    names = [name for node in tops if isinstance(node, (ast.Import, ast.ImportFrom)) for name in of_node(node, ADAPTER)]
+    outside = {name.split(".")[0] for name in names if not name.startswith(f"{PACKAGE}.errors.")}
+    assert outside <= set(sys.stdlib_module_names)
+
+
+PUBLIC = [path for path in SOURCES if path.endswith("__init__.py") or not Path(path).name.startswith("_")]
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_modules_say_what_they_are(path):
+    assert ast.get_docstring(ast.parse(read(path))), f"{path} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("escnn_relax/morphism/relax.py", "from ..curvature import factors"),
+        ("escnn_relax/morphism/relax.py", "from escnn_relax.evidence.prior import Prior"),
+        ("escnn_relax/nn/relaxed.py", "from .. import evidence"),
+        ("escnn_relax/nn/relaxed.py", "from .. import relax"),
+        ("escnn_relax/nn/deep/relaxed.py", "from ...report import report"),
+        ("escnn_relax/symmetry/band.py", "def late():\n    from escnn_relax.nn import RelaxedR2Conv"),
+        ("escnn_relax/symmetry/__init__.py", "if TYPE_CHECKING:\n    import escnn_relax.search.evolve as e"),
+        ("escnn_relax/errors.py", "from . import _escnn"),
+        ("escnn_relax/evidence/fit.py", "import escnn_relax"),
+        ("escnn_relax/attic/old.py", "import math"),
+    ],
+)
+def test_checker_flags_ascents(path, source):
+    assert len(ascents(source, path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("escnn_relax/nn/relaxed.py", "from .. import _escnn\nfrom ..symmetry.band import Band\nfrom .expand import x"),
+        ("escnn_relax/nn/__init__.py", "from .relaxed import RelaxedR2Conv"),
+        ("escnn_relax/report.py", "from .evidence import Evidence\nimport escnn_relax.search.evolve"),
+        ("escnn_relax/_escnn.py", "from .errors import InstallationError\nimport escnn.nn"),
+    ],
+)
+def test_checker_lets_descents_pass(path, source):
+    assert ascents(source, path) == []
+
+
+def test_checker_flags_intrusions():
+    inside = "from escnn.group import _numerical\nimport escnn.group._clebsh_gordan\nfrom escnn.nn import R2Conv"
+    assert len(intrusions(inside, "escnn_relax/nn/relaxed.py")) == 2
