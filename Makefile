@@ -67,7 +67,7 @@ $(VENV)/.python:
 # fetch a second one into an isolated build environment. The import at the end proves the installation.
 $(READY): $(VENV)/.python pyproject.toml
 	$(PIP) "$(TORCH)" $$($(PINNED) pinned)
-	$(PIP) --no-deps $$($(PINNED) without-dependencies)
+	$(PIP) --no-deps $$($(PINNED) without-dependencies) $$($(PINNED) oracles)
 	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -W ignore -c 'import escnn_relax'
 	@touch $@

@@ -12,6 +12,7 @@ _escnn.make_picklable()
 
 from .evidence import Evidence, EvidenceTerms, History, fit  # noqa: E402
 from .morphism import harden, relax  # noqa: E402
+from .report import report  # noqa: E402
 
 __all__ = [
     "Evidence",
@@ -20,4 +21,5 @@ __all__ = [
     "fit",
     "harden",
     "relax",
+    "report",
 ]

@@ -118,6 +118,22 @@ def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency
         return empty
 
 
+def sample_intertwiners(gspace, in_repr, out_repr):
+    """Basis of the equivariant matrices from ``in_repr`` to ``out_repr``: shape ``(K, o, i, 1)``, float32."""
+    import numpy as np
+    from escnn.kernels import EmptyBasisException
+    from escnn.nn.modules.basismanager import SingleBlockBasisExpansion
+
+    import torch
+
+    try:
+        with single_precision():
+            basis = gspace.build_fiber_intertwiner_basis(in_repr, out_repr)
+            return SingleBlockBasisExpansion(basis, np.zeros((1, 1))).sampled_basis.clone()
+    except EmptyBasisException:
+        return torch.zeros(0, out_repr.size, in_repr.size, 1)
+
+
 def blocks(expansion):
     """The blocks of an escnn basis expansion, in the order of its weights.
 
@@ -140,10 +156,13 @@ def band_limit(convolution, where="", cutoff=None):
     import math
 
     import torch
-    from escnn.nn.modules.conv.r2convolution import compute_basis_params
+    from escnn.nn.modules.conv import r2convolution, r3convolution
 
     from .errors import UnsupportedModuleError
 
+    in_plane = convolution.d == 2
+    compute_basis_params = (r2convolution if in_plane else r3convolution).compute_basis_params
+    policies = (None, -2.0, -3.0) if in_plane else (None, "default2", "default3")
     expansion = convolution.basisexpansion
     points = torch.as_tensor(expansion.points, dtype=torch.float32)
     kept, dropped = set(), set()
@@ -163,7 +182,7 @@ def band_limit(convolution, where="", cutoff=None):
     candidates = []
     highest = int(convolution._maximum_frequency)
     proportional = (highest + 1e-9) / max(rings) if max(rings) > 0 else None
-    for policy in (cutoff, None, -2.0, -3.0, proportional):
+    for policy in (cutoff, *policies, proportional):
         admits, *_, built = compute_basis_params(
             convolution.kernel_size, policy, list(convolution._rings), list(convolution._sigma), convolution.dilation
         )

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 import torch
+from escnn.nn import FieldType
 from torch import nn
 
 from .errors import UnsupportedModuleError
 from .evidence import Evidence
 from .nn.relaxed import RelaxedConvolution
-from .symmetry.equivariance import kernel_equivariance_error
+from .symmetry.grid import kernel_error
 
 __all__ = ["LayerReport", "PathwayReport", "Report", "report"]
 
@@ -160,7 +161,10 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
         for p, size, delta, gamma, f in zip(layer.pathways, sizes, layer.log_precision.tolist(), gammas, fractions)
     )
     with torch.no_grad():
-        error = kernel_equivariance_error(layer)
+        kernel = layer.kernel(layer.weights)
+        # in a grouped convolution the kernel maps from one group's fields, and all groups have the same
+        in_type, out_type = (FieldType(layer.space, list(reprs)) for reprs in layer._kernel_fields())
+        error = kernel_error(kernel, in_type, out_type, layer.band.points)
     return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
 
 

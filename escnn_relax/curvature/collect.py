@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Optional, Union
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Union
 
 import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, CoverageError, DataError, LikelihoodError, UnsupportedModuleError
-from .accumulation import accumulator
-from .conventions import APPROXIMATIONS
+from ..errors import ArgumentError, DataError, LikelihoodError
+from .coverage import coverage, join
 from .extraction import Extraction
 from .factors import Factor
+from .layer import LayerCurvature
+from .layers import linear_map
 from .likelihood import Likelihood, likelihood
-from .linear_map import is_covered, linear_map
+from .recipe import recipe
 
 __all__ = ["Curvature", "CurvatureEstimate", "batches"]
+
+#: Largest relative difference of the loss between two passes over the same data in another order.
+SAME_DATA = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,11 @@ class Curvature:
     """Extracts the curvature of a model's layers with BackPACK, see :mod:`.conventions`.
 
     Args:
-        model: any module; every relaxed layer, escnn ``R2Conv``, ``nn.Conv1d/2d/3d`` and ``nn.Linear`` in it with a
+        model: any module; every relaxed layer, every convolution and linear layer of escnn and torch in it with a
             parameter that requires a gradient is covered, however they are connected.
         likelihood: ``"categorical"``, ``"gaussian"`` or a :class:`~escnn_relax.curvature.likelihood.Likelihood`.
-        approximation: ``"expand"``, ``"reduce"``, ``"exact"`` or ``"diagonal"``.
+        approximation: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, or ``"auto"``
+            to choose by the size of each parameter.
         samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly.
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
 
@@ -72,106 +78,91 @@ class Curvature:
         samples: Optional[int] = None,
         bias: str = "exact",
     ) -> None:
-        if approximation not in APPROXIMATIONS:
-            raise ArgumentError("curvature", expected=f"one of {APPROXIMATIONS}", got=repr(approximation))
         if bias not in ("exact", "kronecker"):
             raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
         if samples is not None and samples < 1:
             raise ArgumentError("samples", expected="a positive number, or None for all outputs", got=samples)
         self.model, self.likelihood = model, _likelihood(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
-        layers = {
-            name: module
-            for name, module in model.named_modules()
-            if is_covered(module) and any(p.requires_grad for p in module.parameters())
-        }
-        self.covered = tuple(
-            _join(layer, name)
-            for layer, module in layers.items()
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad
-        )
-        self.uncovered = {
-            name: "frozen" if not parameter.requires_grad else f"no curvature is known for {_owner(model, name)}"
-            for name, parameter in model.named_parameters()
-            if name not in self.covered
-        }
-        if not self.covered:
-            raise CoverageError("model", "no layer whose curvature is known", remedy="relax its convolutions first")
-        self._extraction = Extraction(layers)
+        self.coverage = coverage(model)
+        self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
+        self.recipe = recipe(approximation, self.coverage.parameters)
+        self._extraction = Extraction(self.coverage.layers)
 
     def __call__(
         self, loader: Iterable, progress: Optional[Callable[[Iterable], Iterable]] = None
     ) -> CurvatureEstimate:
-        """One pass over ``loader``, which yields ``(input, target)``.
+        """One pass over ``loader``, which yields ``(input, target)``; two for ``"eigenvalue-corrected"``.
 
         Raises:
-            DataError: an empty loader, NaN or infinite inputs or outputs, labels out of range.
+            DataError: an empty loader, NaN or infinite inputs or outputs, labels out of range, a second pass that
+                yields other data than the first.
             LikelihoodError: targets or outputs that do not fit the likelihood.
             CoverageError: a layer that the forward pass does not use.
         """
-        device = next(self.model.parameters()).device
-        accumulators = {
-            name: accumulator(self.approximation, name, linear_map(module, name), self.exact_bias)
-            for name, module in self._extraction.layers.items()
-        }
-        loss, num_data, num_outputs = 0.0, 0, 0
+        layers = {name: self._layer(name) for name in self.coverage.layers}
         with self._extraction.open(self.model):
-            for input, target in batches(loader, device, progress):
-                output = self.likelihood.tensor(self._extraction.forward(self.model, input))
-                if len(output) != len(target):
-                    raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
-                self.likelihood.check(output, target)
-                with torch.no_grad():
-                    loss += float(self.likelihood.loss(output, target).double())
-                self._accumulate(accumulators, output)
-                num_data, num_outputs = num_data + len(output), output.shape[1]
-        if not num_data:
-            raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
-        factors = {
-            _join(layer, name): of
-            for layer, a in accumulators.items()
-            for name, of in a.factors().items()
-            if _join(layer, name) in self.covered
-        }
-        return CurvatureEstimate(factors, loss, num_data, num_outputs)
+            sums = self._pass(loader, layers, progress)
+            if not sums.num_data:
+                raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
+            unfinished = {name: layer for name, layer in layers.items() if layer.second_pass()}
+            if unfinished:
+                again = self._pass(loader, unfinished, progress)
+                if again.num_data != sums.num_data or not math.isclose(again.loss, sums.loss, rel_tol=SAME_DATA):
+                    raise DataError(
+                        "loader",
+                        f"the second pass saw {again.num_data} samples with loss {again.loss:.6g}, "
+                        f"the first {sums.num_data} with {sums.loss:.6g}",
+                        remedy="pass a loader without random augmentation, or another curvature",
+                    )
+        factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
+        return CurvatureEstimate({name: factors[name] for name in self.covered}, *sums)
 
-    def _accumulate(self, accumulators: dict, output: Tensor) -> None:
-        columns = self.likelihood.columns(output, self.samples)
-        for index, uses in enumerate(self._extraction.backward(output, columns)):
-            for name, a in accumulators.items():
-                if index == 0:
-                    for use in uses[name]:
-                        if len(use.input) != len(output):
-                            raise UnsupportedModuleError(
-                                name,
-                                f"the layer sees {len(use.input)} samples where the network has {len(output)}",
-                                remedy="keep the batch dimension first and to itself",
-                            )
-                    a.batch([use.input for use in uses[name]])
-                a.column(uses[name])
+    def _layer(self, name: str) -> LayerCurvature:
+        wanted = {parameter: self.recipe[join(name, parameter)] for parameter in self.coverage.of(name)}
+        return LayerCurvature(name, linear_map(self.coverage.layers[name], name), wanted, self.exact_bias)
+
+    def _pass(self, loader: Iterable, layers: dict[str, LayerCurvature], progress: Optional[Callable]) -> _Sums:
+        device = next(self.model.parameters()).device
+        loss, num_data, num_outputs = 0.0, 0, 0
+        for input, target in batches(loader, device, progress):
+            output = self.likelihood.tensor(self._extraction.forward(self.model, _detached(input)))
+            if len(output) != len(target):
+                raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
+            self.likelihood.check(output, target)
+            with torch.no_grad():
+                loss += float(self.likelihood.loss(output, target).double())
+                columns = self.likelihood.columns(output, self.samples)
+            for index, uses in enumerate(self._extraction.backward(output, columns)):
+                for name, layer in layers.items():
+                    if index == 0:
+                        layer.read([use.input for use in uses[name]], len(output))
+                    layer.add(uses[name])
+            num_data, num_outputs = num_data + len(output), output.shape[1]
+        return _Sums(loss, num_data, num_outputs)
+
+
+class _Sums(NamedTuple):
+    loss: float
+    num_data: int
+    num_outputs: int
+
+
+def _detached(input):
+    """So that no gradient ends up in the user's data."""
+    return GeometricTensor(input.tensor.detach(), input.type) if isinstance(input, GeometricTensor) else input.detach()
 
 
 def _likelihood(given: Union[str, Likelihood]) -> Likelihood:
     return likelihood(given)
 
 
-def _join(layer: str, name: str) -> str:
-    return f"{layer}.{name}" if layer else name
-
-
-def _owner(model: nn.Module, name: str) -> str:
-    path = name.rpartition(".")[0]
-    return type(model.get_submodule(path)).__name__
-
-
 def batches(loader: Iterable, device: torch.device, progress: Optional[Callable] = None) -> Iterator[tuple]:
     """Pairs of input and target on ``device``; raises ``DataError`` for batches that are no pair or not finite."""
     for index, batch in enumerate(progress(loader) if progress else loader):
-        try:
-            input, target = batch
-        except (TypeError, ValueError) as error:
-            raise DataError(f"batch {index}", expected="a pair (input, target)", got=type(batch).__name__) from error
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise DataError(f"batch {index}", expected="a pair (input, target)", got=type(batch).__name__)
+        input, target = batch
         input, target = input.to(device), target.to(device)
         tensor = input.tensor if isinstance(input, GeometricTensor) else input
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -15,7 +15,9 @@ Approximations
     ``expand``: :math:`H \approx B \otimes A`, :math:`A = \frac{1}{N R} \sum_{n,r} a a^\top`, :math:`B = \sum_{n,r,c} s s^\top`.
     ``reduce``: :math:`\bar a_n = \frac1R \sum_r a_{n,r}`, :math:`A = \frac1N \sum_n \bar a \bar a^\top`,
     :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
-    ``exact``: H itself.
+    ``eigenvalue-corrected``: expand's eigenbasis with the exact diagonal in it,
+    :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data.
+    ``exact``: H itself, of a whole parameter with all its blocks together.
     ``diagonal``: the diagonal of H.
     (Eschenhagen, Immer, Turner, Schneider, Hennig: *Kronecker-factored approximate curvature for modern neural network
     architectures*, NeurIPS 2023, for the first two.)
@@ -34,7 +36,7 @@ import torch
 
 __all__ = ["APPROXIMATIONS", "FACTOR_DTYPE"]
 
-APPROXIMATIONS = ("expand", "reduce", "exact", "diagonal")
+APPROXIMATIONS = ("expand", "reduce", "eigenvalue-corrected", "exact", "diagonal")
 
 #: Factors are summed and decomposed in float64, whatever the network's own precision.
 FACTOR_DTYPE = torch.float64

@@ -7,6 +7,7 @@ The network itself, its gradients and its mode are as before when the extraction
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from typing import Callable, Iterator, NamedTuple, Optional
 
@@ -37,7 +38,18 @@ class Tap(nn.Module):
         self.function: Optional[Callable[[Tensor], Tensor]] = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.function(input)
+        if input.requires_grad:
+            return self.function(input)
+        # nothing below asks for a gradient: it starts here, and need not be taken back through the layer itself
+        with torch.no_grad():
+            output = self.function(input)
+        return output.detach().requires_grad_()
+
+    def use(self) -> "Use":
+        """What was recorded in the last passes."""
+        if self.output_gradient is None:  # the output had no influence on the network's
+            return Use(self.input0.detach(), torch.zeros_like(self.output))
+        return Use(self.input0.detach(), self.output_gradient.detach())
 
 
 class OutputGradients(BackpropExtension):
@@ -73,6 +85,7 @@ class Extraction:
         modes = [(module, module.training) for module in model.modules()]
         kept = {id(p) for p in keep}
         frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+        patched = {name: vars(module)["forward"] for name, module in self.layers.items() if "forward" in vars(module)}
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
@@ -83,8 +96,11 @@ class Extraction:
                 module.forward = self._tapped(name, module, module.forward)
             yield
         finally:
-            for module in self.layers.values():
-                vars(module).pop("forward", None)
+            for name, module in self.layers.items():
+                if name in patched:
+                    module.forward = patched[name]
+                else:
+                    vars(module).pop("forward", None)
             for taps in self._taps.values():
                 for tap in taps:
                     _forget(tap)
@@ -113,9 +129,10 @@ class Extraction:
             for of in taps.values():
                 for tap in of:
                     tap.output_gradient = None
-            with backpack(self._extension, retain_graph=True):
+            with backpack(self._extension, retain_graph=True), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Full backward hook is firing when gradients are computed with respect")
                 torch.autograd.backward(output, column, retain_graph=True)
-            yield {name: [_use(tap) for tap in of] for name, of in taps.items()}
+            yield {name: [tap.use() for tap in of] for name, of in taps.items()}
 
     def _tapped(self, name: str, module: nn.Module, forward: Callable) -> Callable:
         def through_tap(input, *args, **kwargs):
@@ -133,17 +150,11 @@ class Extraction:
 
             tap.function = apply
             tensor = input.tensor if geometric else input
-            # the hooks fire only where a gradient in the input is asked for, which the data itself never does
-            output = tap(tensor if tensor.requires_grad else tensor.detach().requires_grad_())
+            # the copies are for networks that later change the input or the output in place
+            output = tap(tensor.clone()).clone()
             return GeometricTensor(output, module.out_type) if geometric else output
 
         return through_tap
-
-
-def _use(tap: Tap) -> Use:
-    if tap.output_gradient is None:
-        return Use(tap.input0.detach(), torch.zeros_like(tap.output))
-    return Use(tap.input0.detach(), tap.output_gradient.detach())
 
 
 def _forget(tap: Tap) -> None:

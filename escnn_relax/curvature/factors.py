@@ -5,22 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Optional
 
 import torch
 from torch import Tensor
 
 from ..errors import CurvatureError
 
-__all__ = ["Factor", "KroneckerFactor", "DenseFactor", "DiagonalFactor"]
+__all__ = ["Factor", "KroneckerFactor", "EigenFactor", "DenseFactor", "GramFactor", "DiagonalFactor"]
 
 #: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero.
 INDEFINITE_TOLERANCE = 1e-6
 
 
 class Factor(ABC):
-    """One positive semi-definite block H, P x P; ``where`` names the weights in error messages."""
+    """One positive semi-definite block H, P x P.
+
+    Attributes:
+        where: names the weights in error messages.
+        positions: which weights of the flattened parameter the block holds; ``None`` for all, in order.
+    """
 
     where: str
+    positions: Optional[Tensor] = None
 
     @property
     @abstractmethod
@@ -54,6 +61,7 @@ class KroneckerFactor(Factor):
     where: str
     A: Tensor
     B: Tensor
+    positions: Optional[Tensor] = None
 
     @property
     def dimension(self) -> int:
@@ -63,8 +71,36 @@ class KroneckerFactor(Factor):
     def spectrum(self) -> Tensor:
         return torch.outer(eigenvalues(self.B, self.where), eigenvalues(self.A, self.where)).flatten()
 
+    @cached_property
+    def eigenbases(self) -> tuple[Tensor, Tensor]:
+        """Eigenvectors of A and of B, in columns."""
+        return tuple(eigenvectors(matrix, self.where) for matrix in (self.A, self.B))
+
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous(), self.A.contiguous())
+
+
+@dataclass(frozen=True)
+class EigenFactor(Factor):
+    r""":math:`H = (U_B \otimes U_A) \,\mathrm{diag}\, (U_B \otimes U_A)^\top` with ``values`` of shape ``(O, D)``."""
+
+    where: str
+    U_A: Tensor
+    U_B: Tensor
+    values: Tensor
+    positions: Optional[Tensor] = None
+
+    @property
+    def dimension(self) -> int:
+        return self.values.numel()
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        return _clamped(_finite(self.values.flatten(), self.where), self.where)
+
+    def dense(self) -> Tensor:
+        U = torch.kron(self.U_B.contiguous(), self.U_A.contiguous())
+        return U * self.values.flatten() @ U.T
 
 
 @dataclass(frozen=True)
@@ -84,6 +120,32 @@ class DenseFactor(Factor):
 
     def dense(self) -> Tensor:
         return self.H
+
+
+@dataclass(frozen=True)
+class GramFactor(Factor):
+    r""":math:`H = V^\top V` from fewer rows V than there are weights: the Gram matrix :math:`V V^\top` has all of H's
+    eigenvalues but zeros.
+
+    >>> import torch
+    >>> GramFactor("w", torch.tensor([[3., 4.]])).spectrum
+    tensor([25.,  0.], dtype=torch.float64)
+    """
+
+    where: str
+    V: Tensor
+
+    @property
+    def dimension(self) -> int:
+        return self.V.shape[1]
+
+    @cached_property
+    def spectrum(self) -> Tensor:
+        values = eigenvalues(self.V @ self.V.T, self.where)
+        return torch.cat([values, values.new_zeros(self.dimension - len(values))])
+
+    def dense(self) -> Tensor:
+        return self.V.T @ self.V
 
 
 @dataclass(frozen=True)
@@ -107,12 +169,20 @@ class DiagonalFactor(Factor):
 
 def eigenvalues(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, float64 on the CPU, clamped at 0."""
+    return _clamped(_decompose(torch.linalg.eigvalsh, matrix, where), where)
+
+
+def eigenvectors(matrix: Tensor, where: str) -> Tensor:
+    """Its eigenvectors, in columns, float64 on the CPU."""
+    return _decompose(torch.linalg.eigh, matrix, where)[1]
+
+
+def _decompose(how, matrix: Tensor, where: str):
     matrix = _finite(matrix, where)
     try:
-        values = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+        return how((matrix + matrix.T) / 2)
     except torch.linalg.LinAlgError as error:
         raise CurvatureError(where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate") from error
-    return _clamped(values, where)
 
 
 def _finite(matrix: Tensor, where: str) -> Tensor:

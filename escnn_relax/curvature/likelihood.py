@@ -36,6 +36,10 @@ class Likelihood(ABC):
             samples: draw that many columns from the network's own predictions instead of taking all exactly.
         """
 
+    @abstractmethod
+    def constant_loss(self, target: Tensor) -> float:
+        """:meth:`loss` of the best output that is the same for every sample, divided by N (nats)."""
+
     def tensor(self, output) -> Tensor:
         """The network's output as a matrix ``(N, outputs)``; raises ``LikelihoodError`` where it is none."""
         if isinstance(output, GeometricTensor):
@@ -69,6 +73,10 @@ class Categorical(Likelihood):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="sum")
 
+    def constant_loss(self, target: Tensor) -> float:
+        share = target.flatten().bincount().double() / target.numel()
+        return float(-torch.special.xlogy(share, share).sum()) * target[0].numel()
+
     def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
         return _columns(CrossEntropyLossDerivatives(), nn.CrossEntropyLoss(reduction="sum"), output, samples)
 
@@ -96,6 +104,9 @@ class Gaussian(Likelihood):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return 0.5 * (output - target).square().sum()
+
+    def constant_loss(self, target: Tensor) -> float:
+        return 0.5 * float(target.double().var(0, correction=0).sum())
 
     def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
         # BackPACK's squared error has no factor one half: its Hessian is twice ours

@@ -77,6 +77,8 @@ class Evidence:
         residual_log_precision: that of pathways that break the symmetry.
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only).
         temperature: divides log-likelihood and curvature.
+        bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
+        relaxed_only: refuse a model without relaxed layers, which is usually a forgotten call of ``relax``.
 
     Attributes:
         log_precision: log prior precision by parameter name, float64.
@@ -100,13 +102,15 @@ class Evidence:
         log_noise: float = 0.0,
         temperature: float = 1.0,
         bias: str = "exact",
+        relaxed_only: bool = True,
     ) -> None:
         if not temperature > 0:
             raise ArgumentError("temperature", expected="a positive number", got=temperature)
         self.model = model
         self._layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedConvolution)}
-        if not self._layers:
-            raise CoverageError("model", "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
+        if not self._layers and relaxed_only:
+            remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
+            raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
         self._curvature = Curvature(model, likelihood, curvature, samples, bias)
         self.likelihood, self.temperature = self._curvature.likelihood, temperature
         self.uncovered = self._curvature.uncovered
@@ -127,6 +131,12 @@ class Evidence:
     def scale(self) -> float:
         r""":math:`h = 1 / (\sigma^2 T)`, what one unit of the likelihood counts."""
         return math.exp(-2 * self.log_noise) / self.temperature if self.likelihood.noisy else 1 / self.temperature
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
+        self._need_refresh()
+        return self._loss / self.num_data
 
     def refresh(self, loader: Iterable, progress: Optional[Callable] = None) -> EvidenceTerms:
         """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.

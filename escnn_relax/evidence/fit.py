@@ -21,20 +21,24 @@ __all__ = ["fit"]
 
 _log = logging.getLogger(__name__)
 
+#: While the loss is above this share of what the best constant output has, the network has learned nothing that the
+#: evidence could judge; stepping the precisions then would switch everything off for good.
+LEARNED = 0.9
+
 
 def fit(
     model: nn.Module,
     train_loader: Iterable,
     *,
-    epochs: int = 60,
+    epochs: int = 100,
     likelihood: Union[str, Likelihood] = "categorical",
     evidence: Optional[Evidence] = None,
     optimizer: Optional[Callable[[list], Optimizer]] = None,
     scheduler: Optional[Callable[[Optimizer], Any]] = None,
     lr: float = 5e-3,
     burn_in: int = 10,
-    refresh_every: int = 4,
-    hypersteps: int = 3,
+    refresh_every: int = 3,
+    hypersteps: int = 6,
     evidence_loader: Optional[Iterable] = None,
     checkpoint: Union[None, str, Path] = None,
     progress: bool = True,
@@ -44,7 +48,9 @@ def fit(
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
     Each epoch descends the penalised loss (the negative log posterior); after ``burn_in`` epochs, every
-    ``refresh_every``-th one ends with a refresh of the curvature and ``hypersteps`` updates of the precisions.
+    ``refresh_every``-th one ends with a refresh of the curvature and ``hypersteps`` updates of the precisions. Where a
+    strict network can learn nothing, the evidence of an untrained one is best with everything switched off: so in the
+    first half of the training the precisions wait until the network is clearly better than a constant output.
 
     Args:
         model: a model with relaxed layers; trained in place.
@@ -117,13 +123,17 @@ def fit(
     bar = _bar(range(first, epochs), first, epochs, progress)
     try:
         for epoch in bar:
-            loss = _epoch(model, train_loader, evidence, descent, device)
+            loss, constant = _epoch(model, train_loader, evidence, descent, device)
             schedule.step()
             record = EpochRecord(epoch, loss)
             if epoch >= burn_in and (epoch - burn_in) % refresh_every == 0:
-                evidence.refresh(evidence_loader or train_loader)
-                terms = evidence.step(hypersteps)
-                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), evidence.effective_dimension())
+                terms, note = evidence.refresh(evidence_loader or train_loader), ""
+                if epoch < epochs // 2 and evidence.mean_loss > LEARNED * constant:
+                    note = "no better than a constant yet: the precisions wait"
+                else:
+                    terms = evidence.step(hypersteps)
+                gammas = evidence.effective_dimension()
+                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, note)
             history.records.append(record)
             if checkpoint is not None:
                 entry = {
@@ -149,10 +159,10 @@ def fit(
     return history
 
 
-def _epoch(model: nn.Module, loader: Iterable, evidence: Evidence, descent: Optimizer, device: torch.device) -> float:
-    """One pass; returns the loss averaged over samples."""
+def _epoch(model: nn.Module, loader: Iterable, evidence: Evidence, descent: Optimizer, device: torch.device):
+    """One pass; returns the loss averaged over samples, and what the best constant output would have."""
     model.train()
-    total, count = 0.0, 0
+    total, count, targets = 0.0, 0, []
     for index, (input, target) in enumerate(batches(loader, device)):
         loss = evidence.loss(model(input), target)
         if not torch.isfinite(loss):
@@ -161,9 +171,10 @@ def _epoch(model: nn.Module, loader: Iterable, evidence: Evidence, descent: Opti
         loss.backward()
         descent.step()
         total, count = total + float(loss.detach()) * len(target), count + len(target)
+        targets.append(target)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return total / count
+    return total / count, evidence.likelihood.constant_loss(torch.cat(targets))
 
 
 def _size(loader: Iterable) -> int:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from escnn.nn import R2Conv
 from torch import nn
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
 from ..nn.relaxed import RelaxedConvolution
+from ..symmetry.band import Band
 from ..symmetry.pathway import EQUIVARIANT
 from .walk import replace_modules
 
@@ -107,20 +107,19 @@ def _harden_layer(name: str, layer: RelaxedConvolution, energy: float, determine
 def _strict(layer: RelaxedConvolution) -> nn.Module:
     """The escnn layer that a relaxed layer's equivariant pathway is."""
     weights = layer.weights[EQUIVARIANT.name]
-    geometry = {
-        n: getattr(layer, n) for n in ("kernel_size", "padding", "stride", "dilation", "padding_mode", "groups")
-    }
-    strict = R2Conv(
-        layer.in_type,
-        layer.out_type,
-        **geometry,
-        bias=layer.bias is not None,
-        sigma=list(layer.band.sigma),
-        frequencies_cutoff=layer.band.cutoff,
-        rings=list(layer.band.rings),
-        recompute=True,  # a block of its own: moving it to another dtype or device must not move other layers'
-        initialize=False,
-    ).to(weights)
+    options = {name: getattr(layer, name) for name in layer._geometry}
+    if isinstance(layer.band, Band):
+        options |= {
+            "sigma": list(layer.band.sigma),
+            "frequencies_cutoff": layer.band.cutoff,
+            "rings": list(layer.band.rings),
+        }
+    with _escnn.single_precision():
+        # recompute: a block of its own, since moving it to another dtype or device must not move other layers'
+        strict = layer._strict(
+            layer.in_type, layer.out_type, **options, bias=layer.bias is not None, recompute=True, initialize=False
+        )
+    strict.to(weights)
     if strict.weights.shape != weights.shape:
         raise UnsupportedModuleError(type(layer).__name__, "escnn builds another basis here than where the layer was made")
     strict.weights.copy_(weights)

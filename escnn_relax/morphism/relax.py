@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from typing import Callable, Iterable, Optional, Sequence, Union
 
-from escnn.nn import R2Conv
 from torch import nn
 
 from ..errors import EmptyBasisError, UnsupportedModuleError
-from ..nn import RelaxedR2Conv
+from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 from .walk import replace_modules
 
 __all__ = ["relax"]
 
-_RELAXED = {R2Conv: RelaxedR2Conv}
+_KINDS = (RelaxedR2Conv, RelaxedR3Conv, RelaxedLinear, RelaxedR2ConvTransposed, RelaxedR3ConvTransposed)
+_RELAXED = {kind._strict: kind for kind in _KINDS}
 
 
 def relax(
@@ -23,7 +23,7 @@ def relax(
     relaxation: str = "graded",
     subgroups: Optional[Sequence] = None,
     basis: str = "band-limited",
-    layers: Union[None, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
 ) -> nn.Module:
     """A copy of an escnn model whose steerable convolutions are relaxed; function, weights and types stay the same.
 
@@ -31,7 +31,7 @@ def relax(
         model: any module tree that holds escnn modules, with any Python in its ``forward``.
         relaxation, subgroups, basis: see :class:`~escnn_relax.nn.RelaxedR2Conv`.
         layers: names of the layers to relax (as in ``model.named_modules()``), or a function of name and module;
-            every ``R2Conv`` by default.
+            every steerable convolution, transposed convolution and linear layer by default.
 
     Raises:
         UnsupportedModuleError: nothing to relax, a name that is no such layer, or a layer whose band limit cannot be
@@ -83,7 +83,7 @@ def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
         return lambda name, module: module.space.fibergroup.order() != 1
     if callable(layers):
         return layers
-    names = list(layers)
+    names = [layers] if isinstance(layers, str) else list(layers)
     known = {name: module for name, module in model.named_modules() if type(module) in _RELAXED}
     for name in names:
         if name not in known:

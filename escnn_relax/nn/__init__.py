@@ -1,6 +1,15 @@
 """Equivariant modules that may break their symmetry by a learned amount."""
 
-from .convolution import RelaxedR2Conv
+from .convolution import RelaxedR2Conv, RelaxedR3Conv
+from .linear import RelaxedLinear
 from .merged import MergedConvolution
+from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 
-__all__ = ["MergedConvolution", "RelaxedR2Conv"]
+__all__ = [
+    "MergedConvolution",
+    "RelaxedLinear",
+    "RelaxedR2Conv",
+    "RelaxedR2ConvTransposed",
+    "RelaxedR3Conv",
+    "RelaxedR3ConvTransposed",
+]

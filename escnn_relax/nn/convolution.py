@@ -1,22 +1,41 @@
-"""Relaxed convolutions of the plane."""
+"""Relaxed convolutions of the plane and of space."""
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence, Union
+import inspect
+from typing import Any, Callable, Optional, Sequence, Union
 
 import torch
-from escnn.gspaces import GSpace2D
-from escnn.nn import FieldType, R2Conv
+from escnn.gspaces import GSpace2D, GSpace3D
+from escnn.nn import FieldType, R2Conv, R3Conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import EmptyBasisError
-from .relaxed import RelaxedConvolution, check_types
+from .relaxed import RelaxedConvolution
 
-__all__ = ["RelaxedR2Conv"]
+__all__ = ["RelaxedR2Conv", "RelaxedR3Conv"]
 
 
-class RelaxedR2Conv(RelaxedConvolution):
+class _Convolution(RelaxedConvolution):
+    """Convolutions with padding modes, in two or three dimensions."""
+
+    _geometry = (*RelaxedConvolution._geometry, "padding_mode")
+
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
+        convolve = F.conv2d if self.d == 2 else F.conv3d
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            sizes = padding if isinstance(padding, tuple) else (padding,) * self.d
+            input, padding = F.pad(input, [p for p in reversed(sizes) for _ in range(2)], self.padding_mode), 0
+        return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _plain(self, bias: bool) -> nn.Module:
+        kind = nn.Conv2d if self.d == 2 else nn.Conv3d
+        geometry = {name: getattr(self, name) for name in self._geometry}
+        return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
+
+
+class RelaxedR2Conv(_Convolution):
     __doc__ = RelaxedConvolution.__doc__ + """
     Constructed like :class:`escnn.nn.R2Conv`, plus:
 
@@ -43,7 +62,7 @@ class RelaxedR2Conv(RelaxedConvolution):
     (torch.Size([1, 8, 9, 9]), 0.0)
     """
 
-    _strict = R2Conv
+    _strict, _gspace = R2Conv, GSpace2D
 
     def __init__(
         self,
@@ -69,46 +88,55 @@ class RelaxedR2Conv(RelaxedConvolution):
         basis: str = "band-limited",
     ) -> None:
         super().__init__()
-        name = type(self).__name__
-        check_types(in_type, out_type, GSpace2D, groups, name)
-        rest = (padding, stride, dilation, padding_mode, groups, bias, sigma, frequencies_cutoff, rings)
-        try:
-            strict = R2Conv(
-                in_type, out_type, kernel_size, *rest, maximum_offset, recompute, basis_filter, initialize
-            )
-        except ValueError as error:
-            if "basis for the steerable filter is empty" not in str(error):
-                raise
-            raise EmptyBasisError(
-                name,
-                f"no equivariant kernel of size {kernel_size} from {in_type} to {out_type}",
-                remedy="allow higher frequencies, a larger kernel or other fields",
-            ) from error
-        self._adopt(strict, relaxation, subgroups, basis, name)
+        self._construct(
+            in_type,
+            out_type,
+            relaxation,
+            subgroups,
+            basis,
+            kernel_size=kernel_size,
+            padding=padding,
+            stride=stride,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            groups=groups,
+            bias=bias,
+            sigma=sigma,
+            frequencies_cutoff=frequencies_cutoff,
+            rings=rings,
+            recompute=recompute,
+            basis_filter=basis_filter,
+            initialize=initialize,
+            maximum_offset=maximum_offset,
+        )
 
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding, self.padding_mode), 0
-        return F.conv2d(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
-    def export(self) -> nn.Conv2d:
-        """A plain :class:`torch.nn.Conv2d` in eval mode that computes the same, padding mode included."""
-        with torch.no_grad():
-            kernel, bias = self.expand_parameters()
-        convolution = nn.Conv2d(
-            self.in_type.size,
-            self.out_type.size,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            bias=bias is not None,
-            padding_mode=self.padding_mode,
-        ).to(kernel)
-        with torch.no_grad():
-            convolution.weight.copy_(kernel)
-            if bias is not None:
-                convolution.bias.copy_(bias)
-        return convolution.eval()
+class RelaxedR3Conv(_Convolution):
+    __doc__ = RelaxedConvolution.__doc__ + """
+    Constructed like :class:`escnn.nn.R3Conv`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
+    :class:`RelaxedR2Conv`, with the same errors.
+
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.invOnR3()
+    >>> gray, signs = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
+    >>> RelaxedR3Conv(gray, signs, kernel_size=3).kernel.dimensions
+    {'equivariant': 10, 'irrep_1': 10}
+    """
+
+    _strict, _gspace = R3Conv, GSpace3D
+
+    def __init__(
+        self,
+        in_type: FieldType,
+        out_type: FieldType,
+        kernel_size: int,
+        *arguments: Any,
+        relaxation: str = "graded",
+        subgroups: Optional[Sequence] = None,
+        basis: str = "band-limited",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        names = list(inspect.signature(R3Conv.__init__).parameters)[4:]
+        options = {"kernel_size": kernel_size, **dict(zip(names, arguments)), **options}
+        self._construct(in_type, out_type, relaxation, subgroups, basis, **options)

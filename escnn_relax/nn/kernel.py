@@ -79,7 +79,7 @@ class PathwayKernel(nn.Module):
                     self.blocks[name].append(Block(*pair, inputs, outputs, first, rows[name], start, start + count))
                     start += count
             together = [of[pair] for of in bases.values() if pair in of and len(of[pair])]
-            self.register_buffer(f"basis_{index}", torch.cat(together).to(torch.get_default_dtype()).contiguous())
+            self.register_buffer(f"basis_{index}", torch.cat(together).contiguous())
         self.dimensions = rows
         self.register_buffer("_gather", self._channel_order(), persistent=False)
 

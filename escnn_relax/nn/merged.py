@@ -42,7 +42,10 @@ class MergedConvolution(EquivariantModule):
         """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
         if not isinstance(input, GeometricTensor) or input.type != self.in_type:
             raise FieldTypeError(
-                type(self).__name__, expected=f"a GeometricTensor of type {self.in_type}", got=getattr(input, "type", input)
+                type(self).__name__,
+                expected=f"a GeometricTensor of type {self.in_type}",
+                got=getattr(input, "type", type(input).__name__),
+                remedy="wrap the tensor by in_type(tensor)",
             )
         return GeometricTensor(self.convolution(input.tensor), self.out_type)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import _escnn
 from ..errors import ArgumentError, EmptyBasisError, FieldTypeError
-from ..symmetry.band import Band
+from ..symmetry.band import Band, FiberBand, band_of
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import plan
 from .kernel import PathwayKernel
@@ -39,6 +39,8 @@ class RelaxedConvolution(EquivariantModule):
     """
 
     _strict: type  # the escnn class
+    _gspace: type  # the G-spaces it lives on
+    _geometry: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "groups")
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,36 +62,63 @@ class RelaxedConvolution(EquivariantModule):
         layer._adopt(convolution, relaxation, subgroups, basis, where)
         return layer
 
-    def _adopt(self, strict, relaxation: str, subgroups: Optional[Sequence], basis: str, where: str) -> None:
+    def _construct(
+        self, in_type: FieldType, out_type: FieldType, relaxation: str, subgroups: Optional[Sequence], basis: str, **options
+    ) -> None:
+        """Build the escnn layer with ``options`` and relax that."""
+        name = type(self).__name__
+        check_types(in_type, out_type, self._gspace, options.get("groups", 1), name)
+        try:
+            with _escnn.single_precision():
+                strict = self._strict(in_type, out_type, **options)
+        except ValueError as error:
+            if "basis for the steerable filter is empty" not in str(error):
+                raise
+            raise EmptyBasisError(
+                name,
+                f"no equivariant kernel of size {options['kernel_size']} from {in_type} to {out_type}",
+                remedy="allow higher frequencies, a larger kernel or other fields",
+            ) from error
+        cutoff = options.get("frequencies_cutoff")
+        self._adopt(strict, relaxation, subgroups, basis, name, cutoff, torch.get_default_dtype())
+
+    def _adopt(
+        self,
+        strict: EquivariantModule,
+        relaxation: str,
+        subgroups: Optional[Sequence],
+        basis: str,
+        where: str,
+        cutoff: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
         where = where or type(self).__name__
         rule = plan(strict.space, relaxation, subgroups, basis, where)
-        band = Band.of(strict, where)
-        self.space, self.d = strict.space, strict.d
+        band = band_of(strict, where, cutoff)
+        self.space, self.d = strict.space, getattr(strict, "d", 0)
         self.in_type, self.out_type = strict.in_type, strict.out_type
-        for name in ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups"):
+        for name in self._geometry:
             setattr(self, name, getattr(strict, name))
-        self._reversed_padding = tuple(strict._reversed_padding_repeated_twice)
         self.band, self.relaxation = band, rule
 
-        in_reprs = self.in_type.representations[: len(self.in_type) // self.groups]
-        bases = _bases(rule, band, in_reprs, self.out_type.representations, strict.basisexpansion)
+        in_reprs, out_reprs = self._kernel_fields()
+        bases = _bases(rule, band, in_reprs, out_reprs, strict.basisexpansion)
         dimensions = {p.name: sum(len(b) for b in bases[p.name].values()) for p in rule.pathways}
         self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if dimensions[p.name])
         self.empty_pathways = tuple(p for p in rule.pathways if not dimensions[p.name])
         self._refuse_empty(where)
-        self.kernel = PathwayKernel(in_reprs, self.out_type.representations, {p.name: bases[p.name] for p in self.pathways})
+        self.kernel = PathwayKernel(in_reprs, out_reprs, {p.name: bases[p.name] for p in self.pathways})
         self.weights = nn.ParameterDict()
         for p in self.pathways:  # one by one, since a dictionary would be sorted
             self.weights[p.name] = nn.Parameter(torch.zeros(self.kernel.dimensions[p.name]))
-        with torch.no_grad():
-            self.weights[EQUIVARIANT.name].copy_(strict.weights)
+        self.weights[EQUIVARIANT.name] = _copy(strict.weights)
         self.bias = None
         if strict.bias is not None:
-            self.bias = nn.Parameter(strict.bias.detach().clone())
+            self.bias = _copy(strict.bias)
             self.register_buffer("bias_expansion", strict.bias_expansion.detach().clone())
         for name in ("log_precision", "effective_dimension"):
             self.register_buffer(name, torch.full((len(self.pathways),), torch.nan))
-        self.to(device=strict.weights.device, dtype=strict.weights.dtype)
+        self.to(device=strict.weights.device, dtype=dtype or strict.weights.dtype)
         self.train(strict.training)
 
     def _refuse_empty(self, where: str) -> None:
@@ -103,12 +132,16 @@ class RelaxedConvolution(EquivariantModule):
         if not any(p.breaks for p in self.pathways):
             raise EmptyBasisError(
                 where,
-                f"no kernel of size {self.kernel_size} from {self.in_type} to {self.out_type} breaks the symmetry",
+                f"no kernel{f' of size {self.kernel_size}' if self.d else ''} from {self.in_type} to {self.out_type} breaks the symmetry",
                 remedy="leave this layer as it is",
             )
 
+    def _kernel_fields(self) -> tuple[Sequence, Sequence]:
+        """Representations of the fields between which the kernel maps: one group's input to all the output."""
+        return self.in_type.representations[: len(self.in_type) // self.groups], self.out_type.representations
+
     def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
-        """The kernel, shape ``(out channels, in channels / groups, *kernel_size)``, and the bias ``(out channels,)``."""
+        """The kernel, in the shape that torch's own layer of this kind has it, and the bias ``(out channels,)``."""
         kernel = self.kernel(self.weights)
         return self._as_filter(kernel), None if self.bias is None else self.bias_expansion @ self.bias
 
@@ -116,7 +149,7 @@ class RelaxedConvolution(EquivariantModule):
         return kernel.view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
 
     def pathway_kernel(self, name: str) -> Tensor:
-        """The part of the kernel that one pathway contributes, shape ``(out channels, in channels / groups, *size)``."""
+        """The part of the kernel that one pathway contributes, in the shape of the whole kernel."""
         return self._as_filter(self.kernel({name: self.weights[name]}))
 
     def energies(self) -> dict[str, float]:
@@ -151,17 +184,23 @@ class RelaxedConvolution(EquivariantModule):
     def _expanded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Expanded parameters; in eval mode without gradients kept until a weight has another value.
 
-        Values are compared, not versions, so that no way of writing to a weight leaves a stale kernel behind.
+        Values are compared, not versions, so that no way of writing to a weight leaves a stale kernel behind. Nothing
+        is kept of what ``functional_call`` puts in the place of the parameters, which ``vmap`` may have batched, nor
+        of the lower precision that autocast expands to.
         """
-        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled() or torch.compiler.is_compiling():
+        own = list(self.parameters())
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.expand_parameters()
-        current = [*self.parameters(), *self.kernel.buffers()]
+        if not all(isinstance(p, nn.Parameter) for p in own):
+            return self.expand_parameters()
+        current = [*own, *self.kernel.buffers()] + ([] if self.bias is None else [self.bias_expansion])
         if self._cache is not None:
             previous, expanded = self._cache
             if all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(current, previous)):
                 return expanded
         expanded = self.expand_parameters()
-        self._cache = ([p.detach().clone() for p in current], expanded)
+        if expanded[0].dtype == own[0].dtype:
+            self._cache = ([p.detach().clone() for p in current], expanded)
         return expanded
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -170,21 +209,39 @@ class RelaxedConvolution(EquivariantModule):
             raise ArgumentError(
                 type(self).__name__, expected=f"a shape (batch, {self.in_type.size}, *{self.d} dimensions)", got=input_shape
             )
-        sizes = (self.out_type.size, self.in_type.size // self.groups, *(self.kernel_size,) * self.d)
-        kernel = torch.empty(sizes, device="meta")
-        return tuple(self._convolve(torch.empty(tuple(input_shape), device="meta"), kernel, None).shape)
+        with torch.no_grad():
+            kernel = self._as_filter(self.kernel(self.weights)).to("meta")
+        return tuple(self._convolve(torch.empty(tuple(input_shape), device="meta", dtype=kernel.dtype), kernel, None).shape)
+
+    def export(self) -> nn.Module:
+        """A plain torch layer in eval mode that computes the same, padding mode included."""
+        with torch.no_grad():
+            kernel, bias = self.expand_parameters()
+            layer = self._plain(bias is not None).to(kernel)
+            layer.weight.copy_(kernel)
+            if bias is not None:
+                layer.bias.copy_(bias)
+        return layer.eval()
+
+    @abstractmethod
+    def _plain(self, bias: bool) -> nn.Module:
+        """The torch layer of the same shape."""
 
     def extra_repr(self) -> str:
         names = ", ".join(f"{p.name}: {self.kernel.dimensions[p.name]}" for p in self.pathways)
-        text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, stride={self.stride}"
-        defaults = {"padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"}
+        text = f"{self.in_type} -> {self.out_type}"
+        defaults = {"kernel_size": 0, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"}
         for name, default in defaults.items():
-            if getattr(self, name) != default:
+            if getattr(self, name, default) != default:
                 text += f", {name}={getattr(self, name)}"
         return f"{text}{'' if self.bias is not None else ', bias=False'}, pathways=({names})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}
+
+
+def _copy(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
 def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, where: str) -> None:
@@ -202,9 +259,11 @@ def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int
             got=out_type.gspace.name,
             remedy="build both field types on one gspace",
         )
+    if groups < 1:
+        raise ArgumentError(where, expected="groups to be 1 or more", got=groups)
     for name, given in (("in_type", in_type), ("out_type", out_type)):
         size = len(given) // groups
-        if groups < 1 or len(given) % groups or given.representations != given.representations[:size] * groups:
+        if len(given) % groups or given.representations != given.representations[:size] * groups:
             raise FieldTypeError(
                 where,
                 f"{name} cannot be cut into groups={groups} equal parts",
@@ -213,7 +272,7 @@ def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int
             )
 
 
-def _bases(rule, band: Band, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict[tuple, Tensor]]:
+def _bases(rule, band: Band | FiberBand, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict[tuple, Tensor]]:
     """For each pathway and pair of representation names the sampled kernels."""
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
     bases: dict[str, dict[tuple, Tensor]] = {p.name: {} for p in rule.pathways}

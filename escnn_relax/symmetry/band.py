@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from escnn.group import Representation
 from escnn.gspaces import GSpace
+from escnn.nn import Linear
 from torch import Tensor
 
 from .. import _escnn
 
-__all__ = ["Band"]
+__all__ = ["Band", "FiberBand", "band_of"]
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,18 @@ class Band:
         return abs(element["irrep:frequency"]) <= self.cutoff(element["radius"])
 
     @classmethod
-    def of(cls, convolution, where: str = "") -> "Band":
+    def of(cls, convolution, where: str = "", cutoff=None) -> "Band":
         """Read the rule off an escnn convolution.
 
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
-        kept and left out. Raises :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency
+        kept and left out; ``cutoff`` is the ``frequencies_cutoff`` it was built with, where that is known. Raises :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency
         by radius explains them (a custom ``basis_filter``).
         """
         return cls(
             rings=tuple(convolution._rings),
             sigma=tuple(convolution._sigma),
             maximum_frequency=int(convolution._maximum_frequency),
-            limit=_escnn.band_limit(convolution, where),
+            limit=_escnn.band_limit(convolution, where, cutoff),
             points=convolution.basisexpansion.points,
         )
 
@@ -77,3 +78,20 @@ class Band:
             admits=self.admits,
             points=self.points,
         ).to(torch.float64)
+
+
+@dataclass(frozen=True)
+class FiberBand:
+    """The sampling rule of a linear layer: one point, no band limit."""
+
+    points: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False, compare=False)
+    key: tuple = ("fiber",)
+
+    def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
+        """Matrices equivariant from ``in_repr`` to ``out_repr``, shape ``(K, out size, in size, 1)``, float64."""
+        return _escnn.sample_intertwiners(gspace, in_repr, out_repr).to(torch.float64)
+
+
+def band_of(layer, where: str = "", cutoff=None):
+    """The sampling rule of an escnn convolution or linear layer."""
+    return FiberBand() if isinstance(layer, Linear) else Band.of(layer, where, cutoff)

@@ -7,9 +7,10 @@ the plan, and orthonormal among themselves.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence
 
 import numpy as np
 import torch
@@ -58,15 +59,19 @@ class Relaxation:
         Returns:
             for each pathway's name a tensor ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0.
         """
-        key = (self.gspace, self.pathways, self.basis, band.key, in_repr.name, out_repr.name, tuple(equivariant.shape))
+        equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
+        # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
+        value = hashlib.sha256(equivariant.numpy().tobytes()).digest()
+        key = (self.gspace.name, self.pathways, self.basis, band.key, in_repr, out_repr, value)
         if key not in _CACHE:
-            _CACHE[key] = self._split(band, in_repr, out_repr, equivariant.to("cpu", torch.float64))
-        return {name: kernels.clone() for name, kernels in _CACHE[key].items()}
+            _CACHE[key] = self._split(band, in_repr, out_repr, equivariant)
+        residual = {name: kernels.clone() for name, kernels in _CACHE[key].items()}
+        return {EQUIVARIANT.name: equivariant, **residual}
 
     def _split(self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor) -> dict:
         shape = (out_repr.size, in_repr.size, len(band.points))
         spanned = orthonormal(equivariant.flatten(1))
-        result = {EQUIVARIANT.name: equivariant}
+        result = {}
         for pathway in self.pathways[1:]:
             if pathway == BEYOND_BAND:
                 basis = complement(spanned)
@@ -152,7 +157,9 @@ def plan(
         ladder = _ladder(gspace, subgroups, where)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
     if basis == "pixel":
-        if all(np.isin(np.round(np.abs(gspace.basespace_action(g)), 9), (0, 1)).all() for g in group.elements):
+        if gspace.dimensionality == 0 or all(
+            np.isin(np.round(np.abs(gspace.basespace_action(g)), 9), (0, 1)).all() for g in group.elements
+        ):
             residual.insert(0, OFF_BAND)
         else:
             residual.append(BEYOND_BAND)
@@ -160,6 +167,9 @@ def plan(
 
 
 def _ladder(gspace: GSpace, ids: Sequence, where: str) -> tuple[Subgroup, ...]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
+    ids = list(ids)
     chosen = [subgroup(gspace, id, where) for id in ids]
     if not chosen:
         raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
@@ -171,5 +181,5 @@ def _ladder(gspace: GSpace, ids: Sequence, where: str) -> tuple[Subgroup, ...]:
                 remedy="name proper subgroups only",
             )
     if len({frozenset(s.elements) for s in chosen}) < len(chosen):
-        raise SubgroupError(where, f"a subgroup is named twice in {list(ids)!r}", remedy="name each once")
+        raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
     return tuple(sorted(chosen, key=lambda s: -s.order))

@@ -126,8 +126,8 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
         if subgroup.order() == 0:
             raise ValueError("no such subgroup")
         return subgroup, embed, pull
-    except SubgroupError as error:
-        raise SubgroupError(where, str(error)) from None
+    except SubgroupError as error:  # of a factor of a product
+        raise SubgroupError(where, f"{id!r} names no subgroup of {group.name}: {error}") from None
     except (AssertionError, ValueError, NotImplementedError, KeyError, TypeError, IndexError, ZeroDivisionError):
         # escnn answers an impossible id with whatever breaks first
         raise SubgroupError(

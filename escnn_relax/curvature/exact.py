@@ -1,0 +1,118 @@
+"""Blocks without a Kronecker approximation, from the gradient of every sample."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from .accumulation import Accumulator, Batch
+from .contraction import pull_back
+from .conventions import FACTOR_DTYPE
+from .factors import DenseFactor, DiagonalFactor, EigenFactor, Factor, GramFactor, KroneckerFactor
+from .linear_map import LinearMap, WeightBlock
+
+__all__ = ["Exact", "Diagonal", "Corrected"]
+
+
+class _Samplewise(Accumulator):
+    """Forms the gradient of the kernel for each sample and column, and pulls it back to the weights."""
+
+    def add(self, batch: Batch, gradients: Tensor) -> None:
+        kernels = gradients @ batch.patches.transpose(-1, -2)  # (N, groups, channels, C S)
+        for parameter, blocks in self._by_parameter().items():
+            self._take(parameter, blocks, [pull_back(kernels, block) for block in blocks])
+
+    def _by_parameter(self) -> dict[str, list[WeightBlock]]:
+        found: dict[str, list[WeightBlock]] = {}
+        for block in self.blocks:
+            found.setdefault(block.parameter, []).append(block)
+        return found
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        raise NotImplementedError
+
+
+class Exact(_Samplewise):
+    """The whole matrix of a parameter, all its blocks together.
+
+    The columns V themselves are kept until there are more of them than weights: then the Gram matrix of the columns has
+    the same eigenvalues as :math:`V V^\\top` but zeros, and is smaller.
+    """
+
+    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
+        super().__init__(name, layer, parameters)
+        self._columns: dict[str, list[Tensor]] = {}
+        self._H: dict[str, Tensor] = {}
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        columns = in_order(blocks, gradients)
+        if parameter in self._H:
+            self._H[parameter] += (columns.T @ columns).to(FACTOR_DTYPE)
+            return
+        kept = self._columns.setdefault(parameter, [])
+        kept.append(columns)
+        if sum(len(c) for c in kept) >= columns.shape[1]:
+            V = torch.cat(kept)
+            self._H[parameter] = (V.T @ V).to(FACTOR_DTYPE)
+            del self._columns[parameter]
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        found: dict[str, tuple[Factor, ...]] = {
+            name: (DenseFactor(self.where(name), H),) for name, H in self._H.items()
+        }
+        for name, kept in self._columns.items():
+            found[name] = (GramFactor(self.where(name), torch.cat(kept).to(FACTOR_DTYPE)),)
+        return found
+
+
+class Diagonal(_Samplewise):
+    """Only the diagonal is kept."""
+
+    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
+        super().__init__(name, layer, parameters)
+        self._squares: dict[str, Tensor | float] = dict.fromkeys(parameters, 0.0)
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        squares = in_order(blocks, gradients).square().sum(0)
+        self._squares[parameter] = self._squares[parameter] + squares.to(FACTOR_DTYPE)
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}
+
+
+class Corrected(_Samplewise):
+    """The exact diagonal in the eigenbasis of given Kronecker factors; needs a pass over the data of its own.
+
+    George, Laurent, Bouthillier, Ballas, Vincent: *Fast approximate natural gradient descent in a Kronecker-factored
+    eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\\log|H + \\delta|` is never below the exact block's.
+    """
+
+    def __init__(self, name: str, layer: LinearMap, kronecker: dict[str, tuple[KroneckerFactor, ...]]) -> None:
+        super().__init__(name, layer, tuple(kronecker))
+        self._bases = {parameter: [factor.eigenbases for factor in of] for parameter, of in kronecker.items()}
+        self._squares: dict[str, list] = {parameter: [0.0] * len(of) for parameter, of in kronecker.items()}
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        for index, (gradient, (U_A, U_B)) in enumerate(zip(gradients, self._bases[parameter])):
+            rotated = U_B.T.to(gradient) @ gradient @ U_A.to(gradient)  # (N, O, D)
+            squares = rotated.square().sum(0).to(FACTOR_DTYPE)
+            self._squares[parameter][index] = self._squares[parameter][index] + squares
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        found: dict[str, tuple[Factor, ...]] = {}
+        for parameter, blocks in self._by_parameter().items():
+            parts = zip(blocks, self._bases[parameter], self._squares[parameter])
+            where = self.where(parameter)
+            found[parameter] = tuple(EigenFactor(where, A, B, s, block.positions) for block, (A, B), s in parts)
+        return found
+
+
+def in_order(blocks: list[WeightBlock], gradients: list[Tensor]) -> Tensor:
+    """Gradients of all blocks of a parameter as rows ``(N, size)`` in the order of its weights."""
+    flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+    order = torch.cat([block.positions.flatten() for block in blocks])
+    if torch.equal(order, torch.arange(len(order))):
+        return flat
+    return flat.index_select(1, order.argsort().to(flat.device))

@@ -1,0 +1,80 @@
+"""The curvature of one layer: each of its parameters by the approximation that is meant for it."""
+
+from __future__ import annotations
+
+from typing import Mapping, Sequence
+
+from torch import Tensor
+
+from ..errors import UnsupportedModuleError
+from .accumulation import Accumulator, Batch, Bias, Expand, Reduce
+from .exact import Corrected, Diagonal, Exact
+from .extraction import Use
+from .factors import Factor
+from .linear_map import LinearMap
+
+__all__ = ["LayerCurvature"]
+
+#: What is summed in the first pass over the data; ``eigenvalue-corrected`` needs a second one in ``expand``'s eigenbasis.
+_FIRST_PASS = {"expand": Expand, "reduce": Reduce, "exact": Exact, "diagonal": Diagonal, "eigenvalue-corrected": Expand}
+
+
+class LayerCurvature:
+    """Accumulates the factors of a layer's parameters.
+
+    Args:
+        name: the layer's.
+        layer: its linear map.
+        recipe: the approximation of each covered parameter, by its name within the layer.
+        exact_bias: whether the bias is exact; else it gets the output factor of ``expand``.
+    """
+
+    def __init__(self, name: str, layer: LinearMap, recipe: Mapping[str, str], exact_bias: bool = True) -> None:
+        self.name, self.layer = name, layer
+        by_kind: dict[str, list[str]] = {}
+        for parameter in layer.parameters:
+            if parameter in recipe:
+                by_kind.setdefault(recipe[parameter], []).append(parameter)
+        self._to_correct = by_kind.get("eigenvalue-corrected", [])
+        self._parts: list[Accumulator] = []
+        for kind in dict.fromkeys(_FIRST_PASS.values()):
+            wanted = [p for k, parameters in by_kind.items() if _FIRST_PASS[k] is kind for p in parameters]
+            if wanted:
+                self._parts.append(kind(name, layer, wanted))
+        if layer.bias is not None and "bias" in recipe:
+            self._parts.append(Bias(name, layer, shared=not exact_bias and recipe["bias"] != "reduce"))
+        self._batch: Batch | None = None
+        self._done: dict[str, tuple[Factor, ...]] = {}
+
+    def read(self, inputs: Sequence[Tensor], samples: int) -> None:
+        """The inputs of all uses of the layer in one minibatch."""
+        for input in inputs:
+            if len(input) != samples:
+                raise UnsupportedModuleError(
+                    self.name,
+                    f"the layer sees {len(input)} samples where the network has {samples}",
+                    remedy="keep the batch dimension first and to itself",
+                )
+        self._batch = Batch(self.layer, inputs)
+        for part in self._parts:
+            part.read(self._batch)
+
+    def add(self, uses: Sequence[Use]) -> None:
+        """The output gradients that one column of the loss Hessian's square root sends to the same uses."""
+        gradients = self._batch.gradients(uses)
+        for part in self._parts:
+            part.add(self._batch, gradients)
+
+    def second_pass(self) -> bool:
+        """Whether the data are needed once more; if so, prepares for it."""
+        self._done = self.factors()
+        kronecker = {parameter: self._done.pop(parameter) for parameter in self._to_correct}
+        self._parts = [Corrected(self.name, self.layer, kronecker)] if kronecker else []
+        return bool(kronecker)
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        """Factors by parameter name within the layer."""
+        found = dict(self._done)
+        for part in self._parts:
+            found.update(part.factors())
+        return found

@@ -1,0 +1,173 @@
+"""Which layer is which linear map."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from escnn.nn import Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .. import _escnn
+from ..errors import UnsupportedModuleError
+from ..nn.kernel import PathwayKernel
+from ..nn.relaxed import RelaxedConvolution
+from .linear_map import LinearMap, Piece, WeightBlock
+from .places import Everywhere, Places, TransposedWindow, Window
+
+__all__ = ["linear_map", "obstacle"]
+
+
+@singledispatch
+def linear_map(module: nn.Module, where: str = "") -> LinearMap:
+    """The linear map of a supported layer; ``UnsupportedModuleError`` for others.
+
+    >>> linear_map(nn.Linear(3, 2)).blocks[0].channels.shape
+    torch.Size([2, 1])
+    """
+    raise UnsupportedModuleError(
+        where, f"no curvature is known for a {type(module).__name__}", remedy="freeze its parameters"
+    )
+
+
+def obstacle(module: nn.Module) -> str:
+    """Why the curvature does not know this layer; empty if it does.
+
+    A subclass is known if it computes what its parent does: if it has the parent's ``forward`` and no parametrisation.
+    """
+    kind = type(module).__name__
+    known = next((parent for parent in type(module).__mro__ if parent in linear_map.registry and parent is not object), None)
+    if known is None:
+        return f"no curvature is known for {kind}"
+    if parametrize.is_parametrized(module):
+        return f"the weights of {kind} are functions of other parameters"
+    if any(getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")):
+        return f"{kind} has another forward than {known.__name__}"
+    return ""
+
+
+# --- plain layers: every channel is a field of size 1, every weight a basis element -----------------------------------
+
+
+@linear_map.register
+def _(module: nn.Linear, where: str = "") -> LinearMap:
+    positions = torch.arange(module.weight.numel()).view(1, module.out_features, -1)
+    return _plain(module, module.out_features, module.in_features, positions, Everywhere(), 1)
+
+
+@linear_map.register(nn.Conv1d)
+@linear_map.register(nn.Conv2d)
+@linear_map.register(nn.Conv3d)
+def _(module, where: str = "") -> LinearMap:
+    padding = module.padding
+    if padding == "valid":
+        padding = (0,) * len(module.kernel_size)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
+        if any(t % 2 for t in total):
+            raise UnsupportedModuleError(
+                where, "padding='same' is lopsided for an even kernel", remedy="pad by hand before the layer"
+            )
+        padding = tuple(t // 2 for t in total)
+    places = Window(module.kernel_size, module.stride, module.dilation, padding, module.padding_mode)
+    groups = module.groups
+    positions = torch.arange(module.weight.numel()).view(groups, module.out_channels // groups, -1)
+    return _plain(module, module.out_channels, module.in_channels, positions, places, groups)
+
+
+@linear_map.register(nn.ConvTranspose1d)
+@linear_map.register(nn.ConvTranspose2d)
+@linear_map.register(nn.ConvTranspose3d)
+def _(module, where: str = "") -> LinearMap:
+    places = TransposedWindow(
+        module.kernel_size, module.stride, module.dilation, module.padding, module.output_padding
+    )
+    groups = module.groups
+    positions = torch.arange(module.weight.numel())  # torch keeps these weights as (in, out / groups, S)
+    positions = positions.view(groups, module.in_channels // groups, module.out_channels // groups, -1)
+    positions = positions.transpose(1, 2).flatten(2)
+    return _plain(module, module.out_channels, module.in_channels, positions, places, groups)
+
+
+def _plain(module, outputs: int, inputs: int, positions, places: Places, groups: int) -> LinearMap:
+    piece = Piece(torch.arange(inputs // groups).unsqueeze(1), None)
+    channels = torch.arange(outputs // groups).unsqueeze(1)
+    blocks = tuple(WeightBlock("weight", g, channels, (piece,), positions[g]) for g in range(groups))
+    bias = None if module.bias is None else torch.eye(outputs).to(module.bias)
+    return LinearMap(blocks, bias, places, groups)
+
+
+# --- steerable layers -------------------------------------------------------------------------------------------------
+
+
+@linear_map.register
+def _(module: RelaxedConvolution, where: str = "") -> LinearMap:
+    blocks = [b for p in module.pathways for b in _steerable(module, f"weights.{p.name}", module.kernel, p.name)]
+    return _steerable_map(module, blocks)
+
+
+@linear_map.register(R2Conv)
+@linear_map.register(R3Conv)
+@linear_map.register(R2ConvTransposed)
+@linear_map.register(R3ConvTransposed)
+@linear_map.register(Linear)
+def _(module, where: str = "") -> LinearMap:
+    groups = getattr(module, "groups", 1)
+    in_reprs, out_reprs = module.in_type.representations, module.out_type.representations
+    if _is_transposed(module):
+        out_reprs = out_reprs[: len(out_reprs) // groups]
+    else:
+        in_reprs = in_reprs[: len(in_reprs) // groups]
+    bases = {(i, o): basis.detach() for i, o, basis, _ in _escnn.blocks(module.basisexpansion)}
+    kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases}).to(module.weights)
+    return _steerable_map(module, _steerable(module, "weights", kernel, "equivariant"))
+
+
+def _steerable(module, parameter: str, kernel: PathwayKernel, pathway: str) -> list[WeightBlock]:
+    """One block for each representation of the output and convolution group.
+
+    A convolution's kernel maps one group's input to all groups' outputs, a transposed one's the other way round.
+    """
+    groups, transposed = getattr(module, "groups", 1), _is_transposed(module)
+    per_group = kernel.out_size // (1 if transposed else groups)
+    found = []
+    for name, fields in kernel.out_fields.items():
+        into = [b for b in kernel.blocks[pathway] if b.out_name == name]
+        for g in range(groups if into else 0):
+            pieces, positions = [], []
+            for b in into:
+                channels = kernel.in_fields[b.in_name].channels
+                order = torch.arange(b.start, b.stop).view(b.outputs, b.inputs, -1)
+                if transposed:
+                    order, channels = order.chunk(groups, 1)[g], channels.chunk(groups)[0]
+                else:
+                    order = order.chunk(groups)[g]
+                pieces.append(Piece(channels, kernel.basis(b).detach()))
+                positions.append(order.flatten(1))
+            channels = fields.channels if transposed else fields.channels.chunk(groups)[g] - g * per_group
+            found.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1)))
+    return found
+
+
+def _steerable_map(module, blocks: list[WeightBlock]) -> LinearMap:
+    bias = None if module.bias is None else module.bias_expansion
+    return LinearMap(tuple(blocks), bias, _places(module), getattr(module, "groups", 1))
+
+
+def _is_transposed(module) -> bool:
+    return hasattr(module, "output_padding")
+
+
+def _places(module) -> Places:
+    if not hasattr(module, "kernel_size"):
+        return Everywhere()
+
+    def all_of(name: str) -> tuple[int, ...]:
+        value = getattr(module, name)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,) * module.d
+
+    common = [all_of(name) for name in ("kernel_size", "stride", "dilation", "padding")]
+    if _is_transposed(module):
+        return TransposedWindow(*common, all_of("output_padding"))
+    return Window(*common, module.padding_mode)

@@ -1,0 +1,183 @@
+"""Back to the larger group: the nearest equivariant kernels, and what is lost on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from escnn.nn import FieldType
+from torch import Tensor, nn
+
+from .. import _escnn
+from ..errors import FieldTypeError, UnsupportedModuleError
+from ..nn.relaxed import RelaxedConvolution
+from .harden import _strict
+from .restrict_layer import STEERABLE
+from .walk import replace_modules
+
+__all__ = ["ProjectedLayer", "project"]
+
+
+@dataclass(frozen=True)
+class ProjectedLayer:
+    """What :func:`project` did to one layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        norm: Frobenius norm of its kernel before.
+        lost: :math:`|W - PW| / |W|`, the fraction of the norm that was not equivariant.
+        lost_bias: the same for the bias; 0 without one.
+    """
+
+    name: str
+    norm: float
+    lost: float
+    lost_bias: float = 0.0
+
+
+def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
+    r"""The orthogonal projection of a layer or network on the equivariant kernels of the larger group.
+
+    .. math:: PW = W \Phi^+ \Phi, \qquad \min_{W' \in \mathrm{span}\,\Phi} |W - W'|_F
+
+    Args:
+        module: a relaxed layer or a model with some; or a module on a subgroup.
+        like: for a module on a subgroup, the module on G that it came from (or any of the same structure): it says
+            which fields of G the channels are. It is left alone.
+
+    Returns:
+        a new module on G of escnn's classes, with the other parameters and statistics of ``module``; its attribute
+        ``projection`` is a tuple of :class:`ProjectedLayer`.
+
+    Raises:
+        UnsupportedModuleError: nothing to project.
+        FieldTypeError: ``like`` does not correspond to ``module``.
+
+    >>> from escnn import gspaces, nn
+    >>> from escnn_relax.morphism.restrict import restrict
+    >>> space = gspaces.rot2dOnR2(8)
+    >>> type = nn.FieldType(space, [space.regular_repr])
+    >>> conv = nn.R2Conv(type, type, 5)
+    >>> back = project(restrict(conv, 4), like=conv)
+    >>> back.projection[0].lost < 1e-5, bool((back.weights - conv.weights).abs().max() < 1e-5)
+    (True, True)
+    """
+    records: list[ProjectedLayer] = []
+    theirs = dict(module.named_modules())
+
+    def replacement(name: str, part: nn.Module) -> Optional[nn.Module]:
+        if like is None:
+            if not isinstance(part, RelaxedConvolution):
+                return None
+            new, record = _relaxed(name, part)
+        else:
+            if type(part) not in STEERABLE:
+                return None
+            source = theirs.get(name)
+            if type(source) is not type(part):
+                raise FieldTypeError(
+                    name, expected=f"a {type(part).__name__} there as in like", got=type(source).__name__
+                )
+            new, record = _on_group(name, source, part)
+        records.append(record)
+        return new
+
+    result = replace_modules(module if like is None else like, replacement)
+    if not records:
+        raise UnsupportedModuleError(
+            type(module).__name__,
+            "no layer in it can be projected",
+            remedy="relax it first, or pass like=, the module on the larger group",
+        )
+    if like is not None:
+        _adopt(result, theirs, {r.name for r in records})
+        result.train(module.training)
+    result.projection = tuple(records)
+    return result
+
+
+def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, ProjectedLayer]:
+    """The residual kernels are orthogonal to the equivariant ones, so projecting is leaving them out."""
+    with torch.no_grad():
+        kernel = layer.expand_parameters()[0]
+        new = _strict(layer)
+        new.train(layer.training)
+    return new, ProjectedLayer(name, float(kernel.norm()), layer.breaking_energy**0.5)
+
+
+def _slices(type: FieldType) -> list[slice]:
+    ends, position = [], 0
+    for r in type.representations:
+        ends.append(slice(position, position + r.size))
+        position += r.size
+    return ends
+
+
+def _on_group(name: str, source: nn.Module, target: nn.Module) -> tuple[nn.Module, ProjectedLayer]:
+    for side in ("in_type", "out_type"):
+        ours, wanted = getattr(source, side), getattr(target, side)
+        if [r.size for r in ours.representations] != [r.size for r in wanted.representations]:
+            raise FieldTypeError(name, expected=f"{side} with the field sizes of {wanted}", got=str(ours))
+    new = _escnn.rebuild(target, target.in_type, target.out_type)
+    dtype = source.weights.dtype
+    new = new.to(device=source.weights.device, dtype=dtype)
+    with torch.no_grad():
+        kernel = source.basisexpansion(source.weights).double().cpu()
+        outs, ins = _slices(target.out_type), _slices(target.in_type)
+        named_out = [r.name for r in target.out_type.representations]
+        named_in = [r.name for r in target.in_type.representations]
+        blocks = dict(_escnn.block_modules(target.basisexpansion))
+        weights = torch.zeros(new.weights.shape, dtype=torch.float64)
+        for pair, block in _escnn.block_modules(new.basisexpansion):
+            block.sampled_basis = blocks[pair].sampled_basis.detach().clone().to(block.sampled_basis)
+            rows = block.sampled_basis.double().cpu().flatten(1)
+            # grouped layers hold fewer fields than their types on one side
+            pieces = [
+                kernel[o, i].flatten()
+                for a, o in zip(named_out, outs)
+                for b, i in zip(named_in, ins)
+                if (b, a) == pair and o.stop <= kernel.shape[0] and i.stop <= kernel.shape[1]
+            ]
+            start, stop = _escnn.weight_range(new.basisexpansion, pair)
+            weights[start:stop] = (torch.stack(pieces) @ torch.linalg.pinv(rows, rtol=1e-5)).flatten()
+        new.weights.copy_(weights)
+        after = new.basisexpansion(new.weights).double().cpu()
+        lost_bias = _project_bias(source, target, new)
+        new.train(source.training)
+    norm = float(kernel.norm())
+    lost = float((kernel - after).norm()) / norm if norm > 0 else 0.0
+    return new, ProjectedLayer(name, norm, lost, lost_bias)
+
+
+def _project_bias(source: nn.Module, target: nn.Module, new: nn.Module) -> float:
+    if new.bias is None:
+        return 1.0 if source.bias is not None and bool(source.bias.any()) else 0.0
+    new.bias_expansion.copy_(target.bias_expansion)
+    if source.bias is None:
+        return 0.0
+    bias: Tensor = source.bias_expansion.double() @ source.bias.double()
+    expansion = new.bias_expansion.double()
+    new.bias.copy_(torch.linalg.pinv(expansion) @ bias)
+    norm = float(bias.norm())
+    return float((bias - expansion @ new.bias.double()).norm()) / norm if norm > 0 else 0.0
+
+
+def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str]) -> None:
+    """Parameters and statistics of everything that was not projected."""
+    with torch.no_grad():
+        for name, part in result.named_modules():
+            if any(name == p or name.startswith(f"{p}.") or not p for p in projected):
+                continue
+            source = theirs.get(name)
+            if source is None:
+                raise FieldTypeError(name, "the module on the subgroup has no such part", remedy="pass its original")
+            values = {**source._parameters, **source._buffers}
+            for key, tensor in {**part._parameters, **part._buffers}.items():
+                if tensor is None or values.get(key) is None:
+                    continue
+                if values[key].shape != tensor.shape:
+                    raise FieldTypeError(
+                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(values[key].shape))
+                    )
+                tensor.data = values[key].detach().clone()

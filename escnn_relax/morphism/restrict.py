@@ -1,0 +1,200 @@
+"""Re-expressing a network on a subgroup: same function, fewer symmetries to keep."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from escnn import nn as enn
+from escnn.gspaces import GSpace
+from escnn.nn import EquivariantModule, FieldType
+from torch import nn
+
+from ..errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
+from ..symmetry.subgroups import subgroup
+from .relabel import Relabel
+from .restrict_layer import CONTAINERS, RETYPED, STEERABLE, restrict_steerable, restricted_value, retype
+from .restriction_plan import RestrictionPlan
+from .walk import map_values, replace_modules
+
+__all__ = ["restrict"]
+
+#: Modules that hand a tensor from one group to a smaller one.
+STEPS = (enn.RestrictionModule, Relabel)
+
+
+def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = None, where: str = "") -> nn.Module:
+    """A new module on the subgroup's G-space, computing the same function; the given one is left alone.
+
+    Convolutions and Linear are rebuilt as escnn layers of H with H's own, more numerous coefficients: whatever these
+    become, the layer stays H-equivariant. All other escnn modules keep their parameters and statistics and get the
+    restricted field types. Train and eval mode, precision, device and ``requires_grad`` are those of the original.
+
+    Args:
+        module: an EquivariantModule, or any module that contains some.
+        subgroup_id: escnn's id of H in G, the group of the module's first field type; see
+            :mod:`escnn_relax.symmetry.subgroup_ids`.
+        from_layer: dotted name of a submodule; only it and the modules registered after it are restricted, and a
+            :class:`~escnn_relax.morphism.relabel.Relabel` is put before it. What skips over the boundary has to be
+            restricted by hand.
+        where: name of the module for error messages.
+
+    Raises:
+        SubgroupError: the id has the wrong form, names no subgroup, or names G itself.
+        UnsupportedModuleError: a module unknown to us, with its name and what to do.
+        EmptyBasisError: a layer's basis filter keeps H's kernels from containing G's.
+        ArgumentError: ``from_layer`` names no module with an input type.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.rot2dOnR2(8)
+    >>> scalar, regular = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, 2 * [space.regular_repr])
+    >>> net = nn.SequentialModule(nn.R2Conv(scalar, regular, 5), nn.InnerBatchNorm(regular), nn.ReLU(regular))
+    >>> on_c4 = restrict(net, 4)
+    >>> x = torch.randn(1, 1, 9, 9)
+    >>> torch.allclose(net(scalar(x)).tensor, on_c4(on_c4.in_type(x)).tensor, atol=1e-5)
+    True
+    >>> net[0].weights.numel(), on_c4[0].weights.numel()
+    (22, 44)
+    """
+    where = where or type(module).__name__
+    root = _first_type(module)
+    if root is None:
+        raise FieldTypeError(where, "the module has no field type, so there is no group to restrict")
+    chosen = subgroup(root.gspace, subgroup_id, where)
+    if chosen.index == 1:
+        raise SubgroupError(
+            where,
+            f"{subgroup_id!r} names the whole group {root.gspace.fibergroup.name}",
+            remedy="name a proper subgroup; print(subgroups(gspace)) lists them",
+        )
+    plan = RestrictionPlan(chosen)
+    for name, part in module.named_modules():  # steps that the network takes itself
+        if type(part) in STEPS:
+            plan.through(part, f"{where}.{name}")
+    early = _early(module, from_layer, where)
+    replaced: list[nn.Module] = []
+    kept: dict[str, str] = {}
+    boundary = dict(module.named_modules()).get(from_layer) if from_layer is not None else None
+
+    def replacement(name: str, part: nn.Module) -> Optional[nn.Module]:
+        title = f"{where}.{name}" if name else where
+        if part is boundary:
+            on_h = restrict(part, _local_id(plan, part, title), where=title)
+            new = _Boundary(Relabel(part.in_type, on_h.in_type), on_h)
+        elif id(part) in early:
+            kept[name] = early[id(part)]
+            return None
+        else:
+            new = _leaf(part, plan, title)
+        if new is None:
+            kept[name] = "after"
+            return None
+        replaced.append(new)
+        return new
+
+    result = replace_modules(module, replacement)
+    skip = {id(m) for new in replaced for m in new.modules()}
+    for name, part in list(result.named_modules()):
+        if id(part) in skip or kept.get(name, "after") == "before":
+            continue
+        across = kept.get(name) == "across"
+
+        def change(attribute: str, value: Any, across=across, name=name) -> Any:
+            if across and attribute != "out_type":
+                return value
+            return restricted_value(value, plan.restriction(value if isinstance(value, GSpace) else value.gspace, name))
+
+        map_values(part, (FieldType, GSpace), change)
+    return _unfold(result) if boundary is not None else result
+
+
+class _Boundary(enn.SequentialModule):
+    """The step to H and the first module on H, until they find their place in the parent."""
+
+
+def _unfold(model: nn.Module) -> nn.Module:
+    """Within a sequence the step becomes a member of its own, so that the others keep their names."""
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if not isinstance(child, _Boundary):
+                continue
+            step, layer = child
+            if isinstance(parent, enn.SequentialModule | nn.Sequential) and not isinstance(parent, _Boundary):
+                members = {k: c for k, c in parent._modules.items()}
+                parent._modules.clear()
+                for k, c in members.items():
+                    if k == key:
+                        parent._modules[f"before_{key}"] = step
+                        c = layer
+                    parent._modules[k] = c
+            else:
+                parent._modules[key] = enn.SequentialModule(step, layer)
+    return model
+
+
+def _local_id(plan: RestrictionPlan, part: nn.Module, title: str) -> Any:
+    if not isinstance(getattr(part, "in_type", None), FieldType):
+        raise ArgumentError(
+            title, "from_layer must name a module with an in_type, since the step to the subgroup goes before it"
+        )
+    return plan.restriction(part.in_type.gspace, title).subgroup.id
+
+
+def _early(module: nn.Module, from_layer: Optional[str], where: str) -> dict[int, str]:
+    """The modules that keep G: those registered before the boundary, and those that contain it ("across")."""
+    if from_layer is None:
+        return {}
+    order = dict(module.named_modules())
+    if not isinstance(from_layer, str) or from_layer not in order or not from_layer:
+        raise ArgumentError(
+            where,
+            expected="from_layer to be the dotted name of a submodule",
+            got=repr(from_layer),
+            remedy=f"e.g. {', '.join([n for n in order if n][:6])}",
+        )
+    early: dict[int, str] = {}
+    for name, part in order.items():
+        if name == from_layer:
+            break
+        early[id(part)] = "across" if not name or from_layer.startswith(name + ".") else "before"
+    return early
+
+
+def _first_type(module: nn.Module) -> Optional[FieldType]:
+    """The input type of the module, or of the first of its parts that has one."""
+    for part in module.modules():
+        types = getattr(part, "in_type", None)
+        for type in types if isinstance(types, tuple | list) else (types,):
+            if isinstance(type, FieldType):
+                return type
+    return None
+
+
+def _leaf(part: nn.Module, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
+    """The restricted module, or None for a module that only holds others or knows nothing of fields."""
+    kind = type(part)
+    if kind in STEERABLE:
+        return restrict_steerable(part, plan.restriction(part.in_type.gspace, title), title)
+    if kind in RETYPED:
+        return retype(part, plan.restriction(_first_type(part).gspace, title))
+    if kind in STEPS:
+        before, after = plan.through(part, title)
+        return Relabel(before.field_type(part.in_type), after.field_type(part.out_type))
+    if isinstance(part, CONTAINERS):
+        return None
+    if kind.__module__.startswith("escnn."):
+        if isinstance(part, EquivariantModule):
+            raise UnsupportedModuleError(
+                title,
+                f"{kind.__name__} has no counterpart on restricted fields",
+                expected=f"one of {', '.join(k.__name__ for k in STEERABLE)}, nonlinearities, norms, pools",
+                remedy="replace it, or restrict the modules around it and put a Relabel on either side",
+            )
+        return None
+    if isinstance(part, (*STEERABLE, *RETYPED)) or (isinstance(part, EquivariantModule) and not list(part.children())):
+        raise UnsupportedModuleError(
+            title,
+            f"{kind.__name__} is not known to restrict, which rebuilds escnn's own classes and what is made of them",
+            remedy="compose it of escnn modules, or (a relaxed layer) harden or project it first",
+        )
+    return None

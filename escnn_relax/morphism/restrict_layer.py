@@ -1,0 +1,82 @@
+"""One escnn layer on a subgroup: steerable layers rebuilt, the others given the restricted types."""
+
+from __future__ import annotations
+
+import torch
+from escnn import nn as enn
+from escnn.gspaces import GSpace
+from escnn.nn import FieldType
+from torch import nn
+
+from .. import _escnn
+from ..symmetry.restriction import Restriction
+from .intertwine import bias_map, block_maps, carry_weights
+from .walk import map_values, replace_modules
+
+__all__ = ["STEERABLE", "RETYPED", "CONTAINERS", "restrict_steerable", "retype"]
+
+#: Rebuilt: H's own coefficients, more of them, giving the same kernel.
+STEERABLE = (enn.R2Conv, enn.R3Conv, enn.R2ConvTransposed, enn.R3ConvTransposed, enn.Linear)
+
+#: Copied with the restricted types: their forward pass depends on the fields' sizes only.
+RETYPED = tuple(
+    getattr(enn, name)
+    for name in (
+        *("ReLU", "ELU", "LeakyReLU", "PointwiseNonLinearity", "ConcatenatedNonLinearity", "NormNonLinearity"),
+        *("GatedNonLinearity1", "GatedNonLinearity2", "GatedNonLinearityUniform", "VectorFieldNonLinearity"),
+        *("InducedNormNonLinearity", "InducedGatedNonLinearity1"),
+        *("FourierPointwise", "FourierELU", "QuotientFourierPointwise", "QuotientFourierELU"),
+        *("InnerBatchNorm", "NormBatchNorm", "InducedNormBatchNorm", "GNormBatchNorm"),
+        *("IIDBatchNorm1d", "IIDBatchNorm2d", "IIDBatchNorm3d"),
+        *("PointwiseMaxPool2D", "PointwiseMaxPool3D", "PointwiseMaxPoolAntialiased2D", "PointwiseMaxPoolAntialiased3D"),
+        *("PointwiseAvgPool2D", "PointwiseAvgPool3D", "PointwiseAvgPoolAntialiased2D", "PointwiseAvgPoolAntialiased3D"),
+        *("PointwiseAdaptiveAvgPool2D", "PointwiseAdaptiveAvgPool3D"),
+        *("PointwiseAdaptiveMaxPool2D", "PointwiseAdaptiveMaxPool3D", "NormMaxPool"),
+        *("PointwiseDropout", "FieldDropout", "R2Upsampling", "R3Upsampling", "MaskModule", "IdentityModule"),
+        *("GroupPooling", "NormPool", "InducedNormPool", "ReshuffleModule", "DisentangleModule"),
+    )
+    if hasattr(enn, name)
+)
+
+#: Their children are restricted, and their own types with them.
+CONTAINERS = (enn.SequentialModule, enn.MultipleModule, enn.MergeModule, enn.BranchingModule)
+
+
+def restrict_steerable(layer: nn.Module, change: Restriction, where: str = "") -> nn.Module:
+    """A convolution or Linear on H with the same kernel and bias; see :mod:`escnn_relax.morphism.intertwine`.
+
+    Raises:
+        EmptyBasisError: H's basis does not contain the layer's.
+    """
+    in_type, out_type = change.field_type(layer.in_type), change.field_type(layer.out_type)
+    new = _escnn.rebuild(layer, in_type, out_type)
+    maps = block_maps(layer, new, where)
+    weights = carry_weights(layer.weights, layer, new, maps)
+    new = new.to(device=layer.weights.device, dtype=layer.weights.dtype)
+    blocks = dict(_escnn.block_modules(new.basisexpansion))
+    with torch.no_grad():
+        for m in maps:
+            blocks[m.new_pair].sampled_basis = m.basis.to(blocks[m.new_pair].sampled_basis)
+        new.weights.copy_(weights)
+        if layer.bias is not None:
+            transfer, expansion = bias_map(layer, new)
+            new.bias_expansion.copy_(expansion)
+            new.bias.copy_(layer.bias.detach().double().cpu() @ transfer)
+            new.bias.requires_grad_(layer.bias.requires_grad)
+    new.weights.requires_grad_(layer.weights.requires_grad)
+    with torch.no_grad():  # a filter kept with its graph could neither be copied nor used twice
+        new.train(layer.training)
+    return new
+
+
+def retype(module: nn.Module, change: Restriction) -> nn.Module:
+    """A copy, statistics and parameters included, between the restricted field types."""
+    new = replace_modules(module, lambda name, m: None)
+    for part in new.modules():
+        map_values(part, (FieldType, GSpace), lambda name, value: restricted_value(value, change))
+    return new
+
+
+def restricted_value(value: FieldType | GSpace, change: Restriction) -> FieldType | GSpace:
+    """A field type or G-space of G on H."""
+    return change.field_type(value) if isinstance(value, FieldType) else change.gspace

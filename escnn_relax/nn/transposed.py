@@ -1,0 +1,83 @@
+"""Relaxed transposed convolutions of the plane and of space."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Optional, Sequence
+
+from escnn.gspaces import GSpace2D, GSpace3D
+from escnn.nn import FieldType, R2ConvTransposed, R3ConvTransposed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .relaxed import RelaxedConvolution
+
+__all__ = ["RelaxedR2ConvTransposed", "RelaxedR3ConvTransposed"]
+
+
+class _Transposed(RelaxedConvolution):
+    """Transposed convolutions; torch keeps their kernel as ``(in channels, out channels / groups, *size)``."""
+
+    _geometry = (*RelaxedConvolution._geometry, "output_padding")
+
+    def __init__(
+        self,
+        in_type: FieldType,
+        out_type: FieldType,
+        kernel_size: int,
+        *arguments: Any,
+        relaxation: str = "graded",
+        subgroups: Optional[Sequence] = None,
+        basis: str = "band-limited",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        names = list(inspect.signature(self._strict.__init__).parameters)[4:]
+        options = {"kernel_size": kernel_size, **dict(zip(names, arguments)), **options}
+        self._construct(in_type, out_type, relaxation, subgroups, basis, **options)
+
+    def _kernel_fields(self) -> tuple[Sequence, Sequence]:
+        return self.in_type.representations, self.out_type.representations[: len(self.out_type) // self.groups]
+
+    def _as_filter(self, kernel: Tensor) -> Tensor:
+        return super()._as_filter(kernel).transpose(0, 1)
+
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
+        convolve = F.conv_transpose2d if self.d == 2 else F.conv_transpose3d
+        rest = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return convolve(input, kernel, bias, *rest)
+
+    def _plain(self, bias: bool) -> nn.Module:
+        kind = nn.ConvTranspose2d if self.d == 2 else nn.ConvTranspose3d
+        geometry = {name: getattr(self, name) for name in self._geometry}
+        return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
+
+
+class RelaxedR2ConvTransposed(_Transposed):
+    __doc__ = RelaxedConvolution.__doc__ + """
+    Constructed like :class:`escnn.nn.R2ConvTransposed`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
+    :class:`RelaxedR2Conv`, with the same errors.
+
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
+    >>> RelaxedR2ConvTransposed(fields, gray, kernel_size=3, stride=2).evaluate_output_shape((1, 4, 5, 5))
+    (1, 1, 11, 11)
+    """
+
+    _strict, _gspace = R2ConvTransposed, GSpace2D
+
+
+class RelaxedR3ConvTransposed(_Transposed):
+    __doc__ = RelaxedConvolution.__doc__ + """
+    Constructed like :class:`escnn.nn.R3ConvTransposed`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
+    :class:`RelaxedR2Conv`, with the same errors.
+
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.invOnR3()
+    >>> signs = nn.FieldType(space, [space.regular_repr])
+    >>> RelaxedR3ConvTransposed(signs, signs, kernel_size=3).evaluate_output_shape((1, 2, 3, 3, 3))
+    (1, 2, 5, 5, 5)
+    """
+
+    _strict, _gspace = R3ConvTransposed, GSpace3D

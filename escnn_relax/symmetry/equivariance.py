@@ -1,0 +1,344 @@
+"""How far a module, a model or a kernel is from being equivariant, by group element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from escnn.group import GroupElement
+from escnn.gspaces import GSpace
+from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from torch import Tensor
+
+from ..errors import ArgumentError, FieldTypeError, RelaxError
+from .grid_action import acts_on_grid, fiber_matrix, move_points, axes_matrix, transform_field
+
+__all__ = [
+    "EquivarianceError",
+    "acts_on_grid",
+    "assert_equivariant",
+    "equivariance_error",
+    "grid_elements",
+    "kernel_equivariance_error",
+]
+
+
+@dataclass(frozen=True)
+class EquivarianceError(Mapping):
+    """Relative errors by group element: a mapping element -> fraction.
+
+    Attributes:
+        elements: elements of the group of the input.
+        errors: relative L2 error for each.
+        exact: whether all elements act exactly on the grid; else the errors contain those of interpolation.
+        gspace: where the elements act.
+    """
+
+    elements: tuple[GroupElement, ...]
+    errors: tuple[float, ...]
+    exact: bool
+    gspace: GSpace
+
+    def __getitem__(self, element: GroupElement) -> float:
+        for e, error in zip(self.elements, self.errors):
+            if e == element:
+                return error
+        raise KeyError(element)
+
+    def __iter__(self) -> Iterator[GroupElement]:
+        return iter(self.elements)
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    @property
+    def max(self) -> float:
+        """The largest error."""
+        return max(self.errors)
+
+    @property
+    def mean(self) -> float:
+        """The mean error over the elements."""
+        return sum(self.errors) / len(self.errors)
+
+    def by_angle(self) -> list[tuple[float, bool, float]]:
+        """For plots: (angle in degrees, whether orientation is reversed, error), sorted.
+
+        In the plane the angle is that of the rotation, or of the reflection's axis; in space that of the rotation.
+        """
+        rows = [(*_angle(self.gspace, e), error) for e, error in zip(self.elements, self.errors)]
+        return sorted(rows, key=lambda row: (row[1], row[0]))
+
+    def __str__(self) -> str:
+        kind = "exact on the grid" if self.exact else "with interpolation"
+        return f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
+
+
+def _angle(gspace: GSpace, element: GroupElement) -> tuple[float, bool]:
+    if gspace.dimensionality == 0:
+        return float("nan"), False
+    matrix = np.asarray(gspace.basespace_action(element))
+    reverses = bool(np.linalg.det(matrix) < 0)
+    if gspace.dimensionality == 2:
+        angle = math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])) % 360
+        return (round(angle / 2, 6) % 180 if reverses else round(angle, 6) % 360), reverses
+    cosine = (np.trace(-matrix if reverses else matrix) - 1) / 2
+    return round(math.degrees(math.acos(min(1.0, max(-1.0, cosine)))), 6), reverses
+
+
+def grid_elements(gspace: GSpace) -> list[GroupElement]:
+    """The elements of a finite group, or of escnn's testing elements, that act exactly on the pixel grid.
+
+    >>> from escnn import gspaces
+    >>> len(grid_elements(gspaces.flipRot2dOnR2(8)))
+    8
+    """
+    group = gspace.fibergroup
+    every = list(group.elements) if group.order() > 0 else list(group.testing_elements())
+    return [g for g in every if acts_on_grid(gspace, g)]
+
+
+def _default_elements(gspace: GSpace) -> list[GroupElement]:
+    exact = [g for g in grid_elements(gspace) if g != gspace.fibergroup.identity]
+    if exact or gspace.fibergroup.order() == 1:
+        return exact or [gspace.fibergroup.identity]
+    return list(gspace.testing_elements)
+
+
+def equivariance_error(
+    module: Callable,
+    input: GeometricTensor | Tensor | None = None,
+    elements: Iterable[GroupElement] | None = None,
+    *,
+    in_type: FieldType | None = None,
+    out_type: FieldType | None = None,
+    size: int | None = None,
+    where: str = "",
+) -> EquivarianceError:
+    r"""Relative error of equivariance on the sampling grid, for each group element.
+
+    .. math:: e(g) = \frac{\|f(g x) - g f(x)\|}{\tfrac12 (\|f(g x)\| + \|g f(x)\|)}
+
+    Elements that move pixels between pixels are interpolated by cubic splines; then input and comparison are cut to the
+    inscribed disk, and the result holds the error of interpolation too.
+
+    Args:
+        module: an EquivariantModule, or any model that takes a GeometricTensor or (with ``in_type``) a tensor, and
+            returns a GeometricTensor or a tensor. A plain tensor is taken as invariant features; if it has space axes,
+            these transform. The module's mode (train, eval) is left as it is, except that running statistics that it
+            changes are restored.
+        input: what it is fed; random by default, of the type and precision of the module.
+        elements: of the input's group; by default those that act exactly on the grid, if there are any besides the
+            identity, else escnn's testing elements.
+        in_type: type of the input of a model that takes a plain tensor.
+        out_type: type of the output, where a plain tensor is more than invariant.
+        size: side of the default input.
+        where: name for error messages.
+
+    Raises:
+        FieldTypeError: the input's type is not known.
+        ArgumentError: an element of another group, or one that the output's group lacks.
+
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> type = nn.FieldType(space, [space.regular_repr])
+    >>> print(equivariance_error(nn.R2Conv(type, type, 3)).max < 1e-5)
+    True
+    """
+    where = where or type(module).__name__
+    plain = in_type is not None and not isinstance(module, EquivariantModule)
+    declared = in_type or (input.type if isinstance(input, GeometricTensor) else getattr(module, "in_type", None))
+    if not isinstance(declared, FieldType):
+        raise FieldTypeError(
+            where, "the type of the input is not known", remedy="pass a GeometricTensor, or in_type= for a plain tensor"
+        )
+    coords = input.coords if isinstance(input, GeometricTensor) else None
+    tensor = input.tensor if isinstance(input, GeometricTensor) else input
+    if isinstance(input, GeometricTensor) and in_type is None:
+        plain = False
+    gspace = declared.gspace
+    elements = _default_elements(gspace) if elements is None else list(elements)
+    if not elements:
+        raise ArgumentError(where, expected="at least one element", got="none")
+    for g in elements:
+        if g.group != gspace.fibergroup:
+            raise ArgumentError(where, expected=f"elements of {gspace.fibergroup.name}", got=f"one of {g.group.name}")
+    exact = coords is not None or all(acts_on_grid(gspace, g) for g in elements)
+    if tensor is None:
+        tensor = _random(module, declared, size, smooth=not exact)
+    if not exact:
+        tensor = tensor * _disk(tensor, gspace.dimensionality)
+
+    def call(x: Tensor, points: Tensor | None) -> Any:
+        return module(x if plain else GeometricTensor(x, declared, points))
+
+    state = _statistics(module)
+    try:
+        with torch.no_grad():
+            errors = [_one(call, tensor, coords, declared, out_type, g, exact, where, state) for g in elements]
+    finally:
+        _restore(state)
+    return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)
+
+
+def _one(call, tensor, coords, in_type, out_type, g, exact, where, state) -> float:
+    gspace = in_type.gspace
+    points = None
+    if coords is None:
+        moved = transform_field(tensor, in_type, g)
+    else:
+        moved = torch.einsum("oi,bi...->bo...", fiber_matrix(in_type, g, tensor), tensor)
+        points = coords @ torch.as_tensor(np.asarray(gspace.basespace_action(g)).T).to(coords)
+    devices = [tensor.device] if tensor.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        seed = torch.random.initial_seed()
+        torch.manual_seed(seed)
+        after = call(moved, points)
+        _restore(state)
+        torch.manual_seed(seed)
+        before = call(tensor, coords)
+        _restore(state)
+    type_ = out_type or (before.type if isinstance(before, GeometricTensor) else None)
+    before, after = (y.tensor if isinstance(y, GeometricTensor) else y for y in (before, after))
+    if type_ is None:
+        d = gspace.dimensionality
+        expected = move_points(before, axes_matrix(gspace, g)) if d and before.ndim == 2 + d else before
+    else:
+        h = g if type_.gspace.fibergroup == gspace.fibergroup else _counterpart(type_.gspace, gspace, g, where)
+        if coords is None:
+            expected = transform_field(before, type_, h)
+        else:
+            expected = torch.einsum("oi,bi...->bo...", fiber_matrix(type_, h, before), before)
+    if not exact and expected.ndim == 2 + gspace.dimensionality and min(expected.shape[2:]) > 1:
+        mask = _disk(expected, gspace.dimensionality)
+        expected, after = expected * mask, after * mask
+    scale = (expected.norm() + after.norm()).item() / 2
+    return (expected - after).norm().item() / scale if scale > 0 else 0.0
+
+
+def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -> GroupElement:
+    """The element of the output's (smaller) group that moves points as ``g`` does."""
+    if space.dimensionality == original.dimensionality and space.dimensionality > 0:
+        wanted = np.asarray(original.basespace_action(g))
+        group = space.fibergroup
+        for h in group.elements if group.order() > 0 else group.testing_elements():
+            if np.abs(np.asarray(space.basespace_action(h)) - wanted).max() < 1e-6:
+                return h
+    raise ArgumentError(
+        where,
+        f"{g} acts on the input but is not known to the output's group {space.fibergroup.name}",
+        remedy="pass elements= that lie in both groups",
+    )
+
+
+def _random(module: Callable, in_type: FieldType, size: int | None, smooth: bool) -> Tensor:
+    d = in_type.gspace.dimensionality
+    like = next((p for p in module.parameters()), torch.empty(0)) if isinstance(module, torch.nn.Module) else torch.empty(0)
+    side = size or {2: 33 if smooth else 17, 3: 17 if smooth else 9}.get(d, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, in_type.size, *(side,) * d, generator=generator, dtype=torch.float64)
+    if smooth:  # a spline follows what varies slowly
+        pool = torch.nn.functional.avg_pool2d if d == 2 else torch.nn.functional.avg_pool3d
+        for _ in range(3):
+            x = pool(x, 5, stride=1, padding=2)
+        x = x / x.std()
+    return x.to(dtype=like.dtype, device=like.device)
+
+
+def _disk(tensor: Tensor, d: int) -> Tensor:
+    axes = [torch.linspace(-1, 1, n, dtype=tensor.dtype, device=tensor.device) for n in tensor.shape[-d:]]
+    return (sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) <= 0.9).to(tensor.dtype)
+
+
+def _statistics(module: Any) -> list[tuple[Tensor, Tensor]]:
+    buffers = list(module.buffers()) if isinstance(module, torch.nn.Module) else []
+    return [(b, b.detach().clone()) for b in buffers if b.requires_grad is False and b.numel() < 10**6]
+
+
+def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, value in state:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+def kernel_equivariance_error(
+    kernel: Tensor | Callable[[Tensor], Tensor],
+    in_type: FieldType,
+    out_type: FieldType,
+    points: Tensor | None = None,
+    elements: Iterable[GroupElement] | None = None,
+    where: str = "kernel",
+) -> EquivarianceError:
+    r"""Relative distance of a kernel from its transforms, without any interpolation.
+
+    .. math:: e(g) = \frac{\|\rho_{out}(g) K(g^{-1} x) \rho_{in}(g)^{-1} - K(x)\|}{\|K\|}
+
+    Args:
+        kernel: sampled on a centred grid, shape ``(out, in, *space)``: then elements must act on the grid. Or a function
+            of points ``(S, d)`` with values ``(out, in, S)``, such as an expansion in an analytic basis: then any
+            element will do, and the error is exact.
+        in_type, out_type: field types over the group to test, which may be larger than the kernel's own.
+        points: where a function is compared, shape ``(S, d)``; random in the unit ball by default.
+        elements: as in :func:`equivariance_error`.
+
+    Raises:
+        ArgumentError: a sampled kernel and an element that leaves the grid, or a kernel of another shape.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.flipRot2dOnR2(4)
+    >>> scalar = nn.FieldType(space, [space.trivial_repr])
+    >>> blob = torch.tensor([[0., 1., 0.], [1., 2., 1.], [0., 1., 0.]]).view(1, 1, 3, 3)
+    >>> kernel_equivariance_error(blob, scalar, scalar).max
+    0.0
+    """
+    gspace = in_type.gspace
+    analytic = not isinstance(kernel, Tensor)
+    d = gspace.dimensionality
+    if elements is None:
+        elements = list(gspace.testing_elements) if analytic else _default_elements(gspace)
+        if not analytic:
+            elements = [g for g in elements if acts_on_grid(gspace, g)]
+    elements = list(elements) or [gspace.fibergroup.identity]
+    if not analytic and (kernel.shape[:2] != (out_type.size, in_type.size) or kernel.ndim not in (2, 2 + d)):
+        raise ArgumentError(
+            where, expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)", got=tuple(kernel.shape)
+        )
+    if analytic and points is None:
+        points = torch.rand(64, d, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    errors = []
+    with torch.no_grad():
+        here = kernel(points) if analytic else kernel
+        for g in elements:
+            if analytic:
+                matrix = torch.as_tensor(np.asarray(gspace.basespace_action(g))).to(points)
+                moved = kernel(points @ matrix)  # rows: g^{-1} x
+            elif not acts_on_grid(gspace, g):
+                raise ArgumentError(
+                    where, f"{g} does not map the grid onto itself", remedy="pass the kernel as a function of points"
+                )
+            else:
+                moved = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel
+            left, right = fiber_matrix(out_type, g, here), fiber_matrix(in_type, ~g, here)
+            difference = torch.einsum("po,oi...,iq->pq...", left, moved, right) - here
+            scale = here.norm().item()
+            errors.append(difference.norm().item() / scale if scale > 0 else 0.0)
+    exact = analytic or all(acts_on_grid(gspace, g) for g in elements)
+    return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)
+
+
+def assert_equivariant(module: Callable, tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
+    """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.RelaxError` when it exceeds ``tolerance``."""
+    error = equivariance_error(module, **arguments)
+    if not error.max <= tolerance:
+        worst = error.elements[max(range(len(error)), key=error.errors.__getitem__)]
+        raise RelaxError(
+            arguments.get("where") or type(module).__name__,
+            f"not equivariant: relative error {error.max:.2e} under {worst}, tolerance {tolerance:.0e}",
+        )
+    return error

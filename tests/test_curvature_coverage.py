@@ -1,0 +1,259 @@
+"""Any graph, and nothing covered by mistake: shared and tied layers, in-place user code, layers of an unknown kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from curvature_oracles import dense_ggn
+from escnn import gspaces
+from escnn import nn as enn
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from escnn_relax.curvature.collect import Curvature
+from escnn_relax.errors import CoverageError, UnsupportedModuleError
+from escnn_relax.nn import RelaxedR2Conv
+
+#: float64; the two sides sum the same numbers in another order
+ROUNDING = 1e-10
+
+C4 = gspaces.rot2dOnR2(4)
+
+
+def images(count=4, channels=1, size=5):
+    return [(torch.randn(count, channels, size, size).double(), torch.randint(3, (count,)))]
+
+
+def check(model, data=None):
+    """Exact blocks equal the dense Gauss-Newton matrix, through whatever graph."""
+    model = model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.5)
+    data = data or images()
+    estimate, expected = Curvature(model, "categorical", "exact")(data), dense_ggn(model, data, "categorical")
+    assert set(estimate.factors) == set(expected)
+    for name, (factor,) in estimate.factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+    return estimate
+
+
+class Net(nn.Module):
+    """A steerable network whose forward pass each test writes itself."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.gray = enn.FieldType(C4, [C4.trivial_repr])
+        self.fields = enn.FieldType(C4, [C4.regular_repr])
+        self.first = RelaxedR2Conv(self.gray, self.fields, 3, padding=1)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.linear = nn.Linear(4, 3)
+        self.steps = forward
+
+    def forward(self, x):
+        x = self.steps(self, self.first(self.gray(x)))
+        return self.linear(getattr(x, "tensor", x).mean((-2, -1)))
+
+
+def fields():
+    return enn.FieldType(C4, [C4.regular_repr])
+
+
+def convolution(kind=RelaxedR2Conv, **options):
+    return kind(fields(), fields(), 3, padding=1, **options)
+
+
+def test_residual_sum():
+    check(Net(lambda net, x: x + net.second(net.act(x)), second=convolution(), act=enn.ELU(fields())))
+
+
+def test_dense_connections():
+    wide = enn.FieldType(C4, 2 * [C4.regular_repr])
+
+    def forward(net, x):
+        return net.third(enn.tensor_directsum([x, net.second(x)]))
+
+    check(Net(forward, second=convolution(), third=RelaxedR2Conv(wide, fields(), 3)))
+
+
+def test_gate_and_user_code_between_layers():
+    def forward(net, x):
+        x = net.second(x)
+        gate = x.tensor.sum(1, keepdim=True).sigmoid()
+        return enn.GeometricTensor(x.tensor * gate / (1 + x.tensor.square().mean()), x.type)
+
+    check(Net(lambda net, x: forward(net, x), second=convolution(enn.R2Conv)), images(count=1))
+
+
+def test_norm_nonlinearity():
+    vectors = enn.FieldType(C4, 2 * [C4.irrep(1)])
+    act = enn.NormNonLinearity(vectors, bias=False)
+    model = Net(lambda net, x: net.act(net.second(x)), second=RelaxedR2Conv(fields(), vectors, 3), act=act)
+    check(model)
+
+
+@pytest.mark.parametrize("kind", [RelaxedR2Conv, enn.R2Conv])
+def test_a_layer_used_twice(kind):
+    def forward(net, x):
+        return net.second(net.act(net.second(x)))
+
+    check(Net(forward, second=convolution(kind), act=enn.ELU(fields())))
+
+
+def test_a_layer_used_at_two_scales():
+    def forward(net, x):
+        fine = net.second(x).tensor.mean((-2, -1))
+        coarse = net.second(enn.GeometricTensor(x.tensor[..., ::2, ::2].tanh(), x.type)).tensor.mean((-2, -1))
+        return (fine + coarse)[..., None, None]
+
+    check(Net(forward, second=convolution()))
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(inplace=True), nn.Tanh()])
+def test_activations_in_place(function):
+    def forward(net, x):
+        return net.second(enn.GeometricTensor(function(x.tensor), x.type))
+
+    check(Net(forward, second=convolution()))
+
+
+def test_input_changed_in_place_after_use():
+    """The layer's input is kept as it was read."""
+
+    def careless(net, x):
+        y = net.second(x)
+        x.tensor.mul_(2)
+        return y
+
+    model = Net(careless, second=convolution()).double()
+    data = images()
+    found = Curvature(model, "categorical", "exact")(data).factors["second.weights.equivariant"][0].dense()
+    model.steps = lambda net, x: net.second(x)
+    expected = dense_ggn(model, data, "categorical")["second.weights.equivariant"]
+    assert (found - expected).norm() < ROUNDING * expected.norm()
+
+
+def test_linear_on_sequences():
+    """A linear layer with extra dimensions shares its weight over them."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.tokens(x).tanh().mean((1, 2)))
+
+    check(Mixer())
+
+
+def test_one_and_three_dimensions():
+    class Lines(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lines = nn.Conv1d(5, 3, 3, padding=1, padding_mode="circular")
+            self.solid = nn.Conv3d(1, 2, (1, 2, 2), stride=(1, 2, 1))
+            self.head = nn.Linear(2, 3)
+
+        def forward(self, x):
+            y = self.lines(x[:, 0]).tanh()
+            return self.head(self.solid(y[:, None, :, :, None].expand(-1, -1, -1, -1, 3)).mean((-3, -2, -1)))
+
+    check(Lines())
+
+
+def test_frozen_layers_are_left_out_but_passed_through():
+    model = Net(lambda net, x: net.second(x), second=convolution())
+    model.second.requires_grad_(False)
+    curvature = Curvature(model.double(), "categorical", "exact")
+    assert {n for n, why in curvature.uncovered.items() if why == "frozen"} == {n for n, _ in model.named_parameters() if "second" in n}
+    data = images()
+    estimate, expected = curvature(data), dense_ggn(model, data, "categorical")
+    assert all((f.dense() - expected[n]).norm() < ROUNDING * expected[n].norm() for n, (f,) in estimate.factors.items())
+
+
+# --- layers that look like ones we know -------------------------------------------------------------------------------
+
+
+def uncovered(model):
+    curvature = Curvature(model, "categorical")
+    assert set(curvature.uncovered) | set(curvature.covered) == {n for n, _ in model.named_parameters()}
+    return curvature.uncovered
+
+
+def test_a_parametrised_layer_is_not_covered():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 4), parametrizations.weight_norm(nn.Linear(4, 3)))
+    assert {name.split(".")[0] for name in uncovered(model)} == {"2"}
+
+
+def test_a_subclass_with_its_own_forward_is_not_covered():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight / self.weight.norm(), self.bias)
+
+    model = nn.Sequential(Standardised(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))
+    assert set(uncovered(model)) == {"0.weight", "0.bias"}
+    assert "Standardised" in uncovered(model)["0.weight"]
+
+
+def test_a_subclass_that_computes_the_same_is_covered():
+    class Named(nn.Conv2d):
+        pass
+
+    assert uncovered(nn.Sequential(Named(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))) == {}
+
+
+def test_weights_tied_between_layers_are_not_covered():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 25), nn.Linear(25, 25), nn.Linear(25, 3))
+    model[2].weight = model[1].weight
+    why = uncovered(model)
+    assert set(why) == {"1.weight"} and "2.weight" in why["1.weight"]
+    estimate = Curvature(model.double(), "categorical")(images())
+    assert set(estimate.factors) == {"1.bias", "2.bias", "3.weight", "3.bias"}
+
+
+def test_nothing_to_cover():
+    with pytest.raises(CoverageError, match="no layer whose curvature is known"):
+        Curvature(nn.Sequential(nn.Flatten(), nn.PReLU()), "categorical")
+
+
+def test_lopsided_padding_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 2, padding="same"), nn.Flatten(), nn.Linear(50, 3)).double()
+    with pytest.raises(UnsupportedModuleError, match="0.*lopsided"):
+        Curvature(model, "categorical")(images())
+
+
+def test_batch_dimension_must_come_first():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = nn.Linear(5, 4), nn.Linear(20, 3)
+
+        def forward(self, x):
+            return self.head(self.linear(x.flatten(0, 2)).reshape(len(x), -1))
+
+    with pytest.raises(UnsupportedModuleError, match="linear.*batch"):
+        Curvature(Folded().double(), "categorical")(images())
+
+
+def test_users_own_hooks_and_forward_survive():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)).double()
+    calls, own = [], model[1].forward
+    model[1].register_forward_hook(lambda *_: calls.append("hook"))
+
+    def patched(x):
+        calls.append("patch")
+        return own(x)
+
+    model[1].forward = patched
+    Curvature(model, "categorical")(images())
+    assert calls == ["patch", "hook"] and vars(model[1])["forward"] is patched
+
+
+def test_the_users_data_gets_no_gradient():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)).double()
+    ((x, y),) = images()
+    x.requires_grad_()
+    Curvature(model, "categorical")([(x, y)])
+    assert x.grad is None

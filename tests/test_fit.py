@@ -1,0 +1,160 @@
+"""Training by the evidence: resumption, waiting, errors that leave everything as it was."""
+
+import pytest
+import torch
+from escnn import gspaces
+from escnn import nn as enn
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from escnn_relax import Evidence, fit, relax
+from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
+from escnn_relax.evidence.history import EpochRecord
+
+SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
+
+
+class Net(nn.Module):
+    def __init__(self, outputs=3):
+        super().__init__()
+        space = gspaces.rot2dOnR2(4)
+        self.gray = enn.FieldType(space, [space.trivial_repr])
+        hidden = enn.FieldType(space, 2 * [space.regular_repr])
+        self.convolution = enn.R2Conv(self.gray, hidden, 3, padding=1)
+        self.activation, self.pool = enn.ReLU(hidden), enn.GroupPooling(hidden)
+        self.linear = nn.Linear(2, outputs)
+
+    def forward(self, x):
+        return self.linear(self.pool(self.activation(self.convolution(self.gray(x)))).tensor.mean((-2, -1)))
+
+
+def net(outputs=3):
+    torch.manual_seed(0)
+    return relax(Net(outputs))
+
+
+def loader(count=24, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(count, 1, 5, 5, generator=generator)
+    y = (x.mean((1, 2, 3)) * 20).long().clamp(-1, 1) + 1
+    return DataLoader(
+        TensorDataset(x, y.clamp(max=classes - 1)), 8, shuffle=True, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def test_fit_returns_history_and_moves_precisions():
+    model = net()
+    seen = []
+    history = fit(model, loader(), callback=seen.append, **SHORT)
+    assert [r.epoch for r in history.records] == list(range(6))
+    assert seen == history.records and isinstance(seen[0], EpochRecord)
+    assert [epoch for epoch, _ in history.evidences] == [1, 3, 5]
+    assert history.records[5].log_precision != history.records[1].log_precision or "wait" in history.records[1].note
+    assert torch.isfinite(model.convolution.log_precision).all()
+    assert "log evidence" in str(history) and len(history.to_dict()["records"]) == 6
+    # the last refresh is of the trained weights
+    again = Evidence(model, num_data=24)
+    again.log_precision = dict(history.evidence.log_precision)
+    assert again.refresh(loader()).total == pytest.approx(history.evidence.log_marginal_likelihood(), rel=1e-5)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, Stop])
+def test_interrupted_and_resumed_run_ends_the_same(tmp_path, signal):
+    whole = net()
+    reference = fit(whole, loader(), **SHORT)
+
+    def interrupt(record):
+        if record.epoch == 2:
+            raise signal
+
+    path = tmp_path / "run" / "checkpoint.pt"
+    with pytest.raises(signal):
+        fit(net(), loader(), checkpoint=path, callback=interrupt, **SHORT)
+    resumed = net()
+    torch.manual_seed(99)  # whatever happened in between
+    resumed_loader = loader(seed=77)
+    history = fit(resumed, resumed_loader, checkpoint=path, **SHORT)
+    assert len(history.records) == 6
+    for a, b in zip(whole.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+    assert history.evidence.log_precision == reference.evidence.log_precision
+    assert history.to_dict() == reference.to_dict()
+    # the broken twin: a run that starts anew from the same state ends elsewhere
+    other = net()
+    fit(other, loader(seed=77), **SHORT)
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters()))
+
+
+def test_finished_run_is_not_repeated(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    model = net()
+    fit(model, loader(), checkpoint=path, **SHORT)
+    before = [p.clone() for p in model.parameters()]
+    calls = []
+    fit(model, loader(), checkpoint=path, callback=calls.append, **SHORT)
+    assert not calls and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_checkpoint_of_another_run(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    fit(net(), loader(), checkpoint=path, **SHORT)
+    with pytest.raises(CheckpointError, match="epochs.*delete it"):
+        fit(net(), loader(), checkpoint=path, **{**SHORT, "epochs": 7})
+    path.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        fit(net(), loader(), checkpoint=path, **SHORT)
+
+
+def test_precisions_wait_while_nothing_is_learned():
+    """Labels that are noise: in the first half no precision moves, later they do."""
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(32, 1, 5, 5, generator=generator), torch.randint(3, (32,), generator=generator))
+    model = net()
+    history = fit(model, DataLoader(data, 8), lr=1e-5, **SHORT)
+    assert history.records[1].note and not history.records[3].note
+    start = Evidence(net()).log_precision
+    assert history.records[1].log_precision == start
+    assert history.records[3].log_precision != start
+
+
+def test_regression_learns_the_noise():
+    torch.manual_seed(0)
+    x = torch.randn(64, 1, 5, 5)
+    y = 3 * x.mean((1, 2, 3)).unsqueeze(1) + 0.1 * torch.randn(64, 1)
+    history = fit(net(1), DataLoader(TensorDataset(x, y), 16), likelihood="gaussian", **{**SHORT, "epochs": 40})
+    assert history.evidence.log_noise < -0.5
+
+
+def test_bad_arguments():
+    with pytest.raises(ArgumentError, match="refresh_every"):
+        fit(net(), loader(), **{**SHORT, "refresh_every": 0})
+    with pytest.raises(CoverageError, match="relax"):
+        fit(Net(), loader(), **SHORT)
+    with pytest.raises(LikelihoodError, match="categorical"):
+        fit(net(), loader(), likelihood="poisson", **SHORT)
+
+
+def untouched(call, error, match):
+    """The call raises, and the model is bit for bit as it was."""
+    model = net()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(error, match=match):
+        call(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(state[name])), name
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_bad_data_leaves_the_model_alone():
+    x, y = torch.randn(8, 1, 5, 5), torch.randint(3, (8,))
+    broken = x.clone()
+    broken[3, 0, 2, 2] = float("nan")
+    untouched(lambda m: fit(m, [], **SHORT), DataError, "no batch")
+    untouched(lambda m: fit(m, [(broken, y)], **SHORT), DataError, "batch 0.*NaN")
+    untouched(lambda m: fit(m, [(x, y + 5)], **SHORT), DataError, "labels in 0 ... 2")
+    untouched(lambda m: fit(m, [(x, y.float())], **SHORT), LikelihoodError, "gaussian")
+    untouched(lambda m: fit(m, [(x, y)], likelihood="gaussian", **SHORT), LikelihoodError, "real targets")
