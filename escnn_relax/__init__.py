@@ -11,15 +11,23 @@ __version__ = "0.1.0"
 _escnn.make_picklable()
 
 from .evidence import Evidence, EvidenceTerms, History, fit  # noqa: E402
-from .morphism import harden, relax  # noqa: E402
+from .morphism import carry_optimiser, harden, project, relax, restrict  # noqa: E402
 from .report import report  # noqa: E402
+from .symmetry.equivariance import assert_equivariant, equivariance_error  # noqa: E402
+from .symmetry.subgroups import subgroups  # noqa: E402
 
 __all__ = [
     "Evidence",
     "EvidenceTerms",
     "History",
+    "assert_equivariant",
+    "carry_optimiser",
+    "equivariance_error",
     "fit",
     "harden",
+    "project",
     "relax",
     "report",
+    "restrict",
+    "subgroups",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 from .errors import UnsupportedModuleError
 from .evidence import Evidence
 from .nn.relaxed import RelaxedConvolution
-from .symmetry.grid import kernel_error
+from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
 __all__ = ["LayerReport", "PathwayReport", "Report", "report"]
 
@@ -160,11 +160,15 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
         PathwayReport(p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name])
         for p, size, delta, gamma, f in zip(layer.pathways, sizes, layer.log_precision.tolist(), gammas, fractions)
     )
-    with torch.no_grad():
-        kernel = layer.kernel(layer.weights)
+    elements = [g for g in grid_elements(layer.space) if g != layer.space.fibergroup.identity]
+    error = math.nan
+    if elements:
         # in a grouped convolution the kernel maps from one group's fields, and all groups have the same
         in_type, out_type = (FieldType(layer.space, list(reprs)) for reprs in layer._kernel_fields())
-        error = kernel_error(kernel, in_type, out_type, layer.band.points)
+        with torch.no_grad():
+            kernel = layer.kernel(layer.weights)
+        kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
+        error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
     return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
 
 

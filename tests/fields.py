@@ -126,7 +126,7 @@ def distance(a, b):
 
 
 def kernels_of(layer):
-    """Each pathway's kernels, one a row: ``{name: (dimension, out size * in size * pixels)}``, through the layer itself."""
+    """Each pathway's kernels, one a row, ``(dimension, out size * in size * pixels)``, by the layer's own expansion."""
     rows = {}
     for name, weight in layer.weights.items():
         unit = torch.eye(len(weight), dtype=weight.dtype)

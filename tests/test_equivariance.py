@@ -29,7 +29,8 @@ def test_grid_action_is_escnns(space):
     """On the grid's own symmetries escnn's (single precision) transform is exact, and ours must be the same."""
     type = mixed(space)
     x = torch.randn(2, type.size, *(5,) * space.dimensionality)
-    for g in grid_elements(space):
+    elements = grid_elements(space)
+    for g in elements if len(elements) < 20 else elements[::7]:
         expected = nn.GeometricTensor(x, type).transform(g).tensor
         assert torch.allclose(transform_field(x, type, g), expected, atol=1e-5)
 
@@ -40,7 +41,7 @@ def test_grid_action_is_an_action(space):
     type = mixed(space)
     x = torch.randn(1, type.size, *(4,) * space.dimensionality, dtype=torch.float64)
     elements = grid_elements(space)
-    for g, h in zip(elements, elements[::-1]):
+    for g, h in zip(elements[::5], elements[::-3]):
         twice = transform_field(transform_field(x, type, h), type, g)
         assert torch.allclose(transform_field(x, type, g @ h), twice, atol=1e-7 if space is OH else 1e-13)
 
@@ -60,15 +61,18 @@ def test_interpolated_rotation_turns_counterclockwise():
 def test_strict_layers_pass_and_broken_ones_fail(space, conv):
     type = mixed(space)
     layer = conv(type, type, 3, recompute=True)
-    assert equivariance_error(layer).max < 1e-5 and equivariance_error(layer).exact
+    elements = grid_elements(space)
+    elements = elements if len(elements) < 20 else elements[1::9]
+    error = equivariance_error(layer, elements=elements)
+    assert error.max < 1e-5 and error.exact
     layer.double().eval()
     kernel = layer.filter.detach()
-    assert kernel_equivariance_error(kernel, type, type).max < 1e-6
+    assert kernel_equivariance_error(kernel, type, type, elements=elements).max < 1e-6
     layer.filter = torch.randn_like(kernel)
-    assert equivariance_error(layer).max > 0.1
-    assert kernel_equivariance_error(layer.filter, type, type).max > 0.1
+    assert equivariance_error(layer, elements=elements).max > 0.1
+    assert kernel_equivariance_error(layer.filter, type, type, elements=elements).max > 0.1
     with pytest.raises(RelaxError, match="not equivariant"):
-        assert_equivariant(layer)
+        assert_equivariant(layer, elements=elements)
 
 
 def test_only_the_kept_symmetry_passes():

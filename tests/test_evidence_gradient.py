@@ -292,3 +292,64 @@ def test_factors_that_are_not_finite():
             p.zero_()
     with pytest.raises(CurvatureError, match="second|first|norm"):
         Evidence(model, "gaussian").refresh(data)
+
+
+# --- priors -----------------------------------------------------------------------------------------------------------
+
+
+def test_tied_precisions_move_together_to_their_own_optimum():
+    evidence = Evidence(network(), ties="layer")
+    evidence.refresh(loader())
+    for _ in range(100):
+        evidence.step(1)
+    gradient = evidence.gradient()
+    assert set(evidence.prior.groups) == {"first", "second", "linear"}
+    for members in evidence.prior.groups.values():
+        assert len(members) > 1 and len({evidence.log_precision[n] for n in members}) == 1
+        assert abs(sum(gradient[n] for n in members)) < 1e-6 < max(abs(gradient[n]) for n in members)
+
+
+def test_one_precision_for_all():
+    evidence = Evidence(network(), ties="model")
+    evidence.refresh(loader())
+    evidence.step()
+    assert len(set(evidence.log_precision.values())) == 1
+
+
+def test_groups_of_the_users_own():
+    ties = {"first.bias": "biases", "second.bias": "biases"}
+    evidence = Evidence(network(), ties=ties)
+    assert evidence.prior.groups["biases"] == ("first.bias", "second.bias")
+    assert Evidence(network(), ties=lambda n: n.rpartition(".")[2]).prior.groups["bias"] == (
+        *evidence.prior.groups["biases"],
+        "linear.bias",
+    )
+
+
+def test_fixed_precisions_stay():
+    evidence = Evidence(network(), fixed={"first.bias": 1.5})
+    evidence.refresh(loader())
+    before = dict(evidence.log_precision)
+    evidence.step()
+    assert evidence.log_precision["first.bias"] == 1.5
+    assert all(evidence.log_precision[n] != before[n] for n in before if n != "first.bias")
+
+
+def test_bounds_hold():
+    evidence = Evidence(network(), bounds=(-1.0, 2.0))
+    evidence.refresh(loader())
+    for _ in range(30):
+        evidence.step(1)
+    values = evidence.log_precision.values()
+    assert -1.0 <= min(values) < -0.99 and max(values) <= 2.0
+
+
+@pytest.mark.parametrize("options", [{"ties": "everything"}, {"bounds": (2.0, 1.0)}])
+def test_bad_priors(options):
+    with pytest.raises(ArgumentError):
+        Evidence(network(), **options)
+
+
+def test_fixing_what_is_not_there():
+    with pytest.raises(CoverageError, match="third.bias"):
+        Evidence(network(), fixed={"third.bias": 1.0})

@@ -125,13 +125,18 @@ def test_regression_learns_the_noise():
     torch.manual_seed(0)
     x = torch.randn(64, 1, 5, 5)
     y = 3 * x.mean((1, 2, 3)).unsqueeze(1) + 0.1 * torch.randn(64, 1)
-    history = fit(net(1), DataLoader(TensorDataset(x, y), 16), likelihood="gaussian", **{**SHORT, "epochs": 40})
+    history = fit(net(1), DataLoader(TensorDataset(x, y), 16), likelihood="gaussian", **{**SHORT, "epochs": 20})
     assert history.evidence.log_noise < -0.5
 
 
 def test_bad_arguments():
     with pytest.raises(ArgumentError, match="refresh_every"):
         fit(net(), loader(), **{**SHORT, "refresh_every": 0})
+    model = net()
+    with pytest.raises(ArgumentError, match="both evidence and options"):
+        fit(model, loader(), evidence=Evidence(model, num_data=24), curvature="reduce", **SHORT)
+    with pytest.raises(ArgumentError, match="another model"):
+        fit(net(), loader(), evidence=Evidence(model, num_data=24), **SHORT)
     with pytest.raises(CoverageError, match="relax"):
         fit(Net(), loader(), **SHORT)
     with pytest.raises(LikelihoodError, match="categorical"):

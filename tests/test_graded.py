@@ -68,7 +68,7 @@ def test_pathways_fill_the_trivial_groups_layer(layer):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_pathways_fill_the_trivial_groups_layer_for_each_group(name):
-    check_that_pathways_fill_the_free_layer(field_type(name, "interleaved"), field_type(name), 3)
+    check_that_pathways_fill_the_free_layer(field_type(name, "interleaved"), field_type(name, "trivial"), 5)
 
 
 @pytest.mark.slow
@@ -220,15 +220,24 @@ IDS = {
 @pytest.mark.parametrize(("name", "id"), [(name, id) for name in IDS for id in IDS[name]], ids=str)
 def test_fixed_vectors_are_the_subgroups_own_kernels(name, id):
     """Equivariant kernels and the H-fixed vectors of all irreps span what escnn finds for H."""
-    s, regular = space(name), space(name).regular_repr
-    layer = relaxed(field_type(name), field_type(name), 5 if name == "C4" else 3)
-    new = fixed_kernels(layer.band, s, regular, regular, subgroup(s, id)).flatten(1)
+    check_fixed_vectors(name, id, "quotient", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "id"), [(name, id) for name in IDS for id in IDS[name]], ids=str)
+def test_fixed_vectors_between_regular_fields(name, id):
+    check_fixed_vectors(name, id, "regular", 5)
+
+
+def check_fixed_vectors(name, id, kind, size):
+    s, a, b = space(name), space(name).regular_repr, field_type(name, kind).representations[0]
+    layer = relaxed(field_type(name), field_type(name, kind), size)
+    new = fixed_kernels(layer.band, s, a, b, subgroup(s, id)).flatten(1)
     own = torch.cat([kernels_of(layer)["equivariant"], new])
     if subgroup(s, id).order == 1:
-        expected = kernels_without_symmetry(regular.size, regular.size, layer)
+        expected = kernels_without_symmetry(a.size, b.size, layer)
     else:
-        field = [regular.restrict(id)]
-        expected = kernels_of_subgroup(s.restrict(id)[0], field, field, layer)
+        expected = kernels_of_subgroup(s.restrict(id)[0], [a.restrict(id)], [b.restrict(id)], layer)
     assert rank(own) == rank(expected)
     assert outside(own, expected) < SAMPLING and outside(expected, own) < SAMPLING
 
@@ -291,7 +300,8 @@ def test_pixel_kernels_off_the_band_keep_a_symmetry_of_the_grid(name):
     for p in layer.pathways:
         if p.irrep:
             psi = space(name).irrep(*p.irrep)
-            projected = psi.size / psi.sum_of_squares_constituents * average(rows[p.name], in_type, out_type, psi.character)
+            factor = psi.size / psi.sum_of_squares_constituents
+            projected = factor * average(rows[p.name], in_type, out_type, psi.character)
             assert (projected - rows[p.name]).abs().max() < SAMPLING
 
 

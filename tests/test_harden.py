@@ -72,7 +72,7 @@ def test_what_broke_the_symmetry_is_merged(training):
 
 
 @settings(max_examples=20)
-@given(layers(sizes=(3,)), st.floats(1e-4, 0.3), st.sampled_from(["zeros", "circular"]))
+@given(layers(sizes=(3,)), st.floats(0.01, 0.3), st.sampled_from(["zeros", "circular"]))
 def test_output_moves_no_more_than_the_removed_energy(layer, size_of_residual, mode):
     r"""With e the removed share, |dW| = sqrt(e) |W| and by Cauchy-Schwarz, patch by patch,
     |dy(x)|^2 <= |dW|^2 |patch(x)|^2."""
@@ -83,8 +83,8 @@ def test_output_moves_no_more_than_the_removed_energy(layer, size_of_residual, m
     hardened = harden(relaxed, energy=1.0)
     (record,) = hardened.hardening
     assert record.removed_energy == pytest.approx(relaxed.breaking_energy, rel=1e-6) and record.removed_energy > 0
-    kernel = relaxed.expand_parameters()[0]
-    removed = kernel - hardened.expand_parameters()[0]
+    kernel = relaxed.expand_parameters()[0].detach()
+    removed = kernel - hardened.expand_parameters()[0].detach()
     assert float(removed.norm() / kernel.norm()) == pytest.approx(record.removed_energy**0.5, rel=1e-3)
     x = image(in_type)
     padded = torch.nn.functional.pad(x.tensor, 4 * (1,), mode=mode.replace("zeros", "constant"))
@@ -92,10 +92,10 @@ def test_output_moves_no_more_than_the_removed_energy(layer, size_of_residual, m
     moved = (hardened(x).tensor - relaxed(x).tensor).flatten(2).square().sum(1)
     bound = record.removed_energy * kernel.square().sum() * patches
     assert (moved <= bound * (1 + 1e-3)).all()
-    # and the bound is of the right size: one tenth of it would be broken by the worst patch
-    worst = torch.linalg.svd(removed.flatten(1), full_matrices=False).Vh[0].detach().view(1, in_type.size, size, size)
+    # and it is of the right size: the worst patch reaches the mean of the singular values' squares at least
+    worst = torch.linalg.svd(removed.flatten(1), full_matrices=False).Vh[0].view(1, in_type.size, size, size)
     reached = torch.conv2d(worst, removed).square().sum() / (record.removed_energy * kernel.square().sum())
-    assert reached > 1 / min(removed.flatten(1).shape) * (1 - 1e-3)
+    assert reached > 0.99 / min(removed.flatten(1).shape)
 
 
 def test_thresholds():

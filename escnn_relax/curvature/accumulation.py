@@ -97,7 +97,7 @@ class _Kronecker(Accumulator):
         for block in self.blocks:
             A = contract(mean[block.group], block, self.reduce)
             B = self._written[_output(block)].total
-            factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions)
+            factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, self._read.rows)
             found[block.parameter] = (*found.get(block.parameter, ()), factor)
         return found
 

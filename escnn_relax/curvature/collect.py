@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Union
+from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
 import torch
 from escnn.nn import GeometricTensor
@@ -19,7 +19,7 @@ from .layers import linear_map
 from .likelihood import Likelihood, likelihood
 from .recipe import recipe
 
-__all__ = ["Curvature", "CurvatureEstimate", "batches"]
+__all__ = ["Curvature", "CurvatureEstimate", "batches", "detached"]
 
 #: Largest relative difference of the loss between two passes over the same data in another order.
 SAME_DATA = 1e-3
@@ -87,7 +87,7 @@ class Curvature:
         self.coverage = coverage(model)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
         self.recipe = recipe(approximation, self.coverage.parameters)
-        self._extraction = Extraction(self.coverage.layers)
+        self.extraction = Extraction(self.coverage.layers)
 
     def __call__(
         self, loader: Iterable, progress: Optional[Callable[[Iterable], Iterable]] = None
@@ -101,7 +101,7 @@ class Curvature:
             CoverageError: a layer that the forward pass does not use.
         """
         layers = {name: self._layer(name) for name in self.coverage.layers}
-        with self._extraction.open(self.model):
+        with self.extraction.open(self.model):
             sums = self._pass(loader, layers, progress)
             if not sums.num_data:
                 raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
@@ -118,6 +118,37 @@ class Curvature:
         factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
         return CurvatureEstimate({name: factors[name] for name in self.covered}, *sums)
 
+    def refuse_indifferentiable(self) -> None:
+        """Raise ``ArgumentError`` where :meth:`differentiable` will."""
+        if self.samples is not None or "eigenvalue-corrected" in self.recipe.values():
+            raise ArgumentError(
+                "hypergradient", "sampled or eigenvalue-corrected curvature cannot be differentiated", remedy="use 'expand'"
+            )
+
+    def differentiable(
+        self, loader: Iterable, parameters: Sequence[nn.Parameter]
+    ) -> Iterator[tuple[Tensor, dict[str, tuple[Factor, ...]], int]]:
+        """Loss and factors of one minibatch after the other, with graphs to ``parameters``, and its number of samples.
+
+        Raises:
+            ArgumentError: Monte-Carlo columns or ``"eigenvalue-corrected"``, through which nothing can be differentiated.
+        """
+        self.refuse_indifferentiable()
+        device = next(self.model.parameters()).device
+        with self.extraction.open(self.model, tuple(parameters)):
+            for input, target in batches(loader, device):
+                output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
+                self.likelihood.check(output, target)
+                layers = {name: self._layer(name) for name in self.coverage.layers}
+                columns = self.likelihood.columns(output)
+                for index, uses in enumerate(self.extraction.differentiable(output, columns)):
+                    for name, layer in layers.items():
+                        if index == 0:
+                            layer.read([use.input for use in uses[name]], len(output))
+                        layer.add(uses[name])
+                factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
+                yield self.likelihood.loss(output, target), factors, len(output)
+
     def _layer(self, name: str) -> LayerCurvature:
         wanted = {parameter: self.recipe[join(name, parameter)] for parameter in self.coverage.of(name)}
         return LayerCurvature(name, linear_map(self.coverage.layers[name], name), wanted, self.exact_bias)
@@ -126,14 +157,14 @@ class Curvature:
         device = next(self.model.parameters()).device
         loss, num_data, num_outputs = 0.0, 0, 0
         for input, target in batches(loader, device, progress):
-            output = self.likelihood.tensor(self._extraction.forward(self.model, _detached(input)))
+            output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
                 raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
             self.likelihood.check(output, target)
             with torch.no_grad():
                 loss += float(self.likelihood.loss(output, target).double())
                 columns = self.likelihood.columns(output, self.samples)
-            for index, uses in enumerate(self._extraction.backward(output, columns)):
+            for index, uses in enumerate(self.extraction.backward(output, columns)):
                 for name, layer in layers.items():
                     if index == 0:
                         layer.read([use.input for use in uses[name]], len(output))
@@ -148,7 +179,7 @@ class _Sums(NamedTuple):
     num_outputs: int
 
 
-def _detached(input):
+def detached(input):
     """So that no gradient ends up in the user's data."""
     return GeometricTensor(input.tensor.detach(), input.type) if isinstance(input, GeometricTensor) else input.detach()
 

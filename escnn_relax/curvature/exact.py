@@ -12,8 +12,9 @@ from .contraction import pull_back
 from .conventions import FACTOR_DTYPE
 from .factors import DenseFactor, DiagonalFactor, EigenFactor, Factor, GramFactor, KroneckerFactor
 from .linear_map import LinearMap, WeightBlock
+from .moments import Moments
 
-__all__ = ["Exact", "Diagonal", "Corrected"]
+__all__ = ["Exact", "Diagonal", "Corrected", "in_order"]
 
 
 class _Samplewise(Accumulator):
@@ -44,23 +45,23 @@ class Exact(_Samplewise):
     def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
         super().__init__(name, layer, parameters)
         self._columns: dict[str, list[Tensor]] = {}
-        self._H: dict[str, Tensor] = {}
+        self._H: dict[str, Moments] = {}
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         columns = in_order(blocks, gradients)
         if parameter in self._H:
-            self._H[parameter] += (columns.T @ columns).to(FACTOR_DTYPE)
+            self._H[parameter].add(columns.T)
             return
         kept = self._columns.setdefault(parameter, [])
         kept.append(columns)
         if sum(len(c) for c in kept) >= columns.shape[1]:
-            V = torch.cat(kept)
-            self._H[parameter] = (V.T @ V).to(FACTOR_DTYPE)
+            self._H[parameter] = Moments()
+            self._H[parameter].add(torch.cat(kept).T)
             del self._columns[parameter]
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {
-            name: (DenseFactor(self.where(name), H),) for name, H in self._H.items()
+            name: (DenseFactor(self.where(name), H.total),) for name, H in self._H.items()
         }
         for name, kept in self._columns.items():
             found[name] = (GramFactor(self.where(name), torch.cat(kept).to(FACTOR_DTYPE)),)

@@ -36,10 +36,12 @@ class Tap(nn.Module):
         super().__init__()
         self.layer = layer
         self.function: Optional[Callable[[Tensor], Tensor]] = None
+        self.differentiable = False
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.requires_grad:
-            return self.function(input)
+        if input.requires_grad or self.differentiable:
+            output = self.function(input)
+            return output if output.requires_grad else output.requires_grad_()
         # nothing below asks for a gradient: it starts here, and need not be taken back through the layer itself
         with torch.no_grad():
             output = self.function(input)
@@ -78,6 +80,7 @@ class Extraction:
         self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
         self._used: dict[str, int] = dict.fromkeys(layers, 0)
         self._extension = OutputGradients()
+        self._differentiable = False
 
     @contextmanager
     def open(self, model: nn.Module, keep: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
@@ -89,12 +92,13 @@ class Extraction:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            # through train mode, since escnn's layers rebuild their filter on that change only
-            model.train()
-            model.eval()
+            _rebuild(model)
+            self._differentiable = bool(keep)
             for name, module in self.layers.items():
                 module.forward = self._tapped(name, module, module.forward)
-            yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Full backward hook is firing when gradients are computed with respect")
+                yield
         finally:
             for name, module in self.layers.items():
                 if name in patched:
@@ -105,6 +109,7 @@ class Extraction:
                 for tap in taps:
                     _forget(tap)
                     tap.function = None
+            self._differentiable = False
             for parameter in frozen:
                 parameter.requires_grad_(True)
             _restore(modes)
@@ -112,11 +117,36 @@ class Extraction:
     def forward(self, model: nn.Module, input):
         """One pass with the taps in place; returns the network's output, with its graph."""
         self._used = dict.fromkeys(self.layers, 0)
+        if self._differentiable:
+            _rebuild(model)  # layers that keep an expanded kernel keep its graph, which serves one backward pass only
         with torch.enable_grad():
             return model(input)
 
     def backward(self, output: Tensor, columns: Tensor) -> Iterator[dict[str, list[Use]]]:
         """Back-propagate each of ``columns``, shape ``(columns, *output.shape)``, and yield what reached the layers."""
+        taps = self._taps_in_use()
+        for column in columns:
+            for of in taps.values():
+                for tap in of:
+                    tap.output_gradient = None
+            with _hooks(self._extension):
+                torch.autograd.backward(output, column, retain_graph=True)
+            yield {name: [tap.use() for tap in of] for name, of in taps.items()}
+
+    def differentiable(self, output: Tensor, columns: Tensor) -> Iterator[dict[str, list[Use]]]:
+        """As :meth:`backward`, within :meth:`open` with something to keep: inputs and gradients have graphs to it."""
+        taps = self._taps_in_use()
+        outputs = [tap.output for of in taps.values() for tap in of]
+        for column in columns:
+            with _hooks():
+                gradients = torch.autograd.grad(output, outputs, column, create_graph=True, allow_unused=True)
+            pairs = iter(zip(outputs, gradients))
+            yield {
+                name: [Use(tap.input0, torch.zeros_like(o) if g is None else g) for tap, (o, g) in zip(of, pairs)]
+                for name, of in taps.items()
+            }
+
+    def _taps_in_use(self) -> dict[str, list[Tap]]:
         taps = {name: self._taps[name][: self._used[name]] for name in self.layers}
         unused = [name for name, of in taps.items() if not of]
         if unused:
@@ -125,14 +155,7 @@ class Extraction:
                 "the layer took no part in the forward pass, so nothing can be said about its weights",
                 remedy="remove it from the model, or freeze its parameters by requires_grad_(False)",
             )
-        for column in columns:
-            for of in taps.values():
-                for tap in of:
-                    tap.output_gradient = None
-            with backpack(self._extension, retain_graph=True), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Full backward hook is firing when gradients are computed with respect")
-                torch.autograd.backward(output, column, retain_graph=True)
-            yield {name: [tap.use() for tap in of] for name, of in taps.items()}
+        return taps
 
     def _tapped(self, name: str, module: nn.Module, forward: Callable) -> Callable:
         def through_tap(input, *args, **kwargs):
@@ -141,6 +164,7 @@ class Extraction:
                 taps.append(extend(Tap(name)))
             self._used[name] += 1
             tap, geometric = taps[index], isinstance(input, GeometricTensor)
+            tap.differentiable = self._differentiable
             if args or kwargs or not (geometric or isinstance(input, Tensor)):
                 raise UnsupportedModuleError(name, expected="one tensor as the layer's only input", got=(input, *args))
 
@@ -155,6 +179,19 @@ class Extraction:
             return GeometricTensor(output, module.out_type) if geometric else output
 
         return through_tap
+
+
+@contextmanager
+def _hooks(*extensions: BackpropExtension) -> Iterator[None]:
+    """BackPACK's hooks with these extensions, for a pass that others follow on the same graph."""
+    with backpack(*extensions, retain_graph=True):
+        yield
+
+
+def _rebuild(model: nn.Module) -> None:
+    """Into evaluation mode through training mode, since escnn's layers rebuild their filter on that change only."""
+    model.train()
+    model.eval()
 
 
 def _forget(tap: Tap) -> None:

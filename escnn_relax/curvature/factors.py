@@ -48,6 +48,17 @@ class Factor(ABC):
     def dense(self) -> Tensor:
         """H itself, shape ``(P, P)``; for tests and small blocks."""
 
+    def whiten(self, vectors: Tensor, scale: float, delta: float) -> Tensor:
+        r"""Vectors v, shape ``(..., P)``, times a root of :math:`(hH + \delta)^{-1}`: their inner products are
+        :math:`v^\top (hH + \delta)^{-1} v`. h is ``scale``."""
+        values, U = self._eigen
+        return (vectors.to(U) @ U) / (scale * values + delta).sqrt()
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        values, vectors = _decompose(torch.linalg.eigh, self.dense(), self.where)
+        return _clamped(values, self.where), vectors
+
 
 @dataclass(frozen=True)
 class KroneckerFactor(Factor):
@@ -62,6 +73,7 @@ class KroneckerFactor(Factor):
     A: Tensor
     B: Tensor
     positions: Optional[Tensor] = None
+    rows: int = 1  # that A is the mean of
 
     @property
     def dimension(self) -> int:
@@ -78,6 +90,11 @@ class KroneckerFactor(Factor):
 
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous(), self.A.contiguous())
+
+    def whiten(self, vectors: Tensor, scale: float, delta: float) -> Tensor:
+        U_A, U_B = self.eigenbases
+        a, b = ((U.T @ m.to(U) @ U).diag().clamp(min=0) for U, m in ((U_A, self.A), (U_B, self.B)))
+        return _rotate(vectors, U_A, U_B) / (scale * torch.outer(b, a).flatten() + delta).sqrt()
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,9 @@ class EigenFactor(Factor):
     def dense(self) -> Tensor:
         U = torch.kron(self.U_B.contiguous(), self.U_A.contiguous())
         return U * self.values.flatten() @ U.T
+
+    def whiten(self, vectors: Tensor, scale: float, delta: float) -> Tensor:
+        return _rotate(vectors, self.U_A, self.U_B) / (scale * self.spectrum + delta).sqrt()
 
 
 @dataclass(frozen=True)
@@ -166,6 +186,9 @@ class DiagonalFactor(Factor):
     def dense(self) -> Tensor:
         return torch.diag(self.diagonal)
 
+    def whiten(self, vectors: Tensor, scale: float, delta: float) -> Tensor:
+        return vectors.to(self.spectrum) / (scale * self.spectrum + delta).sqrt()
+
 
 def eigenvalues(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, float64 on the CPU, clamped at 0."""
@@ -175,6 +198,11 @@ def eigenvalues(matrix: Tensor, where: str) -> Tensor:
 def eigenvectors(matrix: Tensor, where: str) -> Tensor:
     """Its eigenvectors, in columns, float64 on the CPU."""
     return _decompose(torch.linalg.eigh, matrix, where)[1]
+
+
+def _rotate(vectors: Tensor, U_A: Tensor, U_B: Tensor) -> Tensor:
+    """Row-major ``(O, D)`` matrices, flattened, into the eigenbases of both factors."""
+    return (U_B.T @ vectors.to(U_A).unflatten(-1, (len(U_B), len(U_A))) @ U_A).flatten(-2)
 
 
 def _decompose(how, matrix: Tensor, where: str):

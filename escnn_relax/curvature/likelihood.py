@@ -36,6 +36,10 @@ class Likelihood(ABC):
             samples: draw that many columns from the network's own predictions instead of taking all exactly.
         """
 
+    def probabilities(self, output: Tensor) -> Tensor:
+        """Class probabilities, shape ``(..., outputs)``; ``LikelihoodError`` where there are no classes."""
+        raise LikelihoodError(f"likelihood {self.name!r}", "it has no class probabilities")
+
     @abstractmethod
     def constant_loss(self, target: Tensor) -> float:
         """:meth:`loss` of the best output that is the same for every sample, divided by N (nats)."""
@@ -63,6 +67,8 @@ class Categorical(Likelihood):
 
     >>> import torch
     >>> columns = Categorical().columns(torch.zeros(1, 2))
+    >>> columns.shape
+    torch.Size([1, 1, 2])
     >>> torch.einsum("cno,cnp->op", columns, columns)
     tensor([[ 0.2500, -0.2500],
             [-0.2500,  0.2500]])
@@ -73,12 +79,23 @@ class Categorical(Likelihood):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="sum")
 
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.softmax(-1)
+
     def constant_loss(self, target: Tensor) -> float:
         share = target.flatten().bincount().double() / target.numel()
         return float(-torch.special.xlogy(share, share).sum()) * target[0].numel()
 
     def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
-        return _columns(CrossEntropyLossDerivatives(), nn.CrossEntropyLoss(reduction="sum"), output, samples)
+        if samples is not None:
+            return _columns(CrossEntropyLossDerivatives(), nn.CrossEntropyLoss(reduction="sum"), output, samples)
+        # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its complement,
+        # which a Householder reflection of the last axis onto it provides
+        root = output.softmax(1).sqrt()
+        normal = root.clone()
+        normal[:, -1] += 1
+        columns = torch.diag_embed(root) - torch.einsum("ni,nj->nij", root * normal / normal[:, -1:], root)
+        return columns[..., :-1].permute(2, 0, 1)
 
     def check(self, output: Tensor, target: Tensor) -> None:
         if target.dim() != 1 or target.is_floating_point() or len(target) != len(output):

@@ -111,6 +111,11 @@ class MeanPatchMoments:
         self._moments.add((total / places).unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
 
     @property
+    def rows(self) -> int:
+        """How many samples there were."""
+        return self._moments.rows
+
+    @property
     def mean(self) -> Tensor:
         """Divided by the number of samples, float64."""
         return self._moments.total / self._moments.rows

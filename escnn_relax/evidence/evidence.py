@@ -13,8 +13,7 @@ marginal likelihood estimation for model selection in deep learning*, ICML 2021.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +22,12 @@ from ..curvature.collect import Curvature, CurvatureEstimate
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, CoverageError, CurvatureError
 from ..nn.relaxed import RelaxedConvolution
+from .hypergradient import hypergradient
+from .posterior import Posterior
+from .prior import BOUNDS, Prior, Ties
+from .terms import EvidenceTerms, complexity, effective_dimension
 
 __all__ = ["Evidence", "EvidenceTerms"]
-
-#: Prior precisions stay within exp of these bounds: beyond them nothing changes but the rounding.
-BOUNDS = (-12.0, 16.0)
-
-
-@dataclass(frozen=True)
-class EvidenceTerms:
-    r"""The log marginal likelihood in nats, and what it consists of.
-
-    Attributes:
-        data_fit: log-likelihood of the data under the trained weights.
-        complexity: :math:`\tfrac12 \sum [\log(h\lambda+\delta) - \log\delta]`, what the data determine (Occam factor).
-        prior: :math:`\tfrac12 \sum \delta |w|^2`.
-        num_data: number of samples, so that ``total / num_data`` compares across data sets.
-    """
-
-    data_fit: float
-    complexity: float
-    prior: float
-    num_data: int
-
-    @property
-    def total(self) -> float:
-        """``data_fit - complexity - prior``."""
-        return self.data_fit - self.complexity - self.prior
-
 
 class Evidence:
     """Keeps one prior precision for every pathway, weight and bias of a model, and moves them up the evidence.
@@ -78,11 +55,17 @@ class Evidence:
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only).
         temperature: divides log-likelihood and curvature.
         bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
+        ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
+            function from a parameter's name to its group's.
+        fixed: log precisions that do not move, by the name of a parameter or group.
+        bounds: least and largest log precision.
         relaxed_only: refuse a model without relaxed layers, which is usually a forgotten call of ``relax``.
 
     Attributes:
         log_precision: log prior precision by parameter name, float64.
         log_noise: log standard deviation of the observations.
+        curvature: what takes the curvature of the model.
+        estimate: the last refresh's factors, as summed over its data; not part of the state dict.
         uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
 
     Raises:
@@ -103,6 +86,9 @@ class Evidence:
         temperature: float = 1.0,
         bias: str = "exact",
         relaxed_only: bool = True,
+        ties: Ties = "parameter",
+        fixed: Optional[Mapping[str, float]] = None,
+        bounds: tuple[float, float] = BOUNDS,
     ) -> None:
         if not temperature > 0:
             raise ArgumentError("temperature", expected="a positive number", got=temperature)
@@ -111,18 +97,26 @@ class Evidence:
         if not self._layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self._curvature = Curvature(model, likelihood, curvature, samples, bias)
-        self.likelihood, self.temperature = self._curvature.likelihood, temperature
-        self.uncovered = self._curvature.uncovered
+        self.curvature = Curvature(model, likelihood, curvature, samples, bias)
+        self.likelihood, self.temperature = self.curvature.likelihood, temperature
+        self.uncovered = self.curvature.uncovered
         self.num_data, self.log_noise = num_data, log_noise
         breaking = {
             f"{name}.weights.{p.name}" for name, layer in self._layers.items() for p in layer.pathways if p.breaks
         }
         breaking |= {name[1:] for name in breaking if name.startswith(".")}
         self.log_precision: dict[str, float] = {
-            name: residual_log_precision if name in breaking else log_precision for name in self._curvature.covered
+            name: residual_log_precision if name in breaking else log_precision for name in self.curvature.covered
         }
+        self.prior = Prior.of(self.log_precision, ties, fixed or (), bounds)
+        for group, value in (fixed or {}).items():
+            for name in self.log_precision:
+                if name == group or name in self.prior.groups.get(group, ()):
+                    self._set(name, value)
+        for members in self.prior.groups.values():  # tied ones start together
+            self._set(members[0], self.log_precision[members[0]])
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
+        self.estimate: Optional[CurvatureEstimate] = None
         self._eigenvalues: dict[str, Tensor] = {}
         self._loss = math.nan
         self._num_outputs = 0
@@ -143,11 +137,12 @@ class Evidence:
 
         If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
         """
-        estimate: CurvatureEstimate = self._curvature(loader, progress)
+        estimate = self.curvature(loader, progress)
         eigenvalues = {name: estimate.eigenvalues(name) for name in self.log_precision}
         for name, values in eigenvalues.items():
             if len(values) != self._parameters[name].numel():
                 raise CurvatureError(name, expected=f"{self._parameters[name].numel()} eigenvalues", got=len(values))
+        self.estimate = estimate
         self.num_data = self.num_data or estimate.num_data
         share = self.num_data / estimate.num_data  # all terms are sums over the data; a part of it is scaled up
         self._eigenvalues = {name: share * values for name, values in eigenvalues.items()}
@@ -161,17 +156,27 @@ class Evidence:
         data_fit = -self._loss * self.scale
         if self.likelihood.noisy:
             data_fit -= self.num_data * self._num_outputs * (self.log_noise + 0.5 * math.log(2 * math.pi))
-        complexity = prior = 0.0
+        occam = prior = 0.0
         for name, square in self._squares().items():
             log_delta = self.log_precision[name]
-            ratio = self._eigenvalues[name] * (self.scale * math.exp(-log_delta))
-            complexity += 0.5 * float(torch.log1p(ratio).sum())
+            occam += complexity(self.scale * self._eigenvalues[name], log_delta)
             prior += 0.5 * math.exp(log_delta) * square
-        return EvidenceTerms(data_fit, complexity, prior, self.num_data)
+        return EvidenceTerms(data_fit, occam, prior, self.num_data)
 
     def log_marginal_likelihood(self) -> float:
         """``terms().total`` (nats)."""
         return self.terms().total
+
+    def posterior(self) -> Posterior:
+        """The Laplace posterior of the last refresh, for predictions."""
+        return Posterior(self)
+
+    def hypergradient(self, loader: Iterable, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+        """Derivative of the log evidence in anything inside the network, through data fit and curvature.
+
+        See :func:`~escnn_relax.evidence.hypergradient.hypergradient`.
+        """
+        return hypergradient(self, loader, parameters)
 
     def gradient(self) -> dict[str, float]:
         r"""Derivative of the evidence in every log precision, and in ``"log_noise"`` for a Gaussian likelihood.
@@ -190,17 +195,14 @@ class Evidence:
         r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the data
         determine (a number between 0 and its size)."""
         self._need_refresh()
-        found = {}
-        for name, values in self._eigenvalues.items():
-            scaled = self.scale * values
-            found[name] = float((scaled / (scaled + math.exp(self.log_precision[name]))).sum())
-        return found
+        values = self._eigenvalues.items()
+        return {name: effective_dimension(self.scale * v, self.log_precision[name]) for name, v in values}
 
     def step(self, steps: int = 3, damping: float = 0.5) -> EvidenceTerms:
         r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed.
 
-        Each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the logarithm; with fixed
-        curvature the parameters do not interact, so the evidence does not fall.
+        Each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the logarithm, and halved
+        where the evidence would fall by it.
 
         Args:
             steps: number of updates.
@@ -211,13 +213,16 @@ class Evidence:
             raise ArgumentError("step", expected="steps >= 0 and 0 <= damping < 1", got=(steps, damping))
         squares = self._squares()
         for _ in range(steps):
-            for name, gamma in self.effective_dimension().items():
-                target = math.log(max(gamma, 1e-12)) - math.log(max(squares[name], 1e-300))
-                self._move(name, (1 - damping) * (_clip(target) - self.log_precision[name]), squares[name])
+            gammas = self.effective_dimension()
+            for group, members in self.prior.groups.items():
+                if group not in self.prior.fixed:
+                    gamma, square = sum(gammas[n] for n in members), sum(squares[n] for n in members)
+                    target = self.prior.clip(math.log(max(gamma, 1e-12)) - math.log(max(square, 1e-300)))
+                    self._move(members, (1 - damping) * (target - self.log_precision[members[0]]), square)
             if self.likelihood.noisy:
                 free = self.num_data * self._num_outputs - sum(self.effective_dimension().values())
                 variance = 2 * self._loss / (max(free, 1.0) * self.temperature)
-                self.log_noise += (1 - damping) * (0.5 * math.log(max(variance, 1e-12)) - self.log_noise)
+                self._move_noise((1 - damping) * (0.5 * math.log(max(variance, 1e-12)) - self.log_noise))
         self.publish()
         return self.terms()
 
@@ -269,19 +274,31 @@ class Evidence:
         self._eigenvalues = dict(state["eigenvalues"])
         self.publish()
 
-    def _move(self, name: str, change: float, square: float) -> None:
-        """Change one log precision; halve the change until the evidence does not fall by it."""
-        before = self._share(name, self.log_precision[name], square)
-        for _ in range(20):
-            candidate = _clip(self.log_precision[name] + change)
-            if self._share(name, candidate, square) >= before:
-                self.log_precision[name] = candidate
-                return
-            change /= 2
+    def _set(self, name: str, log_precision: float) -> None:
+        """Set the log precision of a parameter and of those tied to it."""
+        for members in self.prior.groups.values():
+            if name in members:
+                self.log_precision.update(dict.fromkeys(members, log_precision))
 
-    def _share(self, name: str, log_delta: float, square: float) -> float:
-        ratio = self._eigenvalues[name] * (self.scale * math.exp(-log_delta))
-        return -0.5 * (float(torch.log1p(ratio).sum()) + math.exp(log_delta) * square)
+    def _move(self, members: tuple[str, ...], change: float, square: float) -> None:
+        """Change one group's log precision; halve the change until the evidence does not fall by it."""
+        values = self.scale * torch.cat([self._eigenvalues[name] for name in members])
+
+        def loss(log_delta: float) -> float:
+            return complexity(values, log_delta) + 0.5 * math.exp(log_delta) * square
+
+        now = self.log_precision[members[0]]
+        self._set(members[0], _descend(loss, now, lambda by: self.prior.clip(now + by), change))
+
+    def _move_noise(self, change: float) -> None:
+        """The same for the observation noise."""
+        now = self.log_noise
+
+        def loss(log_noise: float) -> float:
+            self.log_noise = log_noise
+            return -self.terms().total
+
+        self.log_noise = _descend(loss, now, lambda by: now + by, change)
 
     def _squares(self) -> dict[str, float]:
         return {n: float(p.detach().double().square().sum()) for n, p in self._parameters.items()}
@@ -291,5 +308,11 @@ class Evidence:
             raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
 
 
-def _clip(log_precision: float) -> float:
-    return min(max(log_precision, BOUNDS[0]), BOUNDS[1])
+def _descend(loss: Callable[[float], float], now: float, moved: Callable[[float], float], change: float) -> float:
+    """Where a change leads, halved until the loss does not rise by it."""
+    before = loss(now)
+    for _ in range(20):
+        if loss(moved(change)) <= before:
+            return moved(change)
+        change /= 2
+    return now

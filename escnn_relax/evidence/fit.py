@@ -95,6 +95,9 @@ def fit(
     if epochs < 0 or burn_in < 0 or refresh_every < 1 or hypersteps < 0:
         got = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
         raise ArgumentError("fit", expected="epochs, burn_in, hypersteps >= 0 and refresh_every >= 1", got=got)
+    if evidence is not None and (evidence_options or evidence.model is not model):
+        problem = "an evidence of another model" if evidence.model is not model else "both evidence and options for one"
+        raise ArgumentError("fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone")
     if evidence is None:
         evidence_options.setdefault("num_data", _size(train_loader))
         evidence = Evidence(model, likelihood, **evidence_options)

@@ -42,8 +42,9 @@ class HardenedLayer:
 def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) -> nn.Module:
     r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
 
-    A residual pathway counts as switched off if its share of the kernel's energy is below ``energy`` and, where an
-    evidence has measured it, the fraction of its dimension that the data determine is below ``determined``. A layer left
+    Residual pathways count as switched off, the weakest first, while their shares of the kernel's energy add up to no more
+    than ``energy`` and, where an evidence has measured it, the fraction of their dimension that the data determine is no
+    more than ``determined``. A layer left
     with its equivariant pathway becomes a plain :class:`escnn.nn.R2Conv` with the same weights; one that broke its
     symmetry becomes a :class:`~escnn_relax.nn.MergedConvolution`, one fixed-size kernel on the same field types.
 
@@ -51,7 +52,7 @@ def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) 
     result's attribute ``hardening``, a tuple of :class:`HardenedLayer`.
 
     Args:
-        energy: largest share of energy that is removed (fraction).
+        energy: largest share of a layer's energy that is removed (fraction).
         determined: largest fraction of effective dimension that is removed.
 
     Raises:
@@ -82,15 +83,17 @@ def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) 
     return hardened
 
 
-def _harden_layer(name: str, layer: RelaxedConvolution, energy: float, determined: float):
+def _harden_layer(title: str, layer: RelaxedConvolution, energy: float, determined: float):
     shares = layer.energies()
-    off, on = [], []
-    for pathway, gamma in zip(layer.pathways, layer.effective_dimension.tolist()):
-        if pathway == EQUIVARIANT:
-            continue
-        fraction = gamma / layer.kernel.dimensions[pathway.name]
-        dead = shares[pathway.name] <= energy and (math.isnan(gamma) or fraction <= determined)
-        (off if dead else on).append(pathway.name)
+    measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
+    off, removed = [], 0.0
+    for name in sorted(set(shares) - {EQUIVARIANT.name}, key=shares.__getitem__):
+        fraction = measured[name] / layer.kernel.dimensions[name]
+        if removed + shares[name] <= energy and (math.isnan(fraction) or fraction <= determined):
+            off.append(name)
+            removed += shares[name]
+    on = [p.name for p in layer.pathways if p != EQUIVARIANT and p.name not in off]
+    off = [p.name for p in layer.pathways if p.name in off]
     with torch.no_grad():
         if on:
             kept = {n: w for n, w in layer.weights.items() if n not in off}
@@ -99,9 +102,8 @@ def _harden_layer(name: str, layer: RelaxedConvolution, energy: float, determine
             new = MergedConvolution.of(layer, kernel, bias)
         else:
             new = _strict(layer)
-    new.train(layer.training)
-    removed = sum(shares[n] for n in off)
-    return new, HardenedLayer(name, tuple(off), tuple(on), removed, type(new).__name__)
+        new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
+    return new, HardenedLayer(title, tuple(off), tuple(on), removed, type(new).__name__)
 
 
 def _strict(layer: RelaxedConvolution) -> nn.Module:

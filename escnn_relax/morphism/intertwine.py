@@ -91,7 +91,7 @@ def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = T
 def _missing(where: str, pair: tuple[str, str], share: float) -> EmptyBasisError:
     return EmptyBasisError(
         where,
-        f"the subgroup's basis lacks kernels of the group's from {pair[0]} to {pair[1]}: residual norm {share:.2e} of 1",
+        f"the subgroup's basis lacks kernels of the group's, {pair[0]} to {pair[1]}: residual norm {share:.2e} of 1",
         remedy="the layer's basis_filter keeps them out; build it with frequencies_cutoff instead",
     )
 
@@ -118,7 +118,9 @@ def _solve(
     return transfer, residual
 
 
-def carry_weights(vector: Tensor, old: nn.Module, new: nn.Module, maps: list[BlockMap], squared: bool = False) -> Tensor:
+def carry_weights(
+    vector: Tensor, old: nn.Module, new: nn.Module, maps: list[BlockMap], squared: bool = False
+) -> Tensor:
     """Coefficients of the layer on G, or anything of their shape, as coefficients on H: ``w T`` block by block.
 
     Args:

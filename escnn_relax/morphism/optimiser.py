@@ -121,7 +121,7 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
         if not any(True for _ in a.parameters(recurse=False)):
             continue
         if b is None:
-            raise ArgumentError("carry_optimiser", f"the new model has no module {name!r}", remedy="carry before editing it")
+            raise ArgumentError("carry_optimiser", f"the new model has no module {name!r}", remedy="carry it over first")
         if type(a) in STEERABLE:
             if type(b) is type(a) and a.in_type != b.in_type:
                 found.update(_restricted(a, b, name))

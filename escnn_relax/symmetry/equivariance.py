@@ -1,10 +1,8 @@
-"""How far a module, a model or a kernel is from being equivariant, by group element."""
+"""How far a module or a model is from being equivariant, by group element."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,9 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor
 
 from ..errors import ArgumentError, FieldTypeError, RelaxError
-from .grid_action import acts_on_grid, fiber_matrix, move_points, axes_matrix, transform_field
+from .equivariance_record import EquivarianceError, default_elements, grid_elements
+from .grid_action import acts_on_grid, axes_matrix, fiber_matrix, move_points, transform_field
+from .kernel_equivariance import kernel_equivariance_error
 
 __all__ = [
     "EquivarianceError",
@@ -25,88 +25,6 @@ __all__ = [
     "grid_elements",
     "kernel_equivariance_error",
 ]
-
-
-@dataclass(frozen=True)
-class EquivarianceError(Mapping):
-    """Relative errors by group element: a mapping element -> fraction.
-
-    Attributes:
-        elements: elements of the group of the input.
-        errors: relative L2 error for each.
-        exact: whether all elements act exactly on the grid; else the errors contain those of interpolation.
-        gspace: where the elements act.
-    """
-
-    elements: tuple[GroupElement, ...]
-    errors: tuple[float, ...]
-    exact: bool
-    gspace: GSpace
-
-    def __getitem__(self, element: GroupElement) -> float:
-        for e, error in zip(self.elements, self.errors):
-            if e == element:
-                return error
-        raise KeyError(element)
-
-    def __iter__(self) -> Iterator[GroupElement]:
-        return iter(self.elements)
-
-    def __len__(self) -> int:
-        return len(self.elements)
-
-    @property
-    def max(self) -> float:
-        """The largest error."""
-        return max(self.errors)
-
-    @property
-    def mean(self) -> float:
-        """The mean error over the elements."""
-        return sum(self.errors) / len(self.errors)
-
-    def by_angle(self) -> list[tuple[float, bool, float]]:
-        """For plots: (angle in degrees, whether orientation is reversed, error), sorted.
-
-        In the plane the angle is that of the rotation, or of the reflection's axis; in space that of the rotation.
-        """
-        rows = [(*_angle(self.gspace, e), error) for e, error in zip(self.elements, self.errors)]
-        return sorted(rows, key=lambda row: (row[1], row[0]))
-
-    def __str__(self) -> str:
-        kind = "exact on the grid" if self.exact else "with interpolation"
-        return f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
-
-
-def _angle(gspace: GSpace, element: GroupElement) -> tuple[float, bool]:
-    if gspace.dimensionality == 0:
-        return float("nan"), False
-    matrix = np.asarray(gspace.basespace_action(element))
-    reverses = bool(np.linalg.det(matrix) < 0)
-    if gspace.dimensionality == 2:
-        angle = math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])) % 360
-        return (round(angle / 2, 6) % 180 if reverses else round(angle, 6) % 360), reverses
-    cosine = (np.trace(-matrix if reverses else matrix) - 1) / 2
-    return round(math.degrees(math.acos(min(1.0, max(-1.0, cosine)))), 6), reverses
-
-
-def grid_elements(gspace: GSpace) -> list[GroupElement]:
-    """The elements of a finite group, or of escnn's testing elements, that act exactly on the pixel grid.
-
-    >>> from escnn import gspaces
-    >>> len(grid_elements(gspaces.flipRot2dOnR2(8)))
-    8
-    """
-    group = gspace.fibergroup
-    every = list(group.elements) if group.order() > 0 else list(group.testing_elements())
-    return [g for g in every if acts_on_grid(gspace, g)]
-
-
-def _default_elements(gspace: GSpace) -> list[GroupElement]:
-    exact = [g for g in grid_elements(gspace) if g != gspace.fibergroup.identity]
-    if exact or gspace.fibergroup.order() == 1:
-        return exact or [gspace.fibergroup.identity]
-    return list(gspace.testing_elements)
 
 
 def equivariance_error(
@@ -161,7 +79,7 @@ def equivariance_error(
     if isinstance(input, GeometricTensor) and in_type is None:
         plain = False
     gspace = declared.gspace
-    elements = _default_elements(gspace) if elements is None else list(elements)
+    elements = default_elements(gspace) if elements is None else list(elements)
     if not elements:
         raise ArgumentError(where, expected="at least one element", got="none")
     for g in elements:
@@ -237,7 +155,8 @@ def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -
 
 def _random(module: Callable, in_type: FieldType, size: int | None, smooth: bool) -> Tensor:
     d = in_type.gspace.dimensionality
-    like = next((p for p in module.parameters()), torch.empty(0)) if isinstance(module, torch.nn.Module) else torch.empty(0)
+    parameters = module.parameters() if isinstance(module, torch.nn.Module) else ()
+    like = next(iter(parameters), torch.empty(0))
     side = size or {2: 33 if smooth else 17, 3: 17 if smooth else 9}.get(d, 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, in_type.size, *(side,) * d, generator=generator, dtype=torch.float64)
@@ -264,72 +183,6 @@ def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
         for buffer, value in state:
             if not torch.equal(buffer, value):
                 buffer.copy_(value)
-
-
-def kernel_equivariance_error(
-    kernel: Tensor | Callable[[Tensor], Tensor],
-    in_type: FieldType,
-    out_type: FieldType,
-    points: Tensor | None = None,
-    elements: Iterable[GroupElement] | None = None,
-    where: str = "kernel",
-) -> EquivarianceError:
-    r"""Relative distance of a kernel from its transforms, without any interpolation.
-
-    .. math:: e(g) = \frac{\|\rho_{out}(g) K(g^{-1} x) \rho_{in}(g)^{-1} - K(x)\|}{\|K\|}
-
-    Args:
-        kernel: sampled on a centred grid, shape ``(out, in, *space)``: then elements must act on the grid. Or a function
-            of points ``(S, d)`` with values ``(out, in, S)``, such as an expansion in an analytic basis: then any
-            element will do, and the error is exact.
-        in_type, out_type: field types over the group to test, which may be larger than the kernel's own.
-        points: where a function is compared, shape ``(S, d)``; random in the unit ball by default.
-        elements: as in :func:`equivariance_error`.
-
-    Raises:
-        ArgumentError: a sampled kernel and an element that leaves the grid, or a kernel of another shape.
-
-    >>> import torch
-    >>> from escnn import gspaces, nn
-    >>> space = gspaces.flipRot2dOnR2(4)
-    >>> scalar = nn.FieldType(space, [space.trivial_repr])
-    >>> blob = torch.tensor([[0., 1., 0.], [1., 2., 1.], [0., 1., 0.]]).view(1, 1, 3, 3)
-    >>> kernel_equivariance_error(blob, scalar, scalar).max
-    0.0
-    """
-    gspace = in_type.gspace
-    analytic = not isinstance(kernel, Tensor)
-    d = gspace.dimensionality
-    if elements is None:
-        elements = list(gspace.testing_elements) if analytic else _default_elements(gspace)
-        if not analytic:
-            elements = [g for g in elements if acts_on_grid(gspace, g)]
-    elements = list(elements) or [gspace.fibergroup.identity]
-    if not analytic and (kernel.shape[:2] != (out_type.size, in_type.size) or kernel.ndim not in (2, 2 + d)):
-        raise ArgumentError(
-            where, expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)", got=tuple(kernel.shape)
-        )
-    if analytic and points is None:
-        points = torch.rand(64, d, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    errors = []
-    with torch.no_grad():
-        here = kernel(points) if analytic else kernel
-        for g in elements:
-            if analytic:
-                matrix = torch.as_tensor(np.asarray(gspace.basespace_action(g))).to(points)
-                moved = kernel(points @ matrix)  # rows: g^{-1} x
-            elif not acts_on_grid(gspace, g):
-                raise ArgumentError(
-                    where, f"{g} does not map the grid onto itself", remedy="pass the kernel as a function of points"
-                )
-            else:
-                moved = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel
-            left, right = fiber_matrix(out_type, g, here), fiber_matrix(in_type, ~g, here)
-            difference = torch.einsum("po,oi...,iq->pq...", left, moved, right) - here
-            scale = here.norm().item()
-            errors.append(difference.norm().item() / scale if scale > 0 else 0.0)
-    exact = analytic or all(acts_on_grid(gspace, g) for g in elements)
-    return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)
 
 
 def assert_equivariant(module: Callable, tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:

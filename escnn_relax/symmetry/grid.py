@@ -10,7 +10,7 @@ from escnn.group import GroupElement, Representation
 from escnn.gspaces import GSpace
 from torch import Tensor
 
-__all__ = ["grid_permutation", "transform_kernels", "isotypic_projection", "kernel_error"]
+__all__ = ["grid_permutation", "transform_kernels", "isotypic_projection"]
 
 
 def grid_permutation(gspace: GSpace, element: GroupElement, points: np.ndarray) -> Optional[np.ndarray]:
@@ -76,22 +76,3 @@ def isotypic_projection(
     size = 1.0 if irrep is None else irrep.size / irrep.sum_of_squares_constituents
     return result * (size / len(permutations))
 
-
-def kernel_error(kernel: Tensor, in_type, out_type, points: np.ndarray) -> float:
-    r"""Largest :math:`|g \cdot W - W| / |W|` over the elements g of a finite group that map the pixel grid to itself.
-
-    Args:
-        kernel: shape ``(out channels, in channels, S)``.
-        in_type, out_type: field types of these channels.
-
-    Returns:
-        a fraction, 0 for an equivariant kernel; NaN if only the identity maps the grid to itself, or if the kernel is 0.
-    """
-    space, size = in_type.gspace, float(kernel.norm())
-    errors = []
-    for element in space.fibergroup.elements:
-        permutation = grid_permutation(space, element, points)
-        if permutation is not None and element != space.fibergroup.identity and size > 0:
-            moved = transform_kernels(kernel[None], element, in_type.representation, out_type.representation, permutation)
-            errors.append(float((moved[0] - kernel).norm()) / size)
-    return max(errors, default=float("nan"))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Iterable, Optional, Sequence
 
-import numpy as np
 import torch
 from escnn.group import Representation
 from escnn.gspaces import GSpace
@@ -22,6 +21,7 @@ from ..errors import ArgumentError, SubgroupError
 from .band import Band
 from .graded import fixed_kernels, isotypic_kernels
 from .grid import grid_permutation, isotypic_projection
+from .grid_action import acts_on_grid
 from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
 from .span import complement, orthonormal
 from .subgroups import Subgroup, subgroup
@@ -157,9 +157,7 @@ def plan(
         ladder = _ladder(gspace, subgroups, where)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
     if basis == "pixel":
-        if gspace.dimensionality == 0 or all(
-            np.isin(np.round(np.abs(gspace.basespace_action(g)), 9), (0, 1)).all() for g in group.elements
-        ):
+        if all(acts_on_grid(gspace, g) for g in group.elements):
             residual.insert(0, OFF_BAND)
         else:
             residual.append(BEYOND_BAND)

@@ -6,7 +6,7 @@ Ids are escnn's (see :mod:`escnn_relax.symmetry.subgroup_ids`); names, inclusion
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,16 +73,25 @@ class Subgroup:
     embed: Callable[[g.GroupElement], g.GroupElement] = field(repr=False, compare=False)
     pull: Callable[[g.GroupElement], g.GroupElement | None] = field(repr=False, compare=False)
 
-    @property
+    @cached_property
     def order(self) -> int:
         """Number of elements, -1 for a continuous group."""
         return self.group.order()
 
-    @property
+    @cached_property
+    def _finite(self) -> bool:
+        """Whether G is finite; escnn's product groups build all their elements to answer that."""
+        return self.gspace.fibergroup.order() > 0
+
+    @cached_property
     def index(self) -> int | float:
         """Number of cosets of H in G, ``math.inf`` when there are infinitely many."""
         (large, pieces), (small, parts) = group_size(self.gspace.fibergroup), group_size(self.group)
         return math.inf if large > small else pieces // parts
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        return group_size(self.group)
 
     @cached_property
     def elements(self) -> tuple[g.GroupElement, ...]:
@@ -118,7 +127,7 @@ class Subgroup:
             raise ArgumentError(
                 self.name, expected=f"an element of {self.gspace.fibergroup}", got=f"one of {element.group}"
             )
-        if self.order > 0 and self.gspace.fibergroup.order() > 0:
+        if self.order > 0 and self._finite:
             return _positions(self.gspace.fibergroup)[element] in self._members
         if self.order > 0:
             return any(element == e for e in self.elements)
@@ -130,11 +139,13 @@ class Subgroup:
             return NotImplemented
         if other.gspace is not self.gspace and other.gspace != self.gspace:
             return NotImplemented
-        if group_size(self.group)[0] > group_size(other.group)[0]:
+        if self is other:
+            return True
+        if self._size[0] > other._size[0]:
             return False
         if self.order > 0 and other.order > 0 and other.order % self.order:
             return False
-        if self.gspace.fibergroup.order() > 0:
+        if self._finite:
             return self._members <= other._members
         return all(other.contains(e) for e in self.testing_elements)
 
@@ -153,7 +164,7 @@ class Subgroup:
         whole = self.gspace.fibergroup
         if self.index == math.inf:
             raise SubgroupError(self.name, f"infinitely many cosets in {whole.name}")
-        candidates = whole.elements if whole.order() > 0 else _component_representatives(whole)
+        candidates = whole.elements if self._finite else _component_representatives(whole)
         chosen = [whole.identity]
         for t in candidates:
             if len(chosen) == self.index:

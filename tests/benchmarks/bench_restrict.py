@@ -1,6 +1,6 @@
 """What restricting costs, against building escnn's own layer on the subgroup in the same run.
 
-    python tests/benchmarks/restrict.py
+    python tests/benchmarks/bench_restrict.py
 
 Each pair is measured cold: a process of its own, since escnn caches kernel bases for the life of the process.
 """

@@ -1,0 +1,49 @@
+"""Gradients of every output of every sample in the covered parameters."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from .accumulation import Batch
+from .collect import Curvature, detached
+from .contraction import pull_back
+from .coverage import join
+from .layers import linear_map
+
+__all__ = ["jacobian"]
+
+
+def jacobian(curvature: Curvature, input) -> tuple[Tensor, dict[str, Tensor]]:
+    """Outputs ``(N, C)`` of a model and its derivatives, ``(N, C, size)`` for each covered parameter.
+
+    One backward pass for each output; memory grows with N C times the number of weights.
+    """
+    layers = {name: linear_map(module, name) for name, module in curvature.coverage.layers.items()}
+    rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
+    with curvature.extraction.open(curvature.model):
+        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input)))
+        columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
+        batches: dict[str, Batch] = {}
+        for uses in curvature.extraction.backward(output, columns):
+            for name, layer in layers.items():
+                batch = batches.setdefault(name, Batch(layer, [use.input for use in uses[name]]))
+                for parameter, gradient in _gradients(layer, batch, batch.gradients(uses[name])):
+                    if join(name, parameter) in rows:
+                        rows[join(name, parameter)].append(gradient)
+    return output.detach(), {name: torch.stack(of, dim=1) for name, of in rows.items()}
+
+
+def _gradients(layer, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Per-sample gradients of each parameter, ``(N, size)``."""
+    kernels = gradients @ batch.patches.transpose(-1, -2)
+    for parameter, size in layer.parameters.items():
+        row = kernels.new_zeros(len(kernels), size)
+        for block in layer.blocks:
+            if block.parameter == parameter:
+                row[:, block.positions.flatten().to(row.device)] = pull_back(kernels, block).flatten(1)
+        yield parameter, row
+    if layer.bias is not None:
+        yield "bias", gradients.flatten(1, 2).sum(-1) @ layer.bias.to(gradients)

@@ -1,0 +1,105 @@
+r"""Gradients of the evidence through the curvature, in two passes over the data.
+
+.. math::
+    \frac{d \log Z}{d\eta} = -h \frac{dL}{d\eta} - \sum_b \Big[ \Big\langle G_A, \frac{dA_b}{d\eta} \Big\rangle
+    + \Big\langle G_B, \frac{dB_b}{d\eta} \Big\rangle \Big] - \delta_\eta \eta,
+    \qquad G = \frac{\partial}{\partial \cdot} \tfrac12 \log|h H + \delta|
+
+The first pass sums the factors without a graph and yields G; the second builds the graph of one minibatch's share of them at
+a time. So the memory is that of one minibatch, and the result the same as from one graph of everything.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerFactor
+from ..errors import ArgumentError, DataError
+
+if TYPE_CHECKING:
+    from .evidence import Evidence
+
+__all__ = ["hypergradient"]
+
+
+def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
+
+    Args:
+        evidence: any but with sampled or ``"eigenvalue-corrected"`` curvature; it is refreshed on the way.
+        loader: the data, the same at each pass.
+        parameters: leaves of the model: weights, mixing weights, length scales.
+
+    Returns:
+        one tensor for each, of its shape; no ``.grad`` is touched.
+
+    Raises:
+        ArgumentError: parameters that are none of the model's.
+        DataError: a loader that yields other data in the second pass.
+    """
+    known = {id(p): name for name, p in evidence.model.named_parameters()}
+    if not parameters or not all(id(p) in known for p in parameters):
+        raise ArgumentError("hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()")
+    evidence.curvature.refuse_indifferentiable()
+    evidence.refresh(loader)
+    estimate = evidence.estimate
+    share = evidence.num_data / estimate.num_data
+    sensitivities = {
+        name: [_sensitivity(f, evidence.scale * share, evidence.log_precision[name]) for f in factors]
+        for name, factors in estimate.factors.items()
+    }
+    totals = [torch.zeros_like(p) for p in parameters]
+    seen = 0
+    for loss, factors, count in evidence.curvature.differentiable(loader, parameters):
+        value = evidence.scale * share * loss
+        for name, of in factors.items():
+            for factor, total, sensitivity in zip(of, estimate.factors[name], sensitivities[name]):
+                value = value + _inner(factor, total, sensitivity)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+        totals = [t if g is None else t - g for t, g in zip(totals, gradients)]
+        seen += count
+    if seen != estimate.num_data:
+        raise DataError("loader", f"{estimate.num_data} samples in the first pass, {seen} in the second")
+    with torch.no_grad():
+        for total, p in zip(totals, parameters):
+            if known[id(p)] in evidence.log_precision:
+                total -= math.exp(evidence.log_precision[known[id(p)]]) * p
+    return totals
+
+
+def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Tensor, ...]:
+    """Derivative of half the log determinant in the tensors that the factor consists of."""
+    delta = math.exp(log_precision)
+    parts = [t.detach().clone().requires_grad_() for t in _parts(factor)]
+    with torch.enable_grad():
+        if isinstance(factor, KroneckerFactor):
+            a, b = (torch.linalg.eigvalsh((t + t.T) / 2).clamp(min=0) for t in parts)
+            values = torch.outer(b, a).flatten()
+        elif isinstance(factor, DiagonalFactor):
+            (values,) = parts
+        else:
+            values = torch.linalg.eigvalsh((parts[0] + parts[0].T) / 2).clamp(min=0)
+        half = 0.5 * torch.log1p(values * (scale / delta)).sum()
+        return torch.autograd.grad(half, parts)
+
+
+def _inner(factor: Factor, total: Factor, sensitivity: tuple[Tensor, ...]) -> Tensor:
+    """A minibatch's share of a factor against the sensitivity to the whole."""
+    parts = list(_parts(factor))
+    if isinstance(factor, KroneckerFactor):
+        parts[0] = parts[0] * (factor.rows / total.rows)
+    return sum((part * s).sum() for part, s in zip(parts, sensitivity))
+
+
+def _parts(factor: Factor) -> tuple[Tensor, ...]:
+    if isinstance(factor, KroneckerFactor):
+        return factor.A, factor.B
+    if isinstance(factor, DiagonalFactor):
+        return (factor.diagonal,)
+    if isinstance(factor, (DenseFactor, GramFactor)):
+        return (factor.dense(),)
+    raise ArgumentError("hypergradient", f"a {type(factor).__name__} cannot be differentiated", remedy="use 'expand'")

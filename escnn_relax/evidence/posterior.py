@@ -1,0 +1,115 @@
+r"""Predictions averaged over the Laplace posterior of the weights, from the curvature that the evidence has anyway.
+
+The network is linearised in its weights (Immer, Korzepa, Bauer: *Improving predictions of Bayesian neural nets via local
+linearization*, AISTATS 2021): outputs at x are Gaussian with mean f(x) and covariance
+:math:`J(x) (hH + \delta)^{-1} J(x)^\top`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Iterable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..curvature.collect import batches
+from ..curvature.jacobian import jacobian
+from ..errors import ArgumentError, CoverageError, LikelihoodError
+from .calibration import Calibration, calibration
+
+if TYPE_CHECKING:
+    from .evidence import Evidence
+
+__all__ = ["Posterior", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """A Gaussian over a real-valued target: mean and variance, both ``(N, outputs)``; the noise is in the variance."""
+
+    mean: Tensor
+    variance: Tensor
+
+
+class Posterior:
+    """The Laplace posterior of a model's covered weights; the other weights stay as they are.
+
+    Args:
+        evidence: refreshed at the trained weights; its precisions and noise are taken as they are at each call.
+
+    Raises:
+        CoverageError: an evidence without a curvature (a state dict has its eigenvalues only).
+
+    >>> from torch import nn
+    >>> from escnn_relax import Evidence
+    >>> evidence = Evidence(nn.Sequential(nn.Linear(3, 2)), relaxed_only=False)
+    >>> _ = evidence.refresh([(torch.randn(20, 3), torch.randint(2, (20,)))])
+    >>> Posterior(evidence).predict(torch.randn(4, 3)).sum(1)
+    tensor([1., 1., 1., 1.], dtype=torch.float64)
+    """
+
+    def __init__(self, evidence: "Evidence") -> None:
+        if evidence.estimate is None:
+            raise CoverageError("posterior", "the evidence has no curvature", remedy="call evidence.refresh(loader) first")
+        self.evidence = evidence
+
+    def outputs(self, input) -> tuple[Tensor, Tensor]:
+        """Mean ``(N, C)`` and covariance ``(N, C, C)`` of the network's outputs, float64 on the CPU."""
+        evidence, estimate = self.evidence, self.evidence.estimate
+        output, rows = jacobian(evidence.curvature, input)
+        scale = evidence.scale * evidence.num_data / estimate.num_data
+        covariance = torch.zeros(*output.shape, output.shape[1], dtype=torch.float64)
+        for name, J in rows.items():
+            J, delta = J.to("cpu", torch.float64), math.exp(evidence.log_precision[name])
+            for factor in estimate.factors[name]:
+                part = J if factor.positions is None else J[..., factor.positions.flatten()]
+                white = factor.whiten(part, scale, delta)
+                covariance += white @ white.transpose(1, 2)
+        return output.to("cpu", torch.float64), covariance
+
+    def predict(self, input, link: str = "probit", samples: int = 1000):
+        """Class probabilities ``(N, C)``, or a :class:`Prediction` for a Gaussian likelihood.
+
+        Args:
+            link: ``"probit"`` scales each output by :math:`(1 + \\pi v / 8)^{-1/2}` before the softmax; ``"sample"``
+                averages the softmax over draws of the outputs.
+            samples: number of draws.
+        """
+        if link not in ("probit", "sample"):
+            raise ArgumentError("link", expected="'probit' or 'sample'", got=repr(link))
+        mean, covariance = self.outputs(input)
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        if self.evidence.likelihood.noisy:
+            return Prediction(mean, variance + math.exp(2 * self.evidence.log_noise))
+        if link == "probit":
+            return self._probabilities(mean / (1 + math.pi / 8 * variance).sqrt())
+        jitter = 1e-10 * (1 + variance.mean()) * torch.eye(mean.shape[1], dtype=torch.float64)
+        draws = torch.randn(samples, *mean.shape, 1, dtype=torch.float64)
+        return self._probabilities(mean + (torch.linalg.cholesky(covariance + jitter) @ draws).squeeze(-1)).mean(0)
+
+    def calibration(self, loader: Iterable, link: str = "probit", bins: int = 15) -> tuple[Calibration, Calibration]:
+        """Calibration on held-out data: of the posterior's predictions, and of the plain network's.
+
+        Raises:
+            LikelihoodError: for a Gaussian likelihood, which predicts no probabilities.
+        """
+        if self.evidence.likelihood.noisy:
+            raise LikelihoodError("calibration", expected="a likelihood with class probabilities", got="a Gaussian one")
+        averaged, plain, targets = [], [], []
+        model, training = self.evidence.model, self.evidence.model.training
+        for input, target in batches(loader, next(model.parameters()).device):
+            averaged.append(self.predict(input, link))
+            plain.append(self._probabilities(jacobian_free(self.evidence, input)))
+            targets.append(target.cpu())
+        model.train(training)
+        return tuple(calibration(torch.cat(p), torch.cat(targets), bins) for p in (averaged, plain))
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        return self.evidence.likelihood.probabilities(outputs)
+
+
+def jacobian_free(evidence: "Evidence", input) -> Tensor:
+    """The network's outputs in evaluation mode, float64 on the CPU."""
+    with torch.no_grad(), evidence.curvature.extraction.open(evidence.model):
+        output = evidence.curvature.extraction.forward(evidence.model, input)
+        return evidence.likelihood.tensor(output).detach().to("cpu", torch.float64)

@@ -1,0 +1,78 @@
+"""Which parameters share a prior precision, which precisions are fixed, and between which bounds the others move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Iterable, Mapping, Union
+
+from ..errors import ArgumentError, CoverageError
+
+__all__ = ["Prior", "Ties"]
+
+#: Log precisions stay within these bounds: beyond them nothing changes but the rounding.
+BOUNDS = (-12.0, 16.0)
+
+#: How precisions may be tied: each parameter by itself, by layer, all together, or as a table or a function says.
+Ties = Union[str, Mapping[str, str], Callable[[str], str]]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The groups of parameters that share one prior precision.
+
+    Attributes:
+        groups: the parameters of each group.
+        fixed: groups whose precision does not move.
+        bounds: least and largest log precision.
+    """
+
+    groups: dict[str, tuple[str, ...]]
+    fixed: frozenset[str] = field(default_factory=frozenset)
+    bounds: tuple[float, float] = BOUNDS
+
+    @classmethod
+    def of(
+        cls, names: Iterable[str], ties: Ties, fixed: Iterable[str] = (), bounds: tuple[float, float] = BOUNDS
+    ) -> "Prior":
+        """Group parameters by name.
+
+        Args:
+            ties: ``"parameter"`` (each pathway, weight and bias by itself), ``"layer"``, ``"model"``, or a mapping or
+                function from a parameter's name to its group's; names that a mapping leaves out stand alone.
+            fixed: names of parameters or groups.
+
+        Raises:
+            ArgumentError: unknown ``ties``, or bounds in the wrong order.
+            CoverageError: a fixed name that is neither a parameter nor a group.
+
+        >>> Prior.of(["a.weights.equivariant", "a.bias", "b.weight"], "layer").groups
+        {'a': ('a.weights.equivariant', 'a.bias'), 'b': ('b.weight',)}
+        """
+        if not bounds[0] < bounds[1]:
+            raise ArgumentError("bounds", expected="(least, largest) log precision", got=bounds)
+        names, groups = tuple(names), {}
+        for name in names:
+            groups.setdefault(_group(name, ties), []).append(name)
+        held = set()
+        for name in fixed:
+            of = {g for g, members in groups.items() if name == g or name in members}
+            if not of:
+                raise CoverageError("fixed", f"no parameter or group {name!r}", remedy=f"it has {', '.join(groups)}")
+            held |= of
+        return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
+
+    def clip(self, log_precision: float) -> float:
+        """Back within the bounds."""
+        return min(max(log_precision, self.bounds[0]), self.bounds[1])
+
+
+def _group(name: str, ties: Ties) -> str:
+    if callable(ties):
+        return ties(name)
+    if isinstance(ties, Mapping):
+        return ties.get(name, name)
+    layer = name.partition(".weights.")[0] if ".weights." in name else name.rpartition(".")[0]
+    known = {"parameter": name, "layer": layer or name, "model": "model"}
+    if ties not in known:
+        raise ArgumentError("ties", expected=f"one of {sorted(known)}, a mapping or a function", got=repr(ties))
+    return known[ties]

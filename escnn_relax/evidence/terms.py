@@ -1,0 +1,51 @@
+"""The log marginal likelihood in its parts, and the formulas that each prior precision enters by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["EvidenceTerms", "complexity", "effective_dimension"]
+
+
+@dataclass(frozen=True)
+class EvidenceTerms:
+    r"""The log marginal likelihood in nats, and what it consists of.
+
+    Attributes:
+        data_fit: log-likelihood of the data under the trained weights.
+        complexity: :math:`\tfrac12 \sum [\log(h\lambda+\delta) - \log\delta]`, what the data determine (Occam factor).
+        prior: :math:`\tfrac12 \sum \delta |w|^2`.
+        num_data: number of samples, so that ``total / num_data`` compares across data sets.
+    """
+
+    data_fit: float
+    complexity: float
+    prior: float
+    num_data: int
+
+    @property
+    def total(self) -> float:
+        """``data_fit - complexity - prior``."""
+        return self.data_fit - self.complexity - self.prior
+
+
+def complexity(eigenvalues: Tensor, log_precision: float) -> float:
+    r""":math:`\tfrac12 \sum_i \log(1 + \lambda_i / \delta)` (nats), eigenvalues already scaled by the likelihood.
+
+    >>> round(complexity(torch.tensor([math.e - 1]), 0.0), 6)
+    0.5
+    """
+    return 0.5 * float(torch.log1p(eigenvalues * math.exp(-log_precision)).sum())
+
+
+def effective_dimension(eigenvalues: Tensor, log_precision: float) -> float:
+    r""":math:`\gamma = \sum_i \lambda_i / (\lambda_i + \delta)`.
+
+    >>> effective_dimension(torch.tensor([1.0, 0.0]), 0.0)
+    0.5
+    """
+    return float((eigenvalues / (eigenvalues + math.exp(log_precision))).sum())
