@@ -18,7 +18,7 @@ from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 __all__ = ["LayerReport", "PathwayReport", "Report", "report"]
 
 #: A pathway with less than this share of the kernel's energy is shown as switched off (fraction).
-OFF = 1e-3
+OFF = 1e-4
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Report:
         )
         for y, row in enumerate(table):
             for x, energy in enumerate(row):
-                text = "–" if math.isnan(energy) else "off" if energy < OFF else f"{energy:.1%}"
+                text = "–" if math.isnan(energy) else "off" if energy < OFF else _percent(energy, 1)
                 bright = not math.isnan(energy) and energy > 1e-2
                 axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=9)
         axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 4 else 0)
@@ -177,7 +177,9 @@ def _number(value: float, form: str) -> str:
     return f"{'–':>{width}}" if math.isnan(value) else f"{value:{form}}"
 
 
-def _percent(value: float) -> str:
+def _percent(value: float, digits: int = 2) -> str:
     if math.isnan(value):
         return "–"
-    return f"{value:.2%}" if value >= 1e-4 or value == 0 else f"{value:.0e}"
+    if digits == 1 and value < 0.01:
+        return f"{100 * value:.1g}%"
+    return f"{value:.{digits}%}" if value >= 1e-4 or value == 0 else f"{value:.0e}"

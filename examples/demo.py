@@ -21,7 +21,11 @@ from digits import TASKS, DigitNet, accuracy, change_under_turns, task, train_st
 import escnn_relax
 
 #: How the residual irreps of C4 read: what a kernel in them is no longer equivariant under.
-READABLE = {"equivariant": "C4 kept", "irrep_1": "ψ1 (breaks 180°)", "irrep_2": "ψ2 (breaks 90°)"}
+READABLE = {
+    "equivariant": "equivariant\nkeeps C4",
+    "irrep_1": "ψ1\nbreaks C4 and C2",
+    "irrep_2": "ψ2\nbreaks C4, keeps C2",
+}
 
 
 def learn(arguments: tuple[str, int, int]) -> dict:
@@ -49,11 +53,11 @@ def learn(arguments: tuple[str, int, int]) -> dict:
 
 
 def symmetry(layer) -> str:
-    """The subgroup of C4 under which a layer's kernel is still equivariant, up to 0.1 % of its energy."""
+    """The subgroup of C4 under which a layer's kernel is still equivariant, up to 0.01 % of its energy."""
     energy = {p.name: p.energy for p in layer.pathways}
-    if energy["irrep_1"] > 1e-3:
+    if energy["irrep_1"] > 1e-4:
         return "none"
-    return "C2" if energy["irrep_2"] > 1e-3 else "C4"
+    return "C2" if energy["irrep_2"] > 1e-4 else "C4"
 
 
 def claims(result: dict) -> list[tuple[str, bool]]:
