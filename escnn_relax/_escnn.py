@@ -283,14 +283,51 @@ def frequency_limit(layer):
     from .errors import UnsupportedModuleError
 
     try:
-        limit = dict(band_limit(layer))
+        limit = _limit_between_points(layer) if is_point_convolution(layer) else dict(band_limit(layer))
     except UnsupportedModuleError:
-        limit = {round(r, 6): 0 for r in layer._rings}
-        for _, block in block_modules(layer.basisexpansion):
-            for e in block.get_basis_info():
-                ring = round(e["radius"], 6)
-                limit[ring] = max(limit.get(ring, 0), abs(e["irrep:frequency"]))
+        limit = _largest_kept(layer)
     return lambda radius: limit[min(limit, key=lambda ring: abs(ring - radius))]
+
+
+def _largest_kept(layer):
+    limit = {round(r, 6): 0 for r in layer._rings}
+    for _, block in block_modules(expansion(layer)):
+        for e in block.get_basis_info():
+            ring = round(e["radius"], 6)
+            limit[ring] = max(limit.get(ring, 0), abs(e["irrep:frequency"]))
+    return limit
+
+
+def _limit_between_points(layer):
+    """escnn's own policy (three times the radius), or one proportional to the radius, where it explains the layer."""
+    highest, rings = int(layer._maximum_frequency), [round(r, 6) for r in layer._rings]
+    for factor in (3.0, (highest + 1e-6) / max(rings) if max(rings) > 0 else 0.0):
+        limit = {r: min(int(factor * r + 1e-9), highest) for r in rings}
+        elements = [
+            (abs(e["irrep:frequency"]) <= limit[round(e["radius"], 6)], bool(kept))
+            for _, block in block_modules(expansion(layer))
+            for e, kept in zip(block.basis, block._mask)
+        ]
+        if int(factor * max(rings) + 1e-9) == highest and all(inside == kept for inside, kept in elements):
+            return limit
+    return _largest_kept(layer)
+
+
+def is_point_convolution(layer):
+    """Whether the layer's kernels are functions of the plane or of space, never sampled on a grid."""
+    return hasattr(layer, "basissampler")
+
+
+def expansion(layer):
+    """What holds the blocks of a steerable layer: its basis expansion, between points its basis sampler."""
+    return layer.basissampler if is_point_convolution(layer) else layer.basisexpansion
+
+
+def kernels(block, points=None):
+    """The kernels of a block, shape ``(K, out size, in size, S)``, float64; a sampler's at ``points``, ``(S, d)``."""
+    if points is None:
+        return block.sampled_basis.detach().double().cpu()
+    return block(points.to(block.sizes)).permute(3, 1, 2, 0).detach().double().cpu()
 
 
 def rebuild(layer, in_type, out_type):
@@ -298,6 +335,8 @@ def rebuild(layer, in_type, out_type):
 
     Its basis is its own: escnn otherwise shares the sampled basis among all layers of a process.
     """
+    import copy
+
     import torch
     from escnn.nn import Linear
 
@@ -309,15 +348,46 @@ def rebuild(layer, in_type, out_type):
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # escnn's constructors know no other
     try:
-        return type(layer)(in_type, out_type, **options)
+        new = type(layer)(in_type, out_type, **options)
     finally:
         torch.set_default_dtype(before)
+    if is_point_convolution(new):  # the analytic kernels are modules too, kept by the G-space for all its layers
+        copied = {}
+        for _, block in block_modules(expansion(new)):
+            block.basis = copy.deepcopy(block.basis, copied)
+    return new
+
+
+def convert(layer, like):
+    """Move a layer to the device and precision of a tensor, in place; returns the layer.
+
+    Between points torch's own way fails: it leaves out modules that equal an earlier one, and escnn's analytic kernels
+    are equal where their values are.
+    """
+    if not is_point_convolution(layer):
+        return layer.to(device=like.device, dtype=like.dtype)
+    found, waiting = {}, [layer]
+    while waiting:
+        part = waiting.pop()
+        if id(part) not in found:
+            found[id(part)] = part
+            waiting.extend(m for m in part._modules.values() if m is not None)
+    for part in found.values():
+        for name, tensor in part._buffers.items():
+            if tensor is not None:
+                dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+                part._buffers[name] = tensor.to(device=like.device, dtype=dtype)
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                parameter.data = parameter.data.to(device=like.device, dtype=like.dtype)
+    return layer
 
 
 def block_modules(expansion):
-    """The blocks of an escnn basis expansion, in the order of its weights: ``((in name, out name), module)``."""
+    """The blocks of an escnn basis expansion or sampler, in the order of its weights: ``((in name, out name), module)``."""
+    escaped = getattr(expansion, "_escape_pair", None)
     for pair in expansion._representations_pairs:
-        yield pair, getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
+        yield pair, getattr(expansion, f"block_expansion_{escaped(pair)}" if escaped else f"block_sampler_{pair}")
 
 
 def weight_range(expansion, pair):

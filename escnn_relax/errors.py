@@ -16,6 +16,7 @@ __all__ = [
     "FieldTypeError",
     "SubgroupError",
     "EmptyBasisError",
+    "NothingToRelaxError",
     "UnsupportedModuleError",
     "CoverageError",
     "DataError",
@@ -83,6 +84,10 @@ class SubgroupError(RelaxError, ValueError):
 
 class EmptyBasisError(RelaxError, ValueError):
     """A basis has no element: nothing could be learned there."""
+
+
+class NothingToRelaxError(EmptyBasisError):
+    """Between these field types every kernel is equivariant."""
 
 
 class UnsupportedModuleError(RelaxError, TypeError):

@@ -13,12 +13,10 @@ from torch import nn
 from .errors import UnsupportedModuleError
 from .evidence import Evidence
 from .nn.relaxed import RelaxedConvolution
+from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
 __all__ = ["LayerReport", "PathwayReport", "Report", "report"]
-
-#: A pathway with less than this share of the kernel's energy is shown as switched off (fraction).
-OFF = 1e-4
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class Report:
     uncovered: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for machines."""
-        return asdict(self)
+        """Plain numbers, for machines; ``None`` for what is not known."""
+        return _plain(asdict(self))
 
     def __str__(self) -> str:
         width = max([5, *(len(layer.name) for layer in self.layers)])
@@ -114,7 +112,7 @@ class Report:
         )
         for y, row in enumerate(table):
             for x, energy in enumerate(row):
-                text = "–" if math.isnan(energy) else "off" if energy < OFF else _percent(energy, 1)
+                text = "–" if math.isnan(energy) else "off" if energy <= SWITCHED_OFF else _percent(energy, 1)
                 bright = not math.isnan(energy) and energy > 1e-2
                 axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=9)
         axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 4 else 0)
@@ -151,7 +149,7 @@ def report(model: nn.Module, evidence: Optional[Evidence] = None) -> Report:
 
 
 def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
-    energies = layer.energies()
+    energies = layer.energies(name)
     sizes = [layer.kernel.dimensions[p.name] for p in layer.pathways]
     gammas = layer.effective_dimension.tolist()
     fractions = [gamma / size for gamma, size in zip(gammas, sizes)]
@@ -169,7 +167,15 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
             kernel = layer.kernel(layer.weights)
         kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
         error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
-    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
+    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, sum(p.energy for p in pathways if p.breaks), error)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _number(value: float, form: str) -> str:
@@ -182,4 +188,4 @@ def _percent(value: float, digits: int = 2) -> str:
         return "–"
     if digits == 1 and value < 0.01:
         return f"{100 * value:.1g}%"
-    return f"{value:.{digits}%}" if value >= 1e-4 or value == 0 else f"{value:.0e}"
+    return f"{value:.{digits}%}" if value >= 1e-4 or value == 0 else f"{100 * value:.0e}%"

@@ -13,6 +13,10 @@ from torch import nn
 
 from escnn_relax.curvature.collect import Curvature
 from escnn_relax.curvature.factors import DenseFactor, EigenFactor, GramFactor, KroneckerFactor
+from escnn_relax.curvature.layers import linear_map
+from escnn_relax.curvature.linear_map import LinearMap
+from escnn_relax.curvature.patch_moments import PatchMoments, _Patches, _Whole
+from escnn_relax.curvature.row_moments import RowMoments
 from escnn_relax.curvature.places import TransposedWindow, Window
 from escnn_relax.curvature.recipe import LARGEST_EXACT, recipe
 from escnn_relax.errors import ArgumentError, CurvatureError, DataError
@@ -104,23 +108,41 @@ def test_tables_of_transposed_places_agree_with_torch():
 # --- the two ways to sum over patches, and the forms of a factor ------------------------------------------------------
 
 
-def test_whole_inputs_and_patches_give_the_same_moments(monkeypatch):
-    from escnn_relax.curvature import moments
+WINDOWS = {
+    "same": Window((3, 3), (1, 1), (1, 1), (1, 1)),
+    "no padding, oblong": Window((3, 2), (1, 1), (1, 1), (0, 0)),
+    "wide padding": Window((3, 3), (1, 1), (1, 1), (4, 3)),
+    "large kernel": Window((5, 5), (1, 1), (1, 1), (2, 2)),
+    "dilation, stride across": Window((3, 3), (1, 2), (2, 1), (2, 1)),
+    "circular": Window((3, 3), (1, 1), (1, 1), (1, 1), "circular"),
+    "reflect, dilation": Window((3, 3), (1, 1), (2, 2), (2, 2), "reflect"),
+    "stride 2": Window((3, 3), (2, 2), (1, 1), (1, 1)),
+}
 
-    model = shaken(nn.Sequential(nn.Conv2d(2, 3, 5, padding=2), nn.ELU(), nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3)))
-    data = [(torch.randn(5, 2, 6, 6).double(), torch.randint(3, (5,)))]
-    used = []
-    windowed = moments._windowed
-    monkeypatch.setattr(moments, "_windowed", lambda *a: used.append(1) or windowed(*a))
-    whole = Curvature(model, "categorical")(data)
-    assert used
-    monkeypatch.setattr(moments, "LARGEST_INPUT", 0)
-    used.clear()
-    patches = Curvature(model, "categorical")(data)
-    assert not used
-    for name, factors in whole.factors.items():
-        for one, other in zip(factors, patches.factors[name]):
-            assert torch.allclose(one.dense(), other.dense(), rtol=1e-10, atol=1e-12)
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("case", WINDOWS)
+def test_all_ways_to_sum_over_patches_agree(case, groups):
+    layer = LinearMap((), None, WINDOWS[case], groups)
+    shape = (7, 6)
+    ways = [_Patches(layer, shape), _Whole(layer, shape)]
+    if RowMoments.applies(layer.places, shape):
+        ways.append(RowMoments(layer.places, groups, shape))
+    assert len(ways) == (2 if case == "stride 2" else 3)
+    for _ in range(2):
+        x = torch.randn(3, 4, *shape).double()
+        for way in ways:
+            way.add(x)
+    patches, *others = [way.total for way in ways]
+    assert all(torch.allclose(other, patches, rtol=1e-10, atol=1e-10) for other in others)
+
+
+@pytest.mark.parametrize(("channels", "size", "kernel", "expected"), [(1, 6, 5, _Whole), (64, 12, 5, RowMoments), (64, 12, 1, _Patches)])
+def test_the_cheapest_way_is_taken(channels, size, kernel, expected):
+    layer = linear_map(nn.Conv2d(channels, 2, kernel))
+    moments = PatchMoments(layer)
+    moments.add([torch.randn(1, channels, size, size)])
+    assert [type(of) for of in moments._sums.values()] == [expected]
 
 
 def network():

@@ -157,3 +157,38 @@ def test_what_cannot_be_predicted():
         Evidence(model, "gaussian").posterior()
     with pytest.raises(DataError, match="no samples"):
         calibration(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long))
+
+
+# --- the bridge to laplace-torch --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("curvature", ["expand", "exact"])
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_laplace_object_of_a_relaxed_network(likelihood, curvature):
+    options = {"log_noise": -0.3} if likelihood == "gaussian" else {}
+    _, evidence, _ = setting(Net(), likelihood, curvature=curvature, temperature=0.6, num_data=20, **options)
+    evidence.step()
+    laplace = evidence.to_laplace()
+    assert math.isclose(float(laplace.log_marginal_likelihood()), evidence.terms().total, rel_tol=TOLERANCE)
+    assert torch.isfinite(laplace.sample(2)).all()
+
+
+def test_laplace_object_predicts_like_laplaces_own():
+    model, evidence, loader = setting(nn.Sequential(nn.Flatten(), nn.Linear(25, 4), nn.Tanh(), nn.Linear(4, 3)))
+    theirs = KronLaplace(model, "classification", backend=CurvlinopsGGN)
+    theirs.fit(loader)
+    x = torch.randn(4, 1, 5, 5).double()
+    assert torch.allclose(evidence.to_laplace()(x), theirs(x), rtol=TOLERANCE)
+
+
+def test_laplace_needs_all_parameters_covered():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(25), nn.Linear(25, 3))
+    model, evidence, loader = setting(model)
+    with pytest.raises(CoverageError, match="1.weight"):
+        evidence.to_laplace()
+    model[1].requires_grad_(False)
+    evidence = Evidence(model, relaxed_only=False)
+    with pytest.raises(CoverageError, match="refresh"):
+        evidence.to_laplace()
+    evidence.refresh(loader)
+    assert math.isclose(float(evidence.to_laplace().log_marginal_likelihood()), evidence.terms().total, rel_tol=TOLERANCE)

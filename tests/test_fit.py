@@ -1,15 +1,17 @@
 """Training by the evidence: resumption, waiting, errors that leave everything as it was."""
 
+import numpy as np
 import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
-from escnn_relax import Evidence, fit, relax
+from escnn_relax import Evidence, fit, harden, relax, report
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
 from escnn_relax.evidence.history import EpochRecord
+from escnn_relax.evidence.loading import data_size
 
 SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
 
@@ -49,7 +51,7 @@ def test_fit_returns_history_and_moves_precisions():
     assert [r.epoch for r in history.records] == list(range(6))
     assert seen == history.records and isinstance(seen[0], EpochRecord)
     assert [epoch for epoch, _ in history.evidences] == [1, 3, 5]
-    assert history.records[5].log_precision != history.records[1].log_precision or "wait" in history.records[1].note
+    assert history.records[5].log_precision != history.records[3].log_precision
     assert torch.isfinite(model.convolution.log_precision).all()
     assert "log evidence" in str(history) and len(history.to_dict()["records"]) == 6
     # the last refresh is of the trained weights
@@ -143,15 +145,92 @@ def test_bad_arguments():
         fit(net(), loader(), likelihood="poisson", **SHORT)
 
 
-def untouched(call, error, match):
-    """The call raises, and the model is bit for bit as it was."""
+def normed():
+    """A relaxed convolution, a plain escnn one, batch norm and dropout."""
+    torch.manual_seed(0)
+    model = Net()
+    hidden = model.activation.in_type
+    second = enn.R2Conv(hidden, hidden, 3, padding=1)
+    model.activation = enn.SequentialModule(enn.InnerBatchNorm(hidden), second, enn.PointwiseDropout(hidden, 0.2))
+    return relax(model, layers=["convolution"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_resume_with_plain_layers_batch_norm_and_dropout(tmp_path, training):
+    def start():
+        torch.manual_seed(0)
+        return normed().train(training)
+
+    def interrupt(record):
+        if record.epoch == 2:
+            raise Stop
+
+    whole, resumed, path = start(), start(), tmp_path / "checkpoint.pt"
+    fit(whole, loader(), **SHORT)
+    with pytest.raises(Stop):
+        fit(start(), loader(), checkpoint=path, callback=interrupt, **SHORT)
+    fit(resumed, loader(seed=3), checkpoint=path, **SHORT)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+def test_resume_with_generators_in_samplers_and_another_optimiser(tmp_path):
+    def loaders(seed):
+        data = loader().dataset
+        generators = [torch.Generator().manual_seed(seed + k) for k in range(2)]
+        train = DataLoader(data, 8, sampler=RandomSampler(data, generator=generators[0]))
+        return train, DataLoader(data, 8, shuffle=True, generator=generators[1])
+
+    def run(model, seed, **options):
+        train, evidence = loaders(seed)
+        numbers = {"residual_log_precision": np.log(20.0), "samples": 2}  # a numpy scalar must not spoil the file
+        settings = {"optimizer": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), **SHORT, **numbers, **options}
+        return fit(model, train, evidence_loader=evidence, **settings)
+
+    def interrupt(record):
+        if record.epoch == 3:
+            raise Stop
+
+    whole, resumed, path = net(), net(), tmp_path / "checkpoint.pt"
+    run(whole, 1)
+    with pytest.raises(Stop):
+        torch.manual_seed(0)
+        run(net(), 1, checkpoint=path, callback=interrupt)
+    run(resumed, 9, checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+    for other in ({"optimizer": None}, {"samples": 1}, {"temperature": 2.0}, {"curvature": "reduce"}):
+        with pytest.raises(CheckpointError, match="other"):
+            run(net(), 1, checkpoint=path, **other)
+
+
+def test_size_of_the_data():
+    data = loader().dataset
+    assert data_size(loader()) == data_size(DataLoader(data, 5, drop_last=True)) == 24
+    assert data_size(DataLoader(data, 4, sampler=SubsetRandomSampler(range(12)))) == 12
+    assert data_size([(torch.randn(3, 1), torch.zeros(3))] * 2) == 6
+    with pytest.raises(DataError, match="only once"):
+        data_size(iter(loader()))
+
+
+def test_optimisers_and_schedulers_of_the_user():
     model = net()
+    optimiser = torch.optim.SGD(model.parameters(), 0.01)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    fit(model, loader(), optimizer=optimiser, scheduler=plateau, **SHORT)
+    with pytest.warns(UserWarning, match="burn_in"):
+        fit(net(), loader(), epochs=1, progress=False)
+
+
+def untouched(call, error, match, make=normed):
+    """The call raises, and the model is bit for bit as it was, in the same mode."""
+    model = make().eval()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(error, match=match):
         call(model)
     for name, value in model.state_dict().items():
         assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(state[name])), name
     assert all(p.requires_grad for p in model.parameters())
+    assert not any(module.training for module in model.modules())
 
 
 def test_bad_data_leaves_the_model_alone():
@@ -163,3 +242,32 @@ def test_bad_data_leaves_the_model_alone():
     untouched(lambda m: fit(m, [(x, y + 5)], **SHORT), DataError, "labels in 0 ... 2")
     untouched(lambda m: fit(m, [(x, y.float())], **SHORT), LikelihoodError, "gaussian")
     untouched(lambda m: fit(m, [(x, y)], likelihood="gaussian", **SHORT), LikelihoodError, "real targets")
+    untouched(lambda m: fit(m, [(x, y), (x, y), (broken, y)], **SHORT), DataError, "batch 2.*NaN")
+    untouched(lambda m: fit(m, [(x.numpy(), y)], **SHORT), DataError, "torch.as_tensor")
+    untouched(lambda m: fit(m, [{"x": x}], **SHORT), DataError, "pair")
+    untouched(lambda m: fit(m, [(x, y)], num_data=-1, **SHORT), ArgumentError, "num_data")
+
+    def poisoned():
+        model = normed()
+        with torch.no_grad():
+            model.convolution.weights["irrep_1"][0] = float("inf")
+        return model
+
+    untouched(lambda m: fit(m, [(x, y)], **SHORT), DataError, "convolution.weights.irrep_1.*infinite", poisoned)
+    untouched(report, DataError, "convolution.*irrep_1", poisoned)
+    untouched(harden, DataError, "convolution.*irrep_1", poisoned)
+
+
+def test_one_output_is_no_classification():
+    x = torch.randn(8, 1, 5, 5)
+    with pytest.raises(LikelihoodError, match="two outputs"):
+        fit(net(1), [(x, torch.zeros(8, dtype=torch.long))], **SHORT)
+
+
+def test_untouched_residual_weights_keep_their_precision():
+    model = net()
+    evidence = Evidence(model, num_data=24)
+    evidence.refresh(loader())
+    evidence.step(3)
+    assert evidence.log_precision["convolution.weights.irrep_1"] == 3.0
+    assert evidence.log_precision["convolution.weights.equivariant"] != 0.0

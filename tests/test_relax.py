@@ -4,13 +4,14 @@ import collections
 
 import pytest
 import torch
+from escnn import gspaces
 from escnn import nn as enn
 from escnn.nn import R2Conv, SequentialModule
 from fields import ROUNDING, SINGLE, distance, field_type, image, kinds, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from escnn_relax import relax
+from escnn_relax import harden, relax
 from escnn_relax.errors import ArgumentError, EmptyBasisError, SubgroupError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
 
@@ -173,8 +174,22 @@ def test_layers_with_nothing_to_break_are_left_with_a_warning():
     with pytest.warns(UserWarning, match="left as it is: 0: no kernel of size 1"):
         relaxed = relax(model)
     assert [type(m) for m in relaxed] == [R2Conv, RelaxedR2Conv]
-    with pytest.raises(EmptyBasisError, match="^0: .*subgroup 1 .*leave it out"):
-        relax(model, subgroups=[1])
+    with pytest.warns(UserWarning, match="left as it is: 0: no kernel of size 1"):
+        assert type(relax(model, subgroups=[1])[0]) is R2Conv
+    with pytest.raises(EmptyBasisError, match="^0: .*subgroup 4 .*leave it out"):
+        # between scalars, at frequencies below 4, a C8 layer has no kernel that only C4 keeps
+        relax(SequentialModule(R2Conv(SCALARS["C8"], SCALARS["C8"], 3)), subgroups=[4, 1])
+
+
+def test_subclasses_are_left_with_a_warning():
+    class Special(R2Conv):
+        pass
+
+    fields = field_type("C4")
+    model = SequentialModule(Special(fields, fields, 3), R2Conv(fields, fields, 3))
+    with pytest.warns(UserWarning, match="0: left as it is, since a Special"):
+        relaxed = relax(model)
+    assert [type(m) for m in relaxed] == [Special, RelaxedR2Conv]
 
 
 def test_layers_without_symmetry_are_left():
@@ -221,3 +236,14 @@ def test_default_precision_of_the_process_does_not_matter():
         torch.set_default_dtype(torch.float32)
     assert {p.dtype for p in relaxed.parameters()} == {torch.float32}
     assert distance(relaxed(x).tensor, model(x).tensor) < SINGLE
+
+
+def test_hooks_are_carried():
+    space = gspaces.rot2dOnR2(4)
+    gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    strict = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields))
+    seen = []
+    strict[0].register_forward_hook(lambda module, input, output: seen.append(type(module).__name__))
+    harden(relax(strict))(gray(torch.randn(1, 1, 5, 5)))
+    relax(strict)(gray(torch.randn(1, 1, 5, 5)))
+    assert seen == ["R2Conv", "RelaxedR2Conv"]

@@ -24,7 +24,9 @@ VECTORS = nn.FieldType(D4, 2 * [D4.irrep(1, 1)])
 SCALARS = nn.FieldType(D4, 3 * [D4.trivial_repr])
 REGULAR3 = nn.FieldType(OCTA, [OCTA.regular_repr])
 VECTOR3 = nn.FieldType(OCTA, [OCTA.irrep(1), OCTA.irrep(3)])
-INDUCED = nn.FieldType(D4, [D4.induced_repr((None, 4), D4.fibergroup.subgroup((None, 4))[0].irrep(1))])
+SUBFIELD = D4.induced_repr((None, 4), D4.fibergroup.subgroup((None, 4))[0].irrep(1))
+INDUCED = nn.FieldType(D4, [SUBFIELD])
+INDUCED_GATED = nn.FieldType(D4, [D4.quotient_repr((None, 4)), SUBFIELD])
 GATED = nn.FieldType(D4, [*2 * [D4.trivial_repr], *2 * [D4.irrep(1, 1)]])
 TURNS = nn.FieldType(C8, 2 * [C8.regular_repr])
 
@@ -42,6 +44,7 @@ MODULES = {
     ),
     "VectorFieldNonLinearity": lambda: nn.VectorFieldNonLinearity(TURNS),
     "InducedNormNonLinearity": lambda: nn.InducedNormNonLinearity(INDUCED),
+    "InducedGatedNonLinearity1": lambda: nn.InducedGatedNonLinearity1(INDUCED_GATED, gates=["gate", "gated"]),
     "FourierPointwise": lambda: nn.FourierPointwise(SO2, 2, SO2.fibergroup.bl_irreps(2), type="regular", N=12),
     "FourierELU": lambda: nn.FourierELU(SO2, 2, SO2.fibergroup.bl_irreps(2), type="regular", N=12),
     "QuotientFourierPointwise": lambda: nn.QuotientFourierPointwise(
@@ -160,6 +163,66 @@ def test_branching_and_gates_of_two_inputs():
     plain = gated(gates(g), VECTORS(v))
     restricted = on_h(*(t(z) for t, z in zip(on_h.in_type, (g, v))))
     assert torch.equal(plain.tensor, restricted.tensor) and restricted.type.gspace.fibergroup.order() == 2
+
+
+def test_merging():
+    """A dictionary goes in, so the module has no input type of its own."""
+    module = nn.MergeModule([(nn.ReLU(SCALARS), "a"), (nn.R2Conv(VECTORS, SCALARS + VECTORS, 3, padding=1), ["b"])])
+    inputs = {"a": (SCALARS, torch.randn(2, 3, 5, 5)), "b": (VECTORS, torch.randn(2, 4, 5, 5))}
+    plain = module({key: type(x) for key, (type, x) in inputs.items()})
+    for id in [(None, 4), (3, 1)]:
+        on_h = restrict(module, id)
+        assert type(on_h) is nn.MergeModule and on_h.out_type.gspace == on_h.gspace != module.gspace
+        parts = dict(zip("ab", on_h.children()))
+        fed = {key: parts[key].in_type(x) for key, (_, x) in inputs.items()}
+        found = on_h(fed)
+        assert found.type == on_h.out_type and torch.allclose(found.tensor, plain.tensor, atol=1e-5)
+        h = list(on_h.gspace.fibergroup.elements)[-1]
+        turned = on_h({key: x.transform(h) for key, x in fed.items()})
+        assert torch.allclose(turned.tensor, found.transform(h).tensor, atol=1e-5)
+        assert parts["b"].weights.numel() > module.submodule_1.weights.numel()
+
+
+def test_norm_without_pixels():
+    space = gspaces.no_base_space(dihedral_group(4))
+    type_ = nn.FieldType(space, [space.regular_repr, space.irrep(1, 1)])
+    norm = nn.IIDBatchNorm1d(type_)
+    x = torch.randn(6, type_.size)
+    norm(type_(x + 1))
+    on_h = restrict(norm, (1, 2))
+    assert type(on_h) is nn.IIDBatchNorm1d
+    for mode in (True, False):
+        assert torch.equal(norm.train(mode)(type_(x)).tensor, on_h.train(mode)(on_h.in_type(x)).tensor)
+    for a, b in zip(norm.buffers(), on_h.buffers()):
+        assert torch.equal(a, b)
+    assert equivariance_error(on_h.eval()).max < 1e-5
+
+
+@pytest.mark.parametrize("id", ["octa", (False, 4), (True, 3)])
+def test_harmonic_polynomials(id):
+    module = nn.HarmonicPolynomialR3(2)
+    on_h = restrict(module, id)
+    x = torch.randn(5, 3)
+    assert torch.equal(module(module.in_type(x)).tensor, on_h(on_h.in_type(x)).tensor)
+    assert on_h.in_type.fibergroup.order() > 0 and equivariance_error(on_h).max < 1e-5
+
+
+@pytest.mark.parametrize("kind", [nn.R3IcoConv, nn.R3IcoConvTransposed])
+def test_orbits_of_the_icosahedron(kind):
+    """Kernels on the vertices of a polyhedron: kept as they are, with the icosahedral group's coefficients."""
+    space = gspaces.icoOnR3()
+    type_ = nn.FieldType(space, [space.trivial_repr, space.irrep(1)])
+    conv = kind(type_, type_, 3, initialize=False)
+    torch.nn.init.normal_(conv.weights)
+    x = torch.randn(2, type_.size, 5, 5, 5)
+    for id in [(True, 2), (False, 5)]:
+        on_h = restrict(conv, id)
+        for mode in (True, False):
+            assert torch.equal(conv.train(mode)(type_(x)).tensor, on_h.train(mode)(on_h.in_type(x)).tensor)
+        torch.nn.init.normal_(on_h.train().weights)
+        error = equivariance_error(on_h)  # half turns act on voxels, a fifth of a turn does not
+        assert error.exact == (id == (True, 2)) and error.max < (2e-5 if error.exact else 0.2)
+        assert on_h.weights.shape == conv.weights.shape and not torch.equal(on_h.weights, conv.weights)
 
 
 def test_linear():

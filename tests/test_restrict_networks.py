@@ -7,8 +7,9 @@ import torch
 from escnn import gspaces, nn
 
 from escnn_relax.errors import UnsupportedModuleError
+from escnn_relax.morphism.relabel import Relabel
 from escnn_relax.morphism.restrict import restrict
-from escnn_relax.symmetry.equivariance import equivariance_error
+from escnn_relax.symmetry.equivariance import equivariance_error, kernel_equivariance_error
 
 #: relative L2 distance of logits after some ten layers
 FLOAT32, FLOAT64 = 1e-4, 1e-10
@@ -123,6 +124,7 @@ class WideResidual(torch.nn.Module):
         return self.final(self.layer3(self.layer2(self.layer1(x)))).tensor.mean((2, 3))
 
 
+@pytest.mark.slow
 def test_wide_residual_network_by_depth():
     """D8 in the stem and layer 1, then D4, C4 and no symmetry at all: still the same function."""
     net = WideResidual(gspaces.flipRot2dOnR2(8))
@@ -141,19 +143,79 @@ def test_wide_residual_network_by_depth():
         assert distance(net.train(mode)(x), graded.train(mode)(x)) < FLOAT32
 
 
-@pytest.mark.slow
-def test_wide_residual_network_down_to_nothing():
-    space = gspaces.flipRot2dOnR2(8)
-    net = WideResidual(space).double()
-    x = torch.randn(2, 1, 17, 17, dtype=torch.float64)
+def stages(net):
+    """The parts of a network restricted by depth that live on one group each."""
+    members = lambda part: [m for m in part.children() if not isinstance(m, Relabel)]
+    first, second = members(net.layer1)
+    last = [p[-1] if isinstance(p, nn.SequentialModule) else p for p in (net.layer2, net.layer3)]
+    return [first, second, *(members(p)[-1] if isinstance(p, nn.SequentialModule) else p for p in last)]
+
+
+def check_depths(space, ladder, orders, widths, side, dtype, tolerance):
+    """Restrict stage by stage in one model; then give every weight another value."""
+    net = WideResidual(space, widths)
+    net.final = torch.nn.Identity()
+    net.final.forward = lambda x: x  # GroupPooling rounds to float32
+    net = net.to(dtype)
+    x = torch.randn(3, 1, side, side, dtype=dtype)
     net(x)
-    net.final = torch.nn.Identity()  # GroupPooling rounds to float32
-    net.final.forward = lambda x: x
-    graded = restrict(net, (0, 4), from_layer="layer1.1")
-    to_c4 = restrict(net, (None, 4), from_layer="layer2")
-    to_c1 = restrict(net, (None, 1), from_layer="layer3")
-    for other in (graded, to_c4, to_c1):
-        assert distance(net(x), other(x)) < FLOAT64
+    graded = net
+    for stage, id in ladder.items():
+        graded = restrict(graded, id, from_layer=stage)
+    for mode in (True, False):
+        assert distance(net.train(mode)(x), graded.train(mode)(x)) < tolerance
+    with torch.no_grad():
+        for p in graded.train().parameters():
+            p.normal_(std=0.2)
+    assert distance(net.train()(x), graded(x)) > 0.1
+    for order, block in zip(orders, stages(graded)):
+        assert block.in_type.fibergroup.order() == block.out_type.fibergroup.order() == order
+        error = equivariance_error(block.eval(), size=5)
+        assert error.exact and error.max < 1e-4
+        # without the identity; the others of D8 move no grid to itself
+        assert len(error.elements) == max(min(order, 8) - 1, 1)
+    # the broken twin: what lives on turns has given up the reflections
+    given_up, before = stages(graded)[2], stages(net)[2]
+    reflection = before.in_type.fibergroup.element((1, 0))
+    kernel = given_up.conv1.expand_parameters()[0]
+    error = kernel_equivariance_error(kernel, before.conv1.in_type, before.conv1.out_type, elements=[reflection])
+    assert error.max > 0.1
+
+
+def test_three_steps_by_depth():
+    ladder = {"layer1.1": (0, 2), "layer2": (None, 2), "layer3": (None, 1)}
+    check_depths(gspaces.flipRot2dOnR2(4), ladder, (8, 4, 2, 1), (1, 1, 1), 9, torch.float32, FLOAT32)
+
+
+@pytest.mark.slow
+def test_three_steps_by_depth_in_a_wide_network():
+    ladder = {"layer1.1": (0, 4), "layer2": (None, 4), "layer3": (None, 1)}
+    check_depths(gspaces.flipRot2dOnR2(8), ladder, (16, 8, 4, 1), (2, 3, 4), 17, torch.float64, FLOAT64)
+
+
+def check_chain(space, ids, direct):
+    """A chain equals its last step, whole networks included: same function, as many coefficients."""
+    net = WideResidual(space, (1, 1, 1))
+    x = torch.randn(3, 1, 9, 9)
+    net(x)
+    chain, once = net, restrict(net, direct)
+    for id in ids:
+        chain = restrict(chain, id)
+    for mode in (True, False):
+        a, b, c = (m.train(mode)(x) for m in (net, chain, once))
+        assert max(distance(a, b), distance(a, c), distance(b, c)) < FLOAT32
+    sizes = [[p.numel() for p in model.parameters()] for model in (net, chain, once)]
+    assert sizes[1] == sizes[2] and sum(sizes[1]) > sum(sizes[0])
+    assert chain.gray.gspace == once.gray.gspace
+
+
+def test_steps_in_one_go():
+    check_chain(gspaces.flipRot2dOnR2(2), [(None, 2), 1], (None, 1))
+
+
+@pytest.mark.slow
+def test_steps_in_one_go_from_sixteen_elements():
+    check_chain(gspaces.flipRot2dOnR2(8), [(0, 4), (None, 4), 1], (None, 1))
 
 
 @pytest.mark.slow

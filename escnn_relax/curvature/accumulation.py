@@ -13,7 +13,8 @@ from .contraction import contract
 from .extraction import Use
 from .factors import DenseFactor, Factor, KroneckerFactor
 from .linear_map import LinearMap, WeightBlock
-from .moments import MeanPatchMoments, Moments, PatchMoments
+from .moments import MeanPatchMoments, Moments, accurate
+from .patch_moments import PatchMoments
 
 __all__ = ["Accumulator", "Batch", "Bias", "Expand", "Reduce"]
 
@@ -25,7 +26,7 @@ class Batch:
     """
 
     def __init__(self, layer: LinearMap, inputs: Sequence[Tensor]) -> None:
-        self.layer, self.inputs = layer, tuple(inputs)
+        self.layer, self.inputs = layer, tuple(accurate(x) for x in inputs)
 
     @cached_property
     def patches(self) -> Tensor:
@@ -34,7 +35,7 @@ class Batch:
 
     def gradients(self, uses: Sequence[Use]) -> Tensor:
         """One column at the same places, shape ``(N, groups, out channels / groups, places)``."""
-        return _joined([self.layer.gradients(use.gradient) for use in uses])
+        return _joined([accurate(self.layer.gradients(use.gradient)) for use in uses])
 
 
 class Accumulator(ABC):
@@ -86,10 +87,9 @@ class _Kronecker(Accumulator):
             whole = key[1] == tuple(range(group.shape[1]))
             fields = group.unflatten(1, channels.shape) if whole else group[:, channels]  # (N, O, o, places)
             if self.reduce:
-                columns = fields.flatten(2).sum(-1).T
+                self._written[key].add(fields.flatten(2).sum(-1).T)
             else:
-                columns = fields.transpose(0, 1).flatten(1)
-            self._written[key].add(columns)
+                self._written[key].add_samples(fields.flatten(2))
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}

@@ -19,7 +19,7 @@ from .layers import linear_map
 from .likelihood import Likelihood, likelihood
 from .recipe import recipe
 
-__all__ = ["Curvature", "CurvatureEstimate", "batches", "detached"]
+__all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
 
 #: Largest relative difference of the loss between two passes over the same data in another order.
 SAME_DATA = 1e-3
@@ -33,7 +33,7 @@ class CurvatureEstimate:
         factors: for each parameter's name its curvature blocks, for one unit of the likelihood.
         loss: negative log-likelihood without normaliser (nats), for one unit of the likelihood.
         num_data: number of samples N.
-        num_outputs: outputs of the network C.
+        num_outputs: numbers that the network puts out for a sample.
     """
 
     factors: dict[str, tuple[Factor, ...]]
@@ -52,7 +52,7 @@ class Curvature:
     Args:
         model: any module; every relaxed layer, every convolution and linear layer of escnn and torch in it with a
             parameter that requires a gradient is covered, however they are connected.
-        likelihood: ``"categorical"``, ``"gaussian"`` or a :class:`~escnn_relax.curvature.likelihood.Likelihood`.
+        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` or a :class:`~escnn_relax.curvature.likelihood.Likelihood`.
         approximation: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, or ``"auto"``
             to choose by the size of each parameter.
         samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly.
@@ -100,6 +100,7 @@ class Curvature:
             LikelihoodError: targets or outputs that do not fit the likelihood.
             CoverageError: a layer that the forward pass does not use.
         """
+        check_weights(self.model)
         layers = {name: self._layer(name) for name in self.coverage.layers}
         with self.extraction.open(self.model):
             sums = self._pass(loader, layers, progress)
@@ -142,10 +143,7 @@ class Curvature:
                 layers = {name: self._layer(name) for name in self.coverage.layers}
                 columns = self.likelihood.columns(output)
                 for index, uses in enumerate(self.extraction.differentiable(output, columns)):
-                    for name, layer in layers.items():
-                        if index == 0:
-                            layer.read([use.input for use in uses[name]], len(output))
-                        layer.add(uses[name])
+                    _add(layers, uses, index == 0, len(output))
                 factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
                 yield self.likelihood.loss(output, target), factors, len(output)
 
@@ -165,12 +163,19 @@ class Curvature:
                 loss += float(self.likelihood.loss(output, target).double())
                 columns = self.likelihood.columns(output, self.samples)
             for index, uses in enumerate(self.extraction.backward(output, columns)):
-                for name, layer in layers.items():
-                    if index == 0:
-                        layer.read([use.input for use in uses[name]], len(output))
-                    layer.add(uses[name])
-            num_data, num_outputs = num_data + len(output), output.shape[1]
+                _add(layers, uses, index == 0, len(output))
+            num_data, num_outputs = num_data + len(output), output[0].numel()
         return _Sums(loss, num_data, num_outputs)
+
+
+def _add(layers: dict[str, LayerCurvature], uses: dict, first: bool, samples: int) -> None:
+    """Hand one column, and with the first of a minibatch the inputs, to all layers; never in a lower precision."""
+    for name, layer in layers.items():
+        device = uses[name][0].input.device.type
+        with torch.autocast(device, enabled=False):
+            if first:
+                layer.read([use.input for use in uses[name]], samples)
+            layer.add(uses[name])
 
 
 class _Sums(NamedTuple):
@@ -188,12 +193,22 @@ def _likelihood(given: Union[str, Likelihood]) -> Likelihood:
     return likelihood(given)
 
 
+def check_weights(model: nn.Module) -> None:
+    """Raise ``DataError`` that names the first parameter with NaN or infinite values."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DataError(name, "NaN or infinite weights", remedy="go back to finite ones, and lower the learning rate")
+
+
 def batches(loader: Iterable, device: torch.device, progress: Optional[Callable] = None) -> Iterator[tuple]:
     """Pairs of input and target on ``device``; raises ``DataError`` for batches that are no pair or not finite."""
     for index, batch in enumerate(progress(loader) if progress else loader):
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError(f"batch {index}", expected="a pair (input, target)", got=type(batch).__name__)
         input, target = batch
+        if not isinstance(input, (Tensor, GeometricTensor)) or not isinstance(target, Tensor):
+            got = f"({type(input).__name__}, {type(target).__name__})"
+            raise DataError(f"batch {index}", expected="tensors", got=got, remedy="convert them by torch.as_tensor")
         input, target = input.to(device), target.to(device)
         tensor = input.tensor if isinstance(input, GeometricTensor) else input
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -29,6 +29,18 @@ class Use(NamedTuple):
     gradient: Tensor
 
 
+class Source(torch.autograd.Function):
+    """Where no gradient is asked for below a layer: it starts at the layer's output, and ends there."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, anchor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
+        return None, None
+
+
 class Tap(nn.Module):
     """Applies a function of one tensor; exists to be hooked. One tap for each time that a layer is used in a pass."""
 
@@ -42,10 +54,9 @@ class Tap(nn.Module):
         if input.requires_grad or self.differentiable:
             output = self.function(input)
             return output if output.requires_grad else output.requires_grad_()
-        # nothing below asks for a gradient: it starts here, and need not be taken back through the layer itself
         with torch.no_grad():
             output = self.function(input)
-        return output.detach().requires_grad_()
+        return Source.apply(output, torch.zeros((), requires_grad=True))
 
     def use(self) -> "Use":
         """What was recorded in the last passes."""

@@ -7,6 +7,7 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
+from ..errors import LikelihoodError
 from .accumulation import Batch
 from .collect import Curvature, detached
 from .contraction import pull_back
@@ -25,6 +26,8 @@ def jacobian(curvature: Curvature, input) -> tuple[Tensor, dict[str, Tensor]]:
     rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
     with curvature.extraction.open(curvature.model):
         output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input)))
+        if output.dim() != 2:
+            raise LikelihoodError("posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them")
         columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
         batches: dict[str, Batch] = {}
         for uses in curvature.extraction.backward(output, columns):

@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Optional, Union
+from typing import Iterable, Iterator, Optional, Union
 
 import torch
-from backpack.core.derivatives.crossentropyloss import CrossEntropyLossDerivatives
-from backpack.core.derivatives.mseloss import MSELossDerivatives
 from escnn.nn import GeometricTensor
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import DataError, LikelihoodError
 
-__all__ = ["Likelihood", "Categorical", "Gaussian", "likelihood"]
+__all__ = ["Likelihood", "Categorical", "Bernoulli", "Gaussian", "likelihood"]
 
 
 class Likelihood(ABC):
-    """One unit of a likelihood: temperature 1, observation noise 1."""
+    """One unit of a likelihood: temperature 1, observation noise 1. Outputs are ``(N, C)`` or ``(N, C, *space)``."""
 
     name: str
     #: whether the likelihood has an observation noise, learned beside the prior precisions
-    noisy: bool
+    noisy = False
 
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood summed over the samples, without normaliser (nats)."""
 
     @abstractmethod
-    def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
-        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian, shape ``(columns, N, outputs)``.
+    def exact_columns(self, output: Tensor) -> Tensor:
+        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``, shape ``(columns, N, C)``."""
 
-        Args:
-            samples: draw that many columns from the network's own predictions instead of taking all exactly.
+    @abstractmethod
+    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        r"""Draws with that Hessian as their covariance, each divided by :math:`\sqrt{samples}`; shape ``(samples, N, C)``."""
+
+    def columns(self, output: Tensor, samples: Optional[int] = None) -> Iterable[Tensor]:
+        """Columns of the shape of the outputs, one after the other.
+
+        Places of outputs with spatial dimensions are independent: exactly, each has columns of its own; sampled, all
+        places share a column, whose cross terms vanish on average.
         """
+        if samples is not None:
+            drawn = self.sampled_columns(_places_last(output), samples)
+            return (_as_output(column, output) for column in drawn)
+        if output.dim() == 2:
+            return self.exact_columns(output)
+        return self._place_by_place(output)
+
+    def _place_by_place(self, output: Tensor) -> Iterator[Tensor]:
+        flat = output.flatten(2)
+        for place in range(flat.shape[2]):
+            for column in self.exact_columns(flat[..., place]):
+                yield F.pad(column.unsqueeze(-1), (place, flat.shape[2] - place - 1)).view_as(output)
 
     def probabilities(self, output: Tensor) -> Tensor:
-        """Class probabilities, shape ``(..., outputs)``; ``LikelihoodError`` where there are no classes."""
+        """Class probabilities of outputs ``(..., C)``; ``LikelihoodError`` where there are no classes."""
         raise LikelihoodError(f"likelihood {self.name!r}", "it has no class probabilities")
 
     @abstractmethod
@@ -45,14 +62,13 @@ class Likelihood(ABC):
         """:meth:`loss` of the best output that is the same for every sample, divided by N (nats)."""
 
     def tensor(self, output) -> Tensor:
-        """The network's output as a matrix ``(N, outputs)``; raises ``LikelihoodError`` where it is none."""
+        """The network's output as a tensor ``(N, C, ...)``; raises ``LikelihoodError`` where it is none."""
         if isinstance(output, GeometricTensor):
             output = output.tensor
-        if not isinstance(output, Tensor) or output.dim() != 2:
+        if not isinstance(output, Tensor) or output.dim() < 2:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise LikelihoodError(
-                f"likelihood {self.name!r}", expected="an output of shape (N, outputs)", got=got, remedy="flatten it"
-            )
+            expected = "an output of shape (N, outputs) or (N, outputs, *space)"
+            raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=got, remedy="return one such tensor")
         if not torch.isfinite(output).all():
             raise DataError("model", "the output is not finite", remedy="look for NaN or infinite weights or inputs")
         return output
@@ -63,10 +79,10 @@ class Likelihood(ABC):
 
 
 class Categorical(Likelihood):
-    """Class probabilities by a softmax of the outputs; targets are labels ``0 ... outputs - 1`` (cross entropy).
+    """Class probabilities by a softmax over C; targets are labels ``0 ... C - 1``, ``(N,)`` or ``(N, *space)`` (cross entropy).
 
     >>> import torch
-    >>> columns = Categorical().columns(torch.zeros(1, 2))
+    >>> columns = Categorical().exact_columns(torch.zeros(1, 2))
     >>> columns.shape
     torch.Size([1, 1, 2])
     >>> torch.einsum("cno,cnp->op", columns, columns)
@@ -74,10 +90,23 @@ class Categorical(Likelihood):
             [-0.2500,  0.2500]])
     """
 
-    name, noisy = "categorical", False
+    name = "categorical"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(output, target, reduction="sum")
+
+    def exact_columns(self, output: Tensor) -> Tensor:
+        # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its complement,
+        # which a Householder reflection of the last axis onto it provides
+        root = output.softmax(1).sqrt()
+        normal = torch.cat([root[:, :-1], root[:, -1:] + 1], dim=1)
+        columns = torch.diag_embed(root) - torch.einsum("ni,nj->nij", root * normal / normal[:, -1:], root)
+        return columns[..., :-1].permute(2, 0, 1)
+
+    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        p = output.detach().softmax(1)
+        drawn = torch.multinomial(p, samples, replacement=True).T
+        return (F.one_hot(drawn, p.shape[1]).to(p) - p) / samples**0.5
 
     def probabilities(self, output: Tensor) -> Tensor:
         return output.softmax(-1)
@@ -86,24 +115,18 @@ class Categorical(Likelihood):
         share = target.flatten().bincount().double() / target.numel()
         return float(-torch.special.xlogy(share, share).sum()) * target[0].numel()
 
-    def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
-        if samples is not None:
-            return _columns(CrossEntropyLossDerivatives(), nn.CrossEntropyLoss(reduction="sum"), output, samples)
-        # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its complement,
-        # which a Householder reflection of the last axis onto it provides
-        root = output.softmax(1).sqrt()
-        normal = root.clone()
-        normal[:, -1] += 1
-        columns = torch.diag_embed(root) - torch.einsum("ni,nj->nij", root * normal / normal[:, -1:], root)
-        return columns[..., :-1].permute(2, 0, 1)
-
     def check(self, output: Tensor, target: Tensor) -> None:
-        if target.dim() != 1 or target.is_floating_point() or len(target) != len(output):
+        expected = (len(output), *output.shape[2:])
+        if tuple(target.shape) != expected or target.is_floating_point():
             raise LikelihoodError(
                 "likelihood 'categorical'",
-                expected=f"{len(output)} integer labels",
+                expected=f"integer labels of shape {expected}",
                 got=f"targets of shape {tuple(target.shape)}, {target.dtype}",
                 remedy="use likelihood='gaussian' for real-valued targets",
+            )
+        if output.shape[1] < 2:
+            raise LikelihoodError(
+                "likelihood 'categorical'", expected="two outputs or more", got=1, remedy="use likelihood='bernoulli'"
             )
         if len(target) and not (0 <= int(target.min()) and int(target.max()) < output.shape[1]):
             raise DataError(
@@ -114,25 +137,20 @@ class Categorical(Likelihood):
             )
 
 
-class Gaussian(Likelihood):
-    r"""Targets are the outputs plus noise :math:`N(0, \sigma^2)`; :math:`\sigma` is learned with the precisions."""
+class _Elementwise(Likelihood):
+    """Every output is independent of the others; targets have their shape."""
 
-    name, noisy = "gaussian", True
+    @abstractmethod
+    def _root(self, output: Tensor) -> Tensor:
+        """Square root of the second derivative of the loss in each output."""
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return 0.5 * (output - target).square().sum()
-
-    def constant_loss(self, target: Tensor) -> float:
-        return 0.5 * float(target.double().var(0, correction=0).sum())
-
-    def columns(self, output: Tensor, samples: Optional[int] = None) -> Tensor:
-        # BackPACK's squared error has no factor one half: its Hessian is twice ours
-        return _columns(MSELossDerivatives(), nn.MSELoss(reduction="sum"), output, samples) / 2**0.5
+    def exact_columns(self, output: Tensor) -> Tensor:
+        return torch.diag_embed(self._root(output)).permute(2, 0, 1)
 
     def check(self, output: Tensor, target: Tensor) -> None:
         if target.shape != output.shape or not target.is_floating_point():
             raise LikelihoodError(
-                "likelihood 'gaussian'",
+                f"likelihood {self.name!r}",
                 expected=f"real targets of shape {tuple(output.shape)}",
                 got=f"targets of shape {tuple(target.shape)}, {target.dtype}",
                 remedy="use likelihood='categorical' for class labels",
@@ -141,20 +159,79 @@ class Gaussian(Likelihood):
             raise DataError("targets", "NaN or infinite values", remedy="clean the data")
 
 
-_KNOWN = {"categorical": Categorical, "classification": Categorical, "gaussian": Gaussian, "regression": Gaussian}
+class Bernoulli(_Elementwise):
+    """Each output is the log odds of a yes; targets are probabilities, usually 0 or 1 (binary cross entropy)."""
+
+    name = "bernoulli"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output, target, reduction="sum")
+
+    def _root(self, output: Tensor) -> Tensor:
+        return (output.sigmoid() * (-output).sigmoid()).sqrt()
+
+    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        p = output.detach().sigmoid().expand(samples, *output.shape)
+        return (torch.bernoulli(p) - p) / samples**0.5
+
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.sigmoid()
+
+    def constant_loss(self, target: Tensor) -> float:
+        p = target.double().mean(0)
+        return float(-(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)).sum())
+
+    def check(self, output: Tensor, target: Tensor) -> None:
+        super().check(output, target)
+        if len(target) and not (0 <= float(target.min()) and float(target.max()) <= 1):
+            raise DataError(
+                "targets",
+                expected="values in 0 ... 1",
+                got=f"{float(target.min()):g} ... {float(target.max()):g}",
+                remedy="use likelihood='gaussian' for other real values",
+            )
+
+
+class Gaussian(_Elementwise):
+    r"""Targets are the outputs plus noise :math:`N(0, \sigma^2)`; :math:`\sigma` is learned with the precisions."""
+
+    name, noisy = "gaussian", True
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (output - target).square().sum()
+
+    def _root(self, output: Tensor) -> Tensor:
+        return torch.ones_like(output)
+
+    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        return torch.randn(samples, *output.shape, dtype=output.dtype, device=output.device) / samples**0.5
+
+    def constant_loss(self, target: Tensor) -> float:
+        return 0.5 * float(target.double().var(0, correction=0).sum())
+
+
+_KNOWN = {
+    **dict.fromkeys(("categorical", "classification"), Categorical),
+    **dict.fromkeys(("bernoulli", "binary"), Bernoulli),
+    **dict.fromkeys(("gaussian", "regression"), Gaussian),
+}
 
 
 def likelihood(given: Union[str, Likelihood]) -> Likelihood:
-    """A likelihood by its name: ``"categorical"`` (or ``"classification"``), ``"gaussian"`` (or ``"regression"``)."""
+    """A likelihood by its name: ``"categorical"`` (``"classification"``), ``"bernoulli"`` (``"binary"``) or
+    ``"gaussian"`` (``"regression"``)."""
     if isinstance(given, Likelihood):
         return given
-    if given not in _KNOWN:
+    if not isinstance(given, str) or given not in _KNOWN:
         raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given))
     return _KNOWN[given]()
 
 
-def _columns(derivatives, module: nn.Module, output: Tensor, samples: Optional[int]) -> Tensor:
-    module.input0, module.output = output.detach(), output.new_zeros(())  # what BackPACK looks at: a scalar loss
-    if samples is None:
-        return derivatives.sqrt_hessian(module, None, None)
-    return derivatives.sqrt_hessian_sampled(module, None, None, mc_samples=samples)
+def _places_last(output: Tensor) -> Tensor:
+    """Outputs ``(N, C, *space)`` as ``(N places, C)``."""
+    return output if output.dim() == 2 else output.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _as_output(column: Tensor, output: Tensor) -> Tensor:
+    """The way back."""
+    return column if output.dim() == 2 else column.view(len(output), -1, output.shape[1]).transpose(1, 2).reshape(output.shape)

@@ -12,16 +12,28 @@ import torch
 
 from ..errors import CheckpointError
 
-__all__ = ["save", "load", "random_state", "set_random_state"]
+__all__ = ["save", "load", "plain", "random_state", "set_random_state"]
 
 
 def save(path: Union[str, Path], state: dict[str, Any]) -> None:
     """Write ``state`` beside ``path``, then move it there, so that a kill leaves the previous file intact."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    state = plain(state)
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, path)
+
+
+def plain(value: Any) -> Any:
+    """The same value without numpy's scalars, which the safe reader refuses."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {plain(k): plain(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(v) for v in value)
+    return value
 
 
 def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:

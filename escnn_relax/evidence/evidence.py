@@ -18,10 +18,14 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 import torch
 from torch import Tensor, nn
 
+from ..curvature.averaging import averaged, parts
 from ..curvature.collect import Curvature, CurvatureEstimate
+from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, CoverageError, CurvatureError
 from ..nn.relaxed import RelaxedConvolution
+from .ascent import ascend
+from .bridge import to_laplace
 from .hypergradient import hypergradient
 from .posterior import Posterior
 from .prior import BOUNDS, Prior, Ties
@@ -45,8 +49,8 @@ class Evidence:
 
     Args:
         model: a model with at least one relaxed layer.
-        likelihood: ``"categorical"`` or ``"gaussian"``.
-        curvature: ``"expand"``, ``"reduce"``, ``"exact"`` or ``"diagonal"``.
+        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"`` or ``"auto"``.
         samples: Monte-Carlo columns a sample instead of the exact sum over outputs.
         num_data: size of the training set; may be left out if ``refresh`` comes before ``penalty``. A refresh on fewer
             samples is scaled up to it.
@@ -92,6 +96,12 @@ class Evidence:
     ) -> None:
         if not temperature > 0:
             raise ArgumentError("temperature", expected="a positive number", got=temperature)
+        if num_data is not None and not num_data > 0:
+            raise ArgumentError("num_data", expected="the number of training samples", got=num_data)
+        starts = {"log_precision": log_precision, "residual_log_precision": residual_log_precision, "log_noise": log_noise}
+        for argument, value in {**starts, **(fixed or {})}.items():
+            if not abs(value) <= 100:
+                raise ArgumentError(argument, expected="a logarithm between -100 and 100", got=value)
         self.model = model
         self._layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedConvolution)}
         if not self._layers and relaxed_only:
@@ -100,23 +110,14 @@ class Evidence:
         self.curvature = Curvature(model, likelihood, curvature, samples, bias)
         self.likelihood, self.temperature = self.curvature.likelihood, temperature
         self.uncovered = self.curvature.uncovered
-        self.num_data, self.log_noise = num_data, log_noise
-        breaking = {
-            f"{name}.weights.{p.name}" for name, layer in self._layers.items() for p in layer.pathways if p.breaks
-        }
-        breaking |= {name[1:] for name in breaking if name.startswith(".")}
-        self.log_precision: dict[str, float] = {
-            name: residual_log_precision if name in breaking else log_precision for name in self.curvature.covered
-        }
-        self.prior = Prior.of(self.log_precision, ties, fixed or (), bounds)
-        for group, value in (fixed or {}).items():
-            for name in self.log_precision:
-                if name == group or name in self.prior.groups.get(group, ()):
-                    self._set(name, value)
-        for members in self.prior.groups.values():  # tied ones start together
-            self._set(members[0], self.log_precision[members[0]])
+        self.num_data, self.log_noise = num_data, float(log_noise)
+        breaking = {join(n, f"weights.{p.name}") for n, layer in self._layers.items() for p in layer.pathways if p.breaks}
+        start = {n: residual_log_precision if n in breaking else log_precision for n in self.curvature.covered}
+        self.prior = Prior.of(start, ties, fixed or (), bounds)
+        self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
         self.estimate: Optional[CurvatureEstimate] = None
+        self._previous: Optional[dict] = None
         self._eigenvalues: dict[str, Tensor] = {}
         self._loss = math.nan
         self._num_outputs = 0
@@ -127,22 +128,42 @@ class Evidence:
         return math.exp(-2 * self.log_noise) / self.temperature if self.likelihood.noisy else 1 / self.temperature
 
     @property
+    def eigenvalues(self) -> dict[str, Tensor]:
+        """Of each parameter's curvature at the last refresh, scaled by the likelihood, float64."""
+        return {name: self.scale * values for name, values in self._eigenvalues.items()}
+
+    @property
+    def observations(self) -> int:
+        """Numbers observed: samples times outputs."""
+        return self.num_data * self._num_outputs
+
+    @property
     def mean_loss(self) -> float:
         """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
         self._need_refresh()
         return self._loss / self.num_data
 
-    def refresh(self, loader: Iterable, progress: Optional[Callable] = None) -> EvidenceTerms:
+    def refresh(self, loader: Iterable, progress: Optional[Callable] = None, keep: float = 0.0) -> EvidenceTerms:
         """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.
+
+        Args:
+            loader: all the data, or a part, which is scaled up to ``num_data``.
+            progress: wraps the loader, as ``tqdm`` does.
+            keep: share of the previous curvature and data fit that is kept, for a running average over parts (fraction).
 
         If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
         """
+        if not 0 <= keep < 1:
+            raise ArgumentError("keep", expected="a fraction below 1", got=keep)
         estimate = self.curvature(loader, progress)
+        if keep and self._previous is not None:
+            estimate = averaged(estimate, self._previous, keep)
         eigenvalues = {name: estimate.eigenvalues(name) for name in self.log_precision}
         for name, values in eigenvalues.items():
             if len(values) != self._parameters[name].numel():
                 raise CurvatureError(name, expected=f"{self._parameters[name].numel()} eigenvalues", got=len(values))
         self.estimate = estimate
+        self._previous = parts(estimate) if keep else None
         self.num_data = self.num_data or estimate.num_data
         share = self.num_data / estimate.num_data  # all terms are sums over the data; a part of it is scaled up
         self._eigenvalues = {name: share * values for name, values in eigenvalues.items()}
@@ -155,9 +176,9 @@ class Evidence:
         self._need_refresh()
         data_fit = -self._loss * self.scale
         if self.likelihood.noisy:
-            data_fit -= self.num_data * self._num_outputs * (self.log_noise + 0.5 * math.log(2 * math.pi))
+            data_fit -= self.observations * (self.log_noise + 0.5 * math.log(2 * math.pi))
         occam = prior = 0.0
-        for name, square in self._squares().items():
+        for name, square in self.squares().items():
             log_delta = self.log_precision[name]
             occam += complexity(self.scale * self._eigenvalues[name], log_delta)
             prior += 0.5 * math.exp(log_delta) * square
@@ -170,6 +191,10 @@ class Evidence:
     def posterior(self) -> Posterior:
         """The Laplace posterior of the last refresh, for predictions."""
         return Posterior(self)
+
+    def to_laplace(self) -> Any:
+        """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.bridge.to_laplace`."""
+        return to_laplace(self)
 
     def hypergradient(self, loader: Iterable, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Derivative of the log evidence in anything inside the network, through data fit and curvature.
@@ -184,10 +209,10 @@ class Evidence:
         :math:`\partial \log Z / \partial \log \delta_p = \tfrac12 (\gamma_p - \delta_p |w_p|^2)` with the effective
         dimension :math:`\gamma_p`; :math:`\partial \log Z / \partial \log \sigma = 2 L h - N C + \sum_p \gamma_p`.
         """
-        gammas, squares = self.effective_dimension(), self._squares()
+        gammas, squares = self.effective_dimension(), self.squares()
         found = {n: 0.5 * (gammas[n] - math.exp(self.log_precision[n]) * squares[n]) for n in gammas}
         if self.likelihood.noisy:
-            fit = 2 * self._loss * self.scale - self.num_data * self._num_outputs
+            fit = 2 * self._loss * self.scale - self.observations
             found["log_noise"] = fit + sum(gammas.values())
         return found
 
@@ -202,7 +227,8 @@ class Evidence:
         r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed.
 
         Each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the logarithm, and halved
-        where the evidence would fall by it.
+        where the evidence would fall by it. Weights that are all exactly zero, as residual ones are before training, keep
+        their precision.
 
         Args:
             steps: number of updates.
@@ -211,25 +237,15 @@ class Evidence:
         self._need_refresh()
         if steps < 0 or not 0 <= damping < 1:
             raise ArgumentError("step", expected="steps >= 0 and 0 <= damping < 1", got=(steps, damping))
-        squares = self._squares()
-        for _ in range(steps):
-            gammas = self.effective_dimension()
-            for group, members in self.prior.groups.items():
-                if group not in self.prior.fixed:
-                    gamma, square = sum(gammas[n] for n in members), sum(squares[n] for n in members)
-                    target = self.prior.clip(math.log(max(gamma, 1e-12)) - math.log(max(square, 1e-300)))
-                    self._move(members, (1 - damping) * (target - self.log_precision[members[0]]), square)
-            if self.likelihood.noisy:
-                free = self.num_data * self._num_outputs - sum(self.effective_dimension().values())
-                variance = 2 * self._loss / (max(free, 1.0) * self.temperature)
-                self._move_noise((1 - damping) * (0.5 * math.log(max(variance, 1e-12)) - self.log_noise))
+        ascend(self, steps, damping)
         self.publish()
         return self.terms()
 
     def penalty(self) -> Tensor:
         r""":math:`\frac{1}{2N} \sum_p \delta_p |w_p|^2`, to be added to a loss averaged over samples.
 
-        For a Gaussian likelihood, the matching loss is :math:`h \cdot \tfrac12 |y - f|^2`: see :meth:`loss`.
+        For a categorical likelihood of temperature 1 that loss is the cross entropy; for others it is scaled by
+        :math:`h`: see :meth:`loss`, which does it all.
         """
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
@@ -247,7 +263,7 @@ class Evidence:
         gammas = self.effective_dimension() if self._eigenvalues else {}
         for name, layer in self._layers.items():
             for index, pathway in enumerate(layer.pathways):
-                key = f"{name}.weights.{pathway.name}" if name else f"weights.{pathway.name}"
+                key = join(name, f"weights.{pathway.name}")
                 if key in self.log_precision:
                     layer.log_precision[index] = self.log_precision[key]
                     layer.effective_dimension[index] = gammas.get(key, math.nan)
@@ -261,6 +277,7 @@ class Evidence:
             "num_outputs": self._num_outputs,
             "loss": self._loss,
             "eigenvalues": {name: values.clone() for name, values in self._eigenvalues.items()},
+            "previous": self._previous,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -271,48 +288,13 @@ class Evidence:
         self.log_precision = dict(state["log_precision"])
         self.log_noise, self.num_data = state["log_noise"], state["num_data"]
         self._num_outputs, self._loss = state["num_outputs"], state["loss"]
-        self._eigenvalues = dict(state["eigenvalues"])
+        self._eigenvalues, self.estimate, self._previous = dict(state["eigenvalues"]), None, state["previous"]
         self.publish()
 
-    def _set(self, name: str, log_precision: float) -> None:
-        """Set the log precision of a parameter and of those tied to it."""
-        for members in self.prior.groups.values():
-            if name in members:
-                self.log_precision.update(dict.fromkeys(members, log_precision))
-
-    def _move(self, members: tuple[str, ...], change: float, square: float) -> None:
-        """Change one group's log precision; halve the change until the evidence does not fall by it."""
-        values = self.scale * torch.cat([self._eigenvalues[name] for name in members])
-
-        def loss(log_delta: float) -> float:
-            return complexity(values, log_delta) + 0.5 * math.exp(log_delta) * square
-
-        now = self.log_precision[members[0]]
-        self._set(members[0], _descend(loss, now, lambda by: self.prior.clip(now + by), change))
-
-    def _move_noise(self, change: float) -> None:
-        """The same for the observation noise."""
-        now = self.log_noise
-
-        def loss(log_noise: float) -> float:
-            self.log_noise = log_noise
-            return -self.terms().total
-
-        self.log_noise = _descend(loss, now, lambda by: now + by, change)
-
-    def _squares(self) -> dict[str, float]:
+    def squares(self) -> dict[str, float]:
+        """:math:`|w|^2` of each parameter with a prior."""
         return {n: float(p.detach().double().square().sum()) for n, p in self._parameters.items()}
 
     def _need_refresh(self) -> None:
         if not self._eigenvalues:
             raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
-
-
-def _descend(loss: Callable[[float], float], now: float, moved: Callable[[float], float], change: float) -> float:
-    """Where a change leads, halved until the loss does not rise by it."""
-    before = loss(now)
-    for _ in range(20):
-        if loss(moved(change)) <= before:
-            return moved(change)
-        change /= 2
-    return now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Union
 
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..curvature.collect import batches
+from ..curvature.collect import batches, check_weights
 from ..curvature.likelihood import Likelihood
-from ..errors import ArgumentError, DataError
-from . import checkpoint as disk
-from .evidence import Evidence, EvidenceTerms
+from ..errors import ArgumentError, DataError, RelaxError
+from .evidence import Evidence
 from .history import EpochRecord, History
+from .loading import data_size
+from .run import Run, Undo
 
 __all__ = ["fit"]
 
@@ -33,7 +35,7 @@ def fit(
     epochs: int = 100,
     likelihood: Union[str, Likelihood] = "categorical",
     evidence: Optional[Evidence] = None,
-    optimizer: Optional[Callable[[list], Optimizer]] = None,
+    optimizer: Union[None, Optimizer, Callable[[list], Optimizer]] = None,
     scheduler: Optional[Callable[[Optimizer], Any]] = None,
     lr: float = 5e-3,
     burn_in: int = 10,
@@ -58,8 +60,8 @@ def fit(
         epochs: passes over it.
         likelihood: ``"categorical"`` or ``"gaussian"``.
         evidence: an :class:`~escnn_relax.Evidence` of this model; by default one is made with ``evidence_options``.
-        optimizer: from a list of parameters to an optimiser; Adam with ``lr`` by default.
-        scheduler: from the optimiser to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
+        optimizer: an optimiser, or a function from a list of parameters to one; Adam with ``lr`` by default.
+        scheduler: function from the optimiser to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
         burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights.
         refresh_every: epochs from one refresh to the next.
         hypersteps: updates of the precisions after each refresh.
@@ -71,9 +73,12 @@ def fit(
         callback: called with each epoch's record.
 
     Raises:
-        DataError: an empty loader, NaN data, a loss that is not finite (before it touches a weight).
+        DataError: an empty loader, NaN data or weights, a loss that is not finite.
+        LikelihoodError, CoverageError, CurvatureError: see :class:`~escnn_relax.Evidence`.
         CheckpointError: a checkpoint that belongs to another run.
         ArgumentError: numbers of epochs that make no sense.
+
+    After an error of ours in an epoch, weights, buffers, optimiser and modes are those from before that epoch.
 
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> from escnn import gspaces, nn as enn
@@ -98,36 +103,33 @@ def fit(
     if evidence is not None and (evidence_options or evidence.model is not model):
         problem = "an evidence of another model" if evidence.model is not model else "both evidence and options for one"
         raise ArgumentError("fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone")
+    if epochs and epochs <= burn_in:
+        warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
     if evidence is None:
-        evidence_options.setdefault("num_data", _size(train_loader))
+        evidence_options.setdefault("num_data", data_size(train_loader))
         evidence = Evidence(model, likelihood, **evidence_options)
-    device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
-    descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer(parameters)
+    descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
+    descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
-    history, first = History(evidence), 0
-    run = {
-        "epochs": epochs,
-        "burn_in": burn_in,
-        "refresh_every": refresh_every,
-        "hypersteps": hypersteps,
-        "parameters": {name: list(p.shape) for name, p in model.named_parameters()},
-    }
+    settings = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
+    settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
+    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings)
+    modes = [(module, module.training) for module in model.modules()]
+    history = History(evidence)
     if checkpoint is not None and Path(checkpoint).exists():
-        state = disk.load(checkpoint, run)
-        model.load_state_dict(state["model"])
-        descent.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["scheduler"])
-        evidence.load_state_dict(state["evidence"])
-        history.records = [_record(entry) for entry in state["records"]]
-        disk.set_random_state(state["random"], device)
-        _set_loader_state(train_loader, state["loader"])
-        first = len(history.records)
+        history.records = run.load(checkpoint)
+    first = len(history.records)
     bar = _bar(range(first, epochs), first, epochs, progress)
     try:
         for epoch in bar:
-            loss, constant = _epoch(model, train_loader, evidence, descent, device)
-            schedule.step()
+            undo = Undo(run, modes)
+            try:
+                loss, constant = _epoch(run)
+            except RelaxError:
+                undo()
+                raise
+            _anneal(schedule, loss)
             record = EpochRecord(epoch, loss)
             if epoch >= burn_in and (epoch - burn_in) % refresh_every == 0:
                 terms, note = evidence.refresh(evidence_loader or train_loader), ""
@@ -139,17 +141,7 @@ def fit(
                 record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, note)
             history.records.append(record)
             if checkpoint is not None:
-                entry = {
-                    "run": run,
-                    "model": model.state_dict(),
-                    "optimizer": descent.state_dict(),
-                    "scheduler": schedule.state_dict(),
-                    "evidence": evidence.state_dict(),
-                    "records": history.to_dict()["records"],
-                    "random": disk.random_state(device),
-                    "loader": _loader_state(train_loader),
-                }
-                disk.save(checkpoint, entry)
+                run.save(checkpoint, history)
             if callback is not None:
                 callback(record)
             _show(bar, record)
@@ -162,29 +154,29 @@ def fit(
     return history
 
 
-def _epoch(model: nn.Module, loader: Iterable, evidence: Evidence, descent: Optimizer, device: torch.device):
+def _epoch(run: Run) -> tuple[float, float]:
     """One pass; returns the loss averaged over samples, and what the best constant output would have."""
-    model.train()
+    check_weights(run.model)
     total, count, targets = 0.0, 0, []
-    for index, (input, target) in enumerate(batches(loader, device)):
-        loss = evidence.loss(model(input), target)
+    for index, (input, target) in enumerate(batches(run.loaders[0], run.device)):
+        loss = run.evidence.loss(run.model(input), target)
         if not torch.isfinite(loss):
             raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
-        descent.zero_grad()
+        run.descent.zero_grad()
         loss.backward()
-        descent.step()
+        run.descent.step()
         total, count = total + float(loss.detach()) * len(target), count + len(target)
         targets.append(target)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return total / count, evidence.likelihood.constant_loss(torch.cat(targets))
+    return total / count, run.evidence.likelihood.constant_loss(torch.cat(targets))
 
 
-def _size(loader: Iterable) -> int:
-    dataset = getattr(loader, "dataset", None)
-    if dataset is not None and hasattr(dataset, "__len__") and not getattr(loader, "drop_last", False):
-        return len(dataset)
-    return sum(len(batch[1]) for batch in loader)
+def _anneal(schedule: Any, loss: float) -> None:
+    if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        schedule.step(loss)
+    else:
+        schedule.step()
 
 
 def _cosine(descent: Optimizer, epochs: int):
@@ -203,19 +195,3 @@ def _show(bar, record: EpochRecord) -> None:
     if record.evidence is not None:
         shown["-log evidence/N"] = f"{-record.evidence.total / record.evidence.num_data:.3f}"
     bar.set_postfix(shown, refresh=False)
-
-
-def _record(entry: dict) -> EpochRecord:
-    terms = entry["evidence"]
-    return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})
-
-
-def _loader_state(loader: Iterable):
-    generator = getattr(loader, "generator", None)
-    return None if generator is None else generator.get_state()
-
-
-def _set_loader_state(loader: Iterable, state) -> None:
-    generator = getattr(loader, "generator", None)
-    if generator is not None and state is not None:
-        generator.set_state(state)

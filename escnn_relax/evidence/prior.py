@@ -61,6 +61,14 @@ class Prior:
             held |= of
         return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
 
+    def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
+        """Initial log precisions: as wanted, those tied like the first of them, those fixed at their value."""
+        found = {}
+        for group, members in self.groups.items():
+            held = [value for name, value in fixed.items() if name == group or name in members]
+            found.update(dict.fromkeys(members, held[-1] if held else wanted[members[0]]))
+        return {name: float(found[name]) for name in wanted}
+
     def clip(self, log_precision: float) -> float:
         """Back within the bounds."""
         return min(max(log_precision, self.bounds[0]), self.bounds[1])

@@ -14,7 +14,7 @@ from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.band import Band
-from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
 from .walk import replace_modules
 
 __all__ = ["harden", "HardenedLayer"]
@@ -39,7 +39,7 @@ class HardenedLayer:
     kind: str
 
 
-def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) -> nn.Module:
+def harden(model: nn.Module, *, energy: float = SWITCHED_OFF, determined: float = 0.01) -> nn.Module:
     r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
 
     Residual pathways count as switched off, the weakest first, while their shares of the kernel's energy add up to no more
@@ -48,7 +48,8 @@ def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) 
     with its equivariant pathway becomes a plain :class:`escnn.nn.R2Conv` with the same weights; one that broke its
     symmetry becomes a :class:`~escnn_relax.nn.MergedConvolution`, one fixed-size kernel on the same field types.
 
-    For each layer the kernel changes by at most :math:`\sqrt{e}\,|W|` with e its removed energy, which is reported in the
+    Small shares can matter: a late layer that broke its symmetry may do so with 0.1 % of its energy. Larger values of
+    ``energy`` return more layers to escnn; compare the outputs before and after. For each layer the kernel changes by at most :math:`\sqrt{e}\,|W|` with e its removed energy, which is reported in the
     result's attribute ``hardening``, a tuple of :class:`HardenedLayer`.
 
     Args:
@@ -84,7 +85,7 @@ def harden(model: nn.Module, *, energy: float = 0.01, determined: float = 0.02) 
 
 
 def _harden_layer(title: str, layer: RelaxedConvolution, energy: float, determined: float):
-    shares = layer.energies()
+    shares = layer.energies(title)
     measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
     off, removed = [], 0.0
     for name in sorted(set(shares) - {EQUIVARIANT.name}, key=shares.__getitem__):

@@ -28,7 +28,7 @@ POLISH_LIMIT = 2e9
 
 
 class BlockMap(NamedTuple):
-    """One pair of representations of G: its name pair, that of H, T of shape ``(K_G, K_H)``, and H's basis."""
+    """One pair of representations of G: its name pair, that of H, T of shape ``(K_G, K_H)``, and H's sampled basis."""
 
     pair: tuple[str, str]
     new_pair: tuple[str, str]
@@ -58,7 +58,8 @@ def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = T
     float64 the kernels then agree to 1e-14, while H's constraint is met as well as by escnn's own kernels.
 
     Args:
-        old: the layer of G.
+        old: the layer of G; a point convolution has nothing sampled to polish, its kernels agree to 1e-6 in either
+            precision.
         new: the layer rebuilt on H, fields in the same order.
 
     Raises:
@@ -66,26 +67,36 @@ def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = T
     """
     ins, outs = _by_name(new.in_type), _by_name(new.out_type)
     to_in, to_out = _renamed(old.in_type, new.in_type), _renamed(old.out_type, new.out_type)
-    blocks = dict(_escnn.block_modules(new.basisexpansion))
+    blocks = dict(_escnn.block_modules(_escnn.expansion(new)))
+    points = _sampling_points(old) if _escnn.is_point_convolution(old) else None
     maps = []
-    for pair, block in _escnn.block_modules(old.basisexpansion):
+    for pair, block in _escnn.block_modules(_escnn.expansion(old)):
         new_pair = to_in[pair[0]], to_out[pair[1]]
-        rows = block.sampled_basis.detach().double().cpu()
+        rows = _escnn.kernels(block, points)
         if new_pair not in blocks:
             raise _missing(where, pair, 1.0)
-        basis = blocks[new_pair].sampled_basis.detach().double().cpu()
+        basis = _escnn.kernels(blocks[new_pair], points)
         positions = _escnn.irrep_positions(blocks[new_pair])
         transfer, residual = _solve(rows, basis, positions, ins[new_pair[0]], outs[new_pair[1]])
         share = float(residual.norm() / rows.norm())
         if share > RESIDUAL_TOLERANCE:
             raise _missing(where, pair, share)
         work = len(rows) * len(basis) * rows[0].numel()
-        if polish and (work < POLISH_LIMIT or block.sampled_basis.dtype == torch.float64):
+        if polish and points is None and (work < POLISH_LIMIT or block.sampled_basis.dtype == torch.float64):
             for _ in range(2):  # the second pass removes the rounding of the first
                 residual = rows - torch.einsum("gh,hois->gois", transfer, basis)
                 basis = basis + torch.einsum("hg,gois->hois", torch.linalg.pinv(transfer, rtol=1e-9), residual)
         maps.append(BlockMap(pair, new_pair, transfer, basis))
     return maps
+
+
+def _sampling_points(layer: nn.Module) -> Tensor:
+    """Points on each ring, in more directions than there are harmonics: they tell all kernels of a layer apart."""
+    d, highest = layer.d, int(layer._maximum_frequency)
+    count = 4 * (highest + 1) if d == 2 else 2 * (highest + 1) ** 2 + 4
+    directions = torch.randn(count, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    return torch.cat([radius * directions for radius in layer._rings])
 
 
 def _missing(where: str, pair: tuple[str, str], share: float) -> EmptyBasisError:
@@ -130,8 +141,8 @@ def carry_weights(
     vector = vector.detach().double().cpu()
     for m in maps:
         transfer = m.transfer**2 if squared else m.transfer
-        start, stop = _escnn.weight_range(old.basisexpansion, m.pair)
-        first, last = _escnn.weight_range(new.basisexpansion, m.new_pair)
+        start, stop = _escnn.weight_range(_escnn.expansion(old), m.pair)
+        first, last = _escnn.weight_range(_escnn.expansion(new), m.new_pair)
         result[first:last] = (vector[start:stop].view(-1, len(transfer)) @ transfer).flatten()
     return result
 

@@ -13,7 +13,7 @@ from .. import _escnn
 from ..errors import FieldTypeError, UnsupportedModuleError
 from ..nn.relaxed import RelaxedConvolution
 from .harden import _strict
-from .restrict_layer import STEERABLE
+from .restrict_layer import BETWEEN_POINTS, SAMPLED
 from .walk import replace_modules
 
 __all__ = ["ProjectedLayer", "project"]
@@ -72,7 +72,13 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
                 return None
             new, record = _relaxed(name, part)
         else:
-            if type(part) not in STEERABLE:
+            if isinstance(part, BETWEEN_POINTS):
+                raise UnsupportedModuleError(
+                    name or type(part).__name__,
+                    "its kernels are functions of all points, with no grid on which to measure what is lost",
+                    remedy="project the parts of the network around it",
+                )
+            if type(part) not in SAMPLED:
                 return None
             source = theirs.get(name)
             if type(source) is not type(part):

@@ -7,7 +7,7 @@ from typing import Callable, Iterable, Optional, Sequence, Union
 
 from torch import nn
 
-from ..errors import EmptyBasisError, UnsupportedModuleError
+from ..errors import NothingToRelaxError, UnsupportedModuleError
 from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 from .walk import replace_modules
 
@@ -37,8 +37,10 @@ def relax(
         UnsupportedModuleError: nothing to relax, a name that is no such layer, or a layer whose band limit cannot be
             recovered.
         SubgroupError: a subgroup that some layer's group does not have.
+        EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
-    A layer between whose types no kernel breaks the symmetry is left as it is, with a warning.
+    A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
+    of an escnn layer. Weights tied between two layers become separate ones.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -54,15 +56,16 @@ def relax(
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
         nonlocal count
         kind = _RELAXED.get(type(module))
+        if kind is None and isinstance(module, tuple(_RELAXED)) and chosen(name, module):
+            problem = f"a {type(module).__name__} may compute something else than its parent class"
+            warnings.warn(f"{name or 'model'}: left as it is, since {problem}", stacklevel=2)
         if kind is None or not chosen(name, module):
             return None
         options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
         try:
             relaxed = kind.from_strict(module, **options, where=name or type(module).__name__)
-        except EmptyBasisError as error:
-            if subgroups is not None:
-                raise
-            warnings.warn(f"left as it is: {error}", stacklevel=4)
+        except NothingToRelaxError as error:
+            warnings.warn(f"left as it is: {error}", stacklevel=2)
             return None
         count += 1
         return relaxed

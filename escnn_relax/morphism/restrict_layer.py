@@ -13,10 +13,15 @@ from ..symmetry.restriction import Restriction
 from .intertwine import bias_map, block_maps, carry_weights
 from .walk import map_values, replace_modules
 
-__all__ = ["STEERABLE", "RETYPED", "CONTAINERS", "restrict_steerable", "retype"]
+__all__ = ["STEERABLE", "SAMPLED", "BETWEEN_POINTS", "RETYPED", "CONTAINERS", "restrict_steerable", "retype"]
 
 #: Rebuilt: H's own coefficients, more of them, giving the same kernel.
-STEERABLE = (enn.R2Conv, enn.R3Conv, enn.R2ConvTransposed, enn.R3ConvTransposed, enn.Linear)
+SAMPLED = (enn.R2Conv, enn.R3Conv, enn.R2ConvTransposed, enn.R3ConvTransposed, enn.Linear)
+
+#: Point convolutions, which escnn has only where torch_geometric is installed.
+BETWEEN_POINTS = tuple(getattr(enn, name) for name in ("R2PointConv", "R3PointConv") if hasattr(enn, name))
+
+STEERABLE = (*SAMPLED, *BETWEEN_POINTS)
 
 #: Copied with the restricted types: their forward pass depends on the fields' sizes only.
 RETYPED = tuple(
@@ -33,7 +38,8 @@ RETYPED = tuple(
         *("PointwiseAdaptiveAvgPool2D", "PointwiseAdaptiveAvgPool3D"),
         *("PointwiseAdaptiveMaxPool2D", "PointwiseAdaptiveMaxPool3D", "NormMaxPool"),
         *("PointwiseDropout", "FieldDropout", "R2Upsampling", "R3Upsampling", "MaskModule", "IdentityModule"),
-        *("GroupPooling", "NormPool", "InducedNormPool", "ReshuffleModule", "DisentangleModule"),
+        *("GroupPooling", "NormPool", "InducedNormPool", "ReshuffleModule", "DisentangleModule", "HarmonicPolynomialR3"),
+        *("R3IcoConv", "R3IcoConvTransposed"),  # on orbits of the icosahedron, which no other group's basis contains
     )
     if hasattr(enn, name)
 )
@@ -52,11 +58,12 @@ def restrict_steerable(layer: nn.Module, change: Restriction, where: str = "") -
     new = _escnn.rebuild(layer, in_type, out_type)
     maps = block_maps(layer, new, where)
     weights = carry_weights(layer.weights, layer, new, maps)
-    new = new.to(device=layer.weights.device, dtype=layer.weights.dtype)
-    blocks = dict(_escnn.block_modules(new.basisexpansion))
+    _escnn.convert(new, layer.weights)
     with torch.no_grad():
-        for m in maps:
-            blocks[m.new_pair].sampled_basis = m.basis.to(blocks[m.new_pair].sampled_basis)
+        if type(layer) in SAMPLED:
+            blocks = dict(_escnn.block_modules(new.basisexpansion))
+            for m in maps:
+                blocks[m.new_pair].sampled_basis = m.basis.to(blocks[m.new_pair].sampled_basis)
         new.weights.copy_(weights)
         if layer.bias is not None:
             transfer, expansion = bias_map(layer, new)

@@ -31,7 +31,7 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
             descended into; ``None`` keeps (a copy of) the module.
 
     Returns:
-        the copy. Field types, G-spaces, groups and representations are shared with the original, and so are modules
+        the copy, with all hooks. Field types, G-spaces, groups and representations are shared with the original, and so are modules
         that ``replacement`` returned; all parameters and buffers are copied. Tensors that still hold a graph, such as
         the filters that escnn keeps in eval mode, are detached.
 
@@ -73,6 +73,8 @@ def _decide(name: str, module: Module, replacement: Callable, memo: dict[int, An
         return
     new = replacement(name, module)
     if new is not None:
+        for hooks in _HOOKS:  # what the user hung on the module is hung on what takes its place
+            getattr(new, hooks).update(getattr(module, hooks))
         memo[id(module)] = new
         return
     kept.append(module)
@@ -117,3 +119,4 @@ def map_values(module: Module, kinds: tuple[type, ...], change: Callable[[str, A
 
 
 _TORCH = frozenset(vars(Module()))
+_HOOKS = tuple(name for name in _TORCH if name.startswith(("_forward_", "_backward_")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Callable, Optional, Sequence, Union
 
 import torch
@@ -137,6 +136,5 @@ class RelaxedR3Conv(_Convolution):
         **options: Any,
     ) -> None:
         super().__init__()
-        names = list(inspect.signature(R3Conv.__init__).parameters)[4:]
-        options = {"kernel_size": kernel_size, **dict(zip(names, arguments)), **options}
+        options = self._options((kernel_size, *arguments), options)
         self._construct(in_type, out_type, relaxation, subgroups, basis, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import abstractmethod
 from typing import Any, Optional, Sequence
 
@@ -10,7 +12,7 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 
 from .. import _escnn
-from ..errors import ArgumentError, EmptyBasisError, FieldTypeError
+from ..errors import ArgumentError, DataError, EmptyBasisError, FieldTypeError, NothingToRelaxError
 from ..symmetry.band import Band, FiberBand, band_of
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import plan
@@ -71,16 +73,30 @@ class RelaxedConvolution(EquivariantModule):
         try:
             with _escnn.single_precision():
                 strict = self._strict(in_type, out_type, **options)
-        except ValueError as error:
-            if "basis for the steerable filter is empty" not in str(error):
-                raise
-            raise EmptyBasisError(
+        except (ValueError, TypeError, ArithmeticError, IndexError, AssertionError) as error:
+            if "basis for the steerable filter is empty" in str(error):
+                raise EmptyBasisError(
+                    name,
+                    f"no equivariant kernel of size {options['kernel_size']} from {in_type} to {out_type}",
+                    remedy="allow higher frequencies, a larger kernel or other fields",
+                ) from error
+            raise ArgumentError(
                 name,
-                f"no equivariant kernel of size {options['kernel_size']} from {in_type} to {out_type}",
-                remedy="allow higher frequencies, a larger kernel or other fields",
+                f"{self._strict.__name__} refuses these arguments ({type(error).__name__}: {error})",
+                got=options,
+                remedy=f"pass what escnn.nn.{self._strict.__name__} takes",
             ) from error
         cutoff = options.get("frequencies_cutoff")
         self._adopt(strict, relaxation, subgroups, basis, name, cutoff, torch.get_default_dtype())
+
+    def _options(self, arguments: Sequence, options: dict) -> dict:
+        """What the caller passed after the field types, by the names that the escnn class has for it."""
+        try:
+            bound = inspect.signature(self._strict).bind_partial(None, None, *arguments, **options).arguments
+        except TypeError as error:
+            name = f"escnn.nn.{self._strict.__name__}"
+            raise ArgumentError(type(self).__name__, str(error), remedy=f"pass what {name} takes") from error
+        return {name: value for name, value in bound.items() if name not in ("in_type", "out_type")}
 
     def _adopt(
         self,
@@ -122,18 +138,19 @@ class RelaxedConvolution(EquivariantModule):
         self.train(strict.training)
 
     def _refuse_empty(self, where: str) -> None:
+        if not any(p.breaks for p in self.pathways):
+            size = f" of size {self.kernel_size}" if self.d else ""
+            raise NothingToRelaxError(
+                where,
+                f"no kernel{size} from {self.in_type} to {self.out_type} breaks the symmetry",
+                remedy="leave this layer as it is",
+            )
         named = [p for p in self.empty_pathways if p.kind == "subgroup"]
         if named:
             raise EmptyBasisError(
                 where,
                 f"the pathway of subgroup {named[0].subgroup!r} has no kernel that larger pathways do not already have",
                 remedy="leave it out, choose a smaller subgroup, or use a larger kernel or basis='pixel'",
-            )
-        if not any(p.breaks for p in self.pathways):
-            raise EmptyBasisError(
-                where,
-                f"no kernel{f' of size {self.kernel_size}' if self.d else ''} from {self.in_type} to {self.out_type} breaks the symmetry",
-                remedy="leave this layer as it is",
             )
 
     def _kernel_fields(self) -> tuple[Sequence, Sequence]:
@@ -152,10 +169,21 @@ class RelaxedConvolution(EquivariantModule):
         """The part of the kernel that one pathway contributes, in the shape of the whole kernel."""
         return self._as_filter(self.kernel({name: self.weights[name]}))
 
-    def energies(self) -> dict[str, float]:
-        r"""Share of the kernel's energy in each pathway, :math:`|W_p|^2 / \sum_q |W_q|^2` (fractions that sum to 1)."""
+    def energies(self, where: str = "") -> dict[str, float]:
+        r"""Share of the kernel's energy in each pathway, :math:`|W_p|^2 / \sum_q |W_q|^2` (fractions that sum to 1).
+
+        Raises:
+            DataError: NaN or infinite weights; ``where`` names the layer.
+        """
         with torch.no_grad():
             squares = {p.name: float(self.pathway_kernel(p.name).double().square().sum()) for p in self.pathways}
+        for name, square in squares.items():
+            if not math.isfinite(square):
+                raise DataError(
+                    where or type(self).__name__,
+                    f"NaN or infinite weights in the pathway {name!r}",
+                    remedy="go back to a checkpoint with finite weights",
+                )
         total = sum(squares.values())
         return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Optional, Sequence
 
 from escnn.gspaces import GSpace2D, GSpace3D
@@ -32,8 +31,7 @@ class _Transposed(RelaxedConvolution):
         **options: Any,
     ) -> None:
         super().__init__()
-        names = list(inspect.signature(self._strict.__init__).parameters)[4:]
-        options = {"kernel_size": kernel_size, **dict(zip(names, arguments)), **options}
+        options = self._options((kernel_size, *arguments), options)
         self._construct(in_type, out_type, relaxation, subgroups, basis, **options)
 
     def _kernel_fields(self) -> tuple[Sequence, Sequence]:

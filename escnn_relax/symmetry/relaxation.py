@@ -22,8 +22,9 @@ from .band import Band
 from .graded import fixed_kernels, isotypic_kernels
 from .grid import grid_permutation, isotypic_projection
 from .grid_action import acts_on_grid
+from .input_irreps import Splitting
 from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
-from .span import complement, orthonormal
+from .span import complement
 from .subgroups import Subgroup, subgroup
 
 __all__ = ["Relaxation", "plan", "BASES"]
@@ -69,17 +70,14 @@ class Relaxation:
         return {EQUIVARIANT.name: equivariant, **residual}
 
     def _split(self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor) -> dict:
-        shape = (out_repr.size, in_repr.size, len(band.points))
-        spanned = orthonormal(equivariant.flatten(1))
+        splitting = Splitting(equivariant, in_repr)
         result = {}
         for pathway in self.pathways[1:]:
             if pathway == BEYOND_BAND:
-                basis = complement(spanned)
+                rest = complement(splitting.spanned)
+                result[pathway.name] = rest.view(-1, *equivariant.shape[1:])
             else:
-                rows = self._kernels(pathway, band, in_repr, out_repr).flatten(1)
-                basis = orthonormal(rows, against=spanned)
-            spanned = torch.cat([spanned, basis])
-            result[pathway.name] = basis.view(-1, *shape)
+                result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
         return result
 
     def _kernels(self, pathway: Pathway, band: Band, in_repr: Representation, out_repr: Representation) -> Tensor:

@@ -1,0 +1,111 @@
+"""The state of a training run: taken, stored, put back."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import CheckpointError
+from . import checkpoint as disk
+from .evidence import Evidence
+from .history import EpochRecord, History
+from .loading import generators
+from .terms import EvidenceTerms
+
+__all__ = ["Run", "Undo"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run consists of.
+
+    Attributes:
+        settings: what must be the same for a checkpoint to be continued.
+    """
+
+    model: nn.Module
+    descent: Optimizer
+    schedule: Any
+    evidence: Evidence
+    loaders: tuple[Iterable, ...]
+    settings: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def description(self) -> dict[str, Any]:
+        """All that decides about the result, as plain values."""
+        evidence, curvature, prior = self.evidence, self.evidence.curvature, self.evidence.prior
+        described = {
+            **self.settings,
+            "parameters": {n: [str(p.dtype), *p.shape] for n, p in self.model.named_parameters()},
+            "optimiser": type(self.descent).__name__,
+            "scheduler": type(self.schedule).__name__,
+            "likelihood": curvature.likelihood.name,
+            "curvature": [curvature.approximation, curvature.samples, curvature.exact_bias],
+            "temperature": evidence.temperature,
+            "num_data": evidence.num_data,
+            "prior": [list(prior.bounds), sorted(prior.fixed), {g: list(m) for g, m in prior.groups.items()}],
+        }
+        return disk.plain(described)
+
+    def save(self, path, history: History) -> None:
+        """Write everything that :meth:`load` needs."""
+        state = {
+            "run": self.description(),
+            "model": self.model.state_dict(),
+            "optimizer": self.descent.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "evidence": self.evidence.state_dict(),
+            "records": history.to_dict()["records"],
+            "random": disk.random_state(self.device),
+            "generators": [g.get_state() for g in generators(*self.loaders)],
+        }
+        disk.save(path, state)
+
+    def load(self, path) -> list[EpochRecord]:
+        """Continue from a file; returns the epochs done so far. Nothing is touched if the file is of another run."""
+        state = disk.load(path, self.description())
+        own = list(generators(*self.loaders))
+        if len(own) != len(state["generators"]):
+            raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders")
+        self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
+        self.model.load_state_dict(state["model"])
+        self.descent.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        self.evidence.load_state_dict(state["evidence"])
+        disk.set_random_state(state["random"], self.device)
+        for generator, saved in zip(own, state["generators"]):
+            generator.set_state(saved)
+        return [_record(entry) for entry in state["records"]]
+
+
+class Undo:
+    """Remembers weights, buffers, optimiser and modes, to put them back after a failed epoch."""
+
+    def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
+        self.run, self.modes = run, modes
+        run.model.train()
+        self.model = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+        self.descent = copy.deepcopy(run.descent.state_dict())
+
+    def __call__(self) -> None:
+        self.run.model.train()
+        self.run.model.load_state_dict(self.model)
+        self.run.descent.load_state_dict(self.descent)
+        self.run.descent.zero_grad()
+        with torch.no_grad():
+            for module, training in self.modes:  # parents before children
+                if module.training != training:
+                    module.train(training)
+
+
+def _record(entry: dict) -> EpochRecord:
+    terms = entry["evidence"]
+    return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})
