@@ -173,6 +173,43 @@ def test_frozen_layers_are_left_out_but_passed_through():
     assert all((f.dense() - expected[n]).norm() < ROUNDING * expected[n].norm() for n, (f,) in estimate.factors.items())
 
 
+@pytest.mark.parametrize("statistics", ["at the start", "after some training"])
+def test_batch_normalisation(statistics):
+    """Its scales and shifts, if asked for, in evaluation mode; exact, and in expand channel by channel."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net(lambda net, x: net.inner(net.second(x)), second=convolution(), inner=enn.InnerBatchNorm(fields()))
+            self.after = nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.after(self.net(x))
+
+    model = Normalised().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.5)
+    data = images()
+    if statistics == "after some training":
+        model.train()(data[0][0])
+    model.eval()
+    exact = Curvature(model, "categorical", "exact", normalisation=True)
+    expand = Curvature(model, "categorical", "expand", normalisation=True)(data)
+    assert exact.uncovered == {}
+    expected = dense_ggn(model, data, "categorical")
+    for name, (factor,) in exact(data).factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+    diagonal = torch.cat([factor.dense().flatten() for factor in expand.factors["after.weight"]])
+    assert len(diagonal) == 3 and (diagonal > 0).all()
+
+
+def test_batch_normalisation_without_statistics_is_not_covered():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 3), nn.BatchNorm1d(3, track_running_stats=False))
+    assert "mixes the samples" in Curvature(model, "categorical", normalisation=True).uncovered["2.weight"]
+    assert "normalisation=True" in Curvature(model, "categorical").uncovered["2.weight"]
+
+
 # --- layers that look like ones we know -------------------------------------------------------------------------------
 
 

@@ -115,7 +115,7 @@ def test_every_relaxed_layer(name, training):
         for pathway, weight in relaxed.weights.items():
             weight.mul_(pathway == "equivariant")
         assert torch.allclose(relaxed(relaxed.in_type(x)).tensor, back(back.in_type(x)).tensor, rtol=0, atol=1e-10)
-    if name != "transposed":  # padded on one side only, see test_restrict.py::test_output_padding_is_one_sided
+    if name != "transposed":  # padded on one side only, see test_restrict_transposed.py::test_output_padding_is_one_sided
         assert equivariance_error(back, size=5 if relaxed.d else None).max < 2e-5
 
 

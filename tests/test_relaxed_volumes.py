@@ -26,23 +26,30 @@ def blobs(count):
 
 
 class Net(torch.nn.Module):
-    def __init__(self, space, fields):
+    def __init__(self, space, fields, deep):
         super().__init__()
         self.density = nn.FieldType(space, [space.trivial_repr])
         logits = nn.FieldType(space, 2 * [space.trivial_repr])
         options = {"initialize": False, "recompute": True}
         self.first = nn.R3Conv(self.density, fields, 3, stride=2, padding=1, **options)
         self.act = nn.ELU(fields)
+        self.middle = nn.R3Conv(fields, fields, 3, padding=1, **options) if deep else None
         self.last = nn.R3Conv(fields, logits, 3, **options)
-        for conv in (self.first, self.last):
+        for conv in self.steerable():
             torch.nn.init.normal_(conv.weights, std=0.2)
 
+    def steerable(self):
+        return [layer for layer in (self.first, self.middle, self.last) if layer is not None]
+
     def forward(self, x):
-        return self.last(self.act(self.first(self.density(x)))).tensor.mean((2, 3, 4))
+        x = self.act(self.first(self.density(x)))
+        if self.middle is not None:
+            x = self.act(self.middle(x))
+        return self.last(x).tensor.mean((2, 3, 4))
 
 
-def check(space, fields, steps):
-    strict = Net(space, fields)
+def check(space, fields, steps, deep=False):
+    strict = Net(space, fields, deep)
     relaxed = relax(strict)
     x, y = blobs(12)
     with torch.no_grad():
@@ -61,7 +68,7 @@ def check(space, fields, steps):
     evidence.step()
     moved = {name: float(value) for name, value in evidence.log_precision.items()}
     assert moved != started and all(torch.isfinite(torch.tensor(v)) for v in moved.values())
-    for layer in (relaxed.first, relaxed.last):
+    for layer in relaxed.steerable():
         assert 0 <= layer.breaking_energy < 1
         fractions = layer.effective_dimension / torch.tensor([layer.kernel.dimensions[p.name] for p in layer.pathways])
         assert bool(((fractions >= 0) & (fractions <= 1)).all())
@@ -69,10 +76,10 @@ def check(space, fields, steps):
 
 def test_quotient_fields():
     space = gspaces.octaOnR3()
-    check(space, nn.FieldType(space, [space.quotient_repr((False, 4))]), 5)
+    check(space, nn.FieldType(space, [space.quotient_repr((False, 4))]), 20)
 
 
 @pytest.mark.slow
 def test_regular_fields():
     space = gspaces.octaOnR3()
-    check(space, nn.FieldType(space, 2 * [space.regular_repr]), 10)
+    check(space, nn.FieldType(space, [space.regular_repr]), 20, deep=True)

@@ -2,3 +2,8 @@
 
 :mod:`.conventions` fixes the symbols and the scalings that all files here use.
 """
+
+from .collect import Curvature, CurvatureEstimate
+from .factors import DenseFactor, DiagonalFactor, Factor, KroneckerFactor
+
+__all__ = ["Curvature", "CurvatureEstimate", "DenseFactor", "DiagonalFactor", "Factor", "KroneckerFactor"]

@@ -26,7 +26,7 @@ class Batch:
     """
 
     def __init__(self, layer: LinearMap, inputs: Sequence[Tensor]) -> None:
-        self.layer, self.inputs = layer, tuple(accurate(x) for x in inputs)
+        self.layer, self.inputs = layer, tuple(layer.prepare(accurate(x)) for x in inputs)
 
     @cached_property
     def patches(self) -> Tensor:

@@ -57,6 +57,7 @@ class Curvature:
             to choose by the size of each parameter.
         samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly.
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
+        normalisation: cover the scales and shifts of batch normalisation too.
 
     Attributes:
         covered: names of the parameters that get factors.
@@ -77,6 +78,7 @@ class Curvature:
         approximation: str = "expand",
         samples: Optional[int] = None,
         bias: str = "exact",
+        normalisation: bool = False,
     ) -> None:
         if bias not in ("exact", "kronecker"):
             raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
@@ -84,7 +86,7 @@ class Curvature:
             raise ArgumentError("samples", expected="a positive number, or None for all outputs", got=samples)
         self.model, self.likelihood = model, _likelihood(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
-        self.coverage = coverage(model)
+        self.coverage = coverage(model, normalisation)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
         self.recipe = recipe(approximation, self.coverage.parameters)
         self.extraction = Extraction(self.coverage.layers)

@@ -31,25 +31,25 @@ class Coverage:
         return [n for n, _ in self.layers[layer].named_parameters() if join(layer, n) in self.parameters]
 
 
-def coverage(model: nn.Module) -> Coverage:
-    """Look a model through.
+def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
+    """Look a model through; scales and shifts of batch normalisation only if asked for.
 
     Raises:
         CoverageError: nothing is covered.
     """
-    reasons = {name: _obstacle(model, name) for name, _ in model.named_parameters()}
+    reasons = {name: _obstacle(model, name, normalisation) for name, _ in model.named_parameters()}
     covered = {name: model.get_parameter(name).numel() for name, reason in reasons.items() if not reason}
     if not covered:
         raise CoverageError("model", "no layer whose curvature is known", remedy="relax its convolutions first")
     layers = {
         name: module
         for name, module in model.named_modules()
-        if not obstacle(module) and any(join(name, n) in covered for n, _ in module.named_parameters())
+        if not obstacle(module, normalisation) and any(join(name, n) in covered for n, _ in module.named_parameters())
     }
     return Coverage(layers, covered, {name: reason for name, reason in reasons.items() if reason})
 
 
-def _obstacle(model: nn.Module, name: str) -> str:
+def _obstacle(model: nn.Module, name: str, normalisation: bool) -> str:
     """Why a parameter has no curvature; empty if it has."""
     parameter = model.get_parameter(name)
     if not parameter.requires_grad:
@@ -60,9 +60,9 @@ def _obstacle(model: nn.Module, name: str) -> str:
     path = name
     while path:  # the layer is the parameter's module, or holds it in a dictionary of parameters
         path = path.rpartition(".")[0]
-        if not obstacle(model.get_submodule(path)):
+        if not obstacle(model.get_submodule(path), normalisation):
             return ""
-    return obstacle(model.get_submodule(name.rpartition(".")[0]))
+    return obstacle(model.get_submodule(name.rpartition(".")[0]), normalisation)
 
 
 def join(layer: str, name: str) -> str:

@@ -7,6 +7,7 @@ from functools import singledispatch
 import torch
 from escnn.nn import Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from .. import _escnn
@@ -14,7 +15,7 @@ from ..errors import UnsupportedModuleError
 from ..nn.kernel import PathwayKernel
 from ..nn.relaxed import RelaxedConvolution
 from .linear_map import LinearMap, Piece, WeightBlock
-from .places import Everywhere, Places, TransposedWindow, Window
+from .places import Channelwise, Everywhere, Places, TransposedWindow, Window
 
 __all__ = ["linear_map", "obstacle"]
 
@@ -31,15 +32,22 @@ def linear_map(module: nn.Module, where: str = "") -> LinearMap:
     )
 
 
-def obstacle(module: nn.Module) -> str:
+def obstacle(module: nn.Module, normalisation: bool = False) -> str:
     """Why the curvature does not know this layer; empty if it does.
 
     A subclass is known if it computes what its parent does: if it has the parent's ``forward`` and no parametrisation.
+
+    Args:
+        normalisation: whether scales and shifts of batch normalisation are wanted.
     """
     kind = type(module).__name__
     known = next((parent for parent in type(module).__mro__ if parent in linear_map.registry and parent is not object), None)
     if known is None:
         return f"no curvature is known for {kind}"
+    if isinstance(module, _BatchNorm) and not normalisation:
+        return f"scale and shift of {kind} are covered with normalisation=True only"
+    if isinstance(module, _BatchNorm) and module.running_mean is None:
+        return f"{kind} without running statistics mixes the samples of a batch"
     if parametrize.is_parametrized(module):
         return f"the weights of {kind} are functions of other parameters"
     if any(getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")):
@@ -96,6 +104,23 @@ def _plain(module, outputs: int, inputs: int, positions, places: Places, groups:
     blocks = tuple(WeightBlock("weight", g, channels, (piece,), positions[g]) for g in range(groups))
     bias = None if module.bias is None else torch.eye(outputs).to(module.bias)
     return LinearMap(blocks, bias, places, groups)
+
+
+@linear_map.register(nn.BatchNorm1d)
+@linear_map.register(nn.BatchNorm2d)
+@linear_map.register(nn.BatchNorm3d)
+def _(module, where: str = "") -> LinearMap:
+    # in evaluation mode a product with one weight a channel: a convolution of as many groups, after normalisation
+    channels = module.num_features
+    one = torch.zeros(1, 1, dtype=torch.long)
+    blocks = tuple(WeightBlock("weight", c, one, (Piece(one, None),), one + c) for c in range(channels))
+
+    def normalise(input: torch.Tensor) -> torch.Tensor:
+        shape = (-1, *(1,) * (input.dim() - 2))
+        root = (module.running_var + module.eps).sqrt()
+        return (input - module.running_mean.view(shape)) / root.view(shape)
+
+    return LinearMap(blocks, torch.eye(channels).to(module.weight), Channelwise(), channels, normalise)
 
 
 # --- steerable layers -------------------------------------------------------------------------------------------------

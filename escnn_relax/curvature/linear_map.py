@@ -8,7 +8,7 @@ becomes which map.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from torch import Tensor
 
@@ -58,12 +58,14 @@ class LinearMap:
         bias: the expansion of the bias coefficients, shape ``(out channels, coefficients)``, or ``None``.
         places: where the layer reads its input.
         groups: number of convolution groups.
+        prepare: what happens to the input before the weights see it.
     """
 
     blocks: tuple[WeightBlock, ...]
     bias: Optional[Tensor]
     places: Places
     groups: int = 1
+    prepare: Callable[[Tensor], Tensor] = lambda input: input
 
     def patches(self, input: Tensor) -> Tensor:
         """What the kernel sees at each place, shape ``(N, groups, in channels / groups * S, places)``."""

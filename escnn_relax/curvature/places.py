@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Places", "Everywhere", "Window", "TransposedWindow"]
+__all__ = ["Places", "Everywhere", "Channelwise", "Window", "TransposedWindow"]
 
 
 class Places(ABC):
@@ -54,6 +54,17 @@ class Everywhere(Places):
     """A linear layer: each position of the input is a place, and is all that is read there."""
 
     channels_last = True
+
+    def table(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.arange(_size(shape)).unsqueeze(0)
+
+    def patches(self, input: Tensor) -> Tensor:
+        return self.flatten(input)
+
+
+@dataclass(frozen=True)
+class Channelwise(Places):
+    """A layer with the channels in the second dimension that reads each site by itself."""
 
     def table(self, shape: tuple[int, ...]) -> Tensor:
         return torch.arange(_size(shape)).unsqueeze(0)

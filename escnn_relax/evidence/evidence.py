@@ -29,6 +29,7 @@ from .bridge import to_laplace
 from .hypergradient import hypergradient
 from .posterior import Posterior
 from .prior import BOUNDS, Prior, Ties
+from .state import pack, unpack
 from .terms import EvidenceTerms, complexity, effective_dimension
 
 __all__ = ["Evidence", "EvidenceTerms"]
@@ -59,6 +60,7 @@ class Evidence:
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only).
         temperature: divides log-likelihood and curvature.
         bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
+        normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
         ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
             function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
@@ -74,6 +76,22 @@ class Evidence:
 
     Raises:
         CoverageError: a model without any relaxed layer.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray = enn.FieldType(space, [space.trivial_repr])
+    >>> class Readout(nn.Module):
+    ...     def forward(self, x):
+    ...         return x.tensor.flatten(1)[:, :2]
+    >>> model = nn.Sequential(relax(enn.R2Conv(gray, gray, 5, bias=False)), Readout())
+    >>> evidence = Evidence(model, num_data=8)
+    >>> sorted(evidence.log_precision.items())
+    [('0.weights.equivariant', 0.0), ('0.weights.irrep_1', 3.0), ('0.weights.irrep_2', 3.0)]
+    >>> terms = evidence.refresh([(gray(torch.randn(8, 1, 7, 7)), torch.randint(2, (8,)))])
+    >>> terms.total == terms.data_fit - terms.complexity - terms.prior
+    True
     """
 
     def __init__(
@@ -89,6 +107,7 @@ class Evidence:
         log_noise: float = 0.0,
         temperature: float = 1.0,
         bias: str = "exact",
+        normalisation: bool = False,
         relaxed_only: bool = True,
         ties: Ties = "parameter",
         fixed: Optional[Mapping[str, float]] = None,
@@ -107,7 +126,7 @@ class Evidence:
         if not self._layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self.curvature = Curvature(model, likelihood, curvature, samples, bias)
+        self.curvature = Curvature(model, likelihood, curvature, samples, bias, normalisation)
         self.likelihood, self.temperature = self.curvature.likelihood, temperature
         self.uncovered = self.curvature.uncovered
         self.num_data, self.log_noise = num_data, float(log_noise)
@@ -270,26 +289,11 @@ class Evidence:
 
     def state_dict(self) -> dict[str, Any]:
         """Precisions, noise and the last curvature's eigenvalues: all that :meth:`load_state_dict` needs."""
-        return {
-            "log_precision": dict(self.log_precision),
-            "log_noise": self.log_noise,
-            "num_data": self.num_data,
-            "num_outputs": self._num_outputs,
-            "loss": self._loss,
-            "eigenvalues": {name: values.clone() for name, values in self._eigenvalues.items()},
-            "previous": self._previous,
-        }
+        return pack(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a :meth:`state_dict` of the same model."""
-        if set(state["log_precision"]) != set(self.log_precision):
-            odd = sorted(set(state["log_precision"]) ^ set(self.log_precision))
-            raise CoverageError("state_dict", f"it belongs to another model; they differ in {odd[:3]}")
-        self.log_precision = dict(state["log_precision"])
-        self.log_noise, self.num_data = state["log_noise"], state["num_data"]
-        self._num_outputs, self._loss = state["num_outputs"], state["loss"]
-        self._eigenvalues, self.estimate, self._previous = dict(state["eigenvalues"]), None, state["previous"]
-        self.publish()
+        """Take over a :meth:`state_dict` of the same model; ``CoverageError`` for that of another."""
+        unpack(self, state)
 
     def squares(self) -> dict[str, float]:
         """:math:`|w|^2` of each parameter with a prior."""

@@ -20,6 +20,9 @@ class EvidenceTerms:
         complexity: :math:`\tfrac12 \sum [\log(h\lambda+\delta) - \log\delta]`, what the data determine (Occam factor).
         prior: :math:`\tfrac12 \sum \delta |w|^2`.
         num_data: number of samples, so that ``total / num_data`` compares across data sets.
+
+    >>> EvidenceTerms(data_fit=-10.0, complexity=3.0, prior=2.0, num_data=5).total
+    -15.0
     """
 
     data_fit: float

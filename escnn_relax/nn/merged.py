@@ -21,7 +21,14 @@ class MergedConvolution(EquivariantModule):
     :func:`~escnn_relax.harden`.
 
     Attributes:
-        convolution: the :class:`torch.nn.Conv2d`.
+        convolution: the torch layer, :class:`torch.nn.Conv2d` for a layer of the plane.
+
+    >>> from escnn import gspaces
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = FieldType(space, [space.trivial_repr]), FieldType(space, [space.regular_repr])
+    >>> free = MergedConvolution(gray, fields, nn.Conv2d(1, 4, 3))
+    >>> free(gray(torch.randn(1, 1, 5, 5))).shape
+    torch.Size([1, 4, 3, 3])
     """
 
     def __init__(self, in_type: FieldType, out_type: FieldType, convolution: nn.Module) -> None:

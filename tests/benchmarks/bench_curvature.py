@@ -84,6 +84,7 @@ def networks():
         "C4": lambda: Net(C4, regular(C4, 4)),
         "C4, 3x3": lambda: Net(C4, regular(C4, 4), 3),
         "C4, residual": lambda: Net(C4, regular(C4, 3), residual=True),
+        "C4, wide": lambda: Net(C4, regular(C4, 6), residual=True),
         "C8": lambda: Net(C8, regular(C8, 2)),
         "D4": lambda: Net(D4, regular(D4, 2)),
         "SO(2)": lambda: Net(SO2, irreps(SO2, 3, frequencies), layer=enn.R2Conv),
