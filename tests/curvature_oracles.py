@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from escnn.nn.modules.basismanager import basisexpansion_singleblock as shared
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@pytest.fixture(autouse=True)
+def own_filters():
+    """escnn's layers share their bases, so that ``.double()`` on one changes others: put aside those of other tests."""
+    aside = dict(shared._stored_filters)
+    shared._stored_filters.clear()
+    yield
+    shared._stored_filters.clear()
+    shared._stored_filters.update(aside)
 
 
 class Tensors(nn.Module):

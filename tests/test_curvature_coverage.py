@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from curvature_oracles import dense_ggn
+from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from curvature_oracles import Tensors, assembled, block_positions, dense_ggn, rows_and_columns
+from curvature_oracles import Tensors, assembled, block_positions, dense_ggn, own_filters, rows_and_columns  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from curvature_oracles import Tensors, dense_ggn
+from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces, group
 from escnn import nn as enn
 from torch import nn

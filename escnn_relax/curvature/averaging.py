@@ -11,7 +11,7 @@ from ..errors import ArgumentError, CoverageError
 from .collect import CurvatureEstimate
 from .factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerFactor
 
-__all__ = ["averaged", "parts"]
+__all__ = ["averaged", "parts", "tensors"]
 
 
 def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> CurvatureEstimate:
@@ -40,24 +40,25 @@ def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> Cur
 def parts(estimate: CurvatureEstimate) -> dict:
     """An estimate as plain tensors and numbers, for :func:`averaged` and for checkpoints."""
     return {
-        "factors": {name: [list(_parts(f)) for f in of] for name, of in estimate.factors.items()},
+        "factors": {name: [list(tensors(f)) for f in of] for name, of in estimate.factors.items()},
         "loss": estimate.loss,
         "num_data": estimate.num_data,
     }
 
 
-def _parts(factor: Factor) -> tuple[Tensor, ...]:
+def tensors(factor: Factor, purpose: str = "running average") -> tuple[Tensor, ...]:
+    """The tensors that a factor consists of and is smooth in; ``ArgumentError`` for one that has none."""
     if isinstance(factor, KroneckerFactor):
         return factor.A, factor.B
     if isinstance(factor, DiagonalFactor):
         return (factor.diagonal,)
     if isinstance(factor, (DenseFactor, GramFactor)):
         return (factor.dense(),)
-    raise ArgumentError("running average", f"a {type(factor).__name__} has no average", remedy="use 'expand'")
+    raise ArgumentError(purpose, f"not possible with an {type(factor).__name__}, whose basis changes", remedy="use 'expand'")
 
 
 def _blend(factor: Factor, old: list[Tensor], keep: float, ratio: float) -> Factor:
-    new = _parts(factor)
+    new = tensors(factor)
     if isinstance(factor, KroneckerFactor):  # A is a mean over rows, B a sum over samples
         A, B = (keep * r * o + (1 - keep) * n for o, n, r in zip(old, new, (1.0, ratio)))
         return replace(factor, A=A, B=B)

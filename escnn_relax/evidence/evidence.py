@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.averaging import averaged, parts
-from ..curvature.collect import Curvature, CurvatureEstimate
+from ..curvature.collect import Curvature
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, CoverageError, CurvatureError
@@ -70,8 +70,8 @@ class Evidence:
     Attributes:
         log_precision: log prior precision by parameter name, float64.
         log_noise: log standard deviation of the observations.
-        curvature: what takes the curvature of the model.
-        estimate: the last refresh's factors, as summed over its data; not part of the state dict.
+        curvature, estimate: what takes the curvature of the model, and the ``CurvatureEstimate`` it took last; not in the
+            state dict.
         uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
 
     Raises:
@@ -135,8 +135,7 @@ class Evidence:
         self.prior = Prior.of(start, ties, fixed or (), bounds)
         self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
-        self.estimate: Optional[CurvatureEstimate] = None
-        self._previous: Optional[dict] = None
+        self.estimate, self._previous = None, None
         self._eigenvalues: dict[str, Tensor] = {}
         self._loss = math.nan
         self._num_outputs = 0
@@ -179,12 +178,12 @@ class Evidence:
             estimate = averaged(estimate, self._previous, keep)
         eigenvalues = {name: estimate.eigenvalues(name) for name in self.log_precision}
         for name, values in eigenvalues.items():
-            if len(values) != self._parameters[name].numel():
-                raise CurvatureError(name, expected=f"{self._parameters[name].numel()} eigenvalues", got=len(values))
+            if len(values) != (size := self._parameters[name].numel()):
+                raise CurvatureError(name, expected=f"{size} eigenvalues", got=len(values))
         self.estimate = estimate
         self._previous = parts(estimate) if keep else None
         self.num_data = self.num_data or estimate.num_data
-        share = self.num_data / estimate.num_data  # all terms are sums over the data; a part of it is scaled up
+        share = self.num_data / estimate.num_data  # of the data, whose sum a part is scaled up to
         self._eigenvalues = {name: share * values for name, values in eigenvalues.items()}
         self._loss, self._num_outputs = share * estimate.loss, estimate.num_outputs
         self.publish()
@@ -198,9 +197,8 @@ class Evidence:
             data_fit -= self.observations * (self.log_noise + 0.5 * math.log(2 * math.pi))
         occam = prior = 0.0
         for name, square in self.squares().items():
-            log_delta = self.log_precision[name]
-            occam += complexity(self.scale * self._eigenvalues[name], log_delta)
-            prior += 0.5 * math.exp(log_delta) * square
+            occam += complexity(self.scale * self._eigenvalues[name], self.log_precision[name])
+            prior += 0.5 * math.exp(self.log_precision[name]) * square
         return EvidenceTerms(data_fit, occam, prior, self.num_data)
 
     def log_marginal_likelihood(self) -> float:
@@ -239,8 +237,7 @@ class Evidence:
         r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the data
         determine (a number between 0 and its size)."""
         self._need_refresh()
-        values = self._eigenvalues.items()
-        return {name: effective_dimension(self.scale * v, self.log_precision[name]) for name, v in values}
+        return {name: effective_dimension(v, self.log_precision[name]) for name, v in self.eigenvalues.items()}
 
     def step(self, steps: int = 3, damping: float = 0.5) -> EvidenceTerms:
         r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed.

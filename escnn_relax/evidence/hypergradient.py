@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..curvature.factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerFactor
+from ..curvature.averaging import tensors
+from ..curvature.factors import DiagonalFactor, Factor, KroneckerFactor
 from ..errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[n
 def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Tensor, ...]:
     """Derivative of half the log determinant in the tensors that the factor consists of."""
     delta = math.exp(log_precision)
-    parts = [t.detach().clone().requires_grad_() for t in _parts(factor)]
+    parts = [t.detach().clone().requires_grad_() for t in tensors(factor, "hypergradient")]
     with torch.enable_grad():
         if isinstance(factor, KroneckerFactor):
             a, b = (torch.linalg.eigvalsh((t + t.T) / 2).clamp(min=0) for t in parts)
@@ -89,17 +90,7 @@ def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Te
 
 def _inner(factor: Factor, total: Factor, sensitivity: tuple[Tensor, ...]) -> Tensor:
     """A minibatch's share of a factor against the sensitivity to the whole."""
-    parts = list(_parts(factor))
+    parts = list(tensors(factor, "hypergradient"))
     if isinstance(factor, KroneckerFactor):
         parts[0] = parts[0] * (factor.rows / total.rows)
     return sum((part * s).sum() for part, s in zip(parts, sensitivity))
-
-
-def _parts(factor: Factor) -> tuple[Tensor, ...]:
-    if isinstance(factor, KroneckerFactor):
-        return factor.A, factor.B
-    if isinstance(factor, DiagonalFactor):
-        return (factor.diagonal,)
-    if isinstance(factor, (DenseFactor, GramFactor)):
-        return (factor.dense(),)
-    raise ArgumentError("hypergradient", f"a {type(factor).__name__} cannot be differentiated", remedy="use 'expand'")

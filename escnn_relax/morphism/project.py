@@ -51,7 +51,7 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         ``projection`` is a tuple of :class:`ProjectedLayer`.
 
     Raises:
-        UnsupportedModuleError: nothing to project.
+        UnsupportedModuleError: nothing to project, or a convolution between points in ``like``.
         FieldTypeError: ``like`` does not correspond to ``module``.
 
     >>> from escnn import gspaces, nn
