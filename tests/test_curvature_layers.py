@@ -137,7 +137,9 @@ def test_all_ways_to_sum_over_patches_agree(case, groups):
     assert all(torch.allclose(other, patches, rtol=1e-10, atol=1e-10) for other in others)
 
 
-@pytest.mark.parametrize(("channels", "size", "kernel", "expected"), [(1, 6, 5, _Whole), (64, 12, 5, RowMoments), (64, 12, 1, _Patches)])
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "expected"), [(1, 6, 5, _Whole), (64, 12, 5, RowMoments), (64, 12, 1, _Patches)]
+)
 def test_the_cheapest_way_is_taken(channels, size, kernel, expected):
     layer = linear_map(nn.Conv2d(channels, 2, kernel))
     moments = PatchMoments(layer)

@@ -20,7 +20,8 @@ class Net(nn.Module):
         super().__init__()
         space = gspaces.rot2dOnR2(4)
         self.gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
-        self.first, self.act, self.second = RelaxedR2Conv(self.gray, fields, 3), enn.ReLU(fields), RelaxedR2Conv(fields, fields, 3)
+        self.first, self.act = RelaxedR2Conv(self.gray, fields, 3), enn.ReLU(fields)
+        self.second = RelaxedR2Conv(fields, fields, 3)
         self.linear = nn.Linear(4, 2)
 
     def forward(self, x):

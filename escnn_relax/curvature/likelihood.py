@@ -28,7 +28,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def exact_columns(self, output: Tensor) -> Tensor:
-        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``, shape ``(columns, N, C)``."""
+        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``; ``(columns, N, C)``."""
 
     @abstractmethod
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:

@@ -8,7 +8,6 @@ once for each distance instead of once for each pair of kernel rows: for a k x k
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

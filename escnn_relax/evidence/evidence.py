@@ -70,8 +70,7 @@ class Evidence:
     Attributes:
         log_precision: log prior precision by parameter name, float64.
         log_noise: log standard deviation of the observations.
-        curvature, estimate: what takes the curvature of the model, and the ``CurvatureEstimate`` it took last; not in the
-            state dict.
+        curvature, estimate: what takes the curvature, and the ``CurvatureEstimate`` it took last (not in the state dict).
         uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
 
     Raises:

@@ -76,8 +76,9 @@ def with_curvlinops(model, loader):
 
     def run():
         for x, y in loader:
-            loss = nn.CrossEntropyLoss(reduction="sum")
-            KFACLinearOperator(model, loss, parameters, [(x, y)], fisher_type="type-2", check_deterministic=False).compute_kronecker_factors()
+            options = {"fisher_type": "type-2", "check_deterministic": False}
+            operator = KFACLinearOperator(model, nn.CrossEntropyLoss(reduction="sum"), parameters, [(x, y)], **options)
+            operator.compute_kronecker_factors()
 
     return run
 
@@ -135,18 +136,25 @@ def training():
     model, data = Steerable(RelaxedR2Conv), images(1000, 14)
     loader = DataLoader(data, batch_size=100)
     descent = torch.optim.Adam(model.parameters(), lr=1e-3)
-    evidence = Evidence(model, num_data=len(data))
+    plain = Evidence(model, num_data=len(data))
 
     def epoch():
         model.train()
         for x, y in loader:
             descent.zero_grad()
-            evidence.loss(model(x), y).backward()
+            plain.loss(model(x), y).backward()
             descent.step()
 
     five = 5 * cost(epoch)
-    for name, part in (("all data", data), ("a quarter of the data", TensorDataset(*data[:250]))):
-        refresh = cost(lambda: (evidence.refresh(DataLoader(part, batch_size=125)), evidence.step()))
+    quarter = TensorDataset(*data[:250])
+    for name, part, samples in (
+        ("all data, exact", data, None),
+        ("all data, one sample", data, 1),
+        ("a quarter of the data, exact", quarter, None),
+        ("a quarter of the data, one sample", quarter, 1),
+    ):
+        evidence, batches = Evidence(model, num_data=len(data), samples=samples), DataLoader(part, batch_size=125)
+        refresh = cost(lambda: (evidence.refresh(batches), evidence.step()))
         print(f"training with a refresh each 5 epochs, {name}: {(five + refresh) / five:.2f} times plain training")
 
 
