@@ -87,7 +87,7 @@ class EmptyBasisError(RelaxError, ValueError):
 
 
 class NothingToRelaxError(EmptyBasisError):
-    """Between these field types every kernel is equivariant."""
+    """Between these field types no kernel of the pathways asked for breaks the symmetry."""
 
 
 class UnsupportedModuleError(RelaxError, TypeError):

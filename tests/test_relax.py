@@ -174,7 +174,7 @@ def test_layers_with_nothing_to_break_are_left_with_a_warning():
     with pytest.warns(UserWarning, match="left as it is: 0: no kernel of size 1"):
         relaxed = relax(model)
     assert [type(m) for m in relaxed] == [R2Conv, RelaxedR2Conv]
-    with pytest.warns(UserWarning, match="left as it is: 0: no kernel of size 1"):
+    with pytest.warns(UserWarning, match="left as it is: 0: the pathway of subgroup 1"):
         assert type(relax(model, subgroups=[1])[0]) is R2Conv
     with pytest.raises(EmptyBasisError, match="^0: .*subgroup 4 .*leave it out"):
         # between scalars, at frequencies below 4, a C8 layer has no kernel that only C4 keeps

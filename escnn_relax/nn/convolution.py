@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 import torch
 from escnn.gspaces import GSpace2D, GSpace3D
@@ -86,7 +86,7 @@ class RelaxedR2Conv(_Convolution):
         subgroups: Optional[Sequence] = None,
         basis: str = "band-limited",
     ) -> None:
-        super().__init__()
+        self._begin()
         self._construct(
             in_type,
             out_type,
@@ -123,18 +123,3 @@ class RelaxedR3Conv(_Convolution):
     """
 
     _strict, _gspace = R3Conv, GSpace3D
-
-    def __init__(
-        self,
-        in_type: FieldType,
-        out_type: FieldType,
-        kernel_size: int,
-        *arguments: Any,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        options = self._options((kernel_size, *arguments), options)
-        self._construct(in_type, out_type, relaxation, subgroups, basis, **options)

@@ -42,7 +42,7 @@ class RelaxedLinear(RelaxedConvolution):
         subgroups: Optional[Sequence] = None,
         basis: str = "band-limited",
     ) -> None:
-        super().__init__()
+        self._begin()
         options = {"bias": bias, "basisexpansion": basisexpansion, "recompute": recompute, "initialize": initialize}
         self._construct(in_type, out_type, relaxation, subgroups, basis, **options)
 

@@ -9,7 +9,7 @@ import torch
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 
-from ..errors import FieldTypeError
+from .types import check_input
 
 __all__ = ["MergedConvolution"]
 
@@ -47,13 +47,7 @@ class MergedConvolution(EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
-        if not isinstance(input, GeometricTensor) or input.type != self.in_type:
-            raise FieldTypeError(
-                type(self).__name__,
-                expected=f"a GeometricTensor of type {self.in_type}",
-                got=getattr(input, "type", type(input).__name__),
-                remedy="wrap the tensor by in_type(tensor)",
-            )
+        check_input(input, self.in_type, type(self).__name__)
         return GeometricTensor(self.convolution(input.tensor), self.out_type)
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:

@@ -12,11 +12,12 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 
 from .. import _escnn
-from ..errors import ArgumentError, DataError, EmptyBasisError, FieldTypeError, NothingToRelaxError
+from ..errors import ArgumentError, DataError, EmptyBasisError, NothingToRelaxError
 from ..symmetry.band import Band, FiberBand, band_of
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import plan
 from .kernel import PathwayKernel
+from .types import check_input, check_types
 
 __all__ = ["RelaxedConvolution"]
 
@@ -44,8 +45,21 @@ class RelaxedConvolution(EquivariantModule):
     _gspace: type  # the G-spaces it lives on
     _geometry: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "groups")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        in_type: FieldType,
+        out_type: FieldType,
+        *arguments: Any,
+        relaxation: str = "graded",
+        subgroups: Optional[Sequence] = None,
+        basis: str = "band-limited",
+        **options: Any,
+    ) -> None:
+        self._begin()
+        self._construct(in_type, out_type, relaxation, subgroups, basis, **self._options(arguments, options))
+
+    def _begin(self) -> None:
+        EquivariantModule.__init__(self)
         self._cache: Optional[tuple] = None
 
     @classmethod
@@ -60,7 +74,7 @@ class RelaxedConvolution(EquivariantModule):
     ) -> "RelaxedConvolution":
         """Relax an escnn convolution: same function, same weights, more freedom. The given layer is left alone."""
         layer = cls.__new__(cls)
-        RelaxedConvolution.__init__(layer)
+        layer._begin()
         layer._adopt(convolution, relaxation, subgroups, basis, where)
         return layer
 
@@ -138,19 +152,20 @@ class RelaxedConvolution(EquivariantModule):
         self.train(strict.training)
 
     def _refuse_empty(self, where: str) -> None:
-        if not any(p.breaks for p in self.pathways):
+        nothing = not any(p.breaks for p in self.pathways)
+        named = [p for p in self.empty_pathways if p.kind == "subgroup"]
+        if named:
+            raise (NothingToRelaxError if nothing else EmptyBasisError)(
+                where,
+                f"the pathway of subgroup {named[0].subgroup!r} has no kernel that larger pathways do not already have",
+                remedy="leave it out, choose a smaller subgroup, or use a larger kernel or basis='pixel'",
+            )
+        if nothing:
             size = f" of size {self.kernel_size}" if self.d else ""
             raise NothingToRelaxError(
                 where,
                 f"no kernel{size} from {self.in_type} to {self.out_type} breaks the symmetry",
                 remedy="leave this layer as it is",
-            )
-        named = [p for p in self.empty_pathways if p.kind == "subgroup"]
-        if named:
-            raise EmptyBasisError(
-                where,
-                f"the pathway of subgroup {named[0].subgroup!r} has no kernel that larger pathways do not already have",
-                remedy="leave it out, choose a smaller subgroup, or use a larger kernel or basis='pixel'",
             )
 
     def _kernel_fields(self) -> tuple[Sequence, Sequence]:
@@ -195,13 +210,7 @@ class RelaxedConvolution(EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
-        if not isinstance(input, GeometricTensor) or input.type != self.in_type:
-            raise FieldTypeError(
-                type(self).__name__,
-                expected=f"a GeometricTensor of type {self.in_type}",
-                got=getattr(input, "type", type(input).__name__),
-                remedy="wrap the tensor by in_type(tensor)",
-            )
+        check_input(input, self.in_type, type(self).__name__)
         kernel, bias = self._expanded()
         return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
 
@@ -270,34 +279,6 @@ class RelaxedConvolution(EquivariantModule):
 
 def _copy(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-
-
-def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, where: str) -> None:
-    """Refuse what escnn would refuse by a bare assertion."""
-    for name, given in (("in_type", in_type), ("out_type", out_type)):
-        if not isinstance(given, FieldType):
-            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__)
-        if not isinstance(given.gspace, base):
-            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name)
-    if in_type.gspace != out_type.gspace:
-        raise FieldTypeError(
-            where,
-            "in_type and out_type live on different G-spaces",
-            expected=in_type.gspace.name,
-            got=out_type.gspace.name,
-            remedy="build both field types on one gspace",
-        )
-    if groups < 1:
-        raise ArgumentError(where, expected="groups to be 1 or more", got=groups)
-    for name, given in (("in_type", in_type), ("out_type", out_type)):
-        size = len(given) // groups
-        if len(given) % groups or given.representations != given.representations[:size] * groups:
-            raise FieldTypeError(
-                where,
-                f"{name} cannot be cut into groups={groups} equal parts",
-                got=str(given),
-                remedy="repeat the same fields in the same order in every group",
-            )
 
 
 def _bases(rule, band: Band | FiberBand, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict[tuple, Tensor]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Optional, Sequence
 
 from escnn.gspaces import GSpace2D, GSpace3D
-from escnn.nn import FieldType, R2ConvTransposed, R3ConvTransposed
+from escnn.nn import R2ConvTransposed, R3ConvTransposed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,21 +18,6 @@ class _Transposed(RelaxedConvolution):
     """Transposed convolutions; torch keeps their kernel as ``(in channels, out channels / groups, *size)``."""
 
     _geometry = (*RelaxedConvolution._geometry, "output_padding")
-
-    def __init__(
-        self,
-        in_type: FieldType,
-        out_type: FieldType,
-        kernel_size: int,
-        *arguments: Any,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-        **options: Any,
-    ) -> None:
-        super().__init__()
-        options = self._options((kernel_size, *arguments), options)
-        self._construct(in_type, out_type, relaxation, subgroups, basis, **options)
 
     def _kernel_fields(self) -> tuple[Sequence, Sequence]:
         return self.in_type.representations, self.out_type.representations[: len(self.out_type) // self.groups]

@@ -1,0 +1,48 @@
+"""Checks of field types, in our words instead of escnn's bare assertions."""
+
+from __future__ import annotations
+
+from escnn.nn import FieldType, GeometricTensor
+
+from ..errors import ArgumentError, FieldTypeError
+
+__all__ = ["check_input", "check_types"]
+
+
+def check_input(input: object, in_type: FieldType, where: str) -> None:
+    """Raise ``FieldTypeError`` unless ``input`` is a geometric tensor of the type that the layer takes."""
+    if not isinstance(input, GeometricTensor) or input.type != in_type:
+        raise FieldTypeError(
+            where,
+            expected=f"a GeometricTensor of type {in_type}",
+            got=getattr(input, "type", type(input).__name__),
+            remedy="wrap the tensor by in_type(tensor)",
+        )
+
+
+def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, where: str) -> None:
+    """Refuse what escnn would refuse by a bare assertion."""
+    for name, given in (("in_type", in_type), ("out_type", out_type)):
+        if not isinstance(given, FieldType):
+            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__)
+        if not isinstance(given.gspace, base):
+            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name)
+    if in_type.gspace != out_type.gspace:
+        raise FieldTypeError(
+            where,
+            "in_type and out_type live on different G-spaces",
+            expected=in_type.gspace.name,
+            got=out_type.gspace.name,
+            remedy="build both field types on one gspace",
+        )
+    if groups < 1:
+        raise ArgumentError(where, expected="groups to be 1 or more", got=groups)
+    for name, given in (("in_type", in_type), ("out_type", out_type)):
+        size = len(given) // groups
+        if len(given) % groups or given.representations != given.representations[:size] * groups:
+            raise FieldTypeError(
+                where,
+                f"{name} cannot be cut into groups={groups} equal parts",
+                got=str(given),
+                remedy="repeat the same fields in the same order in every group",
+            )
