@@ -23,8 +23,8 @@ import escnn_relax
 #: How the residual irreps of C4 read: what a kernel in them is no longer equivariant under.
 READABLE = {
     "equivariant": "equivariant\nkeeps C4",
-    "irrep_1": "ψ1\nbreaks C4 and C2",
-    "irrep_2": "ψ2\nbreaks C4, keeps C2",
+    "irrep_1": "ψ1\nbreaks even C2",
+    "irrep_2": "ψ2\nkeeps C2",
 }
 
 

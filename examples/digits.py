@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+import warnings
 
-import numpy as np
-import torch
-from escnn import gspaces, nn as enn
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+warnings.filterwarnings("ignore", message="`py3nj` package not found")  # escnn does without it
+
+from pathlib import Path  # noqa: E402
+from typing import NamedTuple  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from escnn import gspaces, nn as enn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 #: What is asked, and the symmetry under quarter turns that the answer has.
 TASKS = {
