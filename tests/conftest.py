@@ -4,7 +4,9 @@ A test that takes more than some ten seconds carries ``@pytest.mark.slow``: ``ma
 ``make test-all`` runs it, so a quick twin without the mark should guard the same property.
 """
 
+import os
 import random
+import tempfile
 
 import numpy as np
 import pytest
@@ -19,6 +21,11 @@ settings.load_profile("repeatable")
 
 # One thread: the tensors are small, and threads that wait for each other spin when the machine is busy.
 torch.set_num_threads(1)
+
+# A folder of our own for the kernels on disk: the tests (doctests and what they start included) neither read the user's
+# cache nor leave anything there. It goes when the process ends.
+KERNELS = tempfile.TemporaryDirectory(prefix="escnn_relax_tests_")
+os.environ["ESCNN_RELAX_CACHE"] = KERNELS.name
 
 # escnn prints what it computes for these two groups while its cache on disk is cold. A doctest must not pass or fail by
 # the state of that cache: every fresh clone starts with a cold one.

@@ -7,7 +7,8 @@ turn the kernels as pictures.
 import numpy as np
 import pytest
 import torch
-from escnn.nn import FieldType
+from escnn.gspaces import octaOnR3
+from escnn.nn import FieldType, R3Conv
 from fields import (
     ON_GRID,
     ROUNDING,
@@ -18,6 +19,7 @@ from fields import (
     field_type,
     image,
     kernels_of,
+    kernels_of_strict,
     kernels_of_subgroup,
     kernels_without_symmetry,
     layers,
@@ -28,10 +30,11 @@ from fields import (
 )
 from hypothesis import given, settings
 
-from escnn_relax.nn import RelaxedR2Conv
+from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.symmetry.graded import fixed_kernels, fixed_vectors, isotypic_kernels, isotypic_tuples
 from escnn_relax.symmetry.grid import grid_permutation, isotypic_projection, transform_kernels
 from escnn_relax.symmetry.relaxation import plan
+from escnn_relax.symmetry.restriction import restriction
 from escnn_relax.symmetry.span import complement, orthonormal
 from escnn_relax.symmetry.subgroups import subgroup, subgroups
 
@@ -69,6 +72,15 @@ def test_pathways_fill_the_trivial_groups_layer(layer):
 @pytest.mark.parametrize("name", SMALL)
 def test_pathways_fill_the_trivial_groups_layer_for_each_group(name):
     check_that_pathways_fill_the_free_layer(field_type(name, "interleaved"), field_type(name, "trivial"), 5)
+
+
+@pytest.mark.parametrize(("name", "id", "frequency"), [("C8", 2, 1), ("D4", (None, 4), 1), ("D4", (0, 1), 1), ("C4", 2, 0)])
+def test_pathways_fill_the_trivial_groups_layer_between_induced_fields(name, id, frequency):
+    s = space(name)
+    part = s.fibergroup.subgroup(id)[0]
+    induced = s.induced_repr(id, part.irrep(frequency))
+    fields = FieldType(s, [induced]), FieldType(s, [s.irreps[1], induced])
+    check_that_pathways_fill_the_free_layer(*fields, 3)
 
 
 @pytest.mark.slow
@@ -210,36 +222,61 @@ def test_complex_irreps_need_only_their_first_members(name):
 # --- subgroups --------------------------------------------------------------------------------------------------------
 
 
-IDS = {
-    "C4": [1, 2],
-    "C8": [1, 2, 4],
-    "D4": [(None, 1), (None, 2), (None, 4), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2)],  # (3, 1) fails inside escnn
-}
+def proper(name):
+    """The whole lattice below a group, as parameters of a test."""
+    return [pytest.param(name, kept.id, id=f"{name}-{kept.name}") for kept in subgroups(space(name)) if kept.index > 1]
 
 
-@pytest.mark.parametrize(("name", "id"), [(name, id) for name in IDS for id in IDS[name]], ids=str)
+@pytest.mark.parametrize(("name", "id"), [pair for name in ("C4", "C8", "D4") for pair in proper(name)])
 def test_fixed_vectors_are_the_subgroups_own_kernels(name, id):
     """Equivariant kernels and the H-fixed vectors of all irreps span what escnn finds for H."""
     check_fixed_vectors(name, id, "quotient", 3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "id"), [(name, id) for name in IDS for id in IDS[name]], ids=str)
+@pytest.mark.parametrize(("name", "id"), [pair for name in ("C4", "C8", "D4", "D8") for pair in proper(name)])
 def test_fixed_vectors_between_regular_fields(name, id):
-    check_fixed_vectors(name, id, "regular", 5)
+    check_fixed_vectors(name, id, "regular", 5 if name != "D8" else 3)
 
 
 def check_fixed_vectors(name, id, kind, size):
     s, a, b = space(name), space(name).regular_repr, field_type(name, kind).representations[0]
     layer = relaxed(field_type(name), field_type(name, kind), size)
-    new = fixed_kernels(layer.band, s, a, b, subgroup(s, id)).flatten(1)
+    kept = subgroup(s, id)
+    new = fixed_kernels(layer.band, s, a, b, kept).flatten(1)
     own = torch.cat([kernels_of(layer)["equivariant"], new])
-    if subgroup(s, id).order == 1:
+    if kept.order == 1:
         expected = kernels_without_symmetry(a.size, b.size, layer)
     else:
-        expected = kernels_of_subgroup(s.restrict(id)[0], [a.restrict(id)], [b.restrict(id)], layer)
+        there = restriction(kept)
+        expected = kernels_of_subgroup(there.gspace, [there.representation(a)], [there.representation(b)], layer)
     assert rank(own) == rank(expected)
     assert outside(own, expected) < SAMPLING and outside(expected, own) < SAMPLING
+
+
+@pytest.mark.slow
+def test_fixed_vectors_below_the_octahedral_group():
+    """Every subgroup up to conjugation, and one conjugate."""
+    s = octaOnR3()
+    a, b = s.irrep(1), s.quotient_repr((False, 4))
+    fields = FieldType(s, [a]), FieldType(s, [b])
+    for id in [(False, 1), (False, 2), (False, 3), (False, 4), (True, 2), (True, 3), (True, 4)]:
+        layer = RelaxedR3Conv(*fields, 3, bias=False, initialize=False, subgroups=[id])
+        own = torch.cat(list(kernels_of(layer).values()))
+        there = restriction(subgroup(s, id))
+        band = {"rings": list(layer.band.rings), "sigma": list(layer.band.sigma), "frequencies_cutoff": layer.band.cutoff}
+        pair = [FieldType(there.gspace, [there.representation(r)]) for r in (a, b)]
+        expected = kernels_of_strict(R3Conv(*pair, 3, **band, bias=False, initialize=False))
+        assert len(own) == rank(own) == rank(expected)
+        assert outside(own, expected) < SAMPLING and outside(expected, own) < SAMPLING
+
+
+def test_a_conjugate_subgroup_fixes_other_kernels():
+    """The twin: reflections along an axis and along the diagonal keep as many kernels, but not the same."""
+    s, one = space("D4"), space("D4").regular_repr
+    layer = relaxed(field_type("D4"), field_type("D4"), 3)
+    spans = [fixed_kernels(layer.band, s, one, one, subgroup(s, id)).flatten(1) for id in [(0, 1), (1, 1)]]
+    assert rank(spans[0]) == rank(spans[1]) and outside(*spans) > 0.5
 
 
 @pytest.mark.parametrize("name", ["C4", "C8", "D1", "D2", "D4"])

@@ -5,7 +5,7 @@ import torch
 from escnn import gspaces, nn
 from fields import outside, space
 
-from escnn_relax.symmetry import input_irreps, relaxation
+from escnn_relax.symmetry import input_irreps, kernel_cache, relaxation
 from escnn_relax.symmetry.band import Band
 from escnn_relax.symmetry.input_irreps import Splitting
 from escnn_relax.symmetry.span import sectioned
@@ -16,7 +16,7 @@ SAMPLING, ROUNDING = 1e-5, 1e-10
 
 def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", size=3):
     monkeypatch.setattr(input_irreps, "SECTIONED_ABOVE", above)
-    monkeypatch.setattr(relaxation, "_CACHE", {})
+    kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
     conv = kind(nn.FieldType(gspace, [in_repr]), nn.FieldType(gspace, [out_repr]), size, initialize=False, recompute=True)
     (kernels,) = [b for name, b in conv.named_buffers() if name.endswith("sampled_basis")]

@@ -465,12 +465,6 @@ def test_unknown_words():
     refuse(FieldTypeError, "groups=3", "repeat the same fields", groups=3)
 
 
-@pytest.mark.parametrize("continuous", [gspaces.rot2dOnR2(-1), gspaces.flipRot2dOnR2(-1)], ids=lambda s: s.name)
-def test_continuous_groups_are_for_later(continuous):
-    scalar = FieldType(continuous, [continuous.trivial_repr])
-    refuse(RelaxError, continuous.fibergroup.name, "continuous", "finite group", in_type=scalar, out_type=scalar)
-
-
 def test_a_group_without_symmetry():
     scalar = field_type("C1", "trivial")
     refuse(ArgumentError, "no symmetry to relax", "leave the layer", in_type=scalar, out_type=scalar)

@@ -23,13 +23,15 @@ def relax(
     relaxation: str = "graded",
     subgroups: Optional[Sequence] = None,
     basis: str = "band-limited",
+    frequencies: Optional[int] = None,
+    irreps: Optional[Sequence] = None,
     layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
 ) -> nn.Module:
     """A copy of an escnn model whose steerable convolutions are relaxed; function, weights and types stay the same.
 
     Args:
         model: any module tree that holds escnn modules, with any Python in its ``forward``.
-        relaxation, subgroups, basis: see :class:`~escnn_relax.nn.RelaxedR2Conv`.
+        relaxation, subgroups, basis, frequencies, irreps: see :class:`~escnn_relax.nn.RelaxedR2Conv`.
         layers: names of the layers to relax (as in ``model.named_modules()``), or a function of name and module;
             every steerable convolution, transposed convolution and linear layer by default.
 
@@ -37,6 +39,7 @@ def relax(
         UnsupportedModuleError: nothing to relax, a name that is no such layer, or a layer whose band limit cannot be
             recovered.
         SubgroupError: a subgroup that some layer's group does not have.
+        ArgumentError: an irrep that some layer's group does not have, or a negative cutoff.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
     A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
@@ -62,6 +65,7 @@ def relax(
         if kind is None or not chosen(name, module):
             return None
         options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
+        options.update(frequencies=frequencies, irreps=irreps)
         try:
             relaxed = kind.from_strict(module, **options, where=name or type(module).__name__)
         except NothingToRelaxError as error:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence, Union
+from typing import Optional
 
 import torch
 from escnn.gspaces import GSpace2D, GSpace3D
-from escnn.nn import FieldType, R2Conv, R3Conv
+from escnn.nn import R2Conv, R3Conv
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,11 +45,18 @@ class RelaxedR2Conv(_Convolution):
             trivial subgroup is the classical residual pathway.
         basis: ``"band-limited"`` as escnn's kernels are, or ``"pixel"``: complete on the pixel grid (escnn's basis
             for the trivial group spans 6 of 9 kernels at size 3, 11 of 25 at size 5, 18 of 49 at size 7).
+        frequencies: only irreps up to this frequency (turns in a full circle; degree in three dimensions). By default
+            all irreps of a finite group, and of a continuous one all that kernels between these types can contain: the
+            highest frequencies of the input's and the output's irreps and of the kernel's band limit, added up.
+        irreps: ids of the irreps that get a pathway, instead.
 
     Raises:
         FieldTypeError: types on different G-spaces, or not of the plane.
         SubgroupError: an id that is no proper subgroup.
+        ArgumentError: arguments that escnn refuses, irreps that the group lacks, a negative cutoff.
         EmptyBasisError: nothing equivariant, or nothing that breaks the symmetry, between these types.
+
+    Irreps without any kernel between these types are listed in ``empty_pathways``.
 
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
@@ -59,61 +66,19 @@ class RelaxedR2Conv(_Convolution):
     {'equivariant': 22, 'irrep_1': 44, 'irrep_2': 22}
     >>> layer(gray(torch.randn(1, 1, 9, 9))).shape, layer.breaking_energy
     (torch.Size([1, 8, 9, 9]), 0.0)
+    >>> space = gspaces.rot2dOnR2(-1, maximum_frequency=1)
+    >>> gray, vectors = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.irrep(1)])
+    >>> RelaxedR2Conv(gray, vectors, 5, frequencies=2).kernel.dimensions
+    {'equivariant': 4, 'irrep_1': 10, 'irrep_2': 4}
     """
 
     _strict, _gspace = R2Conv, GSpace2D
 
-    def __init__(
-        self,
-        in_type: FieldType,
-        out_type: FieldType,
-        kernel_size: int,
-        padding: Union[int, tuple[int, int]] = 0,
-        stride: int = 1,
-        dilation: int = 1,
-        padding_mode: str = "zeros",
-        groups: int = 1,
-        bias: bool = True,
-        sigma: Union[None, float, Sequence[float]] = None,
-        frequencies_cutoff: Union[None, float, Callable[[float], float]] = None,
-        rings: Optional[Sequence[float]] = None,
-        maximum_offset: Optional[int] = None,
-        recompute: bool = False,
-        basis_filter: Optional[Callable[[dict], bool]] = None,
-        initialize: bool = True,
-        *,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-    ) -> None:
-        self._begin()
-        self._construct(
-            in_type,
-            out_type,
-            relaxation,
-            subgroups,
-            basis,
-            kernel_size=kernel_size,
-            padding=padding,
-            stride=stride,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            groups=groups,
-            bias=bias,
-            sigma=sigma,
-            frequencies_cutoff=frequencies_cutoff,
-            rings=rings,
-            recompute=recompute,
-            basis_filter=basis_filter,
-            initialize=initialize,
-            maximum_offset=maximum_offset,
-        )
-
 
 class RelaxedR3Conv(_Convolution):
     __doc__ = RelaxedConvolution.__doc__ + """
-    Constructed like :class:`escnn.nn.R3Conv`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
-    :class:`RelaxedR2Conv`, with the same errors.
+    Constructed like :class:`escnn.nn.R3Conv`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
+    and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
     >>> from escnn import gspaces, nn
     >>> space = gspaces.invOnR3()

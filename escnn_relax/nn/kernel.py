@@ -1,4 +1,4 @@
-"""The kernel of a steerable layer as a sum of pathways, expanded by one product a block."""
+"""The kernel of a steerable layer as a sum of pathways, expanded by few products a block."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Mapping, NamedTuple, Optional, Sequence
 import torch
 from escnn.group import Representation
 from torch import Tensor, nn
+
+from ..symmetry.pathway import EQUIVARIANT
+from .sectioned import SectionedBasis
 
 __all__ = ["Block", "PathwayKernel"]
 
@@ -42,7 +45,8 @@ class PathwayKernel(nn.Module):
     .. math:: W = \sum_p s_p \Phi_p w_p .
 
     The bases are plain buffers, kept in the state dict: some of escnn's Clebsch-Gordan coefficients are determined up
-    to sign only, and differ between machines. There is no state that depends on train or eval mode.
+    to sign only, and differ between machines. There is no state that depends on train or eval mode. The equivariant
+    kernels are kept as they are; large stacks of residual ones by input irrep (:class:`SectionedBasis`).
 
     Args:
         in_reprs, out_reprs: representations of the fields, in channel order.
@@ -67,6 +71,7 @@ class PathwayKernel(nn.Module):
         self.pairs = sorted({pair for of in bases.values() for pair, b in of.items() if len(b)})
         self.sites = next(b.shape[-1] for of in bases.values() for b in of.values())
         self.blocks: dict[str, list[Block]] = {name: [] for name in bases}
+        representations = {r.name: r for r in (*in_reprs, *out_reprs)}
         rows = dict.fromkeys(bases, 0)
         for index, pair in enumerate(self.pairs):
             start = 0
@@ -78,15 +83,27 @@ class PathwayKernel(nn.Module):
                     rows[name] += outputs * inputs * count
                     self.blocks[name].append(Block(*pair, inputs, outputs, first, rows[name], start, start + count))
                     start += count
-            together = [of[pair] for of in bases.values() if pair in of and len(of[pair])]
-            self.register_buffer(f"basis_{index}", torch.cat(together).contiguous())
+            together = {name: of[pair] for name, of in bases.items() if pair in of and len(of[pair])}
+            # only beside equivariant kernels, and those come first: a basis without them is dense
+            own = [together.pop(name) for name in list(together) if name == EQUIVARIANT.name]
+            sectioned = None
+            if EQUIVARIANT.name in bases and together:
+                sectioned = SectionedBasis.of(torch.cat(list(together.values())), representations[pair[0]])
+            dense = own if sectioned is not None else [*own, *together.values()]
+            sizes = (representations[pair[1]].size, representations[pair[0]].size, self.sites)
+            self.register_buffer(f"basis_{index}", torch.cat(dense) if dense else torch.zeros(0, *sizes))
+            if sectioned is not None:
+                self.add_module(f"sectioned_{index}", sectioned)
         self.dimensions = rows
         self.register_buffer("_gather", self._channel_order(), persistent=False)
 
     def basis(self, block: Block) -> Tensor:
         """Sampled kernels of one block, shape ``(K, out size, in size, S)``."""
-        stacked = getattr(self, f"basis_{self.pairs.index((block.in_name, block.out_name))}")
-        return stacked[block.row : block.stop_row]
+        index = self.pairs.index((block.in_name, block.out_name))
+        stacked, sectioned = getattr(self, f"basis_{index}"), self._modules.get(f"sectioned_{index}")
+        if sectioned is None or block.stop_row <= len(stacked):
+            return stacked[block.row : block.stop_row]
+        return sectioned.rows(block.row - len(stacked), block.stop_row - len(stacked))
 
     def forward(self, weights: Mapping[str, Tensor], scales: Optional[Mapping[str, Tensor]] = None) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[p]`` has shape ``(dimensions[p],)``.
@@ -111,15 +128,36 @@ class PathwayKernel(nn.Module):
             if not parts:
                 kernels.append(basis.new_zeros(shape))
                 continue
-            coefficients = torch.cat([c for _, c in parts], dim=1) if len(parts) > 1 else parts[0][1]
-            if coefficients.shape[1] < len(basis):
-                basis = torch.cat([basis[b.row : b.stop_row] for b, _ in parts])
-            kernels.append((coefficients @ basis.flatten(1)).view(shape))
+            kernels.append(self._expand(index, parts).view(shape))
         if self._gather is None:
             return kernels[0].transpose(1, 2).reshape(self.out_size, self.in_size, self.sites)
         rows = torch.cat([k.reshape(-1, self.sites) for k in kernels])
         rows = torch.cat([rows, rows.new_zeros(1, self.sites)])
         return rows[self._gather].view(self.out_size, self.in_size, self.sites)
+
+    def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
+        """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
+        basis, sectioned = getattr(self, f"basis_{index}"), self._modules.get(f"sectioned_{index}")
+        own = parts if sectioned is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
+        dense = None
+        if own:
+            coefficients = torch.cat([c for _, c in own], dim=1) if len(own) > 1 else own[0][1]
+            rows = basis
+            if coefficients.shape[1] < len(basis):
+                rows = torch.cat([basis[b.row : b.stop_row] for b, _ in own])
+            dense = coefficients, rows
+        if len(own) == len(parts):
+            return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
+        # all rows in order, with zeros where a pathway is missing
+        pieces, row, stop = [], len(basis), len(basis) + sectioned.shape[0]
+        for block, coefficients in parts[len(own) :]:
+            if block.row > row:
+                pieces.append(coefficients.new_zeros(len(coefficients), block.row - row))
+            pieces.append(coefficients)
+            row = block.stop_row
+        if row < stop:
+            pieces.append(pieces[-1].new_zeros(len(pieces[-1]), stop - row))
+        return sectioned.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
 
     def _channel_order(self) -> Optional[Tensor]:
         """Where each (out channel, in channel) finds its row among the blocks' products; ``None`` if plainly in order."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Optional
 
 from escnn.gspaces import GSpace0D
-from escnn.nn import FieldType, Linear
+from escnn.nn import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,8 +16,8 @@ __all__ = ["RelaxedLinear"]
 
 class RelaxedLinear(RelaxedConvolution):
     __doc__ = RelaxedConvolution.__doc__ + """
-    Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
-    :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
+    Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
+    and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
 
     >>> from escnn import gspaces, group, nn
     >>> space = gspaces.no_base_space(group.cyclic_group(4))
@@ -28,23 +28,6 @@ class RelaxedLinear(RelaxedConvolution):
 
     _strict, _gspace, _geometry = Linear, GSpace0D, ()
     groups = 1
-
-    def __init__(
-        self,
-        in_type: FieldType,
-        out_type: FieldType,
-        bias: bool = True,
-        basisexpansion: str = "blocks",
-        recompute: bool = False,
-        initialize: bool = True,
-        *,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-    ) -> None:
-        self._begin()
-        options = {"bias": bias, "basisexpansion": basisexpansion, "recompute": recompute, "initialize": initialize}
-        self._construct(in_type, out_type, relaxation, subgroups, basis, **options)
 
     def _as_filter(self, kernel: Tensor) -> Tensor:
         return kernel.squeeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from abc import abstractmethod
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from .. import _escnn
 from ..errors import ArgumentError, DataError, EmptyBasisError, NothingToRelaxError
 from ..symmetry.band import Band, FiberBand, band_of
+from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
-from ..symmetry.relaxation import plan
+from ..symmetry.relaxation import Freedom, plan
 from .kernel import PathwayKernel
 from .types import check_input, check_types
 
@@ -43,47 +45,47 @@ class RelaxedConvolution(EquivariantModule):
 
     _strict: type  # the escnn class
     _gspace: type  # the G-spaces it lives on
+    _freedom: type = Freedom  # the arguments it takes besides those of the escnn class
     _geometry: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "groups")
 
-    def __init__(
-        self,
-        in_type: FieldType,
-        out_type: FieldType,
-        *arguments: Any,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-        **options: Any,
-    ) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the signature of the escnn class, with what relaxed layers take besides."""
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "_strict"):
+            own = inspect.signature(cls._strict)
+            ours = inspect.signature(cls._freedom).parameters.values()
+            extra = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in ours]
+            cls.__signature__ = own.replace(parameters=[*own.parameters.values(), *extra])
+
+    def __init__(self, in_type: FieldType, out_type: FieldType, *arguments: Any, **options: Any) -> None:
         self._begin()
-        self._construct(in_type, out_type, relaxation, subgroups, basis, **self._options(arguments, options))
+        chosen = {f.name: options.pop(f.name) for f in dataclasses.fields(self._freedom) if f.name in options}
+        self._construct(in_type, out_type, self._freedom(**chosen), **self._options(arguments, options))
 
     def _begin(self) -> None:
         EquivariantModule.__init__(self)
         self._cache: Optional[tuple] = None
 
     @classmethod
-    def from_strict(
-        cls,
-        convolution: EquivariantModule,
-        *,
-        relaxation: str = "graded",
-        subgroups: Optional[Sequence] = None,
-        basis: str = "band-limited",
-        where: str = "",
-    ) -> "RelaxedConvolution":
-        """Relax an escnn convolution: same function, same weights, more freedom. The given layer is left alone."""
+    def from_strict(cls, convolution: EquivariantModule, *, where: str = "", **freedom: Any) -> "RelaxedConvolution":
+        """Relax an escnn convolution: same function, same weights, more freedom. The given layer is left alone.
+
+        Args:
+            where: the layer's name, for error messages.
+            freedom: ``relaxation``, ``subgroups``, ``basis``, ``frequencies``, ``irreps``, as for a new layer.
+        """
         layer = cls.__new__(cls)
         layer._begin()
-        layer._adopt(convolution, relaxation, subgroups, basis, where)
+        layer._adopt(convolution, cls._freedom(**freedom), where)
         return layer
 
-    def _construct(
-        self, in_type: FieldType, out_type: FieldType, relaxation: str, subgroups: Optional[Sequence], basis: str, **options
-    ) -> None:
+    def _construct(self, in_type: FieldType, out_type: FieldType, freedom: Freedom, **options: Any) -> None:
         """Build the escnn layer with ``options`` and relax that."""
         name = type(self).__name__
         check_types(in_type, out_type, self._gspace, options.get("groups", 1), name)
+        group = in_type.fibergroup
+        if group.continuous:
+            instantiate(group, sum(highest_frequency(t.representations) for t in (in_type, out_type)))
         try:
             with _escnn.single_precision():
                 strict = self._strict(in_type, out_type, **options)
@@ -91,7 +93,7 @@ class RelaxedConvolution(EquivariantModule):
             if "basis for the steerable filter is empty" in str(error):
                 raise EmptyBasisError(
                     name,
-                    f"no equivariant kernel of size {options['kernel_size']} from {in_type} to {out_type}",
+                    f"no equivariant kernel of size {options.get('kernel_size')} from {in_type} to {out_type}",
                     remedy="allow higher frequencies, a larger kernel or other fields",
                 ) from error
             raise ArgumentError(
@@ -101,7 +103,7 @@ class RelaxedConvolution(EquivariantModule):
                 remedy=f"pass what escnn.nn.{self._strict.__name__} takes",
             ) from error
         cutoff = options.get("frequencies_cutoff")
-        self._adopt(strict, relaxation, subgroups, basis, name, cutoff, torch.get_default_dtype())
+        self._adopt(strict, freedom, name, cutoff, torch.get_default_dtype())
 
     def _options(self, arguments: Sequence, options: dict) -> dict:
         """What the caller passed after the field types, by the names that the escnn class has for it."""
@@ -115,16 +117,18 @@ class RelaxedConvolution(EquivariantModule):
     def _adopt(
         self,
         strict: EquivariantModule,
-        relaxation: str,
-        subgroups: Optional[Sequence],
-        basis: str,
+        freedom: Freedom,
         where: str,
         cutoff: Any = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         where = where or type(self).__name__
-        rule = plan(strict.space, relaxation, subgroups, basis, where)
         band = band_of(strict, where, cutoff)
+        reach = None
+        if strict.space.fibergroup.continuous:
+            reach = band.highest + sum(highest_frequency(t.representations) for t in (strict.in_type, strict.out_type))
+            reach = max(reach, 1)  # not even an irrep to ask for would be an error of another kind
+        rule = plan(strict.space, where=where, reach=reach, **vars(freedom))
         self.space, self.d = strict.space, getattr(strict, "d", 0)
         self.in_type, self.out_type = strict.in_type, strict.out_type
         for name in self._geometry:
@@ -281,7 +285,7 @@ def _copy(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
-def _bases(rule, band: Band | FiberBand, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict[tuple, Tensor]]:
+def _bases(rule, band: Band | FiberBand, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict]:
     """For each pathway and pair of representation names the sampled kernels."""
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
     bases: dict[str, dict[tuple, Tensor]] = {p.name: {} for p in rule.pathways}

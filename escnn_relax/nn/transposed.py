@@ -38,8 +38,8 @@ class _Transposed(RelaxedConvolution):
 
 class RelaxedR2ConvTransposed(_Transposed):
     __doc__ = RelaxedConvolution.__doc__ + """
-    Constructed like :class:`escnn.nn.R2ConvTransposed`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
-    :class:`RelaxedR2Conv`, with the same errors.
+    Constructed like :class:`escnn.nn.R2ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
+    ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
@@ -53,8 +53,8 @@ class RelaxedR2ConvTransposed(_Transposed):
 
 class RelaxedR3ConvTransposed(_Transposed):
     __doc__ = RelaxedConvolution.__doc__ + """
-    Constructed like :class:`escnn.nn.R3ConvTransposed`, plus ``relaxation``, ``subgroups`` and ``basis`` as for
-    :class:`RelaxedR2Conv`, with the same errors.
+    Constructed like :class:`escnn.nn.R3ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
+    ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
     >>> from escnn import gspaces, nn
     >>> space = gspaces.invOnR3()

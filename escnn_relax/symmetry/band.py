@@ -48,8 +48,9 @@ class Band:
         """Read the rule off an escnn convolution.
 
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
-        kept and left out; ``cutoff`` is the ``frequencies_cutoff`` it was built with, where that is known. Raises :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency
-        by radius explains them (a custom ``basis_filter``).
+        kept and left out; ``cutoff`` is the ``frequencies_cutoff`` it was built with, where that is known. Raises
+        :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency by radius explains them (a
+        custom ``basis_filter``).
         """
         return cls(
             rings=tuple(convolution._rings),
@@ -58,6 +59,11 @@ class Band:
             limit=_escnn.band_limit(convolution, where, cutoff),
             points=convolution.basisexpansion.points,
         )
+
+    @property
+    def highest(self) -> int:
+        """The highest angular frequency on any ring."""
+        return max((f for _, f in self.limit), default=0)
 
     def cutoff(self, radius: float) -> int:
         """Largest angular frequency at a radius, in the form that escnn's ``frequencies_cutoff`` takes."""
@@ -86,6 +92,7 @@ class FiberBand:
 
     points: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False, compare=False)
     key: tuple = ("fiber",)
+    highest: int = 0
 
     def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
         """Matrices equivariant from ``in_repr`` to ``out_repr``, shape ``(K, out size, in size, 1)``, float64."""

@@ -10,13 +10,21 @@ combinations of such tuples by the H-fixed vectors of the :math:`\psi` (Frobeniu
 
 from __future__ import annotations
 
+from typing import Iterable, Optional
+
+import numpy as np
 import torch
 from escnn.group import IrreducibleRepresentation, Representation
 from escnn.gspaces import GSpace
 from torch import Tensor
 
 from .band import Band
+from .decomposition import generating_elements
+from .irreps import frequency, highest_frequency, instantiate, irreps_up_to
 from .subgroups import Subgroup
+
+#: A vector that generating elements move by less than this is fixed; escnn's larger matrices are accurate to 1e-8.
+FIXED_TOLERANCE = 1e-5
 
 __all__ = ["isotypic_tuples", "isotypic_kernels", "fixed_vectors", "fixed_kernels"]
 
@@ -36,6 +44,9 @@ def isotypic_tuples(
     >>> [isotypic_kernels(band, space, *2 * [space.regular_repr], psi).shape[0] for psi in space.irreps]
     [44, 88, 44]
     """
+    group = gspace.fibergroup
+    if group.continuous:
+        instantiate(group, highest_frequency([in_repr]) + highest_frequency([out_repr]) + frequency(group, psi.id))
     target = out_repr if psi.is_trivial() else out_repr.tensor(psi)
     kernels = band.sample(gspace, in_repr, target)
     return kernels.unflatten(1, (out_repr.size, psi.size)).transpose(1, 2)
@@ -55,19 +66,37 @@ def isotypic_kernels(
 
 
 def fixed_vectors(psi: IrreducibleRepresentation, subgroup: Subgroup) -> Tensor:
-    r"""Orthonormal vectors :math:`v` with :math:`\psi(h) v = v` for all h in H, shape ``(f, dim psi)``."""
-    elements = subgroup.elements
-    average = sum(torch.as_tensor(psi(h), dtype=torch.float64) for h in elements) / len(elements)
-    values, vectors = torch.linalg.eigh((average + average.T) / 2)
-    return vectors[:, values > 0.5].T
+    r"""Orthonormal vectors :math:`v` with :math:`\psi(h) v = v` for all h in H, shape ``(f, dim psi)``, float64.
+
+    They are the common null space of :math:`\psi(h) - 1` over elements that generate H (a continuous H up to closure).
+
+    >>> from escnn import gspaces
+    >>> from escnn_relax.symmetry.subgroups import subgroup
+    >>> space = gspaces.flipRot2dOnR2(-1)
+    >>> turns, third = subgroup(space, (None, -1)), subgroup(space, (None, 3))
+    >>> [[len(fixed_vectors(psi, h)) for psi in irreps_up_to(space.fibergroup, 4)] for h in (turns, third)]
+    [[1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 2, 0]]
+    """
+    moves = [np.asarray(psi(subgroup.embed(h))) - np.eye(psi.size) for h in generating_elements(subgroup.group)]
+    _, values, vectors = torch.linalg.svd(torch.as_tensor(np.concatenate(moves), dtype=torch.float64))
+    return vectors[values < FIXED_TOLERANCE]
 
 
 def fixed_kernels(
-    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, subgroup: Subgroup
+    band: Band,
+    gspace: GSpace,
+    in_repr: Representation,
+    out_repr: Representation,
+    subgroup: Subgroup,
+    irreps: Optional[Iterable[IrreducibleRepresentation]] = None,
 ) -> Tensor:
-    """Kernels that span the subgroup's equivariant kernels beyond the group's own, shape ``(m, out, in, S)``."""
+    """Kernels that span the subgroup's equivariant kernels beyond the group's own, shape ``(m, out, in, S)``.
+
+    Args:
+        irreps: where to look for them; all irreps of a finite group by default.
+    """
     parts = [torch.zeros(0, out_repr.size, in_repr.size, len(band.points), dtype=torch.float64)]
-    for psi in gspace.fibergroup.irreps():
+    for psi in irreps_up_to(gspace.fibergroup, None) if irreps is None else irreps:
         if psi.is_trivial():
             continue
         vectors = fixed_vectors(psi, subgroup)

@@ -17,7 +17,7 @@ from .span import orthonormal, sectioned
 __all__ = ["Splitting", "SECTIONED_ABOVE"]
 
 #: From so many entries of one kernel (output x input x pixels) on, irreps are treated one at a time.
-SECTIONED_ABOVE = 10_000
+SECTIONED_ABOVE = 1_000
 
 
 class Splitting:

@@ -2,12 +2,12 @@
 
 The plan is made once for a layer (:func:`plan`), the kernels once for each pair of an input and an output
 representation (:meth:`Relaxation.bases`). Later pathways are orthogonal to earlier ones on the pixel grid, in the order of
-the plan, and orthonormal among themselves.
+the plan, and orthonormal among themselves. Kernels are kept in memory and on disk, see
+:mod:`escnn_relax.symmetry.kernel_cache`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Iterable, Optional, Sequence
@@ -18,21 +18,48 @@ from escnn.gspaces import GSpace
 from torch import Tensor
 
 from ..errors import ArgumentError, SubgroupError
+from . import kernel_cache
 from .band import Band
+from .cache_key import cache_key
 from .graded import fixed_kernels, isotypic_kernels
 from .grid import grid_permutation, isotypic_projection
 from .grid_action import acts_on_grid
 from .input_irreps import Splitting
+from .irreps import checked_frequency, chosen_irreps, frequency, irreps_up_to
 from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
 from .span import complement
+from .subgroup import group_size
 from .subgroups import Subgroup, subgroup
 
-__all__ = ["Relaxation", "plan", "BASES"]
+__all__ = ["Freedom", "Relaxation", "plan", "BASES"]
 
 #: Band-limited as escnn's own kernels are, or complete on the pixel grid.
 BASES = ("band-limited", "pixel")
 
-_CACHE: dict[tuple, dict[str, Tensor]] = {}
+
+@dataclass(frozen=True)
+class Freedom:
+    """The ways in which a layer may break its symmetry, as a user asks for them: the arguments of every relaxed layer.
+
+    Attributes:
+        relaxation: ``"graded"``: one residual pathway for each non-trivial irrep of the group.
+        subgroups: ids of proper subgroups, as ``gspace.restrict`` takes them; instead of the grading, one residual
+            pathway for each: the kernels equivariant under it, orthogonal to what larger subgroups already span. The
+            trivial subgroup is the classical residual pathway.
+        basis: ``"band-limited"`` as escnn's kernels are, or ``"pixel"``: complete on the pixel grid. The part of a
+            symmetry that the grid has exactly is then split off pixel by pixel, and what the named pathways leave out
+            becomes the pathway ``off_band``.
+        frequencies: only irreps up to this frequency. By default all irreps of a finite group, and of a continuous one
+            all that kernels of the layer can contain: the highest frequencies of the input's and the output's irreps and
+            of the kernel's band limit, added up. ``irreps_up_to`` says what the frequency of an irrep is.
+        irreps: ids of the irreps that get a pathway, instead of ``frequencies``.
+    """
+
+    relaxation: str = "graded"
+    subgroups: Optional[Sequence] = None
+    basis: str = "band-limited"
+    frequencies: Optional[int] = None
+    irreps: Optional[Sequence] = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +70,14 @@ class Relaxation:
         gspace: the G-space whose group is relaxed.
         pathways: the equivariant one first, then the residual ones in the order of the grading.
         basis: one of :data:`BASES`.
+        frequencies: the highest frequency of the irreps in which a subgroup's kernels are looked for; ``None`` for all
+            irreps of a finite group.
     """
 
     gspace: GSpace
     pathways: tuple[Pathway, ...]
     basis: str = "band-limited"
+    frequencies: Optional[int] = None
 
     def bases(
         self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor
@@ -60,14 +90,11 @@ class Relaxation:
         Returns:
             for each pathway's name a tensor ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0.
         """
-        equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
         # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
-        value = hashlib.sha256(equivariant.numpy().tobytes()).digest()
-        key = (self.gspace.name, self.pathways, self.basis, band.key, in_repr, out_repr, value)
-        if key not in _CACHE:
-            _CACHE[key] = self._split(band, in_repr, out_repr, equivariant)
-        residual = {name: kernels.clone() for name, kernels in _CACHE[key].items()}
-        return {EQUIVARIANT.name: equivariant, **residual}
+        equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
+        key = cache_key(self, band, in_repr, out_repr, equivariant)
+        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant))
+        return {EQUIVARIANT.name: equivariant, **{p.name: residual[p.name].clone() for p in self.residual}}
 
     def _split(self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor) -> dict:
         splitting = Splitting(equivariant, in_repr)
@@ -83,18 +110,23 @@ class Relaxation:
     def _kernels(self, pathway: Pathway, band: Band, in_repr: Representation, out_repr: Representation) -> Tensor:
         group = self.gspace.fibergroup
         kept = subgroup(self.gspace, pathway.subgroup) if pathway.kind == "subgroup" else None
-        if self.basis == "pixel":
-            permutations = self._permutations(band, kept.elements if kept else group.elements)
-            if permutations is not None:
-                irrep = group.irrep(*pathway.irrep) if pathway.kind == "irrep" else None
-                size = out_repr.size * in_repr.size * len(band.points)
-                pixels = torch.eye(size, dtype=torch.float64).view(size, out_repr.size, in_repr.size, -1)
-                return isotypic_projection(pixels, in_repr, out_repr, permutations, irrep)
+        permutations = self._permutations(band, kept) if self.basis == "pixel" else None
+        if permutations is not None:
+            irrep = group.irrep(*pathway.irrep) if pathway.kind == "irrep" else None
+            size = out_repr.size * in_repr.size * len(band.points)
+            pixels = torch.eye(size, dtype=torch.float64).view(size, out_repr.size, in_repr.size, -1)
+            return isotypic_projection(pixels, in_repr, out_repr, permutations, irrep)
         if kept:
-            return fixed_kernels(band, self.gspace, in_repr, out_repr, kept)
+            irreps = irreps_up_to(group, self.frequencies)
+            return fixed_kernels(band, self.gspace, in_repr, out_repr, kept, irreps)
         return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*pathway.irrep))
 
-    def _permutations(self, band: Band, elements: Sequence) -> Optional[dict]:
+    def _permutations(self, band: Band, kept: Optional[Subgroup]) -> Optional[dict]:
+        """How a finite group moves the pixels, ``None`` for others and for those that leave the grid."""
+        group = self.gspace.fibergroup
+        if group.continuous if kept is None else kept.order < 0:
+            return None
+        elements = group.elements if kept is None else kept.elements
         permutations = {g: grid_permutation(self.gspace, g, band.points) for g in elements}
         return None if any(p is None for p in permutations.values()) else permutations
 
@@ -110,28 +142,31 @@ def plan(
     subgroups: Optional[Sequence] = None,
     basis: str = "band-limited",
     where: str = "",
+    *,
+    frequencies: Optional[int] = None,
+    irreps: Optional[Sequence] = None,
+    reach: Optional[int] = None,
 ) -> Relaxation:
     """Name the pathways of a relaxed layer.
 
     Args:
         gspace: the G-space of the layer.
-        relaxation: ``"graded"``: one residual pathway for each non-trivial irrep of the group.
-        subgroups: ids of proper subgroups; instead of the grading, one residual pathway for each, larger subgroups
-            first; a pathway is orthogonal to what the earlier ones span.
-        basis: ``"band-limited"``, or ``"pixel"`` for kernels complete on the pixel grid: the part of a symmetry
-            that the grid has exactly is then split off pixel by pixel, and what the band limit of escnn leaves out
-            becomes the pathway ``off_band``.
+        relaxation, subgroups, basis, frequencies, irreps: see :class:`Freedom`.
         where: the layer's name, for error messages.
+        reach: the highest frequency that kernels of the layer can contain, for continuous groups.
 
     Raises:
         SubgroupError: an id that names no subgroup, or the whole group, or the same subgroup twice.
-        ArgumentError: an unknown ``relaxation`` or ``basis``; a group with no symmetry to relax.
+        ArgumentError: an unknown ``relaxation`` or ``basis``; a group with no symmetry to relax; irreps that the group
+            lacks, a negative cutoff, or one that leaves no irrep at all.
 
     >>> from escnn import gspaces
     >>> [p.name for p in plan(gspaces.rot2dOnR2(4)).pathways]
     ['equivariant', 'irrep_1', 'irrep_2']
     >>> [p.name for p in plan(gspaces.flipRot2dOnR2(4), subgroups=[(None, 1), (None, 4)]).pathways]
     ['equivariant', 'C4', 'trivial']
+    >>> [p.name for p in plan(gspaces.flipRot2dOnR2(-1), frequencies=2).pathways]
+    ['equivariant', 'irrep_1,0', 'irrep_1,1', 'irrep_1,2']
     """
     if basis not in BASES:
         raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis))
@@ -142,24 +177,36 @@ def plan(
     group = gspace.fibergroup
     if group.order() == 1:
         raise ArgumentError(where, f"{gspace.name} has no symmetry to relax", remedy="leave the layer as it is")
-    if group.continuous:
-        raise ArgumentError(
-            where,
-            f"{group.name} is continuous; relaxation of continuous groups is not available yet",
-            remedy="use a finite group of the plane, e.g. rot2dOnR2(8)",
-        )
-    if subgroups is None:
-        irreps = [psi for psi in group.irreps() if not psi.is_trivial()]
-        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in irreps]
-    else:
+    cutoff = _cutoff(group, frequencies, irreps, subgroups, reach, where)
+    if subgroups is not None:
         ladder = _ladder(gspace, subgroups, where)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
+    else:
+        chosen = irreps_up_to(group, cutoff) if irreps is None else chosen_irreps(group, irreps, where)
+        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in chosen if not psi.is_trivial()]
+        if not residual:
+            problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
+            raise ArgumentError(where, problem, remedy="allow higher frequencies")
     if basis == "pixel":
-        if all(acts_on_grid(gspace, g) for g in group.elements):
+        if not group.continuous and all(acts_on_grid(gspace, g) for g in group.elements):
             residual.insert(0, OFF_BAND)
         else:
             residual.append(BEYOND_BAND)
-    return Relaxation(gspace, (EQUIVARIANT, *residual), basis)
+    return Relaxation(gspace, (EQUIVARIANT, *residual), basis, cutoff if subgroups is not None else None)
+
+
+def _cutoff(group, frequencies, irreps, subgroups, reach, where: str) -> Optional[int]:
+    frequencies = checked_frequency(frequencies, where)
+    if irreps is not None and (frequencies is not None or subgroups is not None):
+        other = "subgroups" if subgroups is not None else "frequencies"
+        raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")
+    if frequencies is None:
+        if group.continuous and reach is None and irreps is None:
+            raise ArgumentError(where, f"{group.name} is continuous", remedy="give the highest frequency: frequencies=...")
+        return reach if group.continuous else None
+    if any(frequency(group, psi.id) is None for psi in irreps_up_to(group, 0 if group.continuous else None)):
+        raise ArgumentError(where, f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]")
+    return frequencies
 
 
 def _ladder(gspace: GSpace, ids: Sequence, where: str) -> tuple[Subgroup, ...]:
@@ -170,12 +217,13 @@ def _ladder(gspace: GSpace, ids: Sequence, where: str) -> tuple[Subgroup, ...]:
     if not chosen:
         raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
     for s in chosen:
-        if s.order == gspace.fibergroup.order():
+        if s.index == 1:
             raise SubgroupError(
                 where,
                 f"{s.id!r} is the whole group {gspace.fibergroup.name}: nothing would be relaxed",
                 remedy="name proper subgroups only",
             )
-    if len({frozenset(s.elements) for s in chosen}) < len(chosen):
-        raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
-    return tuple(sorted(chosen, key=lambda s: -s.order))
+    for n, s in enumerate(chosen):
+        if any(group_size(s.group) == group_size(t.group) and s <= t for t in chosen[:n]):
+            raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
+    return tuple(sorted(chosen, key=lambda s: group_size(s.group), reverse=True))
