@@ -23,6 +23,7 @@ __all__ = [
     "CurvatureError",
     "LikelihoodError",
     "CheckpointError",
+    "SearchError",
 ]
 
 
@@ -112,3 +113,7 @@ class LikelihoodError(RelaxError, ValueError):
 
 class CheckpointError(RelaxError, RuntimeError):
     """A checkpoint that cannot be read or belongs to another run."""
+
+
+class SearchError(RelaxError, RuntimeError):
+    """An architecture search that cannot go on: no candidate with a finite score, or a worker that keeps dying."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..errors import CoverageError
+from ..nn.mixed_kernel import MixtureKernel
 from .layers import obstacle
 
 __all__ = ["Coverage", "coverage", "join"]
@@ -54,6 +55,8 @@ def _obstacle(model: nn.Module, name: str, normalisation: bool) -> str:
     parameter = model.get_parameter(name)
     if not parameter.requires_grad:
         return "frozen"
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), MixtureKernel):
+        return "an architecture weight: it has no prior"
     twins = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter and n != name]
     if len({id(model.get_submodule(n.rpartition(".")[0])) for n in (name, *twins)}) > 1:
         return f"the same parameter as {', '.join(twins)}"

@@ -168,7 +168,7 @@ def _steerable(module, parameter: str, kernel: PathwayKernel, pathway: str) -> l
                     order, channels = order.chunk(groups, 1)[g], channels.chunk(groups)[0]
                 else:
                     order = order.chunk(groups)[g]
-                pieces.append(Piece(channels, kernel.basis(b).detach()))
+                pieces.append(Piece(channels, kernel.basis(b)))
                 positions.append(order.flatten(1))
             channels = fields.channels if transposed else fields.channels.chunk(groups)[g] - g * per_group
             found.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1)))

@@ -1,9 +1,10 @@
 """Functions from models to models: each returns a new one and leaves the caller's alone."""
 
 from .harden import HardenedLayer, harden
+from .mix import merge, mix
 from .optimiser import carry_optimiser
 from .project import project
 from .relax import relax
 from .restrict import restrict
 
-__all__ = ["HardenedLayer", "carry_optimiser", "harden", "project", "relax", "restrict"]
+__all__ = ["HardenedLayer", "carry_optimiser", "harden", "merge", "mix", "project", "relax", "restrict"]

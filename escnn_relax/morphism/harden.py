@@ -12,6 +12,7 @@ from torch import nn
 from .. import _escnn
 from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
+from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.band import Band
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
@@ -71,7 +72,7 @@ def harden(model: nn.Module, *, energy: float = SWITCHED_OFF, determined: float 
     records: list[HardenedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
-        if not isinstance(module, RelaxedConvolution):
+        if not isinstance(module, RelaxedConvolution) or isinstance(module, MixedConvolution):  # the latter: see merge
             return None
         new, record = _harden_layer(name, module, energy, determined)
         records.append(record)

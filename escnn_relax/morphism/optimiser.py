@@ -154,5 +154,6 @@ def _relaxed(a: nn.Module, b: nn.Module) -> dict[int, list[tuple[Tensor, Carry |
     pairs += [(b.weights[p.name], None) for p in residual]
     result = {id(a.weights): pairs}
     if a.bias is not None:
-        result[id(a.bias)] = [(b.bias, lambda v, squared: v.clone())]
+        same = b.bias.shape == a.bias.shape  # a mixed layer's holds the biases of all its groups
+        result[id(a.bias)] = [(b.bias, (lambda v, squared: v.clone()) if same else None)]
     return result

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import _escnn
 from ..errors import FieldTypeError, UnsupportedModuleError
+from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from .harden import _strict
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
@@ -104,10 +105,10 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
 
 
 def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, ProjectedLayer]:
-    """The residual kernels are orthogonal to the equivariant ones, so projecting is leaving them out."""
+    """The residual kernels are orthogonal to the equivariant ones, so projecting leaves them out; a mixture's are not."""
     with torch.no_grad():
         kernel = layer.expand_parameters()[0]
-        new = _strict(layer)
+        new = _strict(layer.projected() if isinstance(layer, MixedConvolution) else layer)
         new.train(layer.training)
     return new, ProjectedLayer(name, float(kernel.norm()), layer.breaking_energy**0.5)
 

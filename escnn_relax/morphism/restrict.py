@@ -10,6 +10,7 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import nn
 
 from ..errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
+from ..nn.mixed import MixedConvolution
 from ..symmetry.subgroups import subgroup
 from .relabel import Relabel
 from .restrict_layer import CONTAINERS, RETYPED, STEERABLE, restrict_steerable, restricted_value, retype
@@ -182,6 +183,9 @@ def _leaf(part: nn.Module, plan: RestrictionPlan, title: str) -> Optional[nn.Mod
         return Relabel(before.field_type(part.in_type), after.field_type(part.out_type))
     if isinstance(part, CONTAINERS):
         return None
+    if isinstance(part, MixedConvolution):
+        remedy = "merge it first, or mix after restricting"
+        raise UnsupportedModuleError(title, "a mixture over the subgroups of G has no counterpart on H", remedy=remedy)
     if kind.__module__.startswith("escnn."):
         if isinstance(part, EquivariantModule):
             raise UnsupportedModuleError(

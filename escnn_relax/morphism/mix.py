@@ -1,0 +1,156 @@
+"""``mix``: a network whose layers are mixtures over several groups; ``merge``: plain layers again."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Callable, Iterable, Mapping, Optional, Sequence, Union
+
+import torch
+from torch import nn
+
+from ..errors import NothingToRelaxError, UnsupportedModuleError
+from ..nn.merged import MergedConvolution
+from ..nn.mixed import MixedConvolution
+from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR3Conv
+from ..symmetry.pathway import EQUIVARIANT
+from .harden import _strict
+from .walk import replace_modules
+
+__all__ = ["mix", "merge", "mixed_layers"]
+
+_KINDS = (MixedR2Conv, MixedR3Conv, MixedLinear)
+_MIXED = {kind._strict: kind for kind in _KINDS}
+
+#: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
+Choice = Union[Sequence, Mapping[str, Sequence], Callable[[str, nn.Module], Optional[Sequence]]]
+
+
+def mix(
+    model: nn.Module,
+    subgroups: Choice,
+    *,
+    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+    leaning: float = 0.0,
+    temperature: float = 1.0,
+    start: str = "strict",
+) -> nn.Module:
+    """A copy of an escnn model whose steerable layers are [G]-mixed; the given one is left alone.
+
+    With ``start="strict"`` the function stays the same: every summand starts as the layer's own equivariant kernel.
+
+    Args:
+        model: any module tree that holds escnn modules, with any Python in its ``forward``.
+        subgroups: ids as ``gspace.restrict`` takes them, one list for all layers; or a mapping from a layer's name, or
+            a function of name and module, to the layer's list. Layers that a mapping leaves out, or for which a function
+            gives ``None``, stay as they are. G itself is always in a mixture.
+        layers: which layers, where ``subgroups`` is one list: names or a function; all by default.
+        leaning, temperature, start: see :class:`~escnn_relax.nn.mixture.Mixture`.
+
+    Raises:
+        SubgroupError: an id that some layer's group does not have, or one named twice.
+        UnsupportedModuleError: nothing to mix, or a name that is no such layer.
+
+    A layer in which all these groups have the same kernels stays as it is, with a warning; groups that coincide with a
+    larger one are left out of that layer and named in its ``coinciding``. A user's subclass of an escnn layer stays as it
+    is, with a warning. Weights tied between two layers become separate ones.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> mixed = mix(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields)), [2, 1])
+    >>> mixed[0].group_names
+    {'equivariant': 'C4', 'C2': 'C2', 'trivial': 'trivial'}
+    """
+    chosen = _chooser(model, subgroups, layers)
+    count = 0
+
+    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
+        nonlocal count
+        ids = chosen(name, module) if isinstance(module, tuple(_MIXED)) else None
+        if ids is None:
+            return None
+        kind = _MIXED.get(type(module))
+        if kind is None:
+            problem = f"a {type(module).__name__} may compute something else than its parent class"
+            warnings.warn(f"{name or 'model'}: left as it is, since {problem}", stacklevel=2)
+            return None
+        options = {"leaning": leaning, "temperature": temperature, "start": start}
+        try:
+            mixed = kind.from_strict(module, subgroups=ids, **options, where=name or type(module).__name__)
+        except NothingToRelaxError as error:
+            warnings.warn(f"left as it is: {error}", stacklevel=2)
+            return None
+        count += 1
+        return mixed
+
+    copied = replace_modules(model, replacement)
+    if not count:
+        raise UnsupportedModuleError(
+            type(model).__name__,
+            "no layer in it was mixed",
+            expected=f"at least one of {', '.join(k.__name__ for k in _MIXED)} with a symmetry to break",
+            remedy="build the model with escnn convolutions, and name subgroups that they can tell apart",
+        )
+    return copied
+
+
+def _chooser(model: nn.Module, subgroups: Choice, layers) -> Callable[[str, nn.Module], Optional[Sequence]]:
+    known = [name for name, module in model.named_modules() if type(module) in _MIXED]
+
+    def refuse(names: Iterable[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise UnsupportedModuleError(name, "no layer that can be mixed has this name", expected=f"one of {known}")
+
+    if isinstance(subgroups, Mapping):
+        refuse(subgroups)
+        return lambda name, module: subgroups.get(name)
+    if callable(subgroups):
+        return subgroups
+    if layers is None:
+        return lambda name, module: subgroups if module.space.fibergroup.order() != 1 else None
+    if callable(layers):
+        return lambda name, module: subgroups if layers(name, module) else None
+    names = [layers] if isinstance(layers, str) else list(layers)
+    refuse(names)
+    return lambda name, module: subgroups if name in names else None
+
+
+def mixed_layers(model: nn.Module, where: str = "") -> dict[str, MixedConvolution]:
+    """The mixed layers of a model by name, in its order; ``UnsupportedModuleError`` if there are none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, MixedConvolution)}
+    if not found:
+        problem = "no mixed layer in it"
+        raise UnsupportedModuleError(where or type(model).__name__, problem, remedy="pass escnn_relax.mix(model, subgroups)")
+    return found
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """A copy of a model in which each mixed layer is one plain convolution with the same function.
+
+    A layer whose only summand left is G's becomes the escnn layer with these weights, any other a
+    :class:`~escnn_relax.nn.MergedConvolution` with one kernel, which keeps the symmetry it has but would lose it in further
+    training: merge last.
+
+    Raises:
+        UnsupportedModuleError: a model without mixed layers.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> fields = enn.FieldType(space, [space.regular_repr])
+    >>> mixed = mix(enn.SequentialModule(enn.R2Conv(fields, fields, 3), enn.R2Conv(fields, fields, 3)), [2])
+    >>> [type(layer).__name__ for layer in merge(mixed)]
+    ['MergedConvolution', 'MergedConvolution']
+    """
+    layers = {id(layer) for layer in mixed_layers(model, "merge").values()}
+    return replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
+
+
+def _merged(layer: MixedConvolution) -> nn.Module:
+    with torch.no_grad():
+        if layer.pathways == (EQUIVARIANT,):
+            new = _strict(layer)
+        else:
+            new = MergedConvolution.of(layer, *layer.expand_parameters())
+        new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
+    return new

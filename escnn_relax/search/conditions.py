@@ -1,0 +1,87 @@
+"""Under which conditions the individuals of a search are trained and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from ..errors import ArgumentError
+from .family import Individual
+
+__all__ = ["Conditions", "SELECTIONS"]
+
+SELECTIONS = ("score", "pareto", "evidence", "random")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What :func:`~escnn_relax.search.evolve` and :func:`~escnn_relax.search.static` take as keywords.
+
+    Attributes:
+        epochs: passes over the data for each individual of each generation; fractions count, and 0 trains nothing.
+        selection: ``"score"``; ``"pareto"``: the front of score and number of parameters, filled up by score;
+            ``"evidence"``: by the log evidence of the strict networks, each trained under its own prior precisions, which
+            its children inherit; ``"random"``, an ablation.
+        groups: ids of the subgroups to choose from; all by default.
+        stages: names of the layers at which the group may change; all steerable layers by default.
+        loss: function of output and target, averaged over samples (the likelihood's own where the evidence selects).
+        likelihood: of the evidence.
+        evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
+        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"samples": 1}``.
+        hypersteps: updates of the prior precisions for each individual.
+        optimizer: function from a list of parameters to an optimiser; Adam with ``lr`` by default. It is called anew for
+            every individual and generation: a clone has no advantage of a warmer optimiser over its changed sisters.
+        lr: learning rate of the default optimiser.
+        seed: with an individual's id it gives that individual's random numbers, so that the result depends on nothing else.
+        workers: processes, one thread each; the result is the same for any number. From 2 on, model, loader and
+            functions must be picklable.
+        retries: how often a generation goes on after a worker died.
+        checkpoint: a folder in which every finished individual and generation is kept; if it holds this search, it
+            continues from there with the same result.
+        progress: show a progress bar.
+        callback: called with the record of each individual once its generation is selected.
+    """
+
+    epochs: float = 0.5
+    selection: str = "score"
+    groups: Optional[Sequence] = None
+    stages: Optional[Sequence[str]] = None
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    likelihood: str = "categorical"
+    evidence_loader: Optional[Iterable] = None
+    evidence_options: Optional[Mapping[str, Any]] = None
+    hypersteps: int = 5
+    optimizer: Optional[Callable[[list], Optimizer]] = None
+    lr: float = 5e-3
+    seed: int = 0
+    workers: int = 1
+    retries: int = 2
+    checkpoint: Union[None, str, Path] = None
+    progress: bool = True
+    callback: Optional[Callable[[Individual], None]] = None
+
+    @classmethod
+    def of(cls, where: str, given: dict[str, Any]) -> "Conditions":
+        """From keywords; ``ArgumentError`` for unknown ones."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise ArgumentError(where, f"unknown arguments {unknown}", expected=f"some of {known}")
+        return cls(**given)
+
+    def check(self, where: str, score: Any) -> None:
+        """Raise ``ArgumentError`` for values that make no sense."""
+        if self.selection not in SELECTIONS:
+            raise ArgumentError(where, expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection))
+        if not self.epochs >= 0 or self.workers < 1 or self.retries < 0:
+            got = {"epochs": self.epochs, "workers": self.workers, "retries": self.retries}
+            raise ArgumentError(where, expected="epochs, retries >= 0 and workers >= 1", got=got)
+        if score is None and self.selection != "evidence":
+            raise ArgumentError(where, f"selection={self.selection!r} needs a score", remedy="pass a function of the model")
+        if score is not None and not callable(score):
+            raise ArgumentError(where, expected="score to be a function of the model", got=repr(score))

@@ -1,0 +1,158 @@
+"""A network for each genome, and weights handed from one to another with the function kept.
+
+Weights live in small dictionaries; networks are shells that are built once for a genome and process, and filled. So a
+population shares the kernel bases of its shells instead of copying them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import Iterator, Optional, Sequence
+
+import torch
+from escnn import nn as enn
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, UnsupportedModuleError
+from ..morphism.intertwine import bias_map, block_maps, carry_weights
+from ..morphism.restrict import restrict
+from ..morphism.restrict_layer import STEERABLE
+from .genome import Genome, Ladder
+
+__all__ = ["Shells", "State", "stages_of", "fill", "read", "transfer", "scatter"]
+
+#: All that training changes, by position of the module and name within it.
+State = dict[str, Tensor]
+
+#: So many networks are kept in a process.
+SHELLS = 8
+
+
+def stages_of(model: nn.Module, stages: Optional[Sequence[str]] = None) -> tuple[str, ...]:
+    """Names of the layers at which a network's group may change: all its steerable layers by default.
+
+    Raises:
+        UnsupportedModuleError: no steerable layer.
+        ArgumentError: a name that is no module with an ``in_type``, names twice or out of order.
+    """
+    named = dict(model.named_modules())
+    if stages is None:
+        stages = [name for name, module in named.items() if type(module) in STEERABLE and name]
+        if not stages:
+            raise UnsupportedModuleError(type(model).__name__, "no steerable layer in it, so there is nothing to search")
+        return tuple(stages)
+    order = list(named)
+    for name in stages:
+        if name not in named or not hasattr(named[name], "in_type") or not name:
+            raise ArgumentError("stages", expected="names of modules with an in_type", got=repr(name))
+    if not stages or [order.index(n) for n in stages] != sorted({order.index(n) for n in stages}):
+        raise ArgumentError("stages", expected="names in the order in which the model registers them", got=list(stages))
+    return tuple(stages)
+
+
+class Shells:
+    """Networks by genome, the most recently used kept.
+
+    Args:
+        template: the network of the whole group; left alone.
+        stages: from :func:`stages_of`.
+    """
+
+    def __init__(self, template: nn.Module, stages: tuple[str, ...], ladder: Ladder) -> None:
+        self.template, self.stages, self.ladder = template, stages, ladder
+        self._kept: OrderedDict[Genome, nn.Module] = OrderedDict()
+
+    def __call__(self, genome: Genome) -> nn.Module:
+        """The network of a genome, with whatever weights it had last."""
+        if genome not in self._kept:
+            self._kept[genome] = self.build(genome)
+        self._kept.move_to_end(genome)
+        while len(self._kept) > SHELLS:
+            self._kept.popitem(last=False)
+        return self._kept[genome]
+
+    def build(self, genome: Genome) -> nn.Module:
+        """A new network of a genome that computes what the template does."""
+        model, now = self.template, self.ladder.whole
+        for name, wanted in zip(self.stages, genome):
+            if wanted != now:
+                model = restrict(model, self.ladder.members[wanted].id, from_layer=name)
+                now = wanted
+        return copy.deepcopy(model) if model is self.template else model
+
+
+def _owners(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that hold what training changes; a steerable layer's parts are its own."""
+    inside: set[int] = set()
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        if type(module) in STEERABLE:
+            inside.update(id(m) for m in module.modules())
+            yield module
+        elif any(True for _ in _entries(module)):
+            yield module
+
+
+def _entries(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if type(module) in STEERABLE:
+        yield "weights", module.weights
+        if module.bias is not None:
+            yield "bias", module.bias
+        return
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def read(model: nn.Module) -> State:
+    """What training changes, on the CPU."""
+    return {
+        f"{index}.{name}": value.detach().cpu().clone()
+        for index, module in enumerate(_owners(model))
+        for name, value in _entries(module)
+    }
+
+
+def fill(model: nn.Module, state: State) -> nn.Module:
+    """Write a state into a network of the same genome, in place; returns it, in training mode."""
+    model.train()
+    with torch.no_grad():
+        for index, module in enumerate(_owners(model)):
+            for name, value in _entries(module):
+                value.copy_(state[f"{index}.{name}"])
+    return model
+
+
+def transfer(parent: nn.Module, child: nn.Module) -> nn.Module:
+    """Give a network of smaller groups, in place, the function of one of larger groups; returns it, in training mode.
+
+    Both come from one template. Steerable layers get the coefficients of the same kernels, everything else is copied.
+    """
+    child.train()
+    with torch.no_grad():
+        for a, b in zip(_owners(parent), _owners(child), strict=True):
+            if type(a) not in STEERABLE:
+                for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
+                    ours.copy_(theirs)
+                continue
+            maps = block_maps(a, b, type(a).__name__, polish=False)
+            b.weights.copy_(carry_weights(a.weights, a, b, maps))
+            if a.bias is not None:
+                b.bias.copy_(a.bias.detach().double().cpu() @ bias_map(a, b)[0])
+    return child
+
+
+def scatter(model: nn.Module) -> nn.Module:
+    """Start steerable layers at random, in place, with the kernel norms that they have; biases at zero."""
+    model.train()
+    with torch.no_grad():
+        for module in _owners(model):
+            if type(module) not in STEERABLE or isinstance(module, getattr(enn, "R2PointConv", ())):
+                continue
+            norm = module.basisexpansion(module.weights).norm()
+            module.weights.normal_()
+            module.weights.mul_(norm / module.basisexpansion(module.weights).norm())
+            if module.bias is not None:
+                module.bias.zero_()
+    return model

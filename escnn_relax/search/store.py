@@ -1,0 +1,69 @@
+"""Where a search keeps the weights of its individuals and the course of its generations: in memory, or on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from torch import nn
+
+from ..evidence import checkpoint as disk
+from .network import read
+from .task import Outcome
+
+__all__ = ["Store", "fingerprint"]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, so that a search is not continued with others."""
+    digest = hashlib.sha256()
+    for name, value in read(model).items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Store:
+    """Outcomes by id, and the record of finished generations; each file is written whole or not at all.
+
+    Args:
+        folder: of the checkpoint, ``None`` to keep all in memory.
+        run: what decides about the result, as plain values.
+    """
+
+    def __init__(self, folder: Union[None, str, Path], run: dict[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.run = disk.plain(run)
+        self._outcomes: dict[int, Outcome] = {}
+
+    def generations(self) -> list[dict[str, Any]]:
+        """The finished generations, as they were recorded; ``CheckpointError`` for those of another search."""
+        if self.folder is None or not (self.folder / "search.pt").exists():
+            return []
+        return disk.load(self.folder / "search.pt", self.run)["generations"]
+
+    def record(self, generations: list[dict[str, Any]], keep: set[int]) -> None:
+        """Store the finished generations, then forget the weights of all but these individuals."""
+        if self.folder is not None:
+            disk.save(self.folder / "search.pt", {"run": self.run, "generations": generations})
+            for path in (self.folder / "individuals").glob("*.pt"):
+                if path.stem.isdigit() and int(path.stem) not in keep:
+                    path.unlink(missing_ok=True)
+        self._outcomes = {id: outcome for id, outcome in self._outcomes.items() if id in keep}
+
+    def put(self, outcome: Outcome) -> None:
+        """Keep an outcome."""
+        self._outcomes[outcome.id] = outcome
+        if self.folder is not None:
+            disk.save(self._path(outcome.id), {"run": self.run, "outcome": asdict(outcome)})
+
+    def get(self, id: int) -> Optional[Outcome]:
+        """The outcome of an individual, ``None`` if there is none."""
+        if id not in self._outcomes and self.folder is not None and self._path(id).exists():
+            self._outcomes[id] = Outcome(**disk.load(self._path(id), self.run)["outcome"])
+        return self._outcomes.get(id)
+
+    def _path(self, id: int) -> Path:
+        return self.folder / "individuals" / f"{id}.pt"
