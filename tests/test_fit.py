@@ -91,6 +91,59 @@ def test_interrupted_and_resumed_run_ends_the_same(tmp_path, signal):
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), other.parameters()))
 
 
+def test_each_refresh_looks_at_the_next_part():
+    batches = list(loader())  # three of eight samples
+    seen = []
+
+    class Watched(list):
+        def __iter__(self):
+            for index, batch in enumerate(super().__iter__()):
+                seen.append(index)
+                yield batch
+
+    model = net()
+    history = fit(model, loader(), evidence_loader=Watched(batches), share=0.3, keep=0.5, num_data=24, **SHORT)
+    # epochs 1, 3, 5, one batch more than the part is ever fetched; the last refresh is of all
+    assert [i for i, after in zip(seen, [*seen[1:], 0]) if after <= i] == [0, 1, 2, 2]
+    again = Evidence(model, num_data=24)
+    again.log_precision = dict(history.evidence.log_precision)
+    assert again.refresh(batches).total == pytest.approx(history.evidence.log_marginal_likelihood(), rel=1e-5)
+
+
+def test_running_average_over_parts_resumes_the_same(tmp_path):
+    options = {**SHORT, "share": 0.5, "keep": 0.3, "samples": 1}
+    whole, parts = net(), net()
+    torch.manual_seed(1)
+    expected = fit(whole, loader(), **options)
+
+    def stop(record):
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(parts, loader(), callback=stop, checkpoint=tmp_path / "run", **options)
+    torch.manual_seed(2)
+    resumed = fit(net(), loader(), checkpoint=tmp_path / "run", **options)
+    assert resumed.evidence.log_precision == expected.evidence.log_precision
+    assert resumed.records[5].log_precision != resumed.records[3].log_precision
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
+def test_share_is_a_fraction(share):
+    with pytest.raises(ArgumentError, match="share"):
+        fit(net(), loader(), share=share, **SHORT)
+
+
+def test_share_of_an_unknown_number_of_batches():
+    class Stream:
+        def __iter__(self):
+            return iter(loader())
+
+    with pytest.raises(ArgumentError, match="the number of batches is not known"):
+        fit(net(), loader(), evidence_loader=Stream(), share=0.5, num_data=24, **SHORT)
+
+
 def test_finished_run_is_not_repeated(tmp_path):
     path = tmp_path / "checkpoint.pt"
     model = net()

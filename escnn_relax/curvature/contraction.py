@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -11,6 +12,13 @@ from .linear_map import Piece, WeightBlock
 
 __all__ = ["contract", "pull_back"]
 
+#: A kernel whose norm on a component of the output field is a smaller share of the whole is taken to vanish there: a few
+#: float32 roundings.
+VANISHING = 1e-6
+
+#: Smaller bases, in numbers, are multiplied as they are.
+WORTHWHILE = 2**14
+
 
 def contract(moments: Tensor, block: WeightBlock, average: bool) -> Tensor:
     """Second moment of a block's rows, ``(D, D)``, from that of the patches of its group, ``(C S, C S)``.
@@ -19,16 +27,74 @@ def contract(moments: Tensor, block: WeightBlock, average: bool) -> Tensor:
         average: take the mean row over the components of the output field first (``reduce``), instead of the mean of
             the components' second moments (``expand``).
     """
-    sides = [_row_basis(piece, moments) for piece in block.pieces]
-    members = block.channels.shape[1]
-    if average:
-        sides = [(rows, None if basis is None else basis.mean(1, keepdim=True)) for rows, basis in sides]
-        members = 1
-    total: Tensor | float = 0.0
+    numbers = sum(0 if piece.basis is None else piece.basis.numel() for piece in block.pieces)
+    frame = None if average or numbers < WORTHWHILE else block.frame
+    sides, size = [], 0
+    for piece in block.pieces:
+        sides.append(_Side.of(piece, moments, size, frame, average))
+        size += sides[-1].size
+    members = 1 if average else block.channels.shape[1]
+    total = moments.new_zeros(size, size)
     for d in range(members):
-        half = torch.cat([_apply(basis, moments[rows], d) for rows, basis in sides])  # (D, C S)
-        total = total + torch.cat([_apply(basis, half.T[rows], d) for rows, basis in sides])
+        half = torch.cat([side.coefficients(side.read, d) for side in sides])  # (D, C S), or fewer rows
+        product = torch.cat([side.coefficients(_take(half.T, side.rows, 0), d) for side in sides])
+        at = torch.cat([side.places(d) for side in sides]).to(total.device)
+        if len(at) == size:
+            total += product
+        else:
+            total[at[:, None], at] += product
     return total / members
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One piece of a block: from patches, or from anything with the same rows, to coefficients.
+
+    Attributes:
+        rows: where the piece's channels stand among the patch rows, ``(I, i S)``.
+        read: those rows of the moments, ``(I, i S, C S)``.
+        basis: ``(K, o, i S)``; ``None`` for the identity.
+        alive: which kernels are not zero on which components, ``(K, o)``; ``None`` for all.
+        start: the place of the first coefficient among the block's.
+    """
+
+    rows: Tensor
+    read: Tensor
+    basis: Optional[Tensor]
+    alive: Optional[Tensor]
+    start: int
+
+    @classmethod
+    def of(cls, piece: Piece, moments: Tensor, start: int, frame: Optional[Tensor], average: bool) -> _Side:
+        rows, basis = _row_basis(piece, moments)
+        alive = None
+        if basis is not None and average:
+            basis = basis.mean(1, keepdim=True)
+        elif basis is not None and frame is not None:
+            # the sum over components is the same in all orthonormal frames, and in this one most kernels miss most of them
+            basis = torch.einsum("koj,ot->ktj", basis, frame.to(basis))
+            if piece.basis.dtype == torch.float32:  # in float64 they are kept, down to the rounding of escnn's sampling
+                norms = basis.norm(dim=2)
+                alive = norms > VANISHING * norms.norm(dim=1, keepdim=True)
+        return cls(rows, _take(moments, rows, 0), basis, alive, start)
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) * (self.rows.shape[1] if self.basis is None else len(self.basis))
+
+    def coefficients(self, read: Tensor, member: int) -> Tensor:
+        """Rows ``(I, i S, ...)`` to coefficients ``(I K, ...)`` for one component of the output field."""
+        if self.basis is None:
+            return read.flatten(0, 1)
+        basis = self.basis[:, member] if self.alive is None else self.basis[self.alive[:, member], member]
+        return (basis @ read).flatten(0, 1)
+
+    def places(self, member: int) -> Tensor:
+        """Where these coefficients stand among the block's."""
+        places = torch.arange(self.size) + self.start
+        if self.alive is None:
+            return places
+        return places.view(len(self.rows), -1)[:, self.alive[:, member].to("cpu")].flatten()
 
 
 def pull_back(kernels: Tensor, block: WeightBlock) -> Tensor:
@@ -60,10 +126,3 @@ def _row_basis(piece: Piece, like: Tensor) -> tuple[Tensor, Optional[Tensor]]:
     sites = like.shape[-1] // fields if piece.basis is None else piece.basis.shape[-1]
     rows = (piece.channels * sites).unsqueeze(-1) + torch.arange(sites)
     return rows.flatten(1), None if piece.basis is None else piece.basis.flatten(2).to(like)
-
-
-def _apply(basis: Optional[Tensor], rows: Tensor, member: int) -> Tensor:
-    """Rows ``(I, i S, ...)`` to coefficients ``(I K, ...)`` for one component of the output field."""
-    if basis is None:
-        return rows.flatten(0, 1)
-    return (basis[:, member] @ rows).flatten(0, 1)

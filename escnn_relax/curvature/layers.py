@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Optional
 
+import numpy as np
 import torch
-from escnn.nn import Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
+from escnn.nn import FieldType, Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -171,8 +173,16 @@ def _steerable(module, parameter: str, kernel: PathwayKernel, pathway: str) -> l
                 pieces.append(Piece(channels, kernel.basis(b)))
                 positions.append(order.flatten(1))
             channels = fields.channels if transposed else fields.channels.chunk(groups)[g] - g * per_group
-            found.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1)))
+            frame = _frame(module.out_type, name)
+            found.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1), frame))
     return found
+
+
+def _frame(out_type: FieldType, name: str) -> Optional[torch.Tensor]:
+    """The axes of an output representation's irreps, on which most kernels live; ``None`` if they are not orthonormal."""
+    change = next(r.change_of_basis for r in out_type.representations if r.name == name)
+    axes = torch.as_tensor(np.asarray(change), dtype=torch.float64)
+    return axes if torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=torch.float64), atol=1e-10) else None
 
 
 def _steerable_map(module, blocks: list[WeightBlock]) -> LinearMap:

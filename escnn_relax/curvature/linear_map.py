@@ -40,6 +40,8 @@ class WeightBlock:
         channels: output channels of the fields, within the group, shape ``(O, o)``.
         pieces: the input side, in the order of the rows.
         positions: where the weights stand in the flattened parameter, shape ``(O, D)``.
+        frame: orthonormal axes of an output field, in columns, ``(o, o)``, along which the kernels are sparse; ``None`` for
+            its own.
     """
 
     parameter: str
@@ -47,6 +49,7 @@ class WeightBlock:
     channels: Tensor
     pieces: tuple[Piece, ...]
     positions: Tensor
+    frame: Optional[Tensor] = None
 
 
 @dataclass(frozen=True)

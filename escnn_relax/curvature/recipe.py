@@ -13,7 +13,7 @@ __all__ = ["recipe", "AUTOMATIC"]
 AUTOMATIC = "auto"
 
 #: ``auto`` is exact for parameters of at most so many weights, and ``expand`` for the others: in
-#: ``tests/benchmarks/curvature.md`` that decides as exact blocks do in more than 99 % of the cases, at 1.5 times the cost
+#: ``tests/benchmarks/curvature.md`` that decides as exact blocks do in more than 99 % of the cases, at 1.7 times the cost
 #: of ``expand`` (98 %), while the cost of exact blocks grows with the square of the number of weights.
 LARGEST_EXACT = 256
 

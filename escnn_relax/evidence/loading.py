@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from itertools import islice
 from typing import Iterable, Iterator
 
 import torch
 
 from ..curvature.collect import batches
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
 
-__all__ = ["data_size", "generators"]
+__all__ = ["Part", "data_size", "generators"]
+
+
+class Part:
+    """A part of a loader's batches: the ``index``-th of equal parts, beginning anew after the last.
+
+    Args:
+        loader: re-iterable, with a length.
+        share: how large a part (fraction); at least one batch is taken.
+
+    >>> [list(Part(range(6), 0.4, index)) for index in range(3)]
+    [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    """
+
+    def __init__(self, loader: Iterable, share: float, index: int) -> None:
+        if not hasattr(loader, "__len__"):
+            remedy = "give the loader a length, or take a share of 1"
+            raise ArgumentError("share", "the number of batches is not known", got=type(loader).__name__, remedy=remedy)
+        self.loader = loader
+        self.size = max(1, math.ceil(share * len(loader)))
+        self.start = index * self.size % max(1, len(loader))
+        self.start = min(self.start, max(0, len(loader) - self.size))
+
+    def __iter__(self) -> Iterator:
+        return islice(iter(self.loader), self.start, self.start + self.size)
 
 
 def data_size(loader: Iterable) -> int:

@@ -146,12 +146,13 @@ def training():
             descent.step()
 
     five = 5 * cost(epoch)
-    quarter = TensorDataset(*data[:250])
+    quarter, eighth = TensorDataset(*data[:250]), TensorDataset(*data[:125])
     for name, part, samples in (
         ("all data, exact", data, None),
         ("all data, one sample", data, 1),
         ("a quarter of the data, exact", quarter, None),
         ("a quarter of the data, one sample", quarter, 1),
+        ("an eighth of the data, one sample", eighth, 1),
     ):
         evidence, batches = Evidence(model, num_data=len(data), samples=samples), DataLoader(part, batch_size=125)
         refresh = cost(lambda: (evidence.refresh(batches), evidence.step()))
