@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import CoverageError
 from ..nn.mixed_kernel import MixtureKernel
+from ..nn.site_fields import Anchors
 from .layers import obstacle
 
 __all__ = ["Coverage", "coverage", "join"]
@@ -55,8 +56,11 @@ def _obstacle(model: nn.Module, name: str, normalisation: bool) -> str:
     parameter = model.get_parameter(name)
     if not parameter.requires_grad:
         return "frozen"
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), MixtureKernel):
+    holder = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(holder, MixtureKernel):
         return "an architecture weight: it has no prior"
+    if isinstance(holder, Anchors):
+        return "a length scale: it has no prior"
     twins = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter and n != name]
     if len({id(model.get_submodule(n.rpartition(".")[0])) for n in (name, *twins)}) > 1:
         return f"the same parameter as {', '.join(twins)}"

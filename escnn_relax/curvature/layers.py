@@ -14,8 +14,10 @@ from torch.nn.utils import parametrize
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
+from ..nn.grouped import GroupedLinear
 from ..nn.kernel import PathwayKernel
 from ..nn.relaxed import RelaxedConvolution
+from ..nn.sparse_convolution import SparseR2Conv, SparseR3Conv
 from .linear_map import LinearMap, Piece, WeightBlock
 from .places import Channelwise, Everywhere, Places, TransposedWindow, Window
 
@@ -125,6 +127,22 @@ def _(module, where: str = "") -> LinearMap:
     return LinearMap(blocks, torch.eye(channels).to(module.weight), Channelwise(), channels, normalise)
 
 
+@linear_map.register
+def _(module: GroupedLinear, where: str = "") -> LinearMap:
+    order = module.order
+    into = torch.arange(module.inputs * order).view(module.inputs, order)
+    onto = torch.arange(module.outputs * order).view(module.outputs, order)
+    one = [module.table == k for k in range(order)]
+    basis = None if order == 1 else torch.stack(one).to(module.weight.dtype).unsqueeze(-1)
+    positions = torch.arange(module.weight.numel()).view(module.groups, module.outputs, -1)
+    blocks = tuple(WeightBlock("weight", g, onto, (Piece(into, basis),), p) for g, p in enumerate(positions))
+    bias = None
+    if module.bias is not None:
+        index = module.bias_index.repeat_interleave(order, dim=1).flatten()
+        bias = torch.nn.functional.one_hot(index, len(module.bias)).to(module.weight.dtype)
+    return LinearMap(blocks, bias, Channelwise(), module.groups)
+
+
 # --- steerable layers -------------------------------------------------------------------------------------------------
 
 
@@ -151,10 +169,21 @@ def _(module, where: str = "") -> LinearMap:
     return _steerable_map(module, _steerable(module, "weights", kernel, "equivariant"))
 
 
-def _steerable(module, parameter: str, kernel: PathwayKernel, pathway: str) -> list[WeightBlock]:
+@linear_map.register(SparseR2Conv)
+@linear_map.register(SparseR3Conv)
+def _(module, where: str = "") -> LinearMap:
+    return _steerable_map(module, _steerable(module, "weights", module.kernel, "equivariant", module.anchors.matrix()))
+
+
+def _steerable(
+    module, parameter: str, kernel: PathwayKernel, pathway: str, interpolation: Optional[torch.Tensor] = None
+) -> list[WeightBlock]:
     """One block for each representation of the output and convolution group.
 
     A convolution's kernel maps one group's input to all groups' outputs, a transposed one's the other way round.
+
+    Args:
+        interpolation: from the sites of the basis to the pixels, ``(S, P)``.
     """
     groups, transposed = getattr(module, "groups", 1), _is_transposed(module)
     per_group = kernel.out_size // (1 if transposed else groups)
@@ -170,7 +199,8 @@ def _steerable(module, parameter: str, kernel: PathwayKernel, pathway: str) -> l
                     order, channels = order.chunk(groups, 1)[g], channels.chunk(groups)[0]
                 else:
                     order = order.chunk(groups)[g]
-                pieces.append(Piece(channels, kernel.basis(b)))
+                basis = kernel.basis(b)
+                pieces.append(Piece(channels, basis if interpolation is None else basis @ interpolation.T.to(basis)))
                 positions.append(order.flatten(1))
             channels = fields.channels if transposed else fields.channels.chunk(groups)[g] - g * per_group
             frame = _frame(module.out_type, name)

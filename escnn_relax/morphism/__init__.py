@@ -5,6 +5,7 @@ from .mix import merge, mix
 from .optimiser import carry_optimiser
 from .project import project
 from .relax import relax
+from .relax_translation import relax_translation
 from .restrict import restrict
 
-__all__ = ["HardenedLayer", "carry_optimiser", "harden", "merge", "mix", "project", "relax", "restrict"]
+__all__ = ["HardenedLayer", "carry_optimiser", "harden", "merge", "mix", "project", "relax", "relax_translation", "restrict"]

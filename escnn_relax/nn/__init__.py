@@ -4,9 +4,14 @@ from .convolution import RelaxedR2Conv, RelaxedR3Conv
 from .linear import RelaxedLinear
 from .merged import MergedConvolution
 from .mixed_layers import MixedLinear, MixedR2Conv, MixedR3Conv
+from .relaxed_translation import RelaxedTranslation
+from .site_pathways import DensePathway, FactoredPathway
+from .sparse_convolution import SparseR2Conv, SparseR3Conv
 from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 
 __all__ = [
+    "DensePathway",
+    "FactoredPathway",
     "MergedConvolution",
     "MixedLinear",
     "MixedR2Conv",
@@ -16,4 +21,7 @@ __all__ = [
     "RelaxedR2ConvTransposed",
     "RelaxedR3Conv",
     "RelaxedR3ConvTransposed",
+    "RelaxedTranslation",
+    "SparseR2Conv",
+    "SparseR3Conv",
 ]

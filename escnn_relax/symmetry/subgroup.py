@@ -173,6 +173,12 @@ class Subgroup:
                 chosen.append(t)
         return tuple(chosen)
 
+    def __reduce__(self) -> tuple:
+        return subgroup, (self.gspace, self.id)
+
+    def __deepcopy__(self, memo: dict) -> Subgroup:
+        return self  # nothing in it changes, and escnn compares groups by identity
+
     def __str__(self) -> str:
         size = "continuous" if self.order < 0 else f"order {self.order}"
         return f"{self.name} ({size}) of {self.gspace.fibergroup.name}, id {short(self.id)}"

@@ -1,0 +1,176 @@
+"""From an escnn model to one whose layers may break translation."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Callable, Iterable, Optional, Sequence, Union
+
+import torch
+from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, UnsupportedModuleError
+from ..nn.convolution import RelaxedR2Conv, RelaxedR3Conv
+from ..nn.mixed_layers import MixedR2Conv, MixedR3Conv
+from ..nn.relaxed_translation import RelaxedTranslation
+from ..nn.site_pathways import DensePathway, FactoredPathway, SitePathway
+from ..symmetry.sites import largest_permuting
+from ..symmetry.subgroup import Subgroup
+from ..symmetry.subgroups import subgroup, subgroups
+from .walk import replace_modules
+
+__all__ = ["relax_translation"]
+
+CONVOLUTIONS = (R2Conv, R3Conv, RelaxedR2Conv, RelaxedR3Conv, MixedR2Conv, MixedR3Conv)
+
+#: The class of each kind of pathway, and whether it has anchors.
+KINDS: dict[str, tuple[type[SitePathway], bool]] = {
+    "dense": (DensePathway, False),
+    "factored": (FactoredPathway, False),
+    "sparse": (FactoredPathway, True),
+}
+
+
+def relax_translation(
+    model: nn.Module,
+    example: Union[Tensor, GeometricTensor],
+    pathways: Union[str, Sequence[Union[str, tuple]]] = "factored",
+    *,
+    fraction: float = 0.5,
+    omega: float = 1.0,
+    learn_omega: bool = False,
+    average: bool = False,
+    silent: bool = True,
+    seed: int = 0,
+    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+) -> nn.Module:
+    """A copy of a model whose convolutions have pathways beside them that break translation; the function stays the same.
+
+    Combines with :func:`~escnn_relax.relax` and :func:`~escnn_relax.mix`, which come first: the convolution beside the
+    pathways may itself be relaxed.
+
+    Args:
+        model: any module tree that holds steerable convolutions of the plane or of space.
+        example: an input of the model, for the spatial sizes; the values do not matter.
+        pathways: what each convolution gets: ``"dense"`` (each site to each site), ``"factored"``
+            (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors). A pair such as
+            ``("factored", "free")`` says also what the pathway is equivariant under, about the centre: ``"group"`` (the
+            largest finite subgroup that permutes the pixels; the default), ``"free"`` (nothing), or the id of a subgroup.
+        fraction: anchors for each pixel (fraction), for ``"sparse"``.
+        omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter, for the
+            evidence (:meth:`~escnn_relax.Evidence.hypergradient`).
+        average: divide by the number of summands; the function is another one then.
+        silent: new pathways put out zeros; if not, they start with random weights, as published.
+        seed: of the anchors.
+        layers: names of the layers, or a function of name and module; all by default.
+
+    Raises:
+        UnsupportedModuleError: no convolution in the model, a name that is no convolution, or one that the example does not
+            reach, or reaches with two sizes.
+        ArgumentError: an unknown pathway, one asked for twice, or anchors that do not fit.
+        SubgroupError: an id that names no subgroup, or one that does not permute the pixels.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> strict = enn.SequentialModule(enn.R2Conv(gray, fields, 3, padding=1), enn.ReLU(fields))
+    >>> x = gray(torch.randn(2, 1, 8, 8))
+    >>> relaxed = relax_translation(strict, x, ["factored", ("factored", "free")])
+    >>> list(relaxed[0].sites)
+    ['factored_C4', 'factored_free']
+    >>> torch.equal(relaxed(x).tensor, strict(x).tensor)
+    True
+    """
+    wanted = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
+    chosen = _chooser(model, layers)
+    shapes = _shapes(model, example, chosen)
+
+    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
+        if isinstance(module, RelaxedTranslation):
+            raise UnsupportedModuleError(name or "model", "its translations are relaxed already")
+        if not isinstance(module, CONVOLUTIONS) or not chosen(name, module):
+            return None
+        where = name or type(module).__name__
+        before, after = shapes[name]
+        built: dict[str, SitePathway] = {}
+        for kind, keeps in wanted:
+            kept = _kept(module, keeps, before, after, kind, where)
+            title = f"{kind}_{'free' if kept.order == 1 else kept.name}"
+            if title in built:
+                raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways))
+            make, anchored = KINDS[kind]
+            options = {"fraction": fraction if anchored else None, "omega": omega, "learn_omega": learn_omega, "seed": seed}
+            bias = module.bias is not None
+            pathway = make(module.in_type, module.out_type, before, after, kept, bias=bias, where=where, **options)
+            pathway.reset_parameters(silent)
+            built[title] = pathway
+        copied = replace_modules(module, lambda *_: None)
+        layer = RelaxedTranslation(copied, before, built, average)
+        return layer.train(module.training)
+
+    return replace_modules(model, replacement)
+
+
+def _specified(pathway: Union[str, tuple]) -> tuple[str, object]:
+    kind, keeps = (pathway, "group") if isinstance(pathway, str) else pathway
+    if kind not in KINDS:
+        raise ArgumentError("relax_translation", expected=f"pathways out of {list(KINDS)}", got=repr(kind))
+    return kind, keeps
+
+
+def _kept(module: EquivariantModule, keeps: object, before: tuple, after: tuple, kind: str, where: str) -> Subgroup:
+    space = module.in_type.gspace
+    if keeps == "free":
+        return next(h for h in subgroups(space) if h.order == 1)
+    if keeps == "group":
+        found = min((largest_permuting(space, shape, where) for shape in (before, after)), key=lambda h: h.order)
+        if found.order == 1:
+            warnings.warn(f"{where}: only the trivial subgroup permutes the pixels of {before}", stacklevel=4)
+        return found
+    return subgroup(space, keeps, where)
+
+
+def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
+    known = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
+    if not known:
+        remedy = "build the model with escnn's convolutions of the plane or of space"
+        raise UnsupportedModuleError(type(model).__name__, "no convolution in it", remedy=remedy)
+    if layers is None or callable(layers):
+        return layers or (lambda name, module: True)
+    names = [layers] if isinstance(layers, str) else list(layers)
+    for name in names:
+        if name not in known:
+            raise UnsupportedModuleError(name, "no convolution has this name", expected=f"one of {known}")
+    return lambda name, module: name in names
+
+
+def _shapes(model: nn.Module, example, chosen: Callable) -> dict[str, tuple[tuple, tuple]]:
+    """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
+    copied = replace_modules(model, lambda *_: None).eval()
+    found: dict[str, tuple[tuple, tuple]] = {}
+    watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
+
+    def watch(name: str) -> Callable:
+        def hook(module, inputs, output) -> None:
+            shapes = tuple(inputs[0].tensor.shape[2:]), tuple(output.tensor.shape[2:])
+            if found.setdefault(name, shapes) != shapes:
+                raise UnsupportedModuleError(
+                    name,
+                    f"it is used for inputs of {found[name][0]} and of {shapes[0]} pixels",
+                    remedy="leave it out by layers=, or use two layers",
+                )
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in watched.items()]
+    try:
+        with torch.no_grad():
+            copied(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in watched:
+        if name not in found:
+            remedy = "pass an example that takes every path, or leave the layer out by layers="
+            raise UnsupportedModuleError(name, "the example does not reach this convolution", remedy=remedy)
+    return found
