@@ -281,7 +281,7 @@ def test_bad_input():
         relaxed(torch.randn(2, 1, 7, 7))
     with pytest.raises(FieldTypeError):
         relaxed.net[0](x)
-    with pytest.raises(ArgumentError, match="anchors, one for each site"):
+    with pytest.raises(ArgumentError, match="no more anchors than sites"):
         relax_translation(model, x, "sparse", fraction=1.5)
     with pytest.raises(ArgumentError, match="pathways out of"):
         relax_translation(model, x, "dens")

@@ -24,7 +24,7 @@ class Anchors(nn.Module):
     Args:
         shape: of the grid.
         kept: the group that permutes the anchors.
-        fraction: number of anchors / number of pixels (fraction).
+        fraction: number of anchors / number of pixels (fraction); at least one anchor, and whole orbits only.
         omega: inverse length scale (1 / pixels).
         learn: make the scale a parameter ``log_omega``, to be moved by the evidence
             (:meth:`~escnn_relax.Evidence.hypergradient`) and not by the loss; nothing else stops it from growing.
@@ -35,11 +35,10 @@ class Anchors(nn.Module):
         self, shape: Sequence[int], kept: Subgroup, fraction: float, omega: float, learn: bool, seed: int, where: str = ""
     ) -> None:
         super().__init__()
-        count = round(fraction * math.prod(shape))
-        if not 0 < fraction <= 1 or count < 1:
-            raise ArgumentError(
-                where, expected=f"a fraction that makes 1 to {math.prod(shape)} anchors, one for each site", got=fraction
-            )
+        if not 0 < fraction <= 1:
+            expected = "a fraction above 0 and at most 1: no more anchors than sites"
+            raise ArgumentError(where, expected=expected, got=fraction)
+        count = max(1, round(fraction * math.prod(shape)))
         points = orbit_points(kept, shape, count, np.random.default_rng(seed))
         dtype = torch.get_default_dtype()
         self.sites = Sites(points, kept)

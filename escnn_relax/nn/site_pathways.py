@@ -13,7 +13,8 @@ equivariant under a group by weights :math:`w(g^{-1} g')` between them:
 Of the trivial group, with all channels scalars, the second is the factored layer of van der Ouderaa, Immer, van der Wilk
 (NeurIPS 2023): C C'(S + S') weights instead of C C' S S'. Its weights are two grouped linear layers, u with one group for each
 input field and v with one for each output field, so that their Kronecker factors have the size of one group and nothing
-block-diagonal is ever formed. With anchors (``sparse``), S and S' become the numbers of anchors.
+block-diagonal is ever formed. With anchors (``sparse``), S and S' become the numbers of anchors, and :math:`b_{r'}` is
+left out.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ class FactoredPathway(SitePathway):
             index = torch.arange(outputs).expand(count, -1) if bias else None
             self.into.append(GroupedLinear(count, width, outputs, table, index))
         for count, width in zip(self.target.counts, self.target.widths):
-            index = torch.arange(width).expand(count, -1) if bias else None
+            # a bias for each site; anchors have none, as published
+            index = torch.arange(width).expand(count, -1) if bias and self.target.anchors is None else None
             self.onto.append(GroupedLinear(count, inputs, width, table, index))
 
     def reset_parameters(self, silent: bool = True) -> None:

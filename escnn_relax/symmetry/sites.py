@@ -103,13 +103,15 @@ class TurnedFields(nn.Module):
 
     def forward(self, signal: Tensor) -> Tensor:
         """``(N, fields, size, P)`` to regular fields ``(N, fields, orbits * size, order)``."""
+        if self.sites.order == 1 and self.size == 1:  # the sites are the orbits
+            return signal.transpose(2, 3)
         around = signal[..., self.sites.index] * self.sites.share[:, None]  # (N, fields, size, orbits, order)
-        if self.size == 1 and self.sites.order == 1:
-            return around.transpose(2, 3).flatten(2, 3)
         return torch.einsum("gkj,nfkrg->nfrjg", self.turns, around).flatten(2, 3)
 
     def back(self, regular: Tensor) -> Tensor:
         """Its transpose, ``(N, fields, orbits * size, order)`` to ``(N, fields, size, P)``."""
+        if self.sites.order == 1 and self.size == 1:
+            return regular.transpose(2, 3)
         parts = regular.unflatten(2, (self.sites.orbits, self.size)) * self.sites.share[:, None, None]
         parts = torch.einsum("gkj,nfrjg->nfkrg", self.turns, parts).flatten(3)
         signal = parts.new_zeros(*parts.shape[:3], len(self.sites))

@@ -1,0 +1,122 @@
+"""Networks of layers that share weights over the image, or do not: the configurations of the layer-wise-equivariance paper.
+
+Van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using gradients*, NeurIPS 2023. A
+network is eight blocks and two linear layers; each block is the mean of one or several layers:
+
+======  ========================================================================================================
+FC      every pixel to every pixel: ``DensePathway``
+CONV    a plain 3 x 3 convolution
+F-FC    ``FactoredPathway``
+S-FC    ``FactoredPathway`` with anchors, half as many as pixels
+S-CONV  ``SparseR2Conv``, with seven anchors where it stands alone
+======  ========================================================================================================
+
+Strided convolutions start at the first pixel, whatever the batch. Channels are scalars of the trivial group here; the steerable
+versions come from ``escnn_relax.relax_translation``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import torch
+from escnn import gspaces
+from escnn import nn as enn
+from torch import Tensor, nn
+
+from escnn_relax.nn import DensePathway, FactoredPathway, SparseR2Conv
+from escnn_relax.symmetry.subgroups import subgroup
+
+PLANE = gspaces.trivialOnR2()
+#: Channels of the blocks in units of alpha, and the factor by which each shrinks the image.
+WIDTHS, STRIDES = (1, 2, 2, 4, 4, 8, 8, 16), (1, 2, 1, 2, 1, 2, 2, 2)
+
+
+def scalars(count: int) -> enn.FieldType:
+    return enn.FieldType(PLANE, count * [PLANE.trivial_repr])
+
+
+class OnTensors(nn.Module):
+    """A steerable layer for plain tensors."""
+
+    def __init__(self, layer: enn.EquivariantModule) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer.in_type(x)).tensor
+
+
+def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int) -> nn.Module:
+    """One layer from ``ins`` channels of ``before`` squared pixels to ``outs`` channels of ``after`` squared ones."""
+    shapes = (scalars(ins), scalars(outs), (before, before), (after, after), subgroup(PLANE, 1))
+    stride = before // after
+    if kind == "CONV":
+        convolution = nn.Conv2d(ins, outs, 3, stride, padding=1)
+        nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+        return convolution
+    if kind == "S-CONV":
+        fraction = 0.8 if alone else 0.5
+        return OnTensors(SparseR2Conv(*shapes[:2], 3, 1, stride, fraction=fraction, kept="free", seed=seed))
+    made = {"FC": DensePathway, "F-FC": FactoredPathway, "S-FC": FactoredPathway}[kind]
+    pathway = made(*shapes, fraction=0.5 if kind == "S-FC" else None, seed=seed)
+    pathway.reset_parameters(silent=False)
+    return pathway
+
+
+class Block(nn.Module):
+    """The mean of some layers, and ReLU."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([of(x) for of in self.layers.values()]).mean(0).relu()
+
+
+class Network(nn.Module):
+    """Blocks and two linear layers.
+
+    Args:
+        kinds: what each block is the mean of, as ``"F-FC+CONV"``.
+        alpha: channels of the first block.
+        size: pixels of a side of the image; as many blocks as halve it to one pixel.
+    """
+
+    def __init__(
+        self, kinds: str, alpha: int = 10, channels: int = 1, classes: int = 10, size: int = 32, blocks: Optional[int] = None
+    ) -> None:
+        super().__init__()
+        parts, before, ins = kinds.split("+"), size, channels
+        widths, strides = WIDTHS[:blocks], STRIDES[:blocks]
+        self.blocks = nn.Sequential()
+        for index, (width, stride) in enumerate(zip(widths, strides)):
+            after, outs = max(1, before // stride), alpha * width
+            made = {kind: layer(kind, ins, outs, before, after, len(parts) == 1, index) for kind in parts}
+            self.blocks.append(Block(made))
+            before, ins = after, outs
+        self.hidden, self.linear = nn.Linear(ins * before**2, 4 * ins), nn.Linear(4 * ins, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.hidden(self.blocks(x).flatten(1)).relu())
+
+
+def relative_dimensions(model: Network, gammas: dict[str, float]) -> list[dict[str, float]]:
+    r"""For each block the share of each layer, :math:`r_p = (\gamma_p / P_p) / \sum_q (\gamma_q / P_q)` (fractions).
+
+    :math:`\gamma_p` is the sum over the weights of the layer, without biases, :math:`P_p` their number.
+    """
+    found = []
+    for index, block in enumerate(model.blocks):
+        shares = {}
+        for kind, of in block.layers.items():
+            names = [n for n, p in of.named_parameters() if "bias" not in n]
+            keys = [f"blocks.{index}.layers.{kind}.{n}" for n in names]
+            size = sum(p.numel() for n, p in of.named_parameters() if n in names)
+            shares[kind] = sum(gammas[k] for k in keys) / size
+        total = sum(shares.values()) or math.nan
+        found.append({kind: share / total for kind, share in shares.items()})
+    return found
