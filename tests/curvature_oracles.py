@@ -35,12 +35,14 @@ def dense_ggn(model: nn.Module, data: list, likelihood: str) -> dict[str, Tensor
     """For each parameter its diagonal block of the Gauss-Newton matrix, summed over the data; by ``torch.func``."""
     names = [n for n, p in model.named_parameters() if p.requires_grad]
     values = {n: p.detach().clone() for n, p in model.named_parameters() if n in names}
+    aliases = {alias: n for alias, n in _aliases(model).items() if n in names}
     blocks = {n: torch.zeros(values[n].numel(), values[n].numel(), dtype=torch.float64) for n in names}
     for x, _ in data:
         for one in x.split(1):
 
             def outputs(parameters):
-                return torch.func.functional_call(model, parameters, (one,), tie_weights=False)[0]
+                everywhere = {alias: parameters[name] for alias, name in aliases.items()}
+                return torch.func.functional_call(model, everywhere, (one,), tie_weights=False)[0]
 
             f, pull = torch.func.vjp(outputs, values)
             J = torch.func.vmap(pull)(torch.eye(len(f), dtype=f.dtype))[0]
@@ -52,6 +54,16 @@ def dense_ggn(model: nn.Module, data: list, likelihood: str) -> dict[str, Tensor
                 Jn = J[n].flatten(1)
                 blocks[n] += Jn.T @ hessian @ Jn
     return blocks
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """All names of each parameter, one for each module that holds it, with its first name."""
+    first = {id(p): n for n, p in model.named_parameters()}
+    places: dict[tuple, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        owner, _, own = name.rpartition(".")
+        places.setdefault((id(model.get_submodule(owner)), own), name)
+    return {name: first[id(model.get_parameter(name))] for name in places.values()}
 
 
 def assembled(factors, size: int, positions) -> Tensor:

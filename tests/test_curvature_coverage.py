@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
@@ -10,7 +12,9 @@ from escnn import nn as enn
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from escnn_relax import Evidence
 from escnn_relax.curvature.collect import Curvature
+from escnn_relax.curvature.jacobian import jacobian
 from escnn_relax.errors import CoverageError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
 
@@ -242,13 +246,128 @@ def test_a_subclass_that_computes_the_same_is_covered():
     assert uncovered(nn.Sequential(Named(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))) == {}
 
 
-def test_weights_tied_between_layers_are_not_covered():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 25), nn.Linear(25, 25), nn.Linear(25, 3))
-    model[2].weight = model[1].weight
+def test_convolutions_between_points_are_not_covered():
+    """They take the points of all samples as one graph; what stands behind them is covered, through their graph."""
+    pytest.importorskip("torch_geometric")
+
+    class Clouds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gray, fields = enn.FieldType(C4, [C4.trivial_repr]), enn.FieldType(C4, [C4.regular_repr])
+            # a copy: escnn shares what it caches, and would find a basis of float64 where others ask for float32
+            self.points = copy.deepcopy(enn.R2PointConv(self.gray, fields, width=2.0, n_rings=3))
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):  # (N, K, 3): a feature and two coordinates of each of K points
+            sample = torch.arange(len(x)).repeat_interleave(x.shape[1])
+            where = x[..., 1:].flatten(0, 1)
+            edges = ((torch.cdist(where, where) < 1) & (sample[:, None] == sample)).nonzero().T
+            y = self.points(enn.GeometricTensor(x[..., :1].flatten(0, 1), self.gray, where), edges)
+            return self.linear(y.tensor.tanh().unflatten(0, x.shape[:2]).mean(1))
+
+    model = Clouds().double()
     why = uncovered(model)
-    assert set(why) == {"1.weight"} and "2.weight" in why["1.weight"]
-    estimate = Curvature(model.double(), "categorical")(images())
-    assert set(estimate.factors) == {"1.bias", "2.bias", "3.weight", "3.bias"}
+    assert set(why) == {"points.weights", "points.bias"} and "samples cannot be told apart" in why["points.weights"]
+    data = [(torch.rand(4, 6, 3).double(), torch.randint(3, (4,)))]
+    estimate = Curvature(model, "categorical", "exact")(data)
+    model.points.requires_grad_(False)
+    expected = dense_ggn(model, data, "categorical")
+    for name in ("linear.weight", "linear.bias"):
+        assert (estimate.factors[name][0].dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+
+
+def plain_ties():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 25), nn.Tanh(), nn.Linear(25, 25), nn.Tanh(), nn.Linear(25, 3))
+    model[3].weight = model[1].weight
+    return model
+
+
+def strict_ties():
+    model = Net(lambda net, x: net.third(net.act(net.second(x))), second=convolution(enn.R2Conv), act=enn.ELU(fields()))
+    model.third = convolution(enn.R2Conv)
+    model.third.weights = model.second.weights
+    return model
+
+
+def relaxed_ties():
+    """One pathway and the bias are common, the others are not."""
+    model = Net(lambda net, x: net.third(net.act(net.second(x))), second=convolution(), act=enn.ELU(fields()))
+    model.third = convolution()
+    model.third.weights["irrep_1"], model.third.bias = model.second.weights["irrep_1"], model.second.bias
+    return model
+
+
+def dictionaries_tied():
+    """The module that holds all weights is common, the layers are two."""
+    model = relaxed_ties()
+    model.third.weights = model.second.weights
+    return model
+
+
+@pytest.mark.parametrize("make", [plain_ties, strict_ties, relaxed_ties, dictionaries_tied])
+def test_weights_tied_between_layers_of_one_kind(make):
+    """Count as one layer used twice; what the layers do not share stays their own."""
+    model = make()
+    assert uncovered(model) == {}
+    check(model)
+    estimate = Curvature(model, "categorical", "expand")(images())
+    assert set(estimate.factors) == {n for n, _ in model.named_parameters()}
+
+
+def test_tied_weights_differ_from_untied_ones():
+    """The broken twin: the same numbers in two parameters have another curvature."""
+    model, data = plain_ties(), images()
+    tied = Curvature(model.double(), "categorical", "exact")(data).factors["1.weight"][0].dense()
+    model[3].weight = nn.Parameter(model[1].weight.detach().clone())
+    apart = Curvature(model, "categorical", "exact")(data).factors["1.weight"][0].dense()
+    assert (tied - apart).norm() > 0.1 * tied.norm()
+
+
+@pytest.mark.parametrize("curvature", ["expand", "exact"])
+def test_posterior_and_hypergradient_of_tied_weights(curvature):
+    model, data = plain_ties().double(), images()
+    evidence = Evidence(model, "categorical", curvature, relaxed_only=False)
+    evidence.refresh(data)
+    x, weight, step = torch.randn(2, 1, 5, 5).double(), model[1].weight, 1e-5
+    _, rows = jacobian(evidence.curvature, x)
+    expected = torch.autograd.functional.jacobian(
+        lambda w: torch.func.functional_call(model, {"1.weight": w, "3.weight": w}, (x,)), weight.detach()
+    )
+    assert torch.allclose(rows["1.weight"], expected.flatten(2), atol=ROUNDING)
+    (gradient,) = evidence.hypergradient(data, [weight])
+    for index in (0, 333):
+        ends = []
+        for by in (step, -step):
+            with torch.no_grad():
+                weight.view(-1)[index] += by
+            ends.append(evidence.refresh(data).total)
+            with torch.no_grad():
+                weight.view(-1)[index] -= by
+        assert abs(float(gradient.view(-1)[index]) - (ends[0] - ends[1]) / (2 * step)) < 1e-5
+
+
+UNLIKE = {
+    "an unknown layer": (lambda: (nn.Linear(9, 4), nn.Bilinear(3, 3, 4)), "no curvature is known for Bilinear"),
+    "another stride": (lambda: (nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3, stride=2)), "another kind of layer uses"),
+    "other groups": (lambda: (nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3, groups=2)), "another kind of layer uses"),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_weights_tied_between_layers_of_two_kinds_are_not_covered(case):
+    make, message = UNLIKE[case]
+    one, other = make()
+    other.weight = one.weight
+    why = uncovered(nn.ModuleDict({"one": one, "other": other, "more": nn.Linear(2, 2)}))["one.weight"]
+    assert "other.weight" in why and message in why
+
+
+def test_batch_norms_tied_are_not_covered():
+    """Their statistics differ, so that they are two maps."""
+    one, other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    other.weight = one.weight
+    model = nn.ModuleDict({"one": one, "other": other})
+    assert set(Curvature(model, "categorical", normalisation=True).uncovered) == {"one.weight"}
 
 
 def test_nothing_to_cover():

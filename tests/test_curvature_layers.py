@@ -255,6 +255,24 @@ def test_monte_carlo_columns_are_unbiased(likelihood):
     assert abs(draws.mean() - exact) < 5 * draws.std() / 10
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_reduce_in_single_precision(seed):
+    """Mean rows of kernels that vanish on average over a field are small differences of large numbers: in float32 their
+    second moment must be positive all the same, and that of the float64 network."""
+    torch.manual_seed(seed)
+    gray, fields = enn.FieldType(C4, [C4.trivial_repr]), regular(C4, 3)
+    first, second = RelaxedR2Conv(gray, fields, 3, padding=1), RelaxedR2Conv(fields, fields, 3, padding=1)
+    net = enn.SequentialModule(first, enn.ReLU(fields), second)
+    model = nn.Sequential(Tensors(net, gray), nn.Linear(12 * 64, 3))
+    x, y = torch.randn(60, 1, 8, 8) + 1, torch.randint(3, (60,))
+    single = Curvature(model, "categorical", "reduce")([(x, y)])
+    spectra = {name: single.eigenvalues(name) for name in single.factors}
+    double = Curvature(model.double(), "categorical", "reduce")([(x.double(), y)])
+    for name, values in spectra.items():
+        largest = max(float(double.eigenvalues(n).max()) for n in spectra if n.split(".weights")[0] == name.split(".weights")[0])
+        assert (values.sort().values - double.eigenvalues(name).sort().values).abs().max() < 1e-4 * largest
+
+
 def test_indefinite_and_infinite_factors_are_refused():
     with pytest.raises(CurvatureError, match="layer.weight.*negative"):
         DenseFactor("layer.weight", torch.diag(torch.tensor([1.0, -0.5]))).spectrum

@@ -6,11 +6,19 @@ import math
 
 import pytest
 import torch
+from escnn import nn as enn
 from evidence_cases import loader, network
 from torch import nn
 
 from escnn_relax import Evidence
-from escnn_relax.errors import ArgumentError, CoverageError, CurvatureError, DataError, LikelihoodError
+from escnn_relax.errors import (
+    ArgumentError,
+    CoverageError,
+    CurvatureError,
+    DataError,
+    LikelihoodError,
+    UnsupportedModuleError,
+)
 
 
 def with_value(value, what="weight"):
@@ -97,6 +105,99 @@ def test_terms_before_refresh():
     for question in ("terms", "step", "gradient", "effective_dimension"):
         with pytest.raises(CoverageError, match="refresh"):
             getattr(Evidence(network()), question)()
+
+
+def test_an_eigendecomposition_that_fails(monkeypatch):
+    def fails(matrix):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    evidence = Evidence(network())
+    with pytest.raises(CurvatureError, match="first.bias: the eigendecomposition failed.*learning rate"):
+        evidence.refresh(loader())
+    monkeypatch.undo()
+    assert evidence.estimate is None and math.isfinite(evidence.refresh(loader()).total)
+
+
+def test_a_frozen_layer_keeps_its_curvature_to_itself():
+    model = network()
+    model.first.requires_grad_(False)
+    evidence = Evidence(model)
+    evidence.refresh(loader())
+    assert not any(name.startswith("first") for name in evidence.log_precision)
+    assert evidence.uncovered["first.weights.equivariant"] == "frozen"
+    model.requires_grad_(False)
+    with pytest.raises(CoverageError, match="no layer whose curvature is known.*frozen"):
+        Evidence(model)
+
+
+class Dropping(nn.Module):
+    """Dropout of torch's and of escnn's kind around a relaxed network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+        self.fields = enn.FieldDropout(self.net.first.out_type, p=0.7)
+        self.net.act = enn.SequentialModule(self.net.act, self.fields)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.dropout(self.net(self.dropout(x)))
+
+
+def test_training_mode_with_dropout_and_batch_norm():
+    """A refresh looks at the network in evaluation mode, whatever mode it is in, and puts it back."""
+    torch.manual_seed(1)
+    model, data = Dropping().double(), list(loader())
+    drawn = [float(model.train()(data[0][0]).sum()) for _ in range(2)]
+    expected = Evidence(model.eval()).refresh(data)
+    statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    model.train()
+    assert drawn[0] != drawn[1] and Evidence(model).refresh(data) == expected == Evidence(model).refresh(data)
+    assert all(m.training for m in model.modules())
+    assert statistics and all(torch.equal(b, dict(model.named_buffers())[n]) for n, b in statistics.items())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_samples_that_are_mixed(frozen):
+    """By a batch norm without running statistics: also where it is frozen, since all layers before it are concerned."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+    model.double()[2].requires_grad_(not frozen)
+    with pytest.raises(UnsupportedModuleError, match="2: BatchNorm1d without running statistics mixes the samples"):
+        Evidence(model, relaxed_only=False).refresh(loader())
+    single = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2), nn.Flatten(), nn.Linear(32, 3))
+    Evidence(single.double(), relaxed_only=False).refresh(loader())
+
+
+class Changing:
+    """A loader with random augmentation."""
+
+    def __iter__(self):
+        return ((x + 3 * torch.randn_like(x), y) for x, y in loader())
+
+
+def test_a_loader_that_changes_between_passes():
+    evidence = Evidence(network(), curvature="eigenvalue-corrected")
+    with pytest.raises(DataError, match="second pass saw 12 samples.*without random augmentation"):
+        evidence.refresh(Changing())
+    assert evidence.estimate is None
+    evidence = Evidence(network())
+    with pytest.raises(DataError, match="second pass saw 12 samples.*without random augmentation"):
+        evidence.hypergradient(Changing(), [evidence.model.linear.weight])
+    with pytest.raises(DataError, match="second pass saw 0 samples"):
+        evidence.hypergradient(iter(loader()), [evidence.model.linear.weight])
+
+
+def test_an_activation_in_place():
+    """Gives what it gives out of place."""
+    totals = []
+    for inplace in (False, True):
+        torch.manual_seed(2)
+        layers = [nn.Conv2d(1, 3, 3), nn.ReLU(inplace), nn.Conv2d(3, 3, 3), nn.ELU(inplace=inplace)]
+        layers += [nn.Flatten(), nn.Linear(12, 3)]
+        torch.manual_seed(3)
+        totals.append(Evidence(nn.Sequential(*layers).double(), relaxed_only=False).refresh(loader()).total)
+    assert totals[0] == totals[1]
 
 
 def test_factors_that_are_not_finite():

@@ -58,6 +58,17 @@ def test_batches_and_order_do_not_matter(curvature):
         assert math.isclose(Evidence(model, curvature=curvature).refresh(DataLoader(data, **options)).total, whole, rel_tol=1e-10)
 
 
+@pytest.mark.parametrize("curvature", ["expand", "reduce", "exact", "eigenvalue-corrected", "diagonal"])
+def test_large_batches_are_halved(curvature):
+    """The network sees no more than half of a large minibatch at a time; of an odd number, too."""
+    model, data, seen = network(), dataset(count=71), []
+    hook = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    large = Evidence(model, curvature=curvature).refresh(DataLoader(data, batch_size=71)).total
+    hook.remove()
+    assert set(seen) == {36, 35}
+    assert math.isclose(Evidence(model, curvature=curvature).refresh(DataLoader(data, batch_size=10)).total, large, rel_tol=1e-10)
+
+
 def test_a_part_of_the_data_is_scaled_up():
     model, data = network(), dataset()
     once = Evidence(model, num_data=24).refresh(DataLoader(data, batch_size=12))

@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from backpack import extend
 from backpack.context import CTX
 from escnn import gspaces
 from escnn import nn as enn
@@ -48,6 +49,38 @@ def test_two_hundred_refreshes(curvature):
     before = alive()
     refresh(195)
     assert alive() == before
+
+
+def test_two_hundred_evidences():
+    """Of one model, one after the other: neither tensors nor hooks, in the model or in BackPACK, are left of any."""
+    model, data = Net(), [(torch.randn(2, 1, 6, 6), torch.randint(2, (2,)))]
+
+    def hooks():
+        kinds = ("_forward_hooks", "_backward_hooks", "_forward_pre_hooks", "_backward_pre_hooks")
+        return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+    before, own = None, hooks()
+    for count in range(200):
+        Evidence(model).refresh(data)
+        if count == 4:
+            before = alive()
+    assert alive() == before and hooks() == own
+
+
+def test_hooks_removed_by_others_do_no_harm():
+    """BackPACK can take all hooks away at once, those of a user's own extended modules too."""
+    model, data = Net(), [(torch.randn(2, 1, 6, 6), torch.randint(2, (2,)))]
+    evidence = Evidence(model)
+    first = evidence.refresh(data)
+    CTX.remove_hooks()
+    assert evidence.refresh(data) == first
+
+
+def test_hooks_of_the_users_own_stay():
+    model, data = Net(), [(torch.randn(2, 1, 6, 6), torch.randint(2, (2,)))]
+    extended, before = extend(nn.Linear(2, 2)), list(CTX.hook_handles)
+    Evidence(model).refresh(data)
+    assert CTX.hook_handles == before and len(extended._forward_hooks) == 1
 
 
 def test_hypergradients_leave_no_graph_behind():

@@ -54,6 +54,9 @@ class Accumulator(ABC):
     def read(self, batch: Batch) -> None:
         """A new minibatch."""
 
+    def follow(self, leader: Accumulator) -> None:
+        """Share the sums over what is read with an accumulator of the same kind and layer, which alone reads from now on."""
+
     @abstractmethod
     def add(self, batch: Batch, gradients: Tensor) -> None:
         """One column of the same minibatch."""
@@ -77,9 +80,13 @@ class _Kronecker(Accumulator):
         self._read = MeanPatchMoments(layer) if self.reduce else PatchMoments(layer)
         self._fields = {_output(block): block.channels for block in self.blocks}
         self._written = {key: Moments() for key in self._fields}
+        self._contracted: dict[int, list[Tensor]] = {}  # A of each block by the number of rows, shared with followers
 
     def read(self, batch: Batch) -> None:
         self._read.add(batch.inputs)
+
+    def follow(self, leader: _Kronecker) -> None:
+        self._read, self._contracted = leader._read, leader._contracted
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         for key, channels in self._fields.items():
@@ -93,11 +100,13 @@ class _Kronecker(Accumulator):
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}
-        mean = self._read.mean
-        for block in self.blocks:
-            A = contract(mean[block.group], block, self.reduce)
+        rows = self._read.rows
+        if rows not in self._contracted:
+            mean = self._read.mean
+            self._contracted[rows] = [contract(mean[block.group], block, self.reduce) for block in self.blocks]
+        for block, A in zip(self.blocks, self._contracted[rows]):
             B = self._written[_output(block)].total
-            factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, self._read.rows)
+            factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, rows)
             found[block.parameter] = (*found.get(block.parameter, ()), factor)
         return found
 

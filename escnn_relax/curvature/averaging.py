@@ -26,7 +26,10 @@ def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> Cur
         ArgumentError: ``eigenvalue-corrected``, whose eigenbasis changes.
         CoverageError: parts of another model.
     """
-    if set(previous["factors"]) != set(estimate.factors):
+    if estimate.outputs and len(estimate.outputs) == len(previous["outputs"]):
+        pairs = zip(estimate.outputs, previous["outputs"])
+        return CurvatureEstimate.of([averaged(output, old, keep) for output, old in pairs])
+    if set(previous["factors"]) != set(estimate.factors) or estimate.outputs or previous["outputs"]:
         raise CoverageError("running average", "the previous curvature belongs to another model")
     ratio = estimate.num_data / previous["num_data"]
     factors = {
@@ -40,6 +43,7 @@ def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> Cur
 def parts(estimate: CurvatureEstimate) -> dict:
     """An estimate as plain tensors and numbers, for :func:`averaged` and for checkpoints."""
     return {
+        "outputs": [parts(output) for output in estimate.outputs],
         "factors": {name: [list(tensors(f)) for f in of] for name, of in estimate.factors.items()},
         "loss": estimate.loss,
         "num_data": estimate.num_data,

@@ -3,47 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
 
 import torch
-from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError, LikelihoodError
-from .coverage import coverage, join
+from .batches import batches, check_weights, detached, halves
+from .coverage import Part, check_samples, coverage, join
+from .estimate import CurvatureEstimate
 from .extraction import Extraction
 from .factors import Factor
 from .layer import LayerCurvature
 from .layers import linear_map
-from .likelihood import Likelihood, likelihood
+from .likelihood import Likelihood
+from .likelihood import likelihood as likelihood_named
+from .linear_map import LinearMap
+from .outputwise import Outputwise
 from .recipe import recipe
 
 __all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
 
 #: Largest relative difference of the loss between two passes over the same data in another order.
 SAME_DATA = 1e-3
-
-
-@dataclass(frozen=True)
-class CurvatureEstimate:
-    """Sums over one data set.
-
-    Attributes:
-        factors: for each parameter's name its curvature blocks, for one unit of the likelihood.
-        loss: negative log-likelihood without normaliser (nats), for one unit of the likelihood.
-        num_data: number of samples N.
-        num_outputs: numbers that the network puts out for a sample.
-    """
-
-    factors: dict[str, tuple[Factor, ...]]
-    loss: float
-    num_data: int
-    num_outputs: int
-
-    def eigenvalues(self, name: str) -> Tensor:
-        """All eigenvalues of a parameter's curvature, shape ``(its size,)``, float64."""
-        return torch.cat([factor.spectrum for factor in self.factors[name]])
 
 
 class Curvature:
@@ -58,6 +40,7 @@ class Curvature:
         samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly.
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
         normalisation: cover the scales and shifts of batch normalisation too.
+        apart: take each output by itself (dimension 1 of the outputs; Gaussian likelihood).
 
     Attributes:
         covered: names of the parameters that get factors.
@@ -79,16 +62,23 @@ class Curvature:
         samples: Optional[int] = None,
         bias: str = "exact",
         normalisation: bool = False,
+        apart: bool = False,
     ) -> None:
         if bias not in ("exact", "kronecker"):
             raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
         if samples is not None and samples < 1:
             raise ArgumentError("samples", expected="a positive number, or None for all outputs", got=samples)
-        self.model, self.likelihood = model, _likelihood(likelihood)
+        self.model, self.likelihood = model, likelihood_named(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
         self.coverage = coverage(model, normalisation)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
-        self.recipe = recipe(approximation, self.coverage.parameters)
+        self.recipe, self.apart = recipe(approximation, self.coverage.parameters), apart
+        if apart and not self.likelihood.noisy:
+            problem = "only a 'gaussian' likelihood has a noise for each output"
+            raise ArgumentError("noise", problem, got=repr(self.likelihood.name), remedy="use noise='shared'")
+        if apart and "eigenvalue-corrected" in self.recipe.values():
+            problem = "outputs cannot be taken apart under 'eigenvalue-corrected', whose basis changes with their noise"
+            raise ArgumentError("curvature", problem, remedy="use 'expand'")
         self.extraction = Extraction(self.coverage.layers)
 
     def __call__(
@@ -101,9 +91,15 @@ class Curvature:
                 yields other data than the first.
             LikelihoodError: targets or outputs that do not fit the likelihood.
             CoverageError: a layer that the forward pass does not use.
+            UnsupportedModuleError: a layer that mixes samples, or reads several tensors.
+
+        The model is in evaluation mode meanwhile: batch normalisation takes its running statistics, which do not move, and
+        dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the curvature
+        that of one draw.
         """
         check_weights(self.model)
-        layers = {name: self._layer(name) for name in self.coverage.layers}
+        check_samples(self.model)
+        layers = {part: self._outputwise(part) for part in self.coverage.parts}
         with self.extraction.open(self.model):
             sums = self._pass(loader, layers, progress)
             if not sums.num_data:
@@ -111,15 +107,24 @@ class Curvature:
             unfinished = {name: layer for name, layer in layers.items() if layer.second_pass()}
             if unfinished:
                 again = self._pass(loader, unfinished, progress)
-                if again.num_data != sums.num_data or not math.isclose(again.loss, sums.loss, rel_tol=SAME_DATA):
+                one, two = float(sums.losses.sum()), float(again.losses.sum())
+                if again.num_data != sums.num_data or not math.isclose(two, one, rel_tol=SAME_DATA):
                     raise DataError(
                         "loader",
-                        f"the second pass saw {again.num_data} samples with loss {again.loss:.6g}, "
-                        f"the first {sums.num_data} with {sums.loss:.6g}",
+                        f"the second pass saw {again.num_data} samples with loss {two:.6g}, "
+                        f"the first {sums.num_data} with {one:.6g}",
                         remedy="pass a loader without random augmentation, or another curvature",
                     )
-        factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
-        return CurvatureEstimate({name: factors[name] for name in self.covered}, *sums)
+        factors: list[dict] = [{} for _ in sums.losses]
+        for part, c in layers.items():
+            for found, of_part in zip(factors, c.factors(), strict=True):
+                found.update({join(part.layer, name): of for name, of in of_part.items()})
+        numbers = sums.num_outputs // len(factors)
+        outputs = [
+            CurvatureEstimate({name: found[name] for name in self.covered}, float(loss), sums.num_data, numbers)
+            for found, loss in zip(factors, sums.losses)
+        ]
+        return CurvatureEstimate.of(outputs) if self.apart else outputs[0]
 
     def refuse_indifferentiable(self) -> None:
         """Raise ``ArgumentError`` where :meth:`differentiable` will."""
@@ -129,9 +134,12 @@ class Curvature:
             )
 
     def differentiable(
-        self, loader: Iterable, parameters: Sequence[nn.Parameter]
+        self, loader: Iterable, parameters: Sequence[nn.Parameter], weights: Optional[Tensor] = None
     ) -> Iterator[tuple[Tensor, dict[str, tuple[Factor, ...]], int]]:
         """Loss and factors of one minibatch after the other, with graphs to ``parameters``, and its number of samples.
+
+        Args:
+            weights: what each output counts, in loss and factors; 1 by default.
 
         Raises:
             ArgumentError: Monte-Carlo columns or ``"eigenvalue-corrected"``, through which nothing can be differentiated.
@@ -139,80 +147,64 @@ class Curvature:
         self.refuse_indifferentiable()
         device = next(self.model.parameters()).device
         with self.extraction.open(self.model, tuple(parameters)):
-            for input, target in batches(loader, device):
+            for input, target in halves(batches(loader, device)):
                 output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
                 self.likelihood.check(output, target)
-                layers = {name: self._layer(name) for name in self.coverage.layers}
+                layers = {part: self._layer(part) for part in self.coverage.parts}
                 columns = self.likelihood.columns(output)
+                if weights is not None:
+                    columns = (column * weights.sqrt()[index % len(weights)] for index, column in enumerate(columns))
                 for index, uses in enumerate(self.extraction.differentiable(output, columns)):
                     _add(layers, uses, index == 0, len(output))
-                factors = {join(layer, name): of for layer, c in layers.items() for name, of in c.factors().items()}
-                yield self.likelihood.loss(output, target), factors, len(output)
+                factors = {join(part.layer, n): of for part, c in layers.items() for n, of in c.factors().items()}
+                loss = self.likelihood.loss(output, target)
+                if weights is not None:
+                    losses = self.likelihood.losses(output, target)
+                    loss = (weights.to(losses) * losses).sum()
+                yield loss, factors, len(output)
 
-    def _layer(self, name: str) -> LayerCurvature:
-        wanted = {parameter: self.recipe[join(name, parameter)] for parameter in self.coverage.of(name)}
-        return LayerCurvature(name, linear_map(self.coverage.layers[name], name), wanted, self.exact_bias)
+    def _layer(self, part: Part, layer: Optional[LinearMap] = None) -> LayerCurvature:
+        layer = linear_map(self.coverage.layers[part.layer], part.layer) if layer is None else layer
+        wanted = {parameter: self.recipe[join(part.layer, parameter)] for parameter in part.parameters}
+        return LayerCurvature(part.layer, layer, wanted, self.exact_bias)
 
-    def _pass(self, loader: Iterable, layers: dict[str, LayerCurvature], progress: Optional[Callable]) -> _Sums:
+    def _outputwise(self, part: Part) -> Outputwise:
+        with torch.no_grad():  # a basis may depend on a parameter
+            layer = linear_map(self.coverage.layers[part.layer], part.layer)
+        return Outputwise(lambda: self._layer(part, layer))
+
+    def _pass(self, loader: Iterable, layers: dict[Part, Outputwise], progress: Optional[Callable]) -> _Sums:
         device = next(self.model.parameters()).device
-        loss, num_data, num_outputs = 0.0, 0, 0
-        for input, target in batches(loader, device, progress):
+        losses, num_data, num_outputs = torch.zeros(1, dtype=torch.float64), 0, 0
+        for input, target in halves(batches(loader, device, progress)):
             output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
                 raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
             self.likelihood.check(output, target)
             with torch.no_grad():
-                loss += float(self.likelihood.loss(output, target).double())
-                columns = self.likelihood.columns(output, self.samples)
+                if self.apart:
+                    losses = losses + self.likelihood.losses(output, target).to("cpu", torch.float64)
+                    columns = self.likelihood.columns_apart(output, self.samples)
+                else:
+                    losses = losses + self.likelihood.loss(output, target).to("cpu", torch.float64)
+                    columns = self.likelihood.columns(output, self.samples)
             for index, uses in enumerate(self.extraction.backward(output, columns)):
-                _add(layers, uses, index == 0, len(output))
+                _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
             num_data, num_outputs = num_data + len(output), output[0].numel()
-        return _Sums(loss, num_data, num_outputs)
+        return _Sums(losses, num_data, num_outputs)
 
 
-def _add(layers: dict[str, LayerCurvature], uses: dict, first: bool, samples: int) -> None:
+def _add(layers: dict[Part, Union[LayerCurvature, Outputwise]], uses: dict, first: bool, samples: int, *output: int) -> None:
     """Hand one column, and with the first of a minibatch the inputs, to all layers; never in a lower precision."""
-    for name, layer in layers.items():
-        device = uses[name][0].input.device.type
-        with torch.autocast(device, enabled=False):
+    for part, layer in layers.items():
+        of_part = [use for user in part.users for use in uses[user]]
+        with torch.autocast(of_part[0].input.device.type, enabled=False):
             if first:
-                layer.read([use.input for use in uses[name]], samples)
-            layer.add(uses[name])
+                layer.read([use.input for use in of_part], samples)
+            layer.add(of_part, *output)
 
 
 class _Sums(NamedTuple):
-    loss: float
+    losses: Tensor  # of each output, or of all together
     num_data: int
     num_outputs: int
-
-
-def detached(input):
-    """So that no gradient ends up in the user's data."""
-    return GeometricTensor(input.tensor.detach(), input.type) if isinstance(input, GeometricTensor) else input.detach()
-
-
-def _likelihood(given: Union[str, Likelihood]) -> Likelihood:
-    return likelihood(given)
-
-
-def check_weights(model: nn.Module) -> None:
-    """Raise ``DataError`` that names the first parameter with NaN or infinite values."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise DataError(name, "NaN or infinite weights", remedy="go back to finite ones, and lower the learning rate")
-
-
-def batches(loader: Iterable, device: torch.device, progress: Optional[Callable] = None) -> Iterator[tuple]:
-    """Pairs of input and target on ``device``; raises ``DataError`` for batches that are no pair or not finite."""
-    for index, batch in enumerate(progress(loader) if progress else loader):
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"batch {index}", expected="a pair (input, target)", got=type(batch).__name__)
-        input, target = batch
-        if not isinstance(input, (Tensor, GeometricTensor)) or not isinstance(target, Tensor):
-            got = f"({type(input).__name__}, {type(target).__name__})"
-            raise DataError(f"batch {index}", expected="tensors", got=got, remedy="convert them by torch.as_tensor")
-        input, target = input.to(device), target.to(device)
-        tensor = input.tensor if isinstance(input, GeometricTensor) else input
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DataError(f"batch {index}", "NaN or infinite inputs", remedy="clean the data")
-        yield input, target

@@ -25,6 +25,14 @@ Approximations
 Biases read the constant row 1, so that :math:`H = \sum_{n,c} (\sum_r s)(\sum_r s)^\top` costs nothing and is exact; that is
 used under every approximation. ``bias="kronecker"`` takes ``expand``'s :math:`B` instead, as laplace-torch does.
 
+A weight that is used several times in a pass, by one layer or by several of one kind that share it, just has more
+places.
+
+Observation noise of each output: H is the sum over outputs :math:`\sum_c w_c H_c`, with the precision of output c
+relative to the geometric mean of all. Each :math:`H_c` is summed by itself (``apart``); Kronecker forms share A, and
+their B is the weighted sum. Eigenvalues follow a change of the noise to first order, by each output's diagonal in their
+eigenbasis (:mod:`.combination`).
+
 Minibatches of M samples: sums over n add up; ``expand`` and ``reduce`` divide A once, at the end, by the number of rows seen.
 With ``samples=m`` the columns are m draws from the network's own predictive distribution, each scaled by
 :math:`1/\sqrt m`, instead of one for each output.

@@ -5,13 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from ..errors import CoverageError
+from ..errors import CoverageError, UnsupportedModuleError
 from ..nn.mixed_kernel import MixtureKernel
 from ..nn.site_fields import Anchors
-from .layers import obstacle
+from .layers import alike, obstacle
 
-__all__ = ["Coverage", "coverage", "join"]
+__all__ = ["Coverage", "Part", "check_samples", "coverage", "join"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Covered parameters of a layer, and all layers that use them: usually that one alone.
+
+    Attributes:
+        layer: the layer that the parameters are named after.
+        parameters: their names within it.
+        users: the layers whose uses count, by name.
+    """
+
+    layer: str
+    parameters: tuple[str, ...]
+    users: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -19,18 +36,16 @@ class Coverage:
     """What of a model is covered.
 
     Attributes:
-        layers: the layers with covered parameters, by name.
+        layers: the layers that use covered parameters, by name.
+        parts: each covered parameter in one of them.
         parameters: names of the covered parameters, with their sizes.
         uncovered: names of all others, with the reason.
     """
 
     layers: dict[str, nn.Module]
+    parts: tuple[Part, ...]
     parameters: dict[str, int]
     uncovered: dict[str, str]
-
-    def of(self, layer: str) -> list[str]:
-        """Covered parameters of a layer, as the layer calls them."""
-        return [n for n, _ in self.layers[layer].named_parameters() if join(layer, n) in self.parameters]
 
 
 def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
@@ -39,37 +54,83 @@ def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
     Raises:
         CoverageError: nothing is covered.
     """
-    reasons = {name: _obstacle(model, name, normalisation) for name, _ in model.named_parameters()}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    reasons, users = {}, {}
+    for name, parameter in model.named_parameters():
+        users[name] = _users(model, names[id(parameter)], normalisation)
+        reasons[name] = _obstacle(model, name, users[name], normalisation)
     covered = {name: model.get_parameter(name).numel() for name, reason in reasons.items() if not reason}
     if not covered:
-        raise CoverageError("model", "no layer whose curvature is known", remedy="relax its convolutions first")
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if not obstacle(module, normalisation) and any(join(name, n) in covered for n, _ in module.named_parameters())
-    }
-    return Coverage(layers, covered, {name: reason for name, reason in reasons.items() if reason})
+        first = next((f" ({name}: {reason})" for name, reason in reasons.items()), "")
+        raise CoverageError("model", f"no layer whose curvature is known{first}", remedy="relax its convolutions first")
+    parts: dict[tuple[str, ...], list[str]] = {}
+    for name in covered:
+        layers = tuple(users[name])
+        parts.setdefault(layers, []).append(name.removeprefix(f"{layers[0]}.") if layers[0] else name)
+    used = {layer for layers in parts for layer in layers}
+    return Coverage(
+        {name: module for name, module in model.named_modules() if name in used},
+        tuple(Part(layers[0], tuple(parameters), layers) for layers, parameters in parts.items()),
+        covered,
+        {name: reason for name, reason in reasons.items() if reason},
+    )
 
 
-def _obstacle(model: nn.Module, name: str, normalisation: bool) -> str:
+def _users(model: nn.Module, names: list[str], normalisation: bool) -> dict[str, str]:
+    """The layers that hold a parameter, each once, with its name within them; an unknown one under its module's name."""
+    found, seen = {}, set()
+    for name in names:
+        layer = _layer(model, name, normalisation)
+        if id(model.get_submodule(layer)) not in seen:
+            seen.add(id(model.get_submodule(layer)))
+            found[layer] = name.removeprefix(f"{layer}.") if layer else name
+    return found
+
+
+def _layer(model: nn.Module, name: str, normalisation: bool) -> str:
+    """The known layer that a parameter belongs to: its module, or what holds it in a dictionary of parameters."""
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        if not obstacle(model.get_submodule(path), normalisation):
+            return path
+    return name.rpartition(".")[0]
+
+
+def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation: bool) -> str:
     """Why a parameter has no curvature; empty if it has."""
-    parameter = model.get_parameter(name)
-    if not parameter.requires_grad:
+    if not model.get_parameter(name).requires_grad:
         return "frozen"
     holder = model.get_submodule(name.rpartition(".")[0])
     if isinstance(holder, MixtureKernel):
         return "an architecture weight: it has no prior"
     if isinstance(holder, Anchors):
         return "a length scale: it has no prior"
-    twins = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter and n != name]
-    if len({id(model.get_submodule(n.rpartition(".")[0])) for n in (name, *twins)}) > 1:
-        return f"the same parameter as {', '.join(twins)}"
-    path = name
-    while path:  # the layer is the parameter's module, or holds it in a dictionary of parameters
-        path = path.rpartition(".")[0]
-        if not obstacle(model.get_submodule(path), normalisation):
-            return ""
-    return obstacle(model.get_submodule(name.rpartition(".")[0]), normalisation)
+    modules = {layer: model.get_submodule(layer) for layer in users}
+    first, *others = modules
+    for layer in modules:
+        if problem := obstacle(modules[layer], normalisation):
+            return problem if layer == first else f"the same parameter as {join(layer, users[layer])}, but {problem}"
+    for layer in others:
+        if users[layer] != users[first] or not alike(modules[first], modules[layer], users[first]):
+            return f"the same parameter as {join(layer, users[layer])}, which another kind of layer uses"
+    return ""
+
+
+def check_samples(model: nn.Module) -> None:
+    """Raise ``UnsupportedModuleError`` for a module that mixes the samples of a batch even in evaluation mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, _InstanceNorm) or not ("BatchNorm" in type(module).__name__ or isinstance(module, _BatchNorm)):
+            continue
+        if getattr(module, "track_running_stats", True) is False or getattr(module, "running_mean", 0) is None:
+            raise UnsupportedModuleError(
+                name,
+                f"{type(module).__name__} without running statistics mixes the samples of a batch, "
+                "so that none has a gradient of its own",
+                remedy="keep running statistics, or use a normalisation of single samples",
+            )
 
 
 def join(layer: str, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Callable, Iterator, NamedTuple, Optional
 
 import torch
 from backpack import backpack, extend
+from backpack.context import CTX
 from backpack.extensions.backprop_extension import FAIL_SILENT, BackpropExtension
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Tap(nn.Module):
     def use(self) -> "Use":
         """What was recorded in the last passes."""
         if self.output_gradient is None:  # the output had no influence on the network's
-            return Use(self.input0.detach(), torch.zeros_like(self.output))
+            return Use(self.input0.detach(), self.nothing.expand(self.shape))
         return Use(self.input0.detach(), self.output_gradient.detach())
 
 
@@ -90,6 +91,7 @@ class Extraction:
         self.layers = layers
         self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
         self._used: dict[str, int] = dict.fromkeys(layers, 0)
+        self._handles: list = []  # of the taps' hooks, which BackPACK would keep for good
         self._extension = OutputGradients()
         self._differentiable = False
 
@@ -116,10 +118,13 @@ class Extraction:
                     module.forward = patched[name]
                 else:
                     vars(module).pop("forward", None)
-            for taps in self._taps.values():
-                for tap in taps:
-                    _forget(tap)
-                    tap.function = None
+            for tap in (tap for taps in self._taps.values() for tap in taps):
+                _forget(tap)
+            self._taps = {name: [] for name in self.layers}
+            for handle in self._handles:
+                handle.remove()
+                CTX.hook_handles.remove(handle)
+            self._handles = []
             self._differentiable = False
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -172,7 +177,9 @@ class Extraction:
         def through_tap(input, *args, **kwargs):
             taps, index = self._taps[name], self._used[name]
             if index == len(taps):
+                known = len(CTX.hook_handles)
                 taps.append(extend(Tap(name)))
+                self._handles += CTX.hook_handles[known:]
             self._used[name] += 1
             tap, geometric = taps[index], isinstance(input, GeometricTensor)
             tap.differentiable = self._differentiable
@@ -187,6 +194,9 @@ class Extraction:
             tensor = input.tensor if geometric else input
             # the copies are for networks that later change the input or the output in place
             output = tap(tensor.clone()).clone()
+            if not self._differentiable:  # BackPACK keeps the output, of which only the shape will be wanted
+                tap.shape, tap.nothing = output.shape, output.new_zeros(())
+                del tap.output
             return GeometricTensor(output, module.out_type) if geometric else output
 
         return through_tap
@@ -206,6 +216,8 @@ def _rebuild(model: nn.Module) -> None:
 
 
 def _forget(tap: Tap) -> None:
+    """Break the circle of tap, output, graph and hook, which the collector does not see."""
+    tap.function = None
     for name in ("input0", "output", "output_gradient"):
         if hasattr(tap, name):
             delattr(tap, name)

@@ -11,7 +11,7 @@ from ..errors import LikelihoodError
 from .accumulation import Batch
 from .collect import Curvature, detached
 from .contraction import pull_back
-from .coverage import join
+from .coverage import Part, join
 from .layers import linear_map
 
 __all__ = ["jacobian"]
@@ -22,20 +22,22 @@ def jacobian(curvature: Curvature, input) -> tuple[Tensor, dict[str, Tensor]]:
 
     One backward pass for each output; memory grows with N C times the number of weights.
     """
-    layers = {name: linear_map(module, name) for name, module in curvature.coverage.layers.items()}
+    layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
     rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
     with curvature.extraction.open(curvature.model):
         output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input)))
         if output.dim() != 2:
             raise LikelihoodError("posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them")
         columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
-        batches: dict[str, Batch] = {}
+        batches: dict[Part, Batch] = {}
         for uses in curvature.extraction.backward(output, columns):
-            for name, layer in layers.items():
-                batch = batches.setdefault(name, Batch(layer, [use.input for use in uses[name]]))
-                for parameter, gradient in _gradients(layer, batch, batch.gradients(uses[name])):
-                    if join(name, parameter) in rows:
-                        rows[join(name, parameter)].append(gradient)
+            for part, layer in layers.items():
+                of_part = [use for user in part.users for use in uses[user]]
+                if part not in batches:
+                    batches[part] = Batch(layer, [use.input for use in of_part])
+                for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(of_part)):
+                    if parameter in part.parameters:
+                        rows[join(part.layer, parameter)].append(gradient)
     return output.detach(), {name: torch.stack(of, dim=1) for name, of in rows.items()}
 
 

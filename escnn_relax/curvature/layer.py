@@ -65,6 +65,12 @@ class LayerCurvature:
         for part in self._parts:
             part.add(self._batch, gradients)
 
+    def follow(self, first: LayerCurvature) -> None:
+        """Take over what another one of the same layer has read, and the sums over it."""
+        self._batch = first._batch
+        for part, leader in zip(self._parts, first._parts, strict=True):
+            part.follow(leader)
+
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""
         self._done = self.factors()

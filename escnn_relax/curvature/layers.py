@@ -16,12 +16,14 @@ from .. import _escnn
 from ..errors import UnsupportedModuleError
 from ..nn.grouped import GroupedLinear
 from ..nn.kernel import PathwayKernel
+from ..nn.mixed_kernel import MixtureKernel
 from ..nn.relaxed import RelaxedConvolution
+from ..nn.site_fields import Anchors
 from ..nn.sparse_convolution import SparseR2Conv, SparseR3Conv
 from .linear_map import LinearMap, Piece, WeightBlock
 from .places import Channelwise, Everywhere, Places, TransposedWindow, Window
 
-__all__ = ["linear_map", "obstacle"]
+__all__ = ["alike", "linear_map", "obstacle"]
 
 
 @singledispatch
@@ -46,6 +48,8 @@ def obstacle(module: nn.Module, normalisation: bool = False) -> str:
     """
     kind = type(module).__name__
     known = next((parent for parent in type(module).__mro__ if parent in linear_map.registry and parent is not object), None)
+    if any(base.__name__ in ("R2PointConv", "R3PointConv") for base in type(module).__mro__):
+        return f"{kind} reads one graph of all samples' points, in which the samples cannot be told apart"
     if known is None:
         return f"no curvature is known for {kind}"
     if isinstance(module, _BatchNorm) and not normalisation:
@@ -57,6 +61,28 @@ def obstacle(module: nn.Module, normalisation: bool = False) -> str:
     if any(getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")):
         return f"{kind} has another forward than {known.__name__}"
     return ""
+
+
+def alike(one: nn.Module, other: nn.Module, parameter: str) -> bool:
+    """Whether two layers use a parameter of theirs in the same way, so that it may be one and the same."""
+    if type(one) is not type(other) or isinstance(one, _BatchNorm):
+        return False
+    if any(isinstance(module, (Anchors, MixtureKernel)) for module in one.modules()):  # scales or shares of their own
+        return False
+    a, b = linear_map(one), linear_map(other)
+    if a.places != b.places or a.groups != b.groups:
+        return False
+    if parameter == "bias":
+        return a.bias.shape == b.bias.shape and torch.equal(a.bias, b.bias)
+    tensors = [[t for block in m.blocks if block.parameter == parameter for t in _tensors(block)] for m in (a, b)]
+    return len(tensors[0]) == len(tensors[1]) and all(
+        x is y or (x is not None and y is not None and x.shape == y.shape and torch.equal(x, y)) for x, y in zip(*tensors)
+    )
+
+
+def _tensors(block: WeightBlock) -> list[Optional[torch.Tensor]]:
+    sides = [tensor for piece in block.pieces for tensor in (piece.channels, piece.basis)]
+    return [torch.tensor(block.group), block.channels, block.positions, *sides]
 
 
 # --- plain layers: every channel is a field of size 1, every weight a basis element -----------------------------------

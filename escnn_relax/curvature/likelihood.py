@@ -193,7 +193,13 @@ class Bernoulli(_Elementwise):
 
 
 class Gaussian(_Elementwise):
-    r"""Targets are the outputs plus noise :math:`N(0, \sigma^2)`; :math:`\sigma` is learned with the precisions."""
+    r"""Targets are the outputs plus noise :math:`N(0, \sigma^2)`; :math:`\sigma` is learned with the precisions.
+
+    It may differ between outputs, which dimension 1 counts: then losses and columns are wanted of each by itself.
+
+    >>> Gaussian().losses(torch.zeros(1, 2), torch.tensor([[1.0, 2.0]]))
+    tensor([0.5000, 2.0000])
+    """
 
     name, noisy = "gaussian", True
 
@@ -208,6 +214,18 @@ class Gaussian(_Elementwise):
 
     def constant_loss(self, target: Tensor) -> float:
         return 0.5 * float(target.double().var(0, correction=0).sum())
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """:meth:`loss` of each output by itself, shape ``(C,)``."""
+        return 0.5 * (output - target).square().transpose(0, 1).flatten(1).sum(1)
+
+    def columns_apart(self, output: Tensor, samples: Optional[int] = None) -> Iterable[Tensor]:
+        """Columns of one output each, which take turns; sampled, that many of each output for all places together."""
+        if samples is None:
+            return self.columns(output)
+        drawn = self.sampled_columns(output, samples)
+        only = torch.eye(output.shape[1]).to(output).view(output.shape[1], 1, -1, *(1,) * (output.dim() - 2))
+        return (column * one for column in drawn for one in only)
 
 
 _KNOWN = {

@@ -76,7 +76,9 @@ class MeanPatchMoments:
             counts = self._layer.places.counts(shape).to(input)
             places += self._layer.places.table(shape).shape[1]
             total = total + (self._layer.places.flatten(input) @ counts).flatten(1)
-        self._moments.add((total / places).unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
+        # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
+        mean = (total / places).to(FACTOR_DTYPE)
+        self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
 
     @property
     def rows(self) -> int:

@@ -18,6 +18,10 @@ __all__ = ["PatchMoments"]
 LARGEST_INPUT = 4096
 
 
+#: Numbers in the patches that are formed at a time: it bounds the memory, and small parts stay in the processor's cache.
+LARGEST_PART = 1 << 22
+
+
 class PatchMoments:
     """Mean outer product of patches, ``(groups, C S, C S)``, with every place a row of its own.
 
@@ -36,8 +40,11 @@ class PatchMoments:
             shape = self._layer.places.shape(input)
             if shape not in self._sums:
                 self._sums[shape] = self._cheapest(input, shape)
-            self.rows += len(input) * self._layer.places.table(shape).shape[1]
-            self._sums[shape].add(input)
+            width, count = self._layer.places.table(shape).shape
+            self.rows += len(input) * count
+            patches = self._layer.places.flatten(input[:1]).shape[1] * width * count  # of a sample, if all are formed
+            for part in input.split(max(1, LARGEST_PART // patches)):
+                self._sums[shape].add(part)
 
     @property
     def mean(self) -> Tensor:

@@ -8,17 +8,29 @@ from typing import TYPE_CHECKING, Callable
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .terms import complexity
 
 if TYPE_CHECKING:
     from .evidence import Evidence
 
-__all__ = ["ascend"]
+__all__ = ["move"]
+
+
+def move(evidence: "Evidence", method: str, steps: int, damping: float, rate: float) -> None:
+    """So many steps of ``"mackay"`` or ``"gradient"``; ``ArgumentError`` for others."""
+    if steps < 0 or not 0 <= damping < 1 or not rate > 0:
+        expected = "steps >= 0, 0 <= damping < 1 and rate > 0"
+        raise ArgumentError("step", expected=expected, got=f"steps={steps}, damping={damping}, rate={rate}")
+    if method not in ("mackay", "gradient"):
+        raise ArgumentError("step", expected="method='mackay' or 'gradient'", got=repr(method))
+    evidence.spectrum  # there must be one
+    ascend(evidence, steps, damping) if method == "mackay" else climb(evidence, steps, rate)
 
 
 def ascend(evidence: "Evidence", steps: int, damping: float) -> None:
     r"""MacKay's update :math:`\delta \leftarrow \gamma / |w|^2` for each group of parameters, and
-    :math:`\sigma^2 \leftarrow 2L / ((NC - \gamma) T)` for the noise, both damped in the logarithm.
+    :math:`\sigma_c^2 \leftarrow 2L_c / ((N_c - \gamma_c) T)` for the noise, both damped in the logarithm.
 
     MacKay, *Bayesian interpolation*, 1992. A change is halved until the evidence does not fall by it.
     """
@@ -26,18 +38,53 @@ def ascend(evidence: "Evidence", steps: int, damping: float) -> None:
     for _ in range(steps):
         values = evidence.eigenvalues
         gammas = evidence.effective_dimension()
-        for group, members in evidence.prior.groups.items():
-            if group not in evidence.prior.fixed:
-                gamma, square = sum(gammas[n] for n in members), sum(squares[n] for n in members)
-                if square == 0:  # weights that nothing has moved yet say nothing about their scale
-                    continue
-                target = evidence.prior.clip(math.log(max(gamma, 1e-12)) - math.log(max(square, 1e-300)))
-                change = (1 - damping) * (target - evidence.log_precision[members[0]])
-                _move(evidence, members, torch.cat([values[n] for n in members]), change, square)
+        for members in _free(evidence, squares):
+            gamma, square = sum(gammas[n] for n in members), sum(squares[n] for n in members)
+            target = evidence.prior.clip(math.log(max(gamma, 1e-12)) - math.log(max(square, 1e-300)))
+            change = (1 - damping) * (target - evidence.log_precision[members[0]])
+            _move(evidence, members, torch.cat([values[n] for n in members]), change, square)
         if evidence.likelihood.noisy:
-            free = evidence.observations - sum(evidence.effective_dimension().values())
-            variance = 2 * evidence.mean_loss * evidence.num_data / (max(free, 1.0) * evidence.temperature)
-            _move_noise(evidence, (1 - damping) * (0.5 * math.log(max(variance, 1e-12)) - evidence.log_noise))
+            now = torch.as_tensor(evidence.log_noise, dtype=torch.float64)
+            target = evidence.spectrum.stationary_log_noise(evidence.noise, evidence.log_precision)
+            _move_noise(evidence, now, (1 - damping) * (target - now))
+
+
+def climb(evidence: "Evidence", steps: int, rate: float) -> None:
+    """Adam's steps on all log precisions and noises together, from the exact gradient; ends at the best point passed.
+
+    Kingma and Ba, *Adam: a method for stochastic optimization*, ICLR 2015.
+    """
+    groups = list(_free(evidence, evidence.squares()))
+    start = [evidence.log_precision[members[0]] for members in groups]
+    noise = torch.as_tensor(evidence.log_noise if evidence.likelihood.noisy else [], dtype=torch.float64).view(-1)
+    point = torch.cat([torch.tensor(start, dtype=torch.float64), noise])
+    descent = torch.optim.Adam([point], lr=rate)
+    best, highest = point.clone(), evidence.terms().total
+    for _ in range(steps):
+        slopes = evidence.gradient()
+        of_noise = [slope for name, slope in slopes.items() if name not in evidence.log_precision]
+        point.grad = -torch.tensor([*(sum(slopes[n] for n in members) for members in groups), *of_noise]).double()
+        descent.step()
+        point[: len(groups)].clamp_(*evidence.prior.bounds)
+        _put(evidence, groups, point)
+        if (total := evidence.terms().total) > highest:
+            best, highest = point.clone(), total
+    _put(evidence, groups, best)
+
+
+def _free(evidence: "Evidence", squares: dict[str, float]):
+    """The groups whose precision moves: weights that nothing has moved yet say nothing about their scale."""
+    for group, members in evidence.prior.groups.items():
+        if group not in evidence.prior.fixed and any(squares[n] for n in members):
+            yield members
+
+
+def _put(evidence: "Evidence", groups: list[tuple[str, ...]], point: Tensor) -> None:
+    for members, value in zip(groups, point.tolist()):
+        evidence.log_precision.update(dict.fromkeys(members, value))
+    if evidence.likelihood.noisy:
+        noise = point[len(groups) :]
+        evidence.noise.log = noise if evidence.noise.each else float(noise)
 
 
 def _move(evidence: "Evidence", members: tuple[str, ...], values: Tensor, change: float, square: float) -> None:
@@ -47,26 +94,25 @@ def _move(evidence: "Evidence", members: tuple[str, ...], values: Tensor, change
         return complexity(values, log_precision) + 0.5 * math.exp(log_precision) * square
 
     now = evidence.log_precision[members[0]]
-    new = _descend(loss, now, lambda by: evidence.prior.clip(now + by), change)
+    new = _descend(loss, lambda by: evidence.prior.clip(now + by * change))
     evidence.log_precision.update(dict.fromkeys(members, new))
 
 
-def _move_noise(evidence: "Evidence", change: float) -> None:
-    """Change the log standard deviation of the observations."""
-    now = evidence.log_noise
+def _move_noise(evidence: "Evidence", now: Tensor, change: Tensor) -> None:
+    """Change the log standard deviations of the observations."""
 
-    def loss(log_noise: float) -> float:
-        evidence.log_noise = log_noise
+    def loss(log_noise: Tensor) -> float:
+        evidence.noise.log = log_noise
         return -evidence.terms().total
 
-    evidence.log_noise = _descend(loss, now, lambda by: now + by, change)
+    evidence.noise.log = _descend(loss, lambda by: now + by * change)
 
 
-def _descend(loss: Callable[[float], float], now: float, moved: Callable[[float], float], change: float) -> float:
-    """Where a change leads, halved until the loss does not rise by it."""
-    before = loss(now)
+def _descend(loss: Callable, moved: Callable):
+    """Where a change leads, halved until the loss does not rise by it; nowhere if it always does."""
+    before, share = loss(moved(0.0)), 1.0
     for _ in range(20):
-        if loss(moved(change)) <= before:
-            return moved(change)
-        change /= 2
-    return now
+        if loss(moved(share)) <= before:
+            return moved(share)
+        share /= 2
+    return moved(0.0)

@@ -43,6 +43,8 @@ def to_laplace(evidence: "Evidence") -> Any:
     kinds = {"categorical": "classification", "gaussian": "regression"}
     if evidence.likelihood.name not in kinds:
         raise LikelihoodError("to_laplace", expected=f"one of {sorted(kinds)}", got=evidence.likelihood.name)
+    if evidence.noise.each:
+        raise LikelihoodError("to_laplace", "laplace-torch has one noise for all outputs", remedy="use noise='shared'")
     names = [name for name, p in evidence.model.named_parameters() if p.requires_grad]
     like = next(evidence.model.parameters())
     laplace = KronLaplace(

@@ -21,6 +21,10 @@ class EpochRecord:
         log_precision: log prior precision by parameter, after them.
         effective_dimension: effective dimension by parameter, after them.
         note: what the training loop did out of the ordinary.
+
+    >>> record = EpochRecord(4, 0.31, EvidenceTerms(data_fit=-40.0, complexity=12.0, prior=8.0, num_data=100))
+    >>> record.evidence.total
+    -60.0
     """
 
     epoch: int
@@ -38,6 +42,16 @@ class History:
     Attributes:
         records: one :class:`EpochRecord` an epoch.
         evidence: the :class:`~escnn_relax.Evidence` at the end; its last refresh is of the trained weights.
+
+    >>> from torch import nn
+    >>> evidence = Evidence(nn.Sequential(nn.Linear(3, 2)), relaxed_only=False)
+    >>> terms = EvidenceTerms(data_fit=-40.0, complexity=12.0, prior=8.0, num_data=100)
+    >>> history = History(evidence, [EpochRecord(0, 0.7), EpochRecord(1, 0.5, terms)])
+    >>> history.losses, history.evidences
+    ([0.7, 0.5], [(1, -0.6)])
+    >>> print(history)
+    epoch     loss   -log evidence / N
+        1   0.5000       0.6000
     """
 
     evidence: Evidence

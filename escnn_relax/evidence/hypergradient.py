@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.averaging import tensors
+from ..curvature.collect import SAME_DATA
 from ..curvature.factors import DiagonalFactor, Factor, KroneckerFactor
 from ..errors import ArgumentError, DataError
 
@@ -53,9 +54,11 @@ def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[n
         name: [_sensitivity(f, evidence.scale * share, evidence.log_precision[name]) for f in factors]
         for name, factors in estimate.factors.items()
     }
+    weights = evidence.noise.weights if evidence.noise.each else None
     totals = [torch.zeros_like(p) for p in parameters]
-    seen = 0
-    for loss, factors, count in evidence.curvature.differentiable(loader, parameters):
+    seen, total_loss = 0, 0.0
+    for loss, factors, count in evidence.curvature.differentiable(loader, parameters, weights):
+        total_loss += float(loss.detach())
         value = evidence.scale * share * loss
         for name, of in factors.items():
             for factor, total, sensitivity in zip(of, estimate.factors[name], sensitivities[name]):
@@ -63,8 +66,13 @@ def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[n
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         totals = [t if g is None else t - g for t, g in zip(totals, gradients)]
         seen += count
-    if seen != estimate.num_data:
-        raise DataError("loader", f"{estimate.num_data} samples in the first pass, {seen} in the second")
+    if seen != estimate.num_data or not math.isclose(total_loss, estimate.loss, rel_tol=SAME_DATA, abs_tol=1e-12):
+        raise DataError(
+            "loader",
+            f"the second pass saw {seen} samples with loss {total_loss:.6g}, "
+            f"the first {estimate.num_data} with {estimate.loss:.6g}",
+            remedy="pass a loader without random augmentation, not an exhausted iterator",
+        )
     with torch.no_grad():
         for total, p in zip(totals, parameters):
             if known[id(p)] in evidence.log_precision:

@@ -80,7 +80,8 @@ class Posterior:
         mean, covariance = self.outputs(input)
         variance = covariance.diagonal(dim1=1, dim2=2)
         if self.evidence.likelihood.noisy:
-            return Prediction(mean, variance + math.exp(2 * self.evidence.log_noise))
+            noise = torch.as_tensor(self.evidence.log_noise, dtype=torch.float64).mul(2).exp()
+            return Prediction(mean, variance + noise)
         if link == "probit":
             return self._probabilities(mean / (1 + math.pi / 8 * variance).sqrt())
         jitter = 1e-10 * (1 + variance.mean()) * torch.eye(mean.shape[1], dtype=torch.float64)

@@ -62,7 +62,13 @@ class Prior:
         return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
 
     def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
-        """Initial log precisions: as wanted, those tied like the first of them, those fixed at their value."""
+        """Initial log precisions: as wanted, those tied like the first of them, those fixed at their value.
+
+        ``ArgumentError`` for values that make no sense.
+        """
+        for name, value in {**wanted, **fixed}.items():
+            if not abs(value) <= 100:
+                raise ArgumentError(name, expected="a log precision between -100 and 100", got=value)
         found = {}
         for group, members in self.groups.items():
             held = [value for name, value in fixed.items() if name == group or name in members]

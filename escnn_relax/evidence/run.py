@@ -50,6 +50,7 @@ class Run:
             "likelihood": curvature.likelihood.name,
             "curvature": [curvature.approximation, curvature.samples, curvature.exact_bias],
             "temperature": evidence.temperature,
+            "noise": evidence.noise.kind,
             "num_data": evidence.num_data,
             "prior": [list(prior.bounds), sorted(prior.fixed), {g: list(m) for g, m in prior.groups.items()}],
         }

@@ -5,31 +5,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..errors import CoverageError
+from .spectrum import Spectrum
 
 if TYPE_CHECKING:
     from .evidence import Evidence
 
 __all__ = ["pack", "unpack"]
 
-#: Attributes that are stored as they are.
-_PLAIN = ("log_noise", "num_data", "_num_outputs", "_loss", "_previous")
-
 
 def pack(evidence: "Evidence") -> dict[str, Any]:
     """Tensors and numbers only, readable by ``torch.load(weights_only=True)``."""
-    state = {name.lstrip("_"): getattr(evidence, name) for name in _PLAIN}
-    state["log_precision"] = dict(evidence.log_precision)
-    state["eigenvalues"] = {name: values.clone() for name, values in evidence._eigenvalues.items()}
-    return state
+    spectrum = None
+    if evidence._spectrum is not None:
+        spectrum = dict(vars(evidence._spectrum))
+        spectrum["values"] = {name: values.clone() for name, values in spectrum["values"].items()}
+    return {
+        "log_precision": dict(evidence.log_precision),
+        "log_noise": evidence.log_noise,
+        "num_data": evidence.num_data,
+        "spectrum": spectrum,
+        "previous": evidence._previous,
+    }
 
 
 def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
-    """The way back; ``CoverageError`` for the state of another model."""
+    """The way back; ``CoverageError`` for the state of another model or kind of noise."""
     if set(state["log_precision"]) != set(evidence.log_precision):
         odd = sorted(set(state["log_precision"]) ^ set(evidence.log_precision))
         raise CoverageError("state_dict", f"it belongs to another model; they differ in {odd[:3]}")
-    for name in _PLAIN:
-        setattr(evidence, name, state[name.lstrip("_")])
-    evidence.log_precision = dict(state["log_precision"])
-    evidence._eigenvalues, evidence.estimate = dict(state["eigenvalues"]), None
+    spectrum = None if state["spectrum"] is None else Spectrum(**state["spectrum"])
+    if spectrum is not None and (spectrum.losses.dim() == 1) != evidence.noise.each:
+        raise CoverageError("state_dict", "it has another kind of noise", remedy="pass the same noise= to Evidence")
+    evidence.log_precision, evidence.num_data = dict(state["log_precision"]), state["num_data"]
+    evidence.noise.log = state["log_noise"]
+    evidence.estimate, evidence._previous, evidence._spectrum = None, state["previous"], spectrum
     evidence.publish()

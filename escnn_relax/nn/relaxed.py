@@ -19,12 +19,13 @@ from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import Freedom, plan
 from .kernel import PathwayKernel
+from .recorded import Recorded
 from .types import check_input, check_types
 
 __all__ = ["RelaxedConvolution"]
 
 
-class RelaxedConvolution(EquivariantModule):
+class RelaxedConvolution(Recorded, EquivariantModule):
     r"""A steerable convolution whose kernel may leave the equivariant ones, by a learned amount and in named ways.
 
     .. math:: W = \Phi_0 w_0 + \sum_p \Phi_p w_p
@@ -39,8 +40,7 @@ class RelaxedConvolution(EquivariantModule):
         empty_pathways: residual pathways without any kernel between these field types.
         weights: coefficients of each pathway, by its name, each of shape ``(dimension,)``.
         bias: coefficients of the bias in the trivial irreps of ``out_type``, or ``None``.
-        log_precision: log prior precision of each pathway, shape ``(pathways,)``; NaN until an evidence sets it.
-        effective_dimension: effective number of parameters of each pathway; NaN until an evidence sets it.
+        log_precision, effective_dimension: see :class:`~escnn_relax.nn.recorded.Recorded`.
     """
 
     _strict: type  # the escnn class
@@ -150,8 +150,7 @@ class RelaxedConvolution(EquivariantModule):
         if strict.bias is not None:
             self.bias = _copy(strict.bias)
             self.register_buffer("bias_expansion", strict.bias_expansion.detach().clone())
-        for name in ("log_precision", "effective_dimension"):
-            self.register_buffer(name, torch.full((len(self.pathways),), torch.nan))
+        self._begin_record(len(self.pathways))
         self.to(device=strict.weights.device, dtype=dtype or strict.weights.dtype)
         self.train(strict.training)
 
@@ -175,6 +174,14 @@ class RelaxedConvolution(EquivariantModule):
     def _kernel_fields(self) -> tuple[Sequence, Sequence]:
         """Representations of the fields between which the kernel maps: one group's input to all the output."""
         return self.in_type.representations[: len(self.in_type) // self.groups], self.out_type.representations
+
+    def pathway_weights(self) -> dict[str, tuple[str, ...]]:
+        """The name of each pathway's weights."""
+        return {p.name: (f"weights.{p.name}",) for p in self.pathways}
+
+    def breaking_weights(self) -> tuple[str, ...]:
+        """The names of the weights that break the symmetry."""
+        return tuple(f"weights.{p.name}" for p in self.pathways if p.breaks)
 
     def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
         """The kernel, in the shape that torch's own layer of this kind has it, and the bias ``(out channels,)``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Mapping, Sequence
 
 import torch
@@ -9,17 +10,18 @@ from escnn.nn import EquivariantModule, GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, FieldTypeError
+from .recorded import Recorded
 from .relaxed import RelaxedConvolution
 from .site_pathways import SitePathway
 from .types import check_input
 
-__all__ = ["RelaxedTranslation"]
+__all__ = ["CONVOLUTION", "RelaxedTranslation"]
 
 #: What the convolution is called among the pathways.
 CONVOLUTION = "convolution"
 
 
-class RelaxedTranslation(EquivariantModule):
+class RelaxedTranslation(Recorded, EquivariantModule):
     r"""A convolution and pathways between whole signals, added up.
 
     .. math:: y = \mathrm{conv}(x) + \sum_p P_p(x)
@@ -36,9 +38,8 @@ class RelaxedTranslation(EquivariantModule):
 
     Attributes:
         sites: the pathways, by name.
-        log_precision: the larger log prior precision of each pathway's weights, whatever of them is switched off switches off
-            the pathway; shape ``(pathways,)``, NaN until an evidence sets it.
-        effective_dimension: effective number of weights of each pathway; NaN until an evidence sets it.
+        divisor: what the sum is divided by.
+        log_precision, effective_dimension: see :class:`~escnn_relax.nn.recorded.Recorded`.
 
     Raises:
         ArgumentError: pathways from or to another shape, or none, or one called ``"convolution"``.
@@ -70,7 +71,7 @@ class RelaxedTranslation(EquivariantModule):
         if not pathways or CONVOLUTION in pathways:
             raise ArgumentError(where, expected=f"pathways, none called {CONVOLUTION!r}", got=list(pathways))
         self.in_type, self.out_type, self.space = convolution.in_type, convolution.out_type, convolution.in_type.gspace
-        self.in_shape, self.average = tuple(in_shape), average
+        self.in_shape, self.divisor = tuple(in_shape), 1 + len(pathways) if average else 1
         size = (1, self.in_type.size, *self.in_shape)
         self.out_shape = tuple(convolution.evaluate_output_shape(size)[2:])
         for name, pathway in pathways.items():
@@ -82,8 +83,7 @@ class RelaxedTranslation(EquivariantModule):
                     got=f"{pathway.in_shape} to {pathway.out_shape}",
                 )
         self.convolution, self.sites = convolution, nn.ModuleDict(pathways)
-        for name in ("log_precision", "effective_dimension"):
-            self.register_buffer(name, torch.full((len(self.sites),), torch.nan))
+        self._begin_record(len(self.sites))
         self.to(next(convolution.parameters()))
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
@@ -92,9 +92,19 @@ class RelaxedTranslation(EquivariantModule):
         total = self.convolution(input).tensor
         for pathway in self.sites.values():
             total = total + pathway(input.tensor)
-        if self.average:
-            total = total / (1 + len(self.sites))
+        total = total / self.divisor if self.divisor != 1 else total
         return GeometricTensor(total, self.out_type, coords=None)
+
+    def pathway_weights(self) -> dict[str, tuple[str, ...]]:
+        """The names of each pathway's weights, biases aside."""
+        return {
+            name: tuple(f"sites.{name}.{n}" for n, _ in pathway.named_parameters() if n.endswith("weight"))
+            for name, pathway in self.sites.items()
+        }
+
+    def breaking_weights(self) -> tuple[str, ...]:
+        """The names of all these: each pathway breaks translations."""
+        return tuple(name for names in self.pathway_weights().values() for name in names)
 
     def energies(self) -> dict[str, float]:
         """Share of the energy of the whole linear map in each summand, ``"convolution"`` first (fractions that sum to 1).
@@ -120,7 +130,23 @@ class RelaxedTranslation(EquivariantModule):
         return (input_shape[0], self.out_type.size, *self.out_shape)
 
     def extra_repr(self) -> str:
-        return f"{self.in_shape} -> {self.out_shape}, average={self.average}"
+        return f"{self.in_shape} -> {self.out_shape}, divided by {self.divisor}"
+
+    def reduced(self, convolution: EquivariantModule, kept: Sequence[str]) -> EquivariantModule:
+        """A layer with another convolution, to be used up, and only some of the pathways; no more than the convolution if
+        there are none. Nothing else changes: what an average divides by stays."""
+        if kept:
+            pathways = {name: copy.deepcopy(self.sites[name]) for name in kept}
+            layer = RelaxedTranslation(convolution, self.in_shape, pathways)
+            layer.divisor = self.divisor
+            chosen = [index for index, name in enumerate(self.sites) if name in kept]
+            layer.log_precision.copy_(self.log_precision[chosen])
+            layer.effective_dimension.copy_(self.effective_dimension[chosen])
+            return layer.train(self.training)
+        with torch.no_grad():
+            for parameter in convolution.parameters():  # the kernel and the bias are linear in them
+                parameter.div_(self.divisor)
+        return convolution.train(self.training)
 
     def export(self) -> Any:
         """Not possible in one layer of torch; ``ArgumentError`` says what to do."""

@@ -1,0 +1,46 @@
+"""The curvature of a layer, for each output of the network by itself."""
+
+from __future__ import annotations
+
+from typing import Callable, Sequence
+
+from torch import Tensor
+
+from .extraction import Use
+from .factors import Factor
+from .layer import LayerCurvature
+
+__all__ = ["Outputwise"]
+
+
+class Outputwise:
+    """One :class:`LayerCurvature` for each output; what the layer reads is summed once for all of them.
+
+    Args:
+        make: a new one.
+    """
+
+    def __init__(self, make: Callable[[], LayerCurvature]) -> None:
+        self._make, self._of = make, [make()]
+
+    def read(self, inputs: Sequence[Tensor], samples: int) -> None:
+        """The inputs of all uses of the layer in one minibatch."""
+        first, *others = self._of
+        first.read(inputs, samples)
+        for other in others:
+            other.follow(first)
+
+    def add(self, uses: Sequence[Use], output: int = 0) -> None:
+        """The output gradients that one column sends to the same uses, a column of this output of the network alone."""
+        while len(self._of) <= output:
+            self._of.append(self._make())
+            self._of[-1].follow(self._of[0])
+        self._of[output].add(uses)
+
+    def second_pass(self) -> bool:
+        """Whether the data are needed once more; if so, prepares for it."""
+        return self._of[0].second_pass()
+
+    def factors(self) -> list[dict[str, tuple[Factor, ...]]]:
+        """For each output the factors by parameter name within the layer."""
+        return [of.factors() for of in self._of]

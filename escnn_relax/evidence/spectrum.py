@@ -1,0 +1,93 @@
+"""What a refresh leaves of data and curvature: all that the evidence at fixed weights needs, for any precisions and noises."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+from ..curvature.estimate import CurvatureEstimate
+from ..errors import CurvatureError
+from .noise import Noise
+from .terms import EvidenceTerms, complexity, effective_dimension
+
+__all__ = ["Spectrum"]
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Sums over the whole data set, for one unit of the likelihood.
+
+    Attributes:
+        values: eigenvalues of each parameter's curvature, ``(size,)``; with a noise of each output, what each output
+            contributes to them, ``(outputs, size)``. float64.
+        losses: negative log-likelihood without normaliser (nats), ``()`` or ``(outputs,)``.
+        num_data: number of samples N.
+        num_outputs: numbers observed for a sample.
+
+    >>> from escnn_relax.curvature.likelihood import Gaussian
+    >>> spectrum = Spectrum({"w": torch.tensor([1.0, 0.0])}, torch.tensor(2.0), 10, 1)
+    >>> spectrum.terms(Noise(Gaussian(), "shared", 0.0, 1.0), {"w": 0.0}, {"w": 0.5}).prior
+    0.25
+    """
+
+    values: dict[str, Tensor]
+    losses: Tensor
+    num_data: int
+    num_outputs: int
+
+    @classmethod
+    def of(cls, estimate: CurvatureEstimate, sizes: Mapping[str, int], num_data: int) -> Spectrum:
+        """Of a part of the data, scaled up to all ``num_data``; ``CurvatureError`` for parameters of other sizes."""
+        share = num_data / estimate.num_data
+        of = estimate.shares if estimate.outputs else estimate.eigenvalues
+        values = {name: share * of(name) for name in sizes}
+        for name, size in sizes.items():
+            if values[name].shape[-1] != size:
+                raise CurvatureError(name, expected=f"{size} eigenvalues", got=values[name].shape[-1])
+        losses = torch.tensor([o.loss for o in estimate.outputs] or estimate.loss, dtype=torch.float64)
+        return cls(values, share * losses, num_data, estimate.num_outputs)
+
+    @property
+    def observations(self) -> int:
+        """Numbers observed: samples times outputs."""
+        return self.num_data * self.num_outputs
+
+    def terms(self, noise: Noise, log_precision: Mapping[str, float], squares: Mapping[str, float]) -> EvidenceTerms:
+        """The evidence, with :math:`|w|^2` of each parameter."""
+        data_fit = -float(noise.weighted(self.losses)) - noise.normaliser(self.observations)
+        occam = prior = 0.0
+        for name, square in squares.items():
+            occam += complexity(noise.weighted(self.values[name]), log_precision[name])
+            prior += 0.5 * math.exp(log_precision[name]) * square
+        return EvidenceTerms(data_fit, occam, prior, self.num_data)
+
+    def effective_dimension(self, noise: Noise, log_precision: Mapping[str, float]) -> dict[str, float]:
+        """:math:`\\gamma_p` of each parameter."""
+        return {n: effective_dimension(noise.weighted(values), log_precision[n]) for n, values in self.values.items()}
+
+    def effective_dimension_of_outputs(self, noise: Noise, log_precision: Mapping[str, float]) -> Tensor:
+        """:math:`\\gamma_c` of each output, ``(outputs,)``; of all together, ``(1,)``, where they share a noise."""
+        scales, found = noise.scales, torch.zeros(1, dtype=torch.float64)
+        for name, values in self.values.items():
+            remaining = noise.weighted(values) + math.exp(log_precision[name])
+            found = found + scales * (values.view(len(scales), -1) / remaining).sum(1)
+        return found
+
+    def noise_slopes(self, noise: Noise, log_precision: Mapping[str, float]) -> Tensor:
+        """:math:`\\partial \\log Z / \\partial \\log \\sigma_c`, shape ``(outputs,)`` or ``(1,)``."""
+        gammas = self.effective_dimension_of_outputs(noise, log_precision)
+        return 2 * noise.scales * self.losses - self._observed + gammas
+
+    def stationary_log_noise(self, noise: Noise, log_precision: Mapping[str, float]) -> Tensor:
+        r""":math:`\tfrac12 \log \frac{2 L_c}{(N_c - \gamma_c) T}`, MacKay's estimate, shape of the losses."""
+        free = self._observed - self.effective_dimension_of_outputs(noise, log_precision)
+        variance = 2 * self.losses / (free.clamp(min=1.0).view_as(self.losses) * noise.temperature)
+        return 0.5 * variance.clamp(min=1e-12).log()
+
+    @property
+    def _observed(self) -> float:
+        return self.observations / self.losses.numel()

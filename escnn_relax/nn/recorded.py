@@ -1,0 +1,44 @@
+"""What an evidence found out about the pathways of a layer, kept in the layer, where reports and morphisms find it."""
+
+from __future__ import annotations
+
+import math
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["Recorded"]
+
+
+class Recorded:
+    """A layer with pathways that an evidence weighs; a base class beside ``nn.Module``.
+
+    Attributes:
+        log_precision: log prior precision of each pathway, shape ``(pathways,)``; of several weights the largest, since
+            what switches one of them off switches off the pathway. NaN until an evidence sets it.
+        effective_dimension: effective number of weights of each pathway; NaN until an evidence sets it.
+    """
+
+    log_precision: Tensor
+    effective_dimension: Tensor
+
+    def pathway_weights(self) -> dict[str, tuple[str, ...]]:
+        """The names of each pathway's weights, biases aside, in the order of the records."""
+        raise NotImplementedError
+
+    def breaking_weights(self) -> tuple[str, ...]:
+        """The names of those weights that break a symmetry."""
+        raise NotImplementedError
+
+    def _begin_record(self, pathways: int) -> None:
+        for name in ("log_precision", "effective_dimension"):
+            self.register_buffer(name, torch.full((pathways,), torch.nan))
+
+    def record(self, log_precision: Mapping[str, float], effective_dimension: Mapping[str, float]) -> None:
+        """Keep what was found, by the weights' names within the layer; what is not named stays."""
+        for index, names in enumerate(self.pathway_weights().values()):
+            known = [name for name in names if name in log_precision]
+            if known:
+                self.log_precision[index] = max(log_precision[name] for name in known)
+                self.effective_dimension[index] = sum(effective_dimension.get(name, math.nan) for name in known)
