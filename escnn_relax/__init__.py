@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 _escnn.make_picklable()
 
-from .evidence import Evidence, EvidenceTerms, History, fit  # noqa: E402
+from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
 from .morphism import carry_optimiser, harden, merge, mix, project, relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
 from .symmetry.equivariance import assert_equivariant, equivariance_error  # noqa: E402
@@ -33,4 +33,5 @@ __all__ = [
     "report",
     "restrict",
     "subgroups",
+    "survivors",
 ]

@@ -1,18 +1,20 @@
-"""What each layer learned: records, table, figure."""
+"""What each layer learned: records, table, heat map (layers x irreps)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Optional
 
 import torch
 from escnn.nn import FieldType
 from torch import nn
 
-from .errors import UnsupportedModuleError
-from .evidence import Evidence
+from .errors import ArgumentError, UnsupportedModuleError
+from .evidence import Evidence, survivors
+from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
+from .nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
@@ -50,11 +52,17 @@ class LayerReport:
 
     Attributes:
         name: as in ``model.named_modules()``.
-        group: name of the layer's symmetry group.
+        group: name of the layer's symmetry group; ``"translations"`` for a convolution beside pathways that break them.
         pathways: one record each.
         breaking_energy: share of the kernel's energy that breaks the symmetry (fraction).
         equivariance_error: largest relative change of the kernel under the elements of the group that map the pixel
             grid to itself; NaN if there is none but the identity.
+        survivor: name of the largest subgroup that survives in the layer, see :func:`escnn_relax.evidence.survivors`; empty
+            if it was not asked for, or of a mixed layer.
+        margin: by how much the evidence prefers it to the best larger subgroup (nats); infinite for the whole group, NaN
+            without a refreshed evidence.
+        by_depth: name of the largest subgroup that survives in the layer and all before it.
+        margin_by_depth: the same for that one.
     """
 
     name: str
@@ -62,6 +70,10 @@ class LayerReport:
     pathways: tuple[PathwayReport, ...]
     breaking_energy: float
     equivariance_error: float
+    survivor: str = ""
+    margin: float = math.nan
+    by_depth: str = ""
+    margin_by_depth: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,15 @@ class Report:
     uncovered: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for machines; ``None`` for what is not known."""
+        """Plain numbers, for machines; ``None`` for what is not known, and for margins that are infinite."""
         return _plain(asdict(self))
 
     def __str__(self) -> str:
         width = max([5, *(len(layer.name) for layer in self.layers)])
         names = max([7, *(len(p.name) for layer in self.layers for p in layer.pathways)])
+        kept = any(layer.survivor for layer in self.layers)
         head = f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error"
+        head += "  survivor (margin, nats)" if kept else ""
         lines = [head, "-" * len(head)]
         for layer in self.layers:
             for index, p in enumerate(layer.pathways):
@@ -92,47 +106,67 @@ class Report:
                     f"  {_number(p.effective_dimension, '8.1f')}  {p.dimension:6d}  {_number(p.fraction, '8.1%')}"
                     f"  {_number(p.share, '5.0%')}  {_percent(p.energy):>7}"
                     + (f"  {_percent(layer.equivariance_error):>9}" if index == 0 else "")
+                    + (f"  {_kept(layer.survivor, layer.margin)}" if index == 0 and kept else "")
                 )
+        if any(layer.by_depth for layer in self.layers):
+            steps = (_kept(layer.by_depth, layer.margin_by_depth) for layer in self.layers if layer.by_depth)
+            lines.append(f"survives by depth: {' → '.join(steps)}")
         if self.uncovered:
             lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
         return "\n".join(lines)
 
-    def plot(self, axes=None, title: str = ""):
-        """Share of the kernel's energy, layers x pathways, on a logarithmic scale; returns the matplotlib axes."""
-        import matplotlib.pyplot as plt
-        from matplotlib.colors import LogNorm
+    def plot(self, axes=None, title: str = "", of: str = "energy"):
+        """Heat map, layers x pathways; each layer with the subgroup that survives in it. Returns the matplotlib axes.
 
+        Args:
+            axes: where to draw; a new figure by default.
+            title: of the axes.
+            of: ``"energy"``, the share of the kernel's energy, on a logarithmic scale; or ``"fraction"``, the effective
+                dimension relative to the dimension.
+
+        Raises:
+            ArgumentError: another ``of``.
+        """
+        import matplotlib.pyplot as plt
+        from matplotlib.colors import LogNorm, Normalize
+
+        if of not in ("energy", "fraction"):
+            raise ArgumentError("of", expected="'energy' or 'fraction'", got=repr(of))
+        label = "share of kernel energy" if of == "energy" else "effective dimension / dimension"
         names = list(dict.fromkeys(p.name for layer in self.layers for p in layer.pathways))
         if axes is None:
-            size = (1.8 + 1.25 * len(names), 1.4 + 0.5 * len(self.layers))
+            size = (2.4 + 1.25 * len(names), 1.4 + 0.6 * len(self.layers))
             _, axes = plt.subplots(figsize=size, layout="constrained")
-        table = [[{p.name: p.energy for p in layer.pathways}.get(n, math.nan) for n in names] for layer in self.layers]
-        image = axes.imshow(
-            [[max(e, 1e-6) for e in row] for row in table], norm=LogNorm(1e-6, 1), cmap="cividis", aspect="auto"
-        )
+        table = [[{p.name: getattr(p, of) for p in layer.pathways}.get(n, math.nan) for n in names] for layer in self.layers]
+        norm, floor = (LogNorm(1e-6, 1), 1e-6) if of == "energy" else (Normalize(0, 1), 0.0)
+        image = axes.imshow([[max(e, floor) for e in row] for row in table], norm=norm, cmap="cividis", aspect="auto")
         for y, row in enumerate(table):
-            for x, energy in enumerate(row):
-                text = "–" if math.isnan(energy) else "off" if energy <= SWITCHED_OFF else _percent(energy, 1)
-                bright = not math.isnan(energy) and energy > 1e-2
+            for x, value in enumerate(row):
+                off = of == "energy" and value <= SWITCHED_OFF
+                text = "–" if math.isnan(value) else "off" if off else _percent(value, 1)
+                bright = not math.isnan(value) and float(norm(max(value, floor))) > 0.6
                 axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=9)
         axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 4 else 0)
-        axes.set_yticks(range(len(self.layers)), [layer.name for layer in self.layers])
+        named = [f"{layer.name}\nkeeps {layer.survivor}" if layer.survivor else layer.name for layer in self.layers]
+        axes.set_yticks(range(len(self.layers)), named)
         axes.set_xlabel("pathway")
         axes.set_ylabel("layer")
-        axes.set_title(title or "share of kernel energy")
-        axes.figure.colorbar(image, ax=axes, label="share of kernel energy")
+        axes.set_title(title or label)
+        axes.figure.colorbar(image, ax=axes, label=label)
         return axes
 
 
-def report(model: nn.Module, evidence: Optional[Evidence] = None) -> Report:
+def report(model: nn.Module, evidence: Optional[Evidence] = None, *, subgroups: bool = True) -> Report:
     """Read off what each relaxed layer of a model learned.
 
     Args:
         model: any model with relaxed layers. What an evidence found is kept in the layers, state dict included.
-        evidence: names the parameters without a prior, too.
+        evidence: names the parameters without a prior, too, and gives the margins of the surviving subgroups.
+        subgroups: find those. Takes seconds for groups with many subgroups.
 
     Raises:
         UnsupportedModuleError: no relaxed layer in the model.
+        ArgumentError: an evidence of another model.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax import relax
@@ -142,10 +176,21 @@ def report(model: nn.Module, evidence: Optional[Evidence] = None) -> Report:
     >>> [(p.name, p.energy) for p in report(relaxed).layers[0].pathways]
     [('equivariant', 1.0), ('irrep_1', 0.0), ('irrep_2', 0.0)]
     """
-    layers = tuple(_layer(n, m) for n, m in model.named_modules() if isinstance(m, RelaxedConvolution))
-    if not layers:
+    relaxed = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
+    if not relaxed:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
-    return Report(layers, {} if evidence is None else dict(evidence.uncovered))
+    layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
+    found = {n: m for n, m in relaxed.items() if isinstance(m, RelaxedConvolution)}
+    if subgroups:
+        readable = [m for m in found.values() if hasattr(m, "relaxation")]  # a mixture's summands overlap
+        groups = {m.space.fibergroup.name for m in readable}
+        read = survivors(model, evidence, depth=len(groups) == 1) if readable else None
+        for own, depth in zip(read.layers, read.by_depth) if read else ():
+            known = {"survivor": own.subgroup.name, "margin": own.margin}
+            if len(groups) == 1:
+                known |= {"by_depth": depth.subgroup.name, "margin_by_depth": depth.margin}
+            layers[own.name] = replace(layers[own.name], **known)
+    return Report(tuple(layers.values()), {} if evidence is None else dict(evidence.uncovered))
 
 
 def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
@@ -167,7 +212,25 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
             kernel = layer.kernel(layer.weights)
         kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
         error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
-    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, sum(p.energy for p in pathways if p.breaks), error)
+    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
+
+
+def _translation(name: str, layer: RelaxedTranslation) -> LayerReport:
+    energies = layer.energies()
+    sizes = {CONVOLUTION: sum(p.numel() for p in layer.convolution.parameters())}
+    sizes.update((n, sum(layer.get_parameter(w).numel() for w in of)) for n, of in layer.pathway_weights().items())
+    deltas = dict(zip(layer.sites, layer.log_precision.tolist()))
+    gammas = dict(zip(layer.sites, layer.effective_dimension.tolist()))
+    fractions = {n: gammas.get(n, math.nan) / size for n, size in sizes.items()}
+    total = sum(fractions[n] for n in layer.sites)
+    pathways = tuple(
+        PathwayReport(
+            *(n, n != CONVOLUTION, size, deltas.get(n, math.nan), gammas.get(n, math.nan), fractions[n]),
+            *(fractions[n] / total if total else math.nan, energies[n]),
+        )
+        for n, size in sizes.items()
+    )
+    return LayerReport(name or "model", "translations", pathways, layer.breaking_energy, math.nan)
 
 
 def _plain(value: Any) -> Any:
@@ -175,7 +238,11 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _kept(name: str, margin: float) -> str:
+    return f"{name} ({margin:.1f})" if math.isfinite(margin) else name or "–"
 
 
 def _number(value: float, form: str) -> str:

@@ -37,7 +37,7 @@ def test_the_equivariant_pathway_alone_is_an_escnn_layer(layer, mode, training):
     assert torch.equal(hardened.weights, relaxed.weights["equivariant"])
     assert distance(hardened(x).tensor, relaxed(x).tensor) < SINGLE
     (record,) = hardened.hardening
-    assert record == HardenedLayer("", tuple(p.name for p in relaxed.pathways[1:]), (), 0.0, "R2Conv")
+    assert record == HardenedLayer("", tuple(p.name for p in relaxed.pathways[1:]), (), 0.0, "R2Conv", relaxed.space.fibergroup.name)
 
 
 @pytest.mark.parametrize("how", [{"frequencies_cutoff": 3.0}, {"rings": [0.0, 1.5], "sigma": [0.3, 0.7]},
@@ -68,7 +68,7 @@ def test_what_broke_the_symmetry_is_merged(training):
     assert distance(hardened(x).tensor, relaxed(x).tensor) < SINGLE
     assert all(torch.equal(v, before[k]) or v.isnan().all() for k, v in relaxed.state_dict().items())
     first, last = hardened.hardening
-    assert first == HardenedLayer("0", ("irrep_1", "irrep_2"), (), 0.0, "R2Conv")
+    assert first == HardenedLayer("0", ("irrep_1", "irrep_2"), (), 0.0, "R2Conv", "C4")
     assert last == HardenedLayer("2", ("irrep_1",), ("irrep_2",), 0.0, "MergedConvolution")
 
 

@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 import torch
 from escnn import gspaces, group
-from escnn.nn import FieldType, R2Conv, R3Conv
+from escnn.nn import FieldType, R2Conv, R2ConvTransposed, R3Conv
 from fields import SAMPLING, SINGLE, distance, field_type, image, kernels_of, outside, rank, space, turn
 from torch.nn import functional as F
 
 from escnn_relax.errors import ArgumentError, FieldTypeError, NothingToRelaxError, RelaxError, SubgroupError
-from escnn_relax.nn import MixedLinear, MixedR2Conv, MixedR3Conv, RelaxedR2Conv
+from escnn_relax.nn import (
+    MixedLinear,
+    MixedR2Conv,
+    MixedR2ConvTransposed,
+    MixedR3Conv,
+    MixedR3ConvTransposed,
+    RelaxedR2Conv,
+)
 from escnn_relax.symmetry.subgroups import subgroup, subgroups
 
 #: float64, the same numbers added in another order
@@ -86,8 +93,16 @@ def test_mixture_is_the_sum_of_layers_built_separately(ins, outs):
     assert distance(layer(x).tensor, total) < SAMPLING
 
 
-@pytest.mark.parametrize("name, ids", [("D4", SIX), ("C8", [4, 2, 1]), ("C6", [3, 2, 1]), ("D2", [(0, 1), (1, 1)])])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, SINGLE), (torch.float64, ROUNDING)])
+@pytest.mark.parametrize(
+    "name, ids, dtype, tolerance",
+    [
+        ("D4", SIX, torch.float32, SINGLE),
+        ("D4", SIX, torch.float64, ROUNDING),
+        ("C8", [4, 2, 1], torch.float64, ROUNDING),
+        ("C6", [3, 2, 1], torch.float64, ROUNDING),
+        ("D2", [(0, 1), (1, 1)], torch.float64, ROUNDING),
+    ],
+)
 def test_mixture_is_the_weighted_sum_of_its_summands(name, ids, dtype, tolerance):
     layer = mixed(name, "interleaved", "regular", subgroups=ids, stride=2, padding=1).to(dtype)
     x = image(layer.in_type, dtype=dtype)
@@ -257,8 +272,47 @@ def test_continuous_group():
     assert gaps["C4"] < SAMPLING and gaps["C2"] > 0.05
 
 
+@pytest.mark.parametrize("options", [{"stride": 2, "output_padding": 1, "padding": 1}, {"groups": 2}], ids=str)
+def test_transposed(options):
+    """The sum of its summands; each keeps its own group (stride 2 keeps the grid's symmetry for odd images)."""
+    two = FieldType(space("D4"), 2 * [space("D4").regular_repr])
+    layer = shaken(MixedR2ConvTransposed(two, two, 3, subgroups=SIX, **options))
+    x, total = image(two), 0.0
+    for p in layer.pathways:
+        kernel, bias = layer.summand_parameters(p.name)
+        total = total + layer.shares[p.name] * F.conv_transpose2d(x.tensor, kernel, bias, **options)
+        elements = subgroup(layer.space, p.subgroup or (0, 4)).elements
+        if options.get("groups") is None:
+            turned = kernel.transpose(0, 1)
+            assert kernel_gap(turned, bias, two, two, elements) < SAMPLING
+            broken = kernel_gap(turned, bias, two, two, layer.space.fibergroup.elements)
+            assert (broken > 0.05) == (p.name != "equivariant")
+    assert distance(layer(x).tensor, total) < SINGLE
+    strict = R2ConvTransposed(two, two, 3, **options)
+    with torch.no_grad():
+        same = MixedR2ConvTransposed.from_strict(strict, subgroups=SIX)
+        assert distance(same(x).tensor, strict(x).tensor) < 2 * SINGLE
+        assert distance(layer.export()(x.tensor), layer(x).tensor) < SINGLE
+
+
+def test_transposed_in_space():
+    s = gspaces.invOnR3()
+    signs = FieldType(s, [s.regular_repr])
+    layer = shaken(MixedR3ConvTransposed(signs, signs, 3, subgroups=[1]))
+    x = torch.randn(1, 2, 4, 4, 4)
+    parts = [(layer.shares[p.name], *layer.summand_parameters(p.name)) for p in layer.pathways]
+    total = sum(share * F.conv_transpose3d(x, kernel, bias) for share, kernel, bias in parts)
+    assert len(parts) == 2 and distance(layer(signs(x)).tensor, total) < SINGLE
+
+
 @pytest.mark.parametrize(
-    "options", [{"groups": 2}, {"dilation": 2, "padding": 2}, {"bias": False}, {"padding_mode": "circular", "padding": 1}]
+    "options",
+    [
+        {"groups": 2},
+        pytest.param({"dilation": 2, "padding": 2}, marks=pytest.mark.slow),
+        {"bias": False},
+        {"padding_mode": "circular", "padding": 1},
+    ],
 )
 def test_options_of_the_convolution(options):
     two = FieldType(space("D4"), 2 * [space("D4").regular_repr])
@@ -274,7 +328,14 @@ def test_options_of_the_convolution(options):
 # --- the start, shares, norms -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", [("regular", "regular"), ("interleaved", "quotient"), ("trivial", "quotient")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("regular", "regular"),
+        pytest.param(("interleaved", "quotient"), marks=pytest.mark.slow),
+        ("trivial", "quotient"),
+    ],
+)
 def test_starts_as_the_strict_layer_whatever_the_shares(kinds):
     a, b = (field_type("D4", kind) for kind in kinds)
     strict = R2Conv(a, b, 5, padding=2)
@@ -351,6 +412,52 @@ def test_without_renormalises_the_rest():
     for wrong in (["C8"], [p.name for p in layer.pathways]):
         with pytest.raises(ArgumentError, match="summands"):
             layer.without(*wrong)
+
+
+def average(kernel, bias, in_type, out_type, elements):
+    """The mean over some group elements of a kernel and a bias, by turning the pictures."""
+    total, shift = torch.zeros_like(kernel), torch.zeros_like(bias)
+    for g in elements:
+        moved = torch.from_numpy(turn(kernel.numpy(), in_type.gspace, g).copy())
+        left, right = (torch.from_numpy(t.representation(g)) for t in (out_type, in_type))
+        total += torch.einsum("po,oixy,qi->pqxy", left, moved, right) / len(elements)
+        shift += left @ bias / len(elements)
+    return total, shift
+
+
+@pytest.mark.parametrize("name", ["D4", "C4", "C2", "D1", "trivial"])
+def test_nearest_summand_is_the_average_over_its_group(name):
+    """Kernel and bias of a layer reduced to one group are the orthogonal projections of the mixture's."""
+    layer = mixed(size=5, subgroups=SIX).double()
+    (p,) = [p for p in layer.pathways if layer.group_names[p.name].startswith(name)]
+    elements = subgroup(layer.space, p.subgroup or (0, 4)).elements
+    found = layer.nearest(p.name)
+    kernel, bias = (t.detach() for t in layer.expand_parameters())
+    wanted = average(kernel, bias, layer.in_type, layer.out_type, elements)
+    for ours, theirs in zip(found.expand_parameters(), wanted):
+        assert distance(ours, theirs) < SAMPLING
+    assert list(found.shares.values()) == [1.0]
+    assert name == "trivial" or distance(found.expand_parameters()[0], kernel) > 1e-2
+    dropped = layer.without(*[q.name for q in layer.pathways if q.name != p.name])
+    assert distance(dropped.expand_parameters()[0], wanted[0]) > 1e-2  # what the others did is lost there
+
+
+def test_nearest_of_several_groups():
+    """C4 and a reflection, neither in the other: no kernel of the two is closer, and what both had stays theirs."""
+    layer = mixed(size=5, subgroups=SIX).double()
+    names = [n for n in layer.shares if n == "C4" or n.startswith("D1")]
+    found = layer.nearest(*reversed(names))
+    assert list(found.shares) == names and abs(sum(found.shares.values()) - 1) < 1e-12
+    kernel = layer.expand_parameters()[0].detach().flatten()
+    rows = torch.cat([kernels_of(layer)[n] for n in names])
+    best = rows.T @ torch.linalg.lstsq(rows.T, kernel.unsqueeze(1), driver="gelsd").solution.squeeze()
+    assert distance(found.expand_parameters()[0].flatten(), best) < SAMPLING
+    everything = layer.nearest(*layer.shares)
+    for ours, theirs in zip(everything.expand_parameters(), layer.expand_parameters()):
+        assert distance(ours, theirs) < ROUNDING
+    for wrong in ([], ["C8"], ["C4", "C8"]):
+        with pytest.raises(ArgumentError, match="some of the summands"):
+            layer.nearest(*wrong)
 
 
 def test_gradients_reach_weights_and_architecture_until_frozen():

@@ -13,7 +13,7 @@ from escnn import nn as enn
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax import Evidence, relax, relax_translation
+from escnn_relax import Evidence, harden, project, relax, relax_translation, report, restrict
 from escnn_relax.curvature.collect import Curvature
 from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
 from escnn_relax.nn import DensePathway, FactoredPathway, RelaxedTranslation, SparseR2Conv, SparseR3Conv
@@ -323,3 +323,45 @@ def net_with_unused():
     model = net(C4)
     model.spare = enn.R2Conv(model.in_type, model.in_type, 3)
     return model
+
+
+def test_evidence_starts_them_as_residual_and_the_report_shows_them():
+    x = torch.randn(8, 1, 6, 6)
+    model = relax_translation(relax(net(C4)), x, ["factored", ("dense", "free")], silent=False)
+    flat = nn.Sequential(model, nn.Linear(16, 3))
+    evidence = Evidence(flat, num_data=8)
+    assert evidence.log_precision["0.net.0.sites.factored_C4.into.0.weight"] == 3.0
+    assert evidence.log_precision["0.net.0.convolution.weights.equivariant"] == 0.0
+    evidence.refresh(DataLoader(TensorDataset(x, torch.randint(3, (8,))), 4))
+    layer, gammas = model.net[0], evidence.effective_dimension()
+    names = [f"0.net.0.{n}" for n in layer.pathway_weights()["factored_C4"]]
+    assert float(layer.effective_dimension[0]) == pytest.approx(sum(gammas[n] for n in names))
+    seen = {entry.name: entry for entry in report(flat, evidence).layers}
+    shown = seen["0.net.0"]
+    assert [p.name for p in shown.pathways] == ["convolution", "factored_C4", "dense_free"]
+    assert shown.breaking_energy == pytest.approx(sum(p.energy for p in shown.pathways if p.breaks)) and shown.breaking_energy > 0
+    assert seen["0.net.0.convolution"].survivor == "C4"
+    assert "factored_C4" in str(report(flat, evidence))
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_harden_leaves_a_convolution_where_the_pathways_died(average):
+    x = torch.randn(3, 1, 6, 6)
+    model = relax_translation(relax(net(C4)), x, ["factored", ("dense", "free")], average=average)
+    hardened = harden(model)
+    assert type(hardened.net[0]) is enn.R2Conv and type(hardened.net[2]) is enn.R2Conv
+    assert torch.allclose(hardened(x), model(x), atol=1e-6)
+    assert hardened.hardening[1].removed == ("factored_C4", "dense_free")
+    with torch.no_grad():
+        model.net[0].sites["dense_free"].reset_parameters(silent=False)
+    partly = harden(model)
+    assert list(partly.net[0].sites) == ["dense_free"] and type(partly.net[0].convolution) is enn.R2Conv
+    assert torch.allclose(partly(x), model(x), atol=1e-6) and not torch.allclose(hardened(x), model(x), atol=1e-3)
+
+
+def test_other_morphisms_refuse_pathways_between_images():
+    model = relax_translation(net(C4), torch.randn(3, 1, 6, 6))
+    with pytest.raises(UnsupportedModuleError, match="pathways between whole images.*harden"):
+        restrict(model.net, 2)
+    with pytest.raises(UnsupportedModuleError, match="pathways between whole images.*harden"):
+        project(model.net)

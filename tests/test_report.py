@@ -9,8 +9,8 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 
-from escnn_relax import Evidence, relax, report
-from escnn_relax.errors import UnsupportedModuleError
+from escnn_relax import Evidence, relax, report, survivors
+from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from tests.test_fit import Net, loader, net
 
 matplotlib.use("Agg")
@@ -84,6 +84,43 @@ def test_plot_has_one_cell_for_each_pathway():
     assert axes.get_title() == "a title" and axes.get_ylabel() == "layer"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["equivariant", "irrep_1", "irrep_2"]
     matplotlib.pyplot.close(axes.figure)
+
+
+def test_survivors_are_shown():
+    """By the energies: the net broke C2 as well; with only irrep_2 it keeps C2, with a margin in nats from the evidence."""
+    model = broken_net()
+    (layer,) = report(model).layers
+    assert (layer.survivor, layer.by_depth) == ("trivial", "trivial") and math.isnan(layer.margin)
+    with torch.no_grad():
+        model.convolution.weights["irrep_1"].zero_()
+    evidence = Evidence(model, num_data=24)
+    evidence.refresh(loader())
+    learned = report(model, evidence)
+    (layer,) = learned.layers
+    assert layer.survivor == "C2" and layer.margin == pytest.approx(survivors(model, evidence).network.margin)
+    assert f"C2 ({layer.margin:.1f})" in str(learned) and "survives by depth: C2" in str(learned)
+    json.dumps(learned.to_dict(), allow_nan=False)
+    axes = learned.plot()
+    assert axes.get_yticklabels()[0].get_text() == "convolution\nkeeps C2"
+    matplotlib.pyplot.close(axes.figure)
+    bare = report(model, subgroups=False)
+    assert bare.layers[0].survivor == "" and "survivor" not in str(bare)
+    assert report(net()).layers[0].survivor == "C4"
+    with pytest.raises(ArgumentError, match="another model"):
+        report(model, Evidence(net(), num_data=24))
+
+
+def test_heat_map_of_the_effective_dimension():
+    model = broken_net()
+    Evidence(model, num_data=24).refresh(loader())
+    learned = report(model)
+    axes = learned.plot(of="fraction")
+    shown = axes.images[0].get_array()
+    assert shown.data.tolist() == [[p.fraction for p in learned.layers[0].pathways]]
+    assert learned.plot().images[0].norm(1e-3) == pytest.approx(0.5)
+    with pytest.raises(ArgumentError, match="energy"):
+        learned.plot(of="shares")
+    matplotlib.pyplot.close("all")
 
 
 def test_uncovered_parameters_are_named():

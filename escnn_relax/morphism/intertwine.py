@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import _escnn
 from ..errors import EmptyBasisError
 
-__all__ = ["BlockMap", "block_maps", "carry_weights", "bias_map", "RESIDUAL_TOLERANCE"]
+__all__ = ["BlockMap", "block_maps", "carry_weights", "bias_map", "renamed", "RESIDUAL_TOLERANCE", "RANK_TOLERANCE"]
 
 #: Share of a kernel's norm that may be missing from H's span. escnn samples its bases in float32, whence 1e-7.
 RESIDUAL_TOLERANCE = 1e-4
@@ -46,7 +46,8 @@ def _by_name(type) -> dict[str, Representation]:
     return {r.name: r for r in type.representations}
 
 
-def _renamed(old_type, new_type) -> dict[str, str]:
+def renamed(old_type, new_type) -> dict[str, str]:
+    """The name that each representation of the old field type has in the new one, field by field."""
     return {a.name: b.name for a, b in zip(old_type.representations, new_type.representations)}
 
 
@@ -66,7 +67,7 @@ def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = T
         EmptyBasisError: H's basis does not contain G's; the message gives the residual norm.
     """
     ins, outs = _by_name(new.in_type), _by_name(new.out_type)
-    to_in, to_out = _renamed(old.in_type, new.in_type), _renamed(old.out_type, new.out_type)
+    to_in, to_out = renamed(old.in_type, new.in_type), renamed(old.out_type, new.out_type)
     blocks = dict(_escnn.block_modules(_escnn.expansion(new)))
     points = _sampling_points(old) if _escnn.is_point_convolution(old) else None
     maps = []

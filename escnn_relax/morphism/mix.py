@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Callable, Iterable, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import nn
 
-from ..errors import NothingToRelaxError, UnsupportedModuleError
+from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
-from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR3Conv
+from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
 from ..symmetry.pathway import EQUIVARIANT
-from .harden import _strict
+from .conversion import convert_layers
+from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["mix", "merge", "mixed_layers"]
 
-_KINDS = (MixedR2Conv, MixedR3Conv, MixedLinear)
+_KINDS = (MixedR2Conv, MixedR3Conv, MixedLinear, MixedR2ConvTransposed, MixedR3ConvTransposed)
 _MIXED = {kind._strict: kind for kind in _KINDS}
 
 #: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
@@ -62,28 +62,13 @@ def mix(
     {'equivariant': 'C4', 'C2': 'C2', 'trivial': 'trivial'}
     """
     chosen = _chooser(model, subgroups, layers)
-    count = 0
+    options = {"leaning": leaning, "temperature": temperature, "start": start}
 
-    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
-        nonlocal count
-        ids = chosen(name, module) if isinstance(module, tuple(_MIXED)) else None
-        if ids is None:
-            return None
-        kind = _MIXED.get(type(module))
-        if kind is None:
-            problem = f"a {type(module).__name__} may compute something else than its parent class"
-            warnings.warn(f"{name or 'model'}: left as it is, since {problem}", stacklevel=2)
-            return None
-        options = {"leaning": leaning, "temperature": temperature, "start": start}
-        try:
-            mixed = kind.from_strict(module, subgroups=ids, **options, where=name or type(module).__name__)
-        except NothingToRelaxError as error:
-            warnings.warn(f"left as it is: {error}", stacklevel=2)
-            return None
-        count += 1
-        return mixed
+    def arguments(name: str, module: nn.Module) -> Optional[dict]:
+        ids = chosen(name, module)
+        return None if ids is None else {"subgroups": ids, **options}
 
-    copied = replace_modules(model, replacement)
+    copied, count = convert_layers(model, _MIXED, arguments)
     if not count:
         raise UnsupportedModuleError(
             type(model).__name__,
@@ -149,7 +134,7 @@ def merge(model: nn.Module) -> nn.Module:
 def _merged(layer: MixedConvolution) -> nn.Module:
     with torch.no_grad():
         if layer.pathways == (EQUIVARIANT,):
-            new = _strict(layer)
+            new = strict_layer(layer)
         else:
             new = MergedConvolution.of(layer, *layer.expand_parameters())
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph

@@ -13,8 +13,10 @@ from .. import _escnn
 from ..errors import FieldTypeError, UnsupportedModuleError
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
-from .harden import _strict
+from ..nn.relaxed_translation import RelaxedTranslation
+from ..symmetry.pathway import EQUIVARIANT
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
+from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["ProjectedLayer", "project"]
@@ -68,6 +70,9 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
     theirs = dict(module.named_modules())
 
     def replacement(name: str, part: nn.Module) -> Optional[nn.Module]:
+        if isinstance(part, RelaxedTranslation):
+            problem = "its pathways between whole images have no nearest convolution here"
+            raise UnsupportedModuleError(name or "model", problem, remedy="harden the model, or project part.convolution")
         if like is None:
             if not isinstance(part, RelaxedConvolution):
                 return None
@@ -108,7 +113,7 @@ def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, Projected
     """The residual kernels are orthogonal to the equivariant ones, so projecting leaves them out; a mixture's are not."""
     with torch.no_grad():
         kernel = layer.expand_parameters()[0]
-        new = _strict(layer.projected() if isinstance(layer, MixedConvolution) else layer)
+        new = strict_layer(layer.nearest(EQUIVARIANT.name) if isinstance(layer, MixedConvolution) else layer)
         new.train(layer.training)
     return new, ProjectedLayer(name, float(kernel.norm()), layer.breaking_energy**0.5)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Callable, Iterable, Optional, Sequence, Union
 
 from torch import nn
 
-from ..errors import NothingToRelaxError, UnsupportedModuleError
+from ..errors import UnsupportedModuleError
 from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
-from .walk import replace_modules
+from .conversion import convert_layers
 
 __all__ = ["relax"]
 
@@ -54,27 +53,9 @@ def relax(
     ['equivariant', 'irrep_1', 'irrep_2']
     """
     chosen = _chooser(model, layers)
-    count = 0
-
-    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
-        nonlocal count
-        kind = _RELAXED.get(type(module))
-        if kind is None and isinstance(module, tuple(_RELAXED)) and chosen(name, module):
-            problem = f"a {type(module).__name__} may compute something else than its parent class"
-            warnings.warn(f"{name or 'model'}: left as it is, since {problem}", stacklevel=2)
-        if kind is None or not chosen(name, module):
-            return None
-        options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
-        options.update(frequencies=frequencies, irreps=irreps)
-        try:
-            relaxed = kind.from_strict(module, **options, where=name or type(module).__name__)
-        except NothingToRelaxError as error:
-            warnings.warn(f"left as it is: {error}", stacklevel=2)
-            return None
-        count += 1
-        return relaxed
-
-    copied = replace_modules(model, replacement)
+    options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
+    options.update(frequencies=frequencies, irreps=irreps)
+    copied, count = convert_layers(model, _RELAXED, lambda name, module: options if chosen(name, module) else None)
     if not count:
         raise UnsupportedModuleError(
             type(model).__name__,

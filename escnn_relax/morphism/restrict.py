@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
 from ..nn.mixed import MixedConvolution
+from ..nn.relaxed_translation import RelaxedTranslation
 from ..symmetry.subgroups import subgroup
 from .relabel import Relabel
 from .restrict_layer import CONTAINERS, RETYPED, STEERABLE, restrict_steerable, restricted_value, retype
@@ -186,6 +187,9 @@ def _leaf(part: nn.Module, plan: RestrictionPlan, title: str) -> Optional[nn.Mod
     if isinstance(part, MixedConvolution):
         remedy = "merge it first, or mix after restricting"
         raise UnsupportedModuleError(title, "a mixture over the subgroups of G has no counterpart on H", remedy=remedy)
+    if isinstance(part, RelaxedTranslation):
+        remedy = "harden it first, which leaves a convolution where the pathways died, or relax after restricting"
+        raise UnsupportedModuleError(title, "pathways between whole images have no counterpart on H", remedy=remedy)
     if kind.__module__.startswith("escnn."):
         if isinstance(part, EquivariantModule):
             raise UnsupportedModuleError(

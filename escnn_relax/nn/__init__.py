@@ -3,7 +3,7 @@
 from .convolution import RelaxedR2Conv, RelaxedR3Conv
 from .linear import RelaxedLinear
 from .merged import MergedConvolution
-from .mixed_layers import MixedLinear, MixedR2Conv, MixedR3Conv
+from .mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
 from .relaxed_translation import RelaxedTranslation
 from .site_pathways import DensePathway, FactoredPathway
 from .sparse_convolution import SparseR2Conv, SparseR3Conv
@@ -15,7 +15,9 @@ __all__ = [
     "MergedConvolution",
     "MixedLinear",
     "MixedR2Conv",
+    "MixedR2ConvTransposed",
     "MixedR3Conv",
+    "MixedR3ConvTransposed",
     "RelaxedLinear",
     "RelaxedR2Conv",
     "RelaxedR2ConvTransposed",

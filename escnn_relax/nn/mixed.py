@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Optional
 
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, NothingToRelaxError
 from ..symmetry.band import band_of
-from ..symmetry.graded import fixed_vectors
 from ..symmetry.irreps import highest_frequency
 from ..symmetry.pathway import EQUIVARIANT, Pathway
-from ..symmetry.subgroups import Subgroup, subgroup
-from .mixed_basis import MixtureBasis, mixed_groups, mixture_basis
+from ..symmetry.subgroups import subgroup
+from .mixed_basis import mixed_groups, mixture_basis
+from .mixed_bias import coinciding, mixture_biases
 from .mixed_kernel import MixtureKernel
+from .mixed_reduction import kept_summands, nearest_summands
 from .mixture import Mixture, check_positive
 from .relaxed import RelaxedConvolution
 
@@ -75,11 +75,8 @@ class MixedConvolution(RelaxedConvolution):
         fields = self._kernel_fields()
         basis = mixture_basis(rule, band, *fields, strict.basisexpansion, where)
         groups = {p.name: subgroup(self.space, p.subgroup) for p in rule.residual}
-        biases = {EQUIVARIANT.name: torch.zeros(self.out_type.size, 0)}
-        if strict.bias is not None:
-            biases = {name: _invariant(self.out_type, h) for name, h in groups.items()}
-            biases = {EQUIVARIANT.name: strict.bias_expansion.detach().double().cpu(), **biases}
-        self.coinciding = _coinciding(basis, biases, groups)
+        biases = mixture_biases(strict, groups)
+        self.coinciding = coinciding(basis, biases, groups)
         self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if p.name not in self.coinciding)
         self.empty_pathways = tuple(p for p in rule.pathways if p.name in self.coinciding)
         if len(self.pathways) == 1:
@@ -157,46 +154,31 @@ class MixedConvolution(RelaxedConvolution):
         {'equivariant': 0.5, 'trivial': 0.5}
         """
         known = [p.name for p in self.pathways]
-        unknown = [name for name in names if name not in known]
-        kept = [index for index, name in enumerate(known) if name not in names]
-        if unknown or not kept:
-            raise ArgumentError(
-                type(self).__name__, expected=f"some, not all, of the summands {known}", got=list(names)
-            )
-        new = copy.deepcopy(self)
-        new.pathways = tuple(self.pathways[index] for index in kept)
-        new.weights = nn.ParameterDict()
-        for p in new.pathways:
-            new.weights[p.name] = copy.deepcopy(self.weights[p.name])
-        new.kernel.keep([p.name for p in new.pathways])
-        for name in ("log_precision", "effective_dimension", "norms"):
-            setattr(new, name, getattr(self, name)[kept].clone())
-        if self.bias is not None:
-            spans = torch.arange(len(self.bias)).split(self.bias_sizes)
-            columns = torch.cat([spans[index] for index in kept]).to(self.bias.device)
-            new.bias_sizes = tuple(self.bias_sizes[index] for index in kept)
-            new.bias = nn.Parameter(self.bias.detach()[columns].clone(), requires_grad=self.bias.requires_grad)
-            new.bias_basis = self.bias_basis[:, columns].clone()
-        return new
+        kept = [name for name in known if name not in names]
+        if not kept or not set(names) <= set(known):
+            raise ArgumentError(type(self).__name__, expected=f"some, not all, of the summands {known}", got=list(names))
+        return kept_summands(self, kept)
 
-    def projected(self) -> "MixedConvolution":
-        """A copy with G's summand alone, whose kernel and bias are the orthogonal projections of the whole mixture's on G's.
+    def nearest(self, *names: str) -> "MixedConvolution":
+        """A copy with these summands only, whose kernel and bias are the closest to the whole mixture's that they can make.
+
+        Where one group is named, they are the orthogonal projections on what this group leaves invariant. The larger
+        groups of a mixture are contained in it, so that nothing of their summands is lost; :meth:`without` drops these.
 
         Raises:
-            ArgumentError: G's summand has been removed.
+            ArgumentError: a name that is no summand's, or none at all.
+
+        >>> from escnn import gspaces
+        >>> from escnn_relax.nn import MixedR2Conv
+        >>> space = gspaces.rot2dOnR2(4)
+        >>> layer = MixedR2Conv(*2 * [FieldType(space, [space.regular_repr])], 3, subgroups=[2, 1])
+        >>> layer.nearest("C2").shares
+        {'C2': 1.0}
         """
-        if EQUIVARIANT not in self.pathways:
-            raise ArgumentError(
-                type(self).__name__, "the summand of the whole group was removed, so there is nothing to project on"
-            )
-        new = self.without(*[p.name for p in self.pathways[1:]])
-        with torch.no_grad():
-            shares = dict(zip(self.kernel.pathways, self.kernel.shares))
-            vector = self.kernel.combine({name: w * shares[name] for name, w in self.weights.items()})
-            new.weights[EQUIVARIANT.name].copy_(self.kernel.read(EQUIVARIANT.name, vector))
-            if self.bias is not None:
-                new.bias.copy_(torch.linalg.pinv(new.bias_basis) @ (self.bias_expansion @ self.bias))
-        return new
+        known = [p.name for p in self.pathways]
+        if not names or not set(names) <= set(known):
+            raise ArgumentError(type(self).__name__, expected=f"some of the summands {known}", got=list(names))
+        return nearest_summands(self, [name for name in known if name in names])
 
     # --- filters ----------------------------------------------------------------------------------------------------
 
@@ -247,24 +229,3 @@ class MixedConvolution(RelaxedConvolution):
         for p in self.pathways[1:]:
             weight = self.weights[p.name].normal_()
             weight.mul_(norm / weight.norm())
-
-
-def _invariant(type: FieldType, group: Subgroup) -> Tensor:
-    """Orthonormal vectors of a field type that a subgroup leaves invariant, shape ``(channels, vectors)``, float64."""
-    vectors = {r.name: fixed_vectors(r, group).T for r in set(type.representations)}
-    return torch.block_diag(*(vectors[r.name] for r in type.representations))
-
-
-def _coinciding(basis: MixtureBasis, biases: dict[str, Tensor], groups: dict[str, Subgroup]) -> dict[str, str]:
-    """Subgroups that add nothing here to a larger one of the mixture, with its name."""
-    size = {name: sum(basis.dimension(name, pair) for pair in of) for name, of in basis.parts.items()}
-    size[EQUIVARIANT.name] = sum(basis.own.values())
-    found: dict[str, str] = {}
-    for name, group in groups.items():
-        larger = [EQUIVARIANT.name, *(n for n, h in groups.items() if group < h and n not in found)]
-        for other in larger:
-            same_bias = name not in biases or biases[name].shape == biases[other].shape
-            if size[name] == size[other] and same_bias:
-                found[name] = other
-                break
-    return found

@@ -1,4 +1,4 @@
-"""[G]-mixed convolutions of the plane and of space, and linear maps."""
+"""[G]-mixed convolutions of the plane and of space, transposed ones, and linear maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from escnn.nn import FieldType  # noqa: F401 - for the doctests
 from .convolution import RelaxedR2Conv, RelaxedR3Conv
 from .linear import RelaxedLinear
 from .mixed import MixedConvolution
+from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 
-__all__ = ["MixedR2Conv", "MixedR3Conv", "MixedLinear"]
+__all__ = ["MixedR2Conv", "MixedR3Conv", "MixedR2ConvTransposed", "MixedR3ConvTransposed", "MixedLinear"]
 
 
 class MixedR2Conv(MixedConvolution, RelaxedR2Conv):
@@ -41,6 +42,32 @@ class MixedR3Conv(MixedConvolution, RelaxedR3Conv):
     >>> space = gspaces.invOnR3()
     >>> gray, signs = FieldType(space, [space.trivial_repr]), FieldType(space, [space.regular_repr])
     >>> MixedR3Conv(gray, signs, 3, subgroups=[1]).kernel.dimensions
+    {'equivariant': 10, 'trivial': 20}
+    """
+
+
+class MixedR2ConvTransposed(MixedConvolution, RelaxedR2ConvTransposed):
+    __doc__ = MixedConvolution.__doc__ + """
+    Constructed like :class:`escnn.nn.R2ConvTransposed`, plus the arguments of
+    :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
+
+    >>> from escnn import gspaces
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = FieldType(space, [space.trivial_repr]), FieldType(space, [space.regular_repr])
+    >>> MixedR2ConvTransposed(fields, gray, 3, stride=2, subgroups=[2, 1]).kernel.dimensions
+    {'equivariant': 6, 'C2': 12, 'trivial': 24}
+    """
+
+
+class MixedR3ConvTransposed(MixedConvolution, RelaxedR3ConvTransposed):
+    __doc__ = MixedConvolution.__doc__ + """
+    Constructed like :class:`escnn.nn.R3ConvTransposed`, plus the arguments of
+    :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
+
+    >>> from escnn import gspaces
+    >>> space = gspaces.invOnR3()
+    >>> gray, signs = FieldType(space, [space.trivial_repr]), FieldType(space, [space.regular_repr])
+    >>> MixedR3ConvTransposed(gray, signs, 3, subgroups=[1]).kernel.dimensions
     {'equivariant': 10, 'trivial': 20}
     """
 

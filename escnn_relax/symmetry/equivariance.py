@@ -186,7 +186,21 @@ def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def assert_equivariant(module: Callable, tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
-    """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.RelaxError` when it exceeds ``tolerance``."""
+    """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.RelaxError` when it exceeds ``tolerance``.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn
+    >>> from escnn_relax.nn import RelaxedR2Conv
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> type = nn.FieldType(space, [space.regular_repr])
+    >>> layer = RelaxedR2Conv(type, type, 3)
+    >>> len(assert_equivariant(layer))  # elements tried, all but the identity
+    3
+    >>> _ = torch.nn.init.normal_(layer.weights["irrep_1"])
+    >>> assert_equivariant(layer)
+    Traceback (most recent call last):
+    escnn_relax.errors.RelaxError: RelaxedR2Conv: not equivariant: relative error ... tolerance 1e-04
+    """
     error = equivariance_error(module, **arguments)
     if not error.max <= tolerance:
         worst = error.elements[max(range(len(error)), key=error.errors.__getitem__)]

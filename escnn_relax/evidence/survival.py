@@ -1,0 +1,187 @@
+"""Which subgroup survived in each layer of a trained network, and by how many nats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from torch import nn
+
+from ..errors import ArgumentError, UnsupportedModuleError
+from ..nn.relaxed import RelaxedConvolution
+from ..nn.stabiliser import KernelSymmetry, stabiliser
+from ..symmetry.pathway import SWITCHED_OFF
+from ..symmetry.stabiliser import SubgroupSearch
+from ..symmetry.subgroups import Subgroup
+from .demanding import gain_of_demanding
+from .evidence import Evidence
+
+__all__ = ["LayerSurvivor", "Survivors", "survivors"]
+
+
+@dataclass(frozen=True)
+class LayerSurvivor:
+    """The largest subgroup that survives in a layer, or in several.
+
+    Attributes:
+        name: the layer's, as in ``model.named_modules()``; empty for the whole network.
+        subgroup: the subgroup H.
+        remainder: share of the kernel's energy that H does not fix (fraction); of several layers the largest.
+        gain: change of the log evidence if exactly H were demanded (nats): about 0 or more where what H does not fix was
+            switched off, for then it makes no difference. NaN without an evidence.
+        larger: the next larger subgroups.
+        costs: what demanding each of them would cost beyond that, by name (nats); empty without an evidence.
+        note: why there are no nats, empty if there are.
+
+    >>> from escnn import gspaces
+    >>> from escnn_relax.symmetry.subgroups import subgroup
+    >>> c2, c4 = (subgroup(gspaces.rot2dOnR2(4), n) for n in (2, 4))
+    >>> LayerSurvivor("conv", c2, 1e-5, gain=3.0, larger=(c4,), costs={"C4": 21.5}).margin
+    21.5
+    """
+
+    name: str
+    subgroup: Subgroup
+    remainder: float
+    gain: float
+    larger: tuple[Subgroup, ...]
+    costs: dict[str, float]
+    note: str = ""
+
+    @property
+    def margin(self) -> float:
+        """The least of the costs (nats): by how much the evidence prefers H to more symmetry; infinite for H = G, above
+        which there is nothing, NaN without an evidence."""
+        if math.isnan(self.gain):
+            return math.nan
+        return min(self.costs.values(), default=math.inf)
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """The surviving subgroups of a network.
+
+    Attributes:
+        layers: each layer by itself, in the order of the model.
+        by_depth: for each layer the largest subgroup that survives in it and in all before it; ``gain`` and ``costs`` add
+            up those of these layers. Symmetry lost early is not found again, so it never grows.
+        network: the last of these, that of the whole network.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> fields = enn.FieldType(space, [space.regular_repr])
+    >>> print(survivors(relax(enn.SequentialModule(enn.R2Conv(fields, fields, 3)))))
+    layer  subgroup  remainder    margin  by depth    margin
+    0      C4          0.0e+00         –  C4               –
+    """
+
+    layers: tuple[LayerSurvivor, ...]
+    by_depth: tuple[LayerSurvivor, ...]
+
+    @property
+    def network(self) -> LayerSurvivor:
+        return self.by_depth[-1]
+
+    @property
+    def subgroups(self) -> dict[str, Subgroup]:
+        """By depth, the subgroup of each layer by its name, as ``harden(model, to=...)`` takes them."""
+        return {own.name: depth.subgroup for own, depth in zip(self.layers, self.by_depth)}
+
+    def __str__(self) -> str:
+        width = max([5, *(len(s.name) for s in self.layers)])
+        names = max([8, *(len(s.subgroup.name) for s in (*self.layers, *self.by_depth))])
+        lines = [f"{'layer':<{width}}  {'subgroup':<{names}}  remainder    margin  {'by depth':<{names}}    margin"]
+        for own, depth in zip(self.layers, self.by_depth):
+            lines.append(
+                f"{own.name:<{width}}  {own.subgroup.name:<{names}}  {own.remainder:9.1e}  {_nats(own.margin)}"
+                f"  {depth.subgroup.name:<{names}}  {_nats(depth.margin)}"
+            )
+        return "\n".join(lines)
+
+
+def survivors(
+    model: nn.Module, evidence: Optional[Evidence] = None, *, energy: float = SWITCHED_OFF, depth: bool = True
+) -> Survivors:
+    """The largest subgroups that survive in a model's relaxed layers: the stabilisers of the learned kernels.
+
+    A subgroup survives in a layer if no more than ``energy`` of the kernel is not equivariant under it, or if the evidence
+    gains by demanding it; see :func:`~escnn_relax.nn.stabiliser.stabiliser` for when these differ. For SO(2) and O(2)
+    the discrete subgroups are found from the frequencies that are alive, and the axis of a reflection from the
+    coefficients.
+
+    Args:
+        model: any model with relaxed layers.
+        evidence: of this model, refreshed; gives the margins in nats, at its present precisions.
+        energy: the largest share of a layer's energy that counts as switched off (fraction).
+        depth: read the network as a whole, too; layers of different groups have no common reading.
+
+    Raises:
+        UnsupportedModuleError: no relaxed layer, or with ``depth`` layers of different groups.
+        ArgumentError: an evidence of another model.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax
+    >>> space = gspaces.flipRot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> model = relax(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields), enn.R2Conv(fields, fields, 3)))
+    >>> _ = nn.init.normal_(model[2].weights["irrep_0,2"])
+    >>> [s.subgroup.name for s in survivors(model).layers]
+    ['D4', 'D2_0deg']
+    """
+    if evidence is not None and evidence.model is not model:
+        remedy = "pass the one that this model was fitted with"
+        raise ArgumentError("survivors", "an evidence of another model", remedy=remedy)
+    found = [
+        KernelSymmetry(module, name)
+        for name, module in model.named_modules()
+        if isinstance(module, RelaxedConvolution) and hasattr(module, "relaxation")
+    ]
+    if not found:
+        raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="relax it first")
+    measure = _measure(evidence)
+    layers = tuple(_survivor(s.name, [s], energy, measure) for s in found)
+    if not depth:
+        return Survivors(layers, layers)
+    return Survivors(layers, tuple(_survivor("", found[: n + 1], energy, measure) for n in range(len(found))))
+
+
+def _measure(evidence: Optional[Evidence]) -> Optional[Callable[[KernelSymmetry, Subgroup], float]]:
+    if evidence is None or evidence.estimate is None:
+        return None
+    estimate, known = evidence.estimate, {}
+    scale = evidence.scale * evidence.num_data / estimate.num_data
+
+    def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
+        key = symmetry.name, kept.id
+        if key not in known:
+            known[key] = gain_of_demanding(kept, symmetry, estimate.factors, evidence.log_precision, scale)
+        return known[key]
+
+    return gain
+
+
+def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Callable]) -> LayerSurvivor:
+    note = "no curvature: pass a refreshed evidence" if measure is None else ""
+    if measure is not None:
+        try:
+            return _read(name, layers, energy, measure)
+        except ArgumentError as error:
+            note = f"by energy alone, {error}"
+    return _read(name, layers, energy, None, note)
+
+
+def _read(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Callable], note="") -> LayerSurvivor:
+    kept, remainder = stabiliser(layers, energy, measure)
+    search = SubgroupSearch(kept.gspace, max(s.search().highest for s in layers))
+    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
+    if measure is None:
+        return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note)
+    gain = sum(measure(s, kept) for s in layers)
+    costs = {h.name: gain - sum(measure(s, h) for s in layers) for h in larger}
+    return LayerSurvivor(name, kept, remainder, gain, larger, costs)
+
+
+def _nats(value: float) -> str:
+    return f"{'–':>8}" if math.isnan(value) or math.isinf(value) else f"{value:8.1f}"

@@ -1,0 +1,161 @@
+"""A relaxed network as plain escnn layers on the subgroups that its kernels keep."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+from escnn import nn as enn
+from escnn.nn import FieldType
+from torch import Tensor, nn
+
+from .. import _escnn
+from ..errors import ArgumentError, EmptyBasisError
+from ..nn.relaxed import RelaxedConvolution
+from ..nn.stabiliser import KernelSymmetry
+from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.restriction import restriction
+from ..symmetry.subgroups import Subgroup
+from .intertwine import RANK_TOLERANCE, RESIDUAL_TOLERANCE, renamed
+from .relabel import Relabel
+from .restrict import restrict
+from .restriction_plan import RestrictionPlan
+from .strict_layer import strict_layer
+from .walk import replace_modules
+
+__all__ = ["by_depth", "by_layer"]
+
+
+def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
+    r"""A copy in which each relaxed layer is escnn's own of its subgroup H, with the kernel :math:`P_H K`.
+
+    The network is restricted to the first layer's subgroup from its input on, and again before each layer that has a smaller
+    one (:func:`~escnn_relax.restrict` with ``from_layer``).
+
+    Args:
+        kept: the subgroup of each relaxed layer by its name, in the order of the model.
+
+    Raises:
+        ArgumentError: a subgroup that does not lie in that of the layer before.
+        EmptyBasisError: see :func:`fill`.
+    """
+    layers = dict(model.named_modules())
+    result = replace_modules(model, lambda name, module: _strict(module) if name in kept else None)
+    before = first = None
+    for name, wanted in kept.items():
+        if before is None:
+            result = result if wanted.index == 1 else restrict(result, wanted.id)
+            first = wanted
+        elif not wanted <= before:
+            raise ArgumentError(
+                name,
+                expected=f"a subgroup of {before.name}, which the layers before it keep",
+                got=wanted.name,
+                remedy="symmetry that was given up does not return: take the stabilisers by depth, or per='layer'",
+            )
+        elif not before <= wanted:
+            result = restrict(result, _inside(first, wanted), from_layer=name)
+        before = wanted
+    for name, wanted in kept.items():
+        part = dict(result.named_modules())[name]
+        if isinstance(part, enn.SequentialModule):  # the step to the subgroup stands before it
+            part = part[len(part) - 1]
+        if wanted.index > 1:
+            fill(part, layers[name], wanted, name)
+    return result
+
+
+def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
+    """The same with each layer by itself: the network around stays on G, a Relabel on either side of the layer."""
+
+    def replacement(name: str, module: nn.Module):
+        if name not in kept:
+            return None
+        strict = _strict(module)
+        if kept[name].index == 1:
+            return strict
+        on_h = restrict(strict, kept[name].id, where=name)
+        fill(on_h, module, kept[name], name)
+        return enn.SequentialModule(Relabel(module.in_type, on_h.in_type), on_h, Relabel(on_h.out_type, module.out_type))
+
+    return replace_modules(model, replacement)
+
+
+def _strict(layer: RelaxedConvolution) -> nn.Module:
+    with torch.no_grad():
+        return strict_layer(layer).train(layer.training)
+
+
+def _inside(first: Subgroup, wanted: Subgroup):
+    """The id of a subgroup of G within another one, which the network's input has."""
+    if first.index == 1:
+        return wanted.id
+    outer, inner = first.gspace, restriction(first)
+    scalar = FieldType(outer, [outer.trivial_repr])
+    step = Relabel(scalar, inner.field_type(scalar))
+    return RestrictionPlan(wanted).through(step, first.name)[1].subgroup.id
+
+
+def fill(target: nn.Module, layer: RelaxedConvolution, kept: Subgroup, where: str = "") -> None:
+    r"""Give an escnn layer of H, in place, the kernel :math:`P_H K` of a relaxed layer of G.
+
+    H's sampled basis is polished as in :func:`~escnn_relax.morphism.intertwine.block_maps`: changed by the rounding of
+    escnn's samples (:math:`10^{-7}`), so that the kernel lies in its span exactly.
+
+    Raises:
+        EmptyBasisError: the kernel is not in the span of escnn's kernels of H, as of a layer with ``basis="pixel"``.
+    """
+    symmetry = KernelSymmetry(layer, where)
+    weights = symmetry.kept(kept)
+    blocks = dict(_escnn.block_modules(target.basisexpansion))
+    # by position: a network restricted twice names its representations after both steps
+    ins, outs = renamed(layer.in_type, target.in_type), renamed(layer.out_type, target.out_type)
+    size = sum(float(w.square().sum()) for n, w in weights.items() if n != EQUIVARIANT.name)
+    vector = torch.zeros(target.weights.shape, dtype=torch.float64)
+    with torch.no_grad():
+        size += float(layer.pathway_kernel(EQUIVARIANT.name).double().square().sum())
+        for pair in layer.kernel.pairs:
+            rows = _pieces(layer, weights, pair)
+            block = blocks.get((ins[pair[0]], outs[pair[1]]))
+            basis = rows[:0] if block is None else _escnn.kernels(block).flatten(1)
+            solution, basis = _polished(rows, basis)
+            lost = float((rows - solution @ basis).norm())
+            if lost > RESIDUAL_TOLERANCE * size**0.5:
+                raise EmptyBasisError(
+                    where,
+                    f"escnn's kernels of {kept.name} lack a part of the learned one, of norm {lost / size**0.5:.1e} of 1",
+                    remedy="relax with basis='band-limited', or harden without to=",
+                )
+            if block is not None:
+                block.sampled_basis = basis.view(block.sampled_basis.shape).to(block.sampled_basis)
+                start, stop = _escnn.weight_range(target.basisexpansion, (ins[pair[0]], outs[pair[1]]))
+                vector[start:stop] = solution.flatten()
+        target.weights.copy_(vector)
+        mode = target.training
+        target.train().train(mode)  # drops the filter that escnn keeps in eval mode, which is of other weights
+
+
+def _pieces(layer: RelaxedConvolution, weights: Mapping[str, Tensor], pair: tuple[str, str]) -> Tensor:
+    """The kernels between all fields of one pair of representations, ``(out fields * in fields, numbers)``, float64."""
+    total = 0.0
+    for name in layer.kernel.pathways:
+        for block in layer.kernel.blocks[name]:
+            if (block.in_name, block.out_name) == pair:
+                own = weights[name].to("cpu", torch.float64)[block.start : block.stop].view(block.outputs * block.inputs, -1)
+                total = total + own @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1)
+    return total
+
+
+def _polished(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients of the rows, and the basis, changed as little as it takes for them to be exact."""
+    solve = lambda of: of @ torch.linalg.pinv(basis, rtol=RANK_TOLERANCE)
+    _, values, span = torch.linalg.svd(rows, full_matrices=False)
+    span = span[values > RANK_TOLERANCE * values.max().clamp(min=torch.finfo(torch.float64).tiny)]
+    if len(basis) and len(span):
+        for _ in range(2):  # the second pass removes the rounding of the first
+            transfer = solve(span)
+            residual = span - transfer @ basis
+            if float(residual.norm()) > RESIDUAL_TOLERANCE:
+                break
+            basis = basis + torch.linalg.pinv(transfer, rtol=1e-9) @ residual
+    return solve(rows), basis

@@ -1,0 +1,212 @@
+r"""The subgroups under which kernels of a relaxed layer may still be equivariant, and their part of the residual kernels.
+
+A kernel is fixed by H if it lies in the span of the equivariant kernels and of the H-fixed vectors of all irreps
+(:mod:`escnn_relax.symmetry.graded`). Residual kernels of a layer are orthonormal on the pixel grid, so the H-fixed ones
+become a subspace of their coefficients, and the nearest H-equivariant kernel of the layer an orthogonal projection there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Optional, Sequence
+
+import numpy as np
+import torch
+from escnn.group import Representation
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
+from .grid import grid_permutation, isotypic_projection
+from .irreps import frequency, irreps_up_to
+from .pathway import Pathway
+from .relaxation import Relaxation
+from .span import orthonormal, sectioned
+from .subgroup import Subgroup, group_size, subgroup
+from .subgroups import subgroups
+
+__all__ = ["FixedKernels", "SubgroupSearch"]
+
+#: Cosine from which on a kernel of the layer counts as one of the subgroup's. Kernels are sampled in float32, which leaves
+#: 1e-7; those that only overlap with the subgroup's have been seen up to 0.9.
+CONTAINED = 1 - 1e-5
+
+
+class FixedKernels:
+    """The part of the residual kernels between one pair of representations that each subgroup fixes.
+
+    Args:
+        rule: the pathways of the layer.
+        band: its sampling rule.
+        equivariant: the layer's equivariant kernels, shape ``(K, out size, in size, S)``.
+        residual: orthonormal kernels of each residual pathway ``(K_p, out size, in size, S)``, in the order of the pathways;
+            ``K_p`` may be 0.
+    """
+
+    def __init__(
+        self,
+        rule: Relaxation,
+        band,
+        in_repr: Representation,
+        out_repr: Representation,
+        equivariant: Tensor,
+        residual: Sequence[tuple[Pathway, Tensor]],
+    ) -> None:
+        self._rule, self._band, self._pair = rule, band, (in_repr, out_repr)
+        self._equivariant = equivariant.detach().to("cpu", torch.float64)
+        self._rows = torch.cat([kernels.detach().to("cpu", torch.float64) for _, kernels in residual]).flatten(1)
+        self.pathways = tuple(p for p, _ in residual)
+        ends = np.cumsum([0, *(len(kernels) for _, kernels in residual)]).tolist()
+        #: where each pathway's coefficients stand among those of the pair
+        self.sections = tuple(slice(a, b) for a, b in zip(ends, ends[1:]))
+        self._coordinates: Optional[list[tuple[object, Tensor]]] = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fixed(self, kept: Subgroup) -> Tensor:
+        """Orthonormal coefficient vectors of the kernels that the subgroup fixes, shape ``(f, number of residual kernels)``.
+
+        Where the sampling grid does not mix irreps, each vector belongs to one pathway only.
+        """
+        if not len(self._rows):
+            return self._rows.new_zeros(0, 0)
+        if kept.order == 1:
+            return torch.eye(len(self._rows), dtype=torch.float64)
+        if self._rule.basis == "pixel":
+            averaged = self._average(kept)
+            if averaged is not None:
+                return self._contained(averaged)
+        if any(p.kind == "subgroup" for p in self.pathways):
+            irreps = irreps_up_to(self._rule.gspace.fibergroup, self._rule.frequencies)
+            return self._contained(fixed_kernels(self._band, self._rule.gspace, *self._pair, kept, irreps).flatten(1))
+        vectors = [self._rows.new_zeros(0, len(self._rows))]
+        for psi, coordinates in self._tuples():
+            vectors.append(torch.einsum("fa,kac->fkc", fixed_vectors(psi, kept), coordinates).flatten(0, 1))
+        return sectioned(torch.cat(vectors), list(self.sections), against=vectors[0])
+
+    def _tuples(self) -> list[tuple[object, Tensor]]:
+        """Coefficients of the tuples of each irrep that has a pathway, ``(K, dim psi, number of residual kernels)``."""
+        if self._coordinates is None:
+            group, found = self._rule.gspace.fibergroup, []
+            for pathway, section in zip(self.pathways, self.sections):
+                if pathway.kind != "irrep" or section.start == section.stop:
+                    continue
+                psi = group.irrep(*pathway.irrep)
+                tuples = isotypic_tuples(self._band, self._rule.gspace, *self._pair, psi)
+                found.append((psi, tuples.flatten(2) @ self._rows.T))
+            self._coordinates = found
+        return self._coordinates
+
+    def _average(self, kept: Subgroup) -> Optional[Tensor]:
+        """All kernels of the grid averaged over a subgroup that moves pixels to pixels, as rows; ``None`` for others."""
+        if kept.order < 0:
+            return None
+        gspace, points = self._rule.gspace, self._band.points
+        moves = {g: grid_permutation(gspace, g, points) for g in kept.elements}
+        if any(m is None for m in moves.values()):
+            return None
+        # the layer has all kernels of the grid, so it is enough to average its own
+        own = torch.cat([self._equivariant, self._rows.view(-1, *self._equivariant.shape[1:])])
+        return isotypic_projection(own, *self._pair, moves).flatten(1)
+
+    def _contained(self, rows: Tensor) -> Tensor:
+        """Coefficients of the residual kernels that lie in the span of these rows and the equivariant kernels."""
+        first = orthonormal(self._equivariant.flatten(1))
+        basis = orthonormal(rows, against=first)
+        _, values, vectors = torch.linalg.svd(basis @ self._rows.T, full_matrices=False)
+        return vectors[values > CONTAINED]
+
+
+class SubgroupSearch:
+    """The subgroups of a G-space in the order in which one asks whether they survive, large to small.
+
+    Of a finite group these are all that escnn has ids for, conjugates included; of SO(2) and O(2) those that irreps up to
+    ``highest`` can tell apart, with the axis of a reflection found from the kernels; of other continuous groups those that
+    :func:`~escnn_relax.symmetry.subgroups.subgroups` lists, in their standard position.
+
+    Args:
+        gspace: the G-space.
+        highest: the highest frequency of the irreps at hand, for a continuous group of the plane.
+    """
+
+    def __init__(self, gspace, highest: int = 0) -> None:
+        self.gspace, self.highest = gspace, highest
+        self.kind = type(gspace.fibergroup).__name__
+        self.members = () if self.kind in ("SO2", "O2") else tuple(reversed(list(subgroups(gspace))))
+
+    def largest(
+        self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]
+    ) -> tuple[Subgroup, float]:
+        """The largest subgroup that survives, and its remainder; among equally large ones that of the least remainder.
+
+        The trivial subgroup has to survive.
+        """
+        if self.kind in ("SO2", "O2"):
+            return self._planar(remainder, survives)
+        found: list[tuple[Subgroup, float]] = []
+        for member in self.members:
+            if found and group_size(member.group) != group_size(found[0][0].group):
+                break
+            if survives(member):
+                found.append((member, remainder(member)))
+        return min(found, key=lambda pair: pair[1])
+
+    def above(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
+        """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself."""
+        if self.kind in ("SO2", "O2"):
+            return self._above_planar(kept, remainder)
+        larger = [m for m in self.members if kept < m]
+        return tuple(m for m in larger if not any(n < m for n in larger))
+
+    def _id(self, turns: int, axis: Optional[float] = None):
+        turns = -1 if turns > self.highest else turns
+        if self.kind == "SO2":
+            return turns
+        return (None, turns) if axis is None else (0.0 if turns == -1 else float(axis), turns)
+
+    def _member(self, turns: int, axis: Optional[float] = None) -> Subgroup:
+        return subgroup(self.gspace, self._id(turns, axis))
+
+    def _planar(self, remainder, survives) -> tuple[Subgroup, float]:
+        # if a reflection and some turns survive, so does what they generate: one question for the turns, one for the axis
+        turns = next(m for m in range(self.highest + 1, 0, -1) if survives(self._member(m)))
+        found = self._member(turns)
+        if self.kind == "O2":
+            mirrored = self._mirrored(turns, remainder)
+            found = mirrored if survives(mirrored) else found
+        return found, remainder(found)
+
+    def _mirrored(self, turns: int, remainder) -> Subgroup:
+        """The dihedral subgroup of so many turns on the axis that leaves least of the kernels."""
+        if turns > self.highest:
+            return self._member(turns, 0.0)
+        period = 2 * math.pi / turns
+        cost = lambda axis: remainder(self._member(turns, axis % period))
+        # a trigonometric polynomial of no higher degree than the irreps
+        starts = np.linspace(0, period, 2 * (self.highest // turns) + 3, endpoint=False)
+        step, best = starts[1] - starts[0], min(starts, key=cost)
+        refined = minimize_scalar(cost, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-4})
+        axis = refined.x if refined.fun < cost(best) else best
+        return self._member(turns, axis % period)
+
+    def _above_planar(self, kept: Subgroup, remainder) -> tuple[Subgroup, ...]:
+        id = kept.id if self.kind == "O2" else (None, kept.id)
+        axis, turns = id
+        if turns == -1:
+            return () if axis is not None or self.kind == "SO2" else (self._member(self.highest + 1, 0.0),)
+        reach = self.highest + 1
+        primes = [p for p in range(2, reach + 1) if all(p % q for q in range(2, p))]
+        wider = {min(turns * p, reach) for p in primes} or {reach}
+        found = [self._member(m, axis) for m in sorted(wider)]
+        finite = [f for f in found if f.order > 0]
+        found = finite + [f for f in found if f.order < 0 and not finite]
+        if self.kind == "O2" and axis is None:
+            found.append(self._mirrored(turns, remainder))
+        return tuple(found)
+
+    @staticmethod
+    def highest_of(group, pathways: Sequence[Pathway], frequencies: Optional[int]) -> int:
+        """The highest frequency of the irreps of some pathways of a continuous group."""
+        own = [frequency(group, p.irrep) for p in pathways if p.kind == "irrep"]
+        return max([*own, 0 if frequencies is None else frequencies])

@@ -1,0 +1,186 @@
+"""Is the planted symmetry found? Ten seeded runs for each start and each planted subgroup; writes the table.
+
+    python examples/symmetry_discovery_runs.py [--runs examples/symmetry_discovery.jsonl] [--only fields O2] [--workers 2]
+
+Every run relaxes a network of the start's group, trains it with ``fit`` and reads the stabiliser of its kernels; nothing is
+tuned to a case. Finished runs are appended to the file at once and not repeated, so that it can be interrupted at any
+time; the table is written after each. A run takes 5 to 30 seconds on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import platform
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import planted
+import torch
+from torch.nn.functional import cross_entropy
+
+import escnn_relax
+from escnn_relax import Evidence
+from escnn_relax.evidence import survivors
+from escnn_relax.nn.stabiliser import KernelSymmetry
+
+HERE = Path(__file__).parent
+#: Which starts each kind of data has.
+STARTS = {"fields": ("C8", "D8", "SO2", "O2"), "digits": ("C8", "D4")}
+CASES = [(data, start, name) for data, starts in STARTS.items() for start in starts for name in planted.PLANTED[start]]
+OPTIONS = {
+    "fields": {"likelihood": "gaussian", "epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8},
+    "digits": {"epochs": 60, "lr": 1e-2, "share": 0.5},
+}
+
+
+def run(data: str, start: str, name: str, seed: int) -> dict:
+    """One run: train, read, and measure what more symmetry would cost."""
+    torch.set_num_threads(1)
+    began = time.time()
+    # data of their own for each start: with these fields C8's kernels are the first irreps of SO(2)'s
+    make = planted.fields if data == "fields" else planted.turned
+    case = make(start, name, seed + 100 * list(planted.PLANTED).index(start))
+    torch.manual_seed(seed)
+    history = escnn_relax.fit(case.model, case.loader(seed), progress=False, **OPTIONS[data])
+    evidence = history.evidence
+    if data == "digits":
+        # the curvature of training suffices to switch irreps off; margins need the better one
+        evidence = Evidence(case.model, curvature="eigenvalue-corrected", num_data=evidence.num_data)
+        evidence.log_precision.update(history.evidence.log_precision)
+        evidence.refresh(case.loader(seed))
+    found = survivors(case.model, evidence).network
+    record = {"data": data, "start": start, "planted": name, "seed": seed, "found": planted.reading(found.subgroup)}
+    record |= {"subgroup": found.subgroup.name, "remainder": found.remainder, "gain": found.gain, "costs": found.costs}
+    record |= {"kept_loss": projection_cost(case, evidence, found.subgroup)}
+    record |= {"projection": {h.name: projection_cost(case, evidence, h) for h in found.larger}}
+    if data == "digits":
+        record["score"] = float((case.model.eval()(case.test[0]).argmax(1) == case.test[1]).float().mean())
+    else:
+        record |= {"score": math.exp(evidence.log_noise), "axis": case.axis}
+    return {**record, "seconds": round(time.time() - began, 1)}
+
+
+@torch.no_grad()
+def projection_cost(case, evidence, kept) -> float:
+    """How much of the log-likelihood of the training data goes with the part that a subgroup does not fix (nats)."""
+    projected = copy.deepcopy(case.model).eval()
+    for layer in projected.modules():
+        if isinstance(layer, escnn_relax.nn.RelaxedR2Conv):
+            for name, weights in KernelSymmetry(layer).kept(kept).items():
+                layer.weights[name].copy_(weights)
+    x, y = case.train
+    loss = lambda model: float(
+        cross_entropy(model(x), y, reduction="sum")
+        if y.dtype == torch.long
+        else 0.5 * evidence.scale * (model(x) - y).square().sum()
+    )
+    return loss(projected) - loss(case.model.eval())
+
+
+def table(records: list[dict]) -> str:
+    """Markdown: a line for each case, all runs counted."""
+    lines = [
+        "| data | start | planted | found | others | margin, nats | least | in the data, nats | accuracy / noise |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for data, start, name in CASES:
+        of = [r for r in records if (r["data"], r["start"], r["planted"]) == (data, start, name)]
+        if not of:
+            continue
+        others = sorted(r["found"] for r in of if r["found"] != name)
+        margins = [min(r["costs"].values()) for r in of if r["costs"]]
+        losses = [min(r["projection"].values()) for r in of if r["projection"]]
+        score = statistics.median(r["score"] for r in of)
+        lines.append(
+            f"| {data} | {start} | {name} | **{len(of) - len(others)}/{len(of)}** | {', '.join(others)} "
+            f"| {_median(margins)} | {f'{min(margins):.1f}' if margins else '–'} | {_median(losses)} "
+            f"| {f'{score:.1%}' if data == 'digits' else f'{score:.3f}'} |"
+        )
+    right = sum(r["found"] == r["planted"] for r in records)
+    seconds = sum(r["seconds"] for r in records)
+    lines += ["", f"{right} of {len(records)} runs found the planted subgroup; {seconds / 60:.0f} core minutes."]
+    return "\n".join(lines) + "\n"
+
+
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f}" if values else "–"
+
+
+def hardware() -> str:
+    """What the seconds were measured on."""
+    model = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{model[0] if model else platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def read(path: Path) -> list[dict]:
+    """The finished runs; a line that was cut off is left out, and its run repeated."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=HERE / "symmetry_discovery.jsonl")
+    parser.add_argument("--out", type=Path, default=HERE / "symmetry_discovery.md")
+    parser.add_argument("--only", nargs="*", default=[], help="words out of data, start and planted group")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=1)
+    given = parser.parse_args()
+    done = {(r["data"], r["start"], r["planted"], r["seed"]) for r in read(given.runs)}
+    todo = [(*case, seed) for seed in range(given.seeds) for case in CASES if all(word in case for word in given.only)]
+    todo = [task for task in todo if task not in done]
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
+        for number, future in enumerate(as_completed([pool.submit(run, *task) for task in todo]), 1):
+            record = future.result()
+            text = given.runs.read_text() if given.runs.exists() else ""
+            with given.runs.open("a") as file:
+                file.write(("\n" if text and not text.endswith("\n") else "") + json.dumps(record) + "\n")
+            print(f"{number}/{len(todo)}", *list(record.values())[:6], f"{record['seconds']} s", flush=True)
+            given.out.write_text(HEAD + table(read(given.runs)) + f"\nMeasured on {hardware()}.\n")
+
+
+HEAD = """# Planted symmetry, found
+
+Made by `python examples/symmetry_discovery_runs.py`; every run of it is in the table, and in `symmetry_discovery.jsonl`.
+
+* **fields**: a scalar and a vector field on a torus of 7×7 pixels, filtered by a random 5×5 kernel of which 10 % of the
+  energy is equivariant under the planted subgroup only; one relaxed layer, 80 samples, noise 0.3 (last column: that found).
+  From O(2) the axis of the planted reflection is random.
+* **digits**: 350 images of 4, 6 and 7, moved by random elements of C8 or D4; the label is the coset of the planted subgroup,
+  or the digit where all of the group is planted; two relaxed layers, 40 epochs; last column: accuracy on 140 other digits.
+* **found**: runs in which the stabiliser of all layers is the planted subgroup. **margin**: by how much the evidence
+  prefers it to the best larger subgroup (Savage and Dickey's ratio on the Laplace posterior), median and least of the runs.
+  **in the data**: what projecting on that larger subgroup costs in log-likelihood of the training data, other weights fixed.
+
+What falls short of 9 in 10, and why:
+
+* digits, all of C8 planted (0/10, always C4): on pixels there is no C8 to be kept. Turning by odd multiples of 45° takes no
+  pixel to a pixel: a strict C8 layer's own kernels change by a third under it (`plot_symmetry_discovery.py` shows this), and
+  the network uses the difference. C4, which the grid has, is what is found, over C8 by two nats.
+* digits, C8 with C2 and D4 with C4 planted (8/10 each): after 40 epochs an irrep that should be off is still above
+  the threshold. The margins of these four runs over the next subgroup are -0.1 to 10 nats, of the others tens to hundreds.
+* digits from SO(2) and O(2) are not in the table: one run of each case, with a network of Fourier nonlinearities
+  (`planted.TurnedNet`), found 5 of 9 planted subgroups; from O(2) it stayed close to chance.
+
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Does the evidence find where a network may share weights over the image? The toy problem of the layer-wise-equivariance paper.
+
+    python examples/translation_table.py --data FOLDER [--seeds 3] [--jobs 1] [--runs examples/output/translation_runs.jsonl]
+    python examples/translation_table.py --data FOLDER --full        (the published size; wants a GPU)
+    python examples/translation_table.py --data FOLDER --quick       (a minute: shows that it runs, nothing else)
+    python examples/translation_table.py --table                     (only writes the table from the runs there are)
+
+FOLDER holds ``mnist.npz``: arrays x_train, y_train, x_test, y_test of uint8 digits, 28 × 28. Each lies in a random quadrant of a
+56 × 56 canvas, which is reduced to 32 × 32. Asked is the digit, to which translations do not matter, or the digit and the
+quadrant, which no network that shares its weights and pools can tell. "MAP" trains under the prior precision 1; "evidence" learns
+one for each weight tensor.
+
+Without --full: 3000 digits to train, 3000 to test, 2 channels at the bottom (32 at the top), 40 epochs: 1 to 3 minutes a run on one CPU core.
+Every finished run is one line of a file; a run that is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from translation_networks import Network, relative_dimensions
+
+import escnn_relax
+from escnn_relax import Evidence
+
+TASKS = {"digit": 10, "digit and quadrant": 40}
+#: Training and layers of each column, and the published accuracies for the two tasks (%).
+COLUMNS = {
+    "MAP FC": ("map", "FC", (95.73, 95.10)),
+    "MAP CONV": ("map", "CONV", (99.38, 24.68)),
+    "evidence FC": ("evidence", "FC", (97.04, 95.46)),
+    "evidence CONV": ("evidence", "CONV", (99.23, 24.50)),
+    "evidence F-FC+CONV": ("evidence", "F-FC+CONV", (98.86, 99.00)),
+}
+SMALL = {"train": 3000, "test": 3000, "alpha": 2, "epochs": 40, "share": 0.25, "samples": 1, "refresh": 5, "batch": 128}
+FULL = {"train": 60000, "test": 10000, "alpha": 10, "epochs": 999, "share": 1.0, "samples": None, "refresh": 5, "batch": 128}
+QUICK = {**SMALL, "train": 300, "test": 300, "epochs": 2, "refresh": 1}
+LR = 3e-3
+
+
+def canvas(images: np.ndarray, labels: np.ndarray, task: str, seed: int) -> tuple[Tensor, Tensor]:
+    """Digits in random quadrants, (n, 1, 32, 32), and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    quadrant = torch.randint(4, (len(images),), generator=generator)
+    whole = torch.zeros(len(images), 1, 56, 56)
+    for n, (image, q) in enumerate(zip(torch.from_numpy(images).float() / 255, quadrant.tolist())):
+        row, column = 28 * (q // 2), 28 * (q % 2)
+        whole[n, 0, row : row + 28, column : column + 28] = image
+    x = nn.functional.interpolate(whole, size=(32, 32), mode="bilinear", antialias=True, align_corners=False)
+    y = torch.from_numpy(labels).long()
+    return (x - 0.033) / 0.15, y if task == "digit" else y + 10 * quadrant
+
+
+def run(job: dict) -> dict:
+    """One network, trained and tested; the line that is stored."""
+    torch.set_num_threads(job["threads"])
+    torch.set_flush_denormal(True)
+    size, seed, start = job["size"], job["seed"], time.time()
+    archive = np.load(Path(job["folder"]) / "mnist.npz", allow_pickle=False)
+    order = np.random.default_rng(seed).permutation(len(archive["x_train"]))[: size["train"]]
+    x, y = canvas(archive["x_train"][order], archive["y_train"][order], job["task"], seed)
+    test = canvas(archive["x_test"][: size["test"]], archive["y_test"][: size["test"]], job["task"], 1000 + seed)
+    x, y, test = x.to(job["device"]), y.to(job["device"]), [t.to(job["device"]) for t in test]
+    how, kinds, _ = COLUMNS[job["column"]]
+    torch.manual_seed(seed)
+    model = Network(kinds, size["alpha"], classes=TASKS[job["task"]]).to(job["device"])
+    loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=torch.Generator().manual_seed(seed))
+    evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=size["samples"])
+    schedule = {"epochs": size["epochs"], "lr": LR, "refresh_every": size["refresh"], "progress": False}
+    shares, total = None, None
+    if how == "evidence":
+        burn_in = min(10, size["epochs"] - 1)
+        escnn_relax.fit(model, loader, evidence=evidence, burn_in=burn_in, share=size["share"], keep=0.3, hypersteps=20, **schedule)
+        shares = relative_dimensions(model, evidence.effective_dimension())
+        total = -evidence.log_marginal_likelihood() / len(x)
+    else:
+        descend(model, loader, evidence, size["epochs"])
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(part) for part in test[0].split(500)])
+    kept = {name: job[name] for name in ("task", "column", "seed", "scale")}
+    found = {"accuracy": float((logits.argmax(1) == test[1]).float().mean()), "evidence": total, "shares": shares}
+    found["nll"] = float(nn.functional.cross_entropy(logits, test[1]))
+    return {**kept, **found, "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.time() - start}
+
+
+def descend(model: nn.Module, loader: DataLoader, evidence: Evidence, epochs: int) -> None:
+    """The same training as ``fit``'s, with all prior precisions at 1."""
+    adam = torch.optim.Adam(model.parameters(), lr=LR)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs, eta_min=LR / 50)
+    for _ in range(epochs):
+        for x, y in loader:
+            adam.zero_grad()
+            evidence.loss(model(x), y).backward()
+            adam.step()
+        schedule.step()
+
+
+def key(line: dict) -> tuple:
+    return tuple(line[name] for name in ("task", "column", "seed", "scale"))
+
+
+def table(lines: list[dict]) -> str:
+    """Accuracies beside the published ones, and what the evidence kept of each layer."""
+    text = ["# Sharing weights over the image, or not", "", "Made by `examples/translation_table.py`, which says what is asked.", ""]
+    for scale in sorted({line["scale"] for line in lines}):
+        text += [f"## Test accuracy, % ({scale})", "", "| network | weights | digit | published | digit and quadrant | published |"]
+        text += ["|" + 6 * "---|"]
+        for column, (_, _, published) in COLUMNS.items():
+            cells = []
+            for task, theirs in zip(TASKS, published):
+                of = [100 * o["accuracy"] for o in lines if (o["task"], o["column"], o["scale"]) == (task, column, scale)]
+                spread = f" ± {statistics.stdev(of):.1f}" if len(of) > 1 else ""
+                cells += [f"{statistics.mean(of):.1f}{spread} ({len(of)} runs)" if of else "", f"{theirs:.1f}"]
+            count = next((o["parameters"] for o in lines if (o["column"], o["scale"]) == (column, scale)), 0)
+            text.append(f"| {column} | {count} | {' | '.join(cells)} |")
+        text += ["", f"## F-FC+CONV: relative effective dimension of CONV by block, %, mean over runs ({scale})", ""]
+        text += ["| task | −log evidence / N | " + " | ".join(map(str, range(1, 9))) + " |", "|" + 10 * "---|"]
+        for task in TASKS:
+            of = [o for o in lines if (o["task"], o["scale"]) == (task, scale) and o["column"].endswith("F-FC+CONV")]
+            if of:
+                shares = [100 * statistics.mean(o["shares"][n]["CONV"] for o in of) for n in range(len(of[0]["shares"]))]
+                mean = statistics.mean(o["evidence"] for o in of)
+                text.append(f"| {task} | {mean:.3f} | " + " | ".join(f"{s:.0f}" for s in shares) + " |")
+        text.append("")
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=Path, default=Path("examples/output/translation_runs.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("translation_table.md"))
+    for name in ("full", "quick", "table"):
+        parser.add_argument(f"--{name}", action="store_true")
+    given = parser.parse_args()
+    scale, size = ("full", FULL) if given.full else ("quick", QUICK) if given.quick else ("small", SMALL)
+    lines = [json.loads(line) for line in given.runs.read_text().splitlines()] if given.runs.exists() else []
+    if not given.table:
+        if given.data is None:
+            parser.error("--data is needed")
+        given.runs.parent.mkdir(parents=True, exist_ok=True)
+        done = {key(line) for line in lines}
+        wanted = [
+            {"task": task, "column": column, "seed": seed, "scale": scale, "size": size, "folder": str(given.data)}
+            for seed in range(1 if given.quick else given.seeds)
+            for column in reversed(COLUMNS)
+            for task in TASKS
+        ]
+        wanted = [{**job, "device": given.device, "threads": 1} for job in wanted if key(job) not in done]
+        with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+            for future in as_completed([pool.submit(run, job) for job in wanted]):
+                lines.append(future.result())
+                with given.runs.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+                print(json.dumps(lines[-1]), flush=True)
+    given.out.write_text(table(lines), encoding="utf-8")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
