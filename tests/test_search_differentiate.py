@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import matplotlib
 import pytest
@@ -88,7 +89,10 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("by, after", [("held-out", 1), ("held-out", 3), ("held-out", 4), ("evidence", 1), ("evidence", 4)])
+@pytest.mark.parametrize(
+    "by, after",
+    [*(("held-out", n) for n in (1, 3, 4)), pytest.param("evidence", 1, marks=pytest.mark.slow), ("evidence", 4)],
+)
 def test_killed_and_resumed_ends_alike(tmp_path, by, after):
     """Stopped in the search (1), between search and retraining (3), and while retraining (4)."""
     options = {"epochs": 3, "by": by, "retrain": 2, "burn_in": 0, **QUIET}
@@ -157,6 +161,24 @@ def test_the_evidence_raises_itself():
     assert abs(values[0] - direct) < 1e-6
 
 
+def test_retraining_after_the_evidence_has_its_prior_and_its_likelihood():
+    """A regression with steps of no length from the strict start, where shares change nothing: retraining sees the loss
+    of the search, squared error and prior, until the evidence has moved precisions and noise."""
+    x, y = turned_bars(32)
+    y = torch.stack([2.0 * y - 1, 1.0 - y], dim=1)
+    data, model = loader(x, y, shuffle=False), network()
+    options = {"by": "evidence", "likelihood": "gaussian", "burn_in": 0, "lr": 0.0, "discretise": None, "retrain": 1}
+    losses = {}
+    for hypersteps in (0, 5):
+        result = differentiate(model, data, epochs=2, hypersteps=hypersteps, **options, **QUIET)
+        assert [e.phase for e in result.history.epochs] == ["search", "search", "retrain"]
+        losses[hypersteps] = result.history.epochs[0].loss, result.history.epochs[-1].loss
+    with torch.no_grad():
+        squares = float((copy.deepcopy(model).eval()(x) - y).square().sum() / 64)
+    assert losses[0][1] == pytest.approx(losses[0][0], rel=1e-5) and losses[0][0] > squares
+    assert losses[5][0] == losses[0][0] and abs(losses[5][1] / losses[0][1] - 1) > 0.01
+
+
 def test_normalisation_and_evidence_exclude_each_other():
     with pytest.raises(ArgumentError, match="norm.*leave normalise out"):
         differentiate(network(), loader(*turned_bars()), by="evidence", normalise=True, **QUIET)
@@ -210,6 +232,48 @@ def test_chain_by_brute_force():
         assert [found.first.pathways[0].name, found.second.pathways[0].name] == best[1]
 
 
+def test_discretising_keeps_what_the_chosen_group_can_do():
+    """Of 54 % C2 and 46 % trivial, C2 takes over what the trivial group's filter has of it."""
+    model = with_shares([0.01, 0.54, 0.45], [0.01, 0.54, 0.45])
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            for w in layer.weights.values():
+                w.normal_()
+    found = discretise(model)
+    for name in ("first", "second"):
+        mixture, ours = model.get_submodule(name), found.get_submodule(name)
+        kernel, left = mixture.expand_parameters()[0].detach(), ours.expand_parameters()[0].detach()
+        dropped = mixture.without("equivariant", "trivial").expand_parameters()[0].detach()
+        assert (left - kernel).norm() < 0.95 * (dropped - kernel).norm()
+        # a projection: what is lost is at right angles to what is left
+        assert abs(float(((kernel - left) * left).sum())) < 1e-4 * float(kernel.norm() * left.norm())
+
+
+def test_what_discretising_costs_is_said():
+    data, held_out = loader(*turned_bars()), loader(*turned_bars(seed=2), shuffle=False)
+    model = with_shares([0.58, 0.02, 0.4], [0.58, 0.02, 0.4])
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weights["trivial"].normal_()
+    options = {"epochs": 0, **QUIET}
+    with pytest.warns(UserWarning, match="discretising raised the loss from .* train the found model on"):
+        result = differentiate(model, data, held_out, **{**options, "epochs": 6, "architecture_lr": 0.0, "lr": 0.02})
+    assert set(result.architecture.values()) == {"C4"}
+    x, y = (torch.cat(parts) for parts in zip(*held_out))
+    for searched, value in zip((result.mixture, result.model), result.losses):
+        with torch.no_grad():
+            expected = nn.functional.cross_entropy(copy.deepcopy(searched).eval()(x), y)
+        assert abs(value - float(expected)) < 1e-5
+    assert result.losses[1] > result.losses[0] + 0.1 and "; loss " in str(result)
+    assert all(module.training for module in result.model.modules())
+    assert differentiate(model, data, discretise=None, **options).losses is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # retraining is the remedy; and the evidence's likelihood is the loss there
+        differentiate(model, data, held_out, retrain=1, **options)
+        quiet = differentiate(network(), data, by="evidence", evidence_options={"curvature": "diagonal"}, **options)
+    assert quiet.losses[0] == pytest.approx(quiet.losses[1], rel=1e-4)
+
+
 def test_the_penalty_keeps_symmetry_from_growing():
     rising, falling = with_shares([0.1, 0.1, 0.8], [0.8, 0.1, 0.1]), with_shares([0.8, 0.1, 0.1], [0.1, 0.1, 0.8])
     layers = lambda m: {"first": m.first, "second": m.second}
@@ -238,7 +302,9 @@ def test_entropy_makes_shares_decide():
 @pytest.mark.parametrize(
     "options, parts",
     [({"by": "luck"}, "by.*'luck'"), ({"epochs": -1}, "epochs.*-1"), ({"record_every": 0}, "record_every"),
-     ({"entropy": -1.0}, "entropy"), ({"discretise": "best"}, "'best'"), ({"discretise": 1.5}, "1.5"),
+     ({"entropy": -1.0}, "entropy"), ({"hypersteps": -1}, "hypersteps"),
+     ({"architecture_lr": -0.1}, "architecture_lr"), ({"lr": math.nan}, "lr"),
+     ({"discretise": "best"}, "'best'"), ({"discretise": 1.5}, "1.5"),
      ({"discretise": 0.5, "monotone": 1.0}, "monotone.*argmax")],
 )  # fmt: skip
 def test_arguments_that_make_no_sense(options, parts):

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import time
 from collections import Counter
 from functools import partial
 from itertools import product
@@ -23,12 +24,21 @@ from search_cases import (
 )  # fmt: skip
 from torch import nn
 
-from escnn_relax import Evidence
-from escnn_relax.errors import ArgumentError, CheckpointError, FieldTypeError, SearchError, SubgroupError
+from escnn_relax import Evidence, mix
+from escnn_relax.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    FieldTypeError,
+    SearchError,
+    SubgroupError,
+    UnsupportedModuleError,
+)
 from escnn_relax.search import evolve, random_search, static
 from escnn_relax.search.family import pareto_front
 from escnn_relax.search.genome import Ladder
 from escnn_relax.search.network import Shells, fill, read, scatter, stages_of, transfer
+from escnn_relax.search.order_of_use import calls
 
 matplotlib.use("Agg")
 C4, D4 = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)
@@ -121,6 +131,24 @@ def test_children_start_with_their_parents_function():
         parent = child
 
 
+def test_unchanged_layers_keep_their_coefficients():
+    """Also for a basis that the way to it has polished otherwise, where the coefficients of the same function are new."""
+    template, ladder = network("D4"), Ladder(D4)
+    shells = Shells(template, stages_of(template), ladder)
+    parent = scatter(shells.build(("C4", "C4")))
+    child = transfer(parent, shells.build(("C4", "C2")))
+    ours, theirs = (m.get_submodule("first") for m in (child, parent))
+    layer = lambda m: next(part for part in m.modules() if isinstance(part, enn.R2Conv))
+    assert torch.equal(layer(ours).weights, layer(theirs).weights)
+    for block in layer(parent.get_submodule("first")).modules():
+        if hasattr(block, "sampled_basis"):
+            block.sampled_basis.copy_(block.sampled_basis.flip(0))
+    child, x = transfer(parent, shells.build(("C4", "C2"))), torch.randn(2, 1, 7, 7)
+    assert not torch.equal(layer(child.get_submodule("first")).weights, layer(theirs).weights)
+    with torch.no_grad():
+        assert distance(child.eval()(x), parent.eval()(x)) < 1e-5
+
+
 def test_networks_keep_the_groups_of_their_genome():
     template = network("D4")
     x = torch.randn(2, 1, 7, 7)
@@ -192,7 +220,10 @@ def test_records():
     assert line[0].id == 0 and line[-1] == result.winner and [one.generation for one in line] == [0, 1, 2]
     assert result.stages == ("first", "second") and result.to_dict()["winner"] == result.winner.id
     text = str(result)
-    assert text.count("W") == 1 and "stage 2 to C2" in text and len(text.splitlines()) == 2 + len(result.individuals)
+    assert text.count("W") == 1 and "stage 2 to C2" in text and len(text.splitlines()) == 3 + len(result.individuals)
+    best = [one for one in result.individuals if one.id in result.front]
+    last = text.splitlines()[-1]
+    assert best and all(f"{one.id} ({one.groups}, {one.parameters}, {one.score:.4f})" in last for one in best)
     tree, front = result.plot()
     assert tree.get_ylabel() == "generation" and front.get_xlabel() == "parameters"
 
@@ -268,7 +299,10 @@ def kill_after(count, model, calls=[]):  # noqa: B006 - a counter across calls i
     return accuracy(model)
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("after", [pytest.param(1, marks=SLOW), 3, pytest.param(6, marks=SLOW)])
 def test_killed_and_resumed_ends_with_the_identical_winner(tmp_path, after):
     whole = search()
     with pytest.raises(Killed):
@@ -286,6 +320,9 @@ def test_killed_and_resumed_ends_with_the_identical_winner(tmp_path, after):
 
 
 def test_a_checkpoint_of_another_search(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file.*folder"):
+        search(checkpoint=tmp_path / "file")
     search(generations=0, checkpoint=tmp_path)
     for other in ({"seed": 5}, {"epochs": 0.25}, {"groups": [2]}, {"lr": 0.5}):
         with pytest.raises(CheckpointError, match="other"):
@@ -330,6 +367,23 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert (tmp_path / "marker").exists()
 
 
+def fail_for_c2(model):
+    if "C2" in repr(model.second):
+        time.sleep(2.0)
+        raise ZeroDivisionError
+    return accuracy(model)
+
+
+@pytest.mark.slow
+def test_what_others_finished_is_kept_when_a_score_raises(tmp_path):
+    """In a generation of three the clone is done while the second individual's score fails."""
+    with pytest.raises(ZeroDivisionError):
+        search(fail_for_c2, workers=2, checkpoint=tmp_path)
+    kept = {p.name for p in (tmp_path / "individuals").iterdir()}
+    assert {"0.pt", "1.pt"} <= kept and "2.pt" not in kept
+    assert same(search(), search(checkpoint=tmp_path))
+
+
 @pytest.mark.slow
 def test_a_worker_that_keeps_dying(tmp_path):
     with pytest.raises(SearchError, match="died 2 times.*individuals.*kept"):
@@ -360,6 +414,7 @@ def test_training_that_diverges_is_passed_over():
 @pytest.mark.parametrize(
     "options, parts",
     [({"population": 0}, "empty population.*0"), ({"generations": -1}, "generations.*-1"), ({"epochs": -1.0}, "epochs"),
+     ({"population": 1.5}, "whole number.*1.5"), ({"generations": 2.5}, "whole number.*2.5"),
      ({"workers": 0}, "workers"), ({"selection": "luck"}, "'luck'"), ({"score": None}, "needs a score"),
      ({"score": 3}, "function of the model"), ({"stages": ["third"]}, "third"), ({"stages": ["second", "first"]}, "order")],
 )  # fmt: skip
@@ -377,6 +432,70 @@ def test_groups_that_do_not_fit():
         search(groups=[4])
     with pytest.raises(FieldTypeError, match="no field type"):
         evolve(nn.Linear(2, 2), [], accuracy)
+    with pytest.raises(ArgumentError, match="model.*got int"):
+        evolve(lambda: 3, [], accuracy)
+    with pytest.raises(UnsupportedModuleError, match="not a relaxed or mixed one"):
+        evolve(mix(network(), [2]), [], accuracy)
+
+
+class Shared(SmallNet):
+    """One nonlinearity for two layers, registered behind both."""
+
+    def __init__(self):
+        super().__init__()
+        relu = self.relu
+        del self.relu
+        self.relu = relu
+
+    def forward(self, x):
+        x = self.relu(self.first(self.gray(x)))
+        return self.readout(self.pool(self.relu(self.second(x))).tensor.mean((-2, -1)))
+
+
+class Late(SmallNet):
+    """The first layer's nonlinearity is used behind the second layer."""
+
+    def forward(self, x):
+        return self.readout(self.pool(self.relu(self.second(self.first(self.gray(x))))).tensor.mean((-2, -1)))
+
+
+class Skipping(SmallNet):
+    """Adds what goes into the second layer to what comes out of it."""
+
+    def forward(self, x):
+        x = self.relu(self.first(self.gray(x)))
+        return self.readout(self.pool(self.second(x) + x).tensor.mean((-2, -1)))
+
+
+def test_modules_must_be_used_in_the_order_of_their_registration():
+    data = loader(*turned_bars(32))
+    generator = data.generator.get_state()
+    with pytest.raises(UnsupportedModuleError, match="relu: it is used before second but registered behind .*order of"):
+        evolve(Shared(), data, accuracy, **SMALL)
+    with pytest.raises(UnsupportedModuleError, match="relu: it is used after second but registered before it"):
+        evolve(Late(), data, accuracy, **SMALL)
+    assert torch.equal(data.generator.get_state(), generator)
+    options = {"epochs": 0.5, "progress": False}
+    assert static(Shared(), data, accuracy, [["C4", "C4"], ["C2", "C2"]], **options).winner  # no change on the way
+    with pytest.raises(UnsupportedModuleError, match="relu"):
+        static(Shared(), data, accuracy, [["C4", "C2"]], **options)
+    assert evolve(Shared(), data, accuracy, stages=["first"], **{**SMALL, "generations": 1}).winner
+    calls_of = calls(SmallNet(norm=True), data)
+    assert calls_of == ["first", "norm", "relu", "second", "pool"]
+
+
+def test_what_skips_over_a_change_of_group():
+    with pytest.raises(UnsupportedModuleError, match="Skipping: its parts do not fit together.*stages"):
+        evolve(Skipping(), loader(*turned_bars(32)), accuracy, **SMALL)
+    found = evolve(Skipping(), loader(*turned_bars(32)), accuracy, stages=["first"], **SMALL)
+    assert {one.genome for one in found.individuals} == {("C4",), ("C2",), ("trivial",)}
+
+
+def test_no_data():
+    with pytest.raises(DataError, match="train_loader.*no batch"):
+        evolve(network(), [], accuracy, **SMALL)
+    with pytest.raises(DataError, match="only once"):
+        evolve(network(), iter(loader(*turned_bars(32))), accuracy, **SMALL)
 
 
 def test_no_budget():

@@ -18,6 +18,7 @@ def examples(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_mixed_layers_in_short(examples, tmp_path):
     import plot_mixed_layers as example
 
@@ -30,6 +31,7 @@ def test_mixed_layers_in_short(examples, tmp_path):
         example.check(results)
 
 
+@pytest.mark.slow
 def test_searches_in_short(examples, tmp_path, monkeypatch, capsys):
     import plot_searches as example
 
@@ -56,12 +58,17 @@ def test_claims_of_the_searches_can_fail(examples):
 def test_table_of_searches(examples):
     import search_table as example
 
-    line = {"data": "mnist", "mode": "compute", "method": "evolve", "quick": False, "evidence": None, "parameters": 100}
+    line = {"data": "mnist", "mode": "compute", "method": "evolve", "size": "cpu", "evidence": None, "parameters": 100}
     line |= {"passes": 4, "seconds": 10.0, "select": 0.9}
     lines = [{**line, "seed": s, "test": t, "genome": ["D4", "C4"]} for s, t in enumerate((0.9, 0.94, 0.92))]
     text = example.table(lines)
     assert "| EquiNAS_E, accuracy | 3 | 92.00 ± 2.00 | 100 | 4.0 | 10 |  | D4 C4 |" in text
-    assert "rotated_mnist" not in text and "equal compute" in text
+    assert "rotated_mnist" not in text and "equal compute" in text and "1500 digits to train on" in text
+    assert "groups D4, C4, trivial." in text and "Seed by seed" not in text
+    lines += [{**line, "method": "relaxed", "seed": s, "test": t, "genome": None} for s, t in enumerate((0.91, 0.92, 0.93))]
+    # differences 1, -2, 1
+    verdict = "relaxed by evidence against EquiNAS_E, accuracy, the best search without it: +0.0 ± 1.7 points."
+    assert verdict in example.table(lines)
 
 
 @pytest.mark.slow
@@ -74,7 +81,8 @@ def test_table_is_made_and_resumed(examples, tmp_path):
     for name in ("mnist", "rotated_mnist"):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     runs, out = tmp_path / "runs.jsonl", tmp_path / "table.md"
-    options = ["--data", str(tmp_path), "--runs", str(runs), "--out", str(out), "--only", "D4", "evolve", "--quick"]
+    options = ["--data", str(tmp_path), "--runs", str(runs), "--out", str(out), "--only", "D4", "evolve"]
+    options += ["--size", "quick", "--seeds", "0"]
     command = [sys.executable, "-W", "ignore", str(EXAMPLES / "search_table.py"), *options]
     subprocess.run(command, check=True, capture_output=True)
     lines = runs.read_text().splitlines()

@@ -15,11 +15,15 @@ from ..nn.mixed import MixedConvolution
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.subgroups import Subgroup, subgroup
 
-__all__ = ["chosen_summands", "discretise", "degree_penalty", "group_chain"]
+__all__ = ["architecture_penalty", "chosen_summands", "degree_penalty", "discretise", "group_chain", "keep_summands"]
 
 
 def discretise(model: nn.Module, by: Union[str, float] = "argmax", *, monotone: bool = False) -> nn.Module:
     """A copy of a mixed model in which each layer keeps only its chosen summands, as mixed layers that go on training.
+
+    Kernels and biases become the closest to the mixture's that the chosen groups can make (:meth:`nearest
+    <escnn_relax.nn.mixed.MixedConvolution.nearest>`): what summands of larger groups did is kept, what chosen groups
+    cannot do is lost.
 
     Args:
         by: ``"argmax"``: one group for each layer, that of the largest share; or a threshold (fraction): all groups with at
@@ -42,19 +46,22 @@ def discretise(model: nn.Module, by: Union[str, float] = "argmax", *, monotone: 
     >>> [tuple(layer.shares) for layer in discretise(mixed, monotone=True)]
     [('C2',), ('C2',)]
     """
-    chosen = chosen_summands(model, by, monotone)
-    return keep_summands(model, chosen)
+    return keep_summands(model, chosen_summands(model, by, monotone))
 
 
-def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
-    """A copy of a mixed model in which each layer keeps the named summands only."""
+def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], nearest: bool = True) -> nn.Module:
+    """A copy of a mixed model in which each layer keeps the named summands only.
+
+    Args:
+        nearest: let them take over what they can of the others, which are dropped otherwise.
+    """
     layers = {id(layer): name for name, layer in mixed_layers(model).items()}
 
     def replacement(_: str, module: nn.Module) -> Optional[nn.Module]:
         if id(module) not in layers:
             return None
-        gone = [p.name for p in module.pathways if p.name not in chosen[layers[id(module)]]]
-        return module.without(*gone)
+        names = chosen[layers[id(module)]]
+        return module.nearest(*names) if nearest else module.without(*(n for n in module.shares if n not in names))
 
     return replace_modules(model, replacement)
 
@@ -134,6 +141,22 @@ def degree_penalty(layers: Mapping[str, MixedConvolution]) -> Tensor:
         degrees.append(shares @ logs)
     rises = [(after - before).clamp(min=0) for before, after in zip(degrees, degrees[1:])]
     return torch.stack(rises).sum() if rises else degrees[0] * 0
+
+
+def architecture_penalty(layers: Mapping[str, MixedConvolution], entropy: float, monotone: float) -> Tensor:
+    """The terms of the architecture loss that no data have a say in: the shares' mean entropy, 1 for uniform ones, and
+    :func:`degree_penalty`, each with its weight; on the CPU."""
+    total = torch.zeros(())
+    if entropy:
+        entropies = []
+        for layer in layers.values():
+            shares = layer.kernel.shares
+            most = math.log(max(len(shares), 2))
+            entropies.append(-(shares * shares.clamp(min=1e-12).log()).sum() / most)
+        total = total + entropy * torch.stack(entropies).mean().cpu()
+    if monotone:
+        total = total + monotone * degree_penalty(layers).cpu()
+    return total
 
 
 def group_chain(model: nn.Module) -> dict[str, str]:

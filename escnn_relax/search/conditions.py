@@ -45,6 +45,9 @@ class Conditions:
             continues from there with the same result.
         progress: show a progress bar.
         callback: called with the record of each individual once its generation is selected.
+
+    >>> Conditions(epochs=2, selection="pareto").workers
+    1
     """
 
     epochs: float = 0.5

@@ -20,10 +20,11 @@ __all__ = ["Crew"]
 _CONTEXT: Optional[Context] = None
 
 
-def _enter(payload: bytes) -> None:
+def _enter(payload: bytes, dtype: torch.dtype) -> None:
     """What a worker does first."""
     global _CONTEXT
     torch.set_num_threads(1)
+    torch.set_default_dtype(dtype)
     _CONTEXT = pickle.loads(payload)
 
 
@@ -67,9 +68,10 @@ class Crew:
             return
         pending, deaths = {task.id: task for task in tasks}, 0
         while pending:
-            death = None
+            death, futures = None, []
             try:
-                for future in as_completed([self._submit(task) for task in pending.values()]):
+                futures += [self._submit(task) for task in pending.values()]
+                for future in as_completed(futures):
                     try:
                         outcome = future.result()
                     except BrokenProcessPool as error:  # others may have finished before
@@ -80,7 +82,11 @@ class Crew:
             except BrokenProcessPool as error:  # it broke while tasks were handed over
                 death = error
             except BaseException:
-                self.close()
+                self.close()  # waits for what is in work, which is kept
+                for future in futures:
+                    if future.done() and not future.cancelled() and future.exception() is None:
+                        if pending.pop(future.result().id, None) is not None:
+                            done(future.result())
                 raise
             if death is not None:
                 self.close()
@@ -94,9 +100,8 @@ class Crew:
 
     def _submit(self, task: Task):
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(
-                self.workers, mp_context=get_context("spawn"), initializer=_enter, initargs=(self._payload,)
-            )
+            start = {"initializer": _enter, "initargs": (self._payload, torch.get_default_dtype())}
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), **start)
         return self._pool.submit(_work, task)
 
     def close(self) -> None:

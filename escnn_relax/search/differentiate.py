@@ -7,28 +7,32 @@ held-out split, the evidence instead of any second data, discretisation, and cha
 from __future__ import annotations
 
 import copy
-import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Union
+from typing import Any, Callable, Iterable, Mapping, Optional, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from ..curvature.collect import batches
 from ..errors import ArgumentError
 from ..evidence import Evidence
 from ..evidence.loading import data_size
 from ..morphism.mix import mixed_layers
-from .architecture import chosen_summands, degree_penalty, group_chain, keep_summands
-from .phase import Phase, Settings
+from .architecture import architecture_penalty, chosen_summands, group_chain, keep_summands
+from .phase import Phase
+from .phase_checkpoint import resume
+from .settings import Settings
 from .shares_history import SearchEpoch, SharesHistory
 
 __all__ = ["Differentiated", "differentiate"]
 
 Loss = Callable[[Any, Tensor], Tensor]
-SOURCES = ("held-out", "evidence")
+#: A loss that discretising raised by so much (nats a sample) is worth a warning.
+SPOILED = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,26 @@ class Differentiated:
         mixture: the mixed network at the end of the search.
         architecture: the groups that each layer keeps, by readable name.
         history: shares by layer and step.
+        losses: loss of the mixture and of what discretising made of it, before any retraining (nats a sample; in
+            evaluation mode, on the held-out data where there are some, else on the training data), ``None`` without
+            discretising.
+
+    >>> kept = Differentiated(nn.Identity(), nn.Identity(), {"conv": "C2"}, SharesHistory({}, (0,), {}, ()), (0.20, 0.23))
+    >>> kept.table().splitlines()[-1]
+    'kept: C2; loss 0.2000 → 0.2300'
     """
 
     model: nn.Module
     mixture: nn.Module
     architecture: dict[str, str]
     history: SharesHistory
+    losses: Optional[tuple[float, float]] = None
 
     def table(self) -> str:
-        """Shares at the start and at the end, and what was kept."""
+        """Shares at the start and at the end, what was kept, and what that cost."""
         kept = " → ".join(self.architecture.values())
-        return f"{self.history.table()}\nkept: {kept}"
+        lost = "" if self.losses is None else "; loss {:.4f} → {:.4f}".format(*self.losses)
+        return f"{self.history.table()}\nkept: {kept}{lost}"
 
     __str__ = table
 
@@ -70,6 +83,7 @@ def differentiate(
     loss: Loss = F.cross_entropy,
     likelihood: str = "categorical",
     evidence_loader: Optional[Iterable] = None,
+    evidence_options: Optional[Mapping[str, Any]] = None,
     optimizer: Optional[Callable[[list], Optimizer]] = None,
     lr: float = 1e-2,
     architecture_lr: Optional[float] = None,
@@ -99,11 +113,12 @@ def differentiate(
     Args:
         model: a network with mixed layers, e.g. ``mix(model, subgroups)``; it is left alone.
         train_loader: yields ``(input, target)``; re-iterable.
-        held_out_loader: likewise; data that the weights never see.
+        held_out_loader: likewise; data that the weights never see (running averages of batch norms see their inputs).
         epochs: passes over ``train_loader``; 0 leaves the shares as they are.
         loss: function of output and target, averaged over samples (``by="held-out"``).
         likelihood: of the evidence.
         evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
+        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"curvature": "exact"}``.
         optimizer: function from the list of weights to their optimiser; Adam with ``lr`` by default.
         architecture_lr: of Adam on the architecture weights; 0.01 by default, 0.1 for the evidence, which steps rarely.
         entropy: weight of the shares' mean entropy (fraction of the largest) in the architecture loss: makes them decide.
@@ -112,8 +127,10 @@ def differentiate(
             chain of contained groups is chosen.
         normalise: bring every filter back to its initial norm after each step on the weights, so that only the shares
             say how much each group counts; on by default, and excluded by the evidence, which judges the norms.
-        discretise: see :func:`~escnn_relax.search.discretise`; ``None`` keeps the mixture.
-        retrain: epochs of training the found architecture from the model's initial weights, shares frozen.
+        discretise: see :func:`~escnn_relax.search.discretise`; ``None`` keeps the mixture. One group can be too little
+            where several shared the work: :attr:`Differentiated.losses` says what was lost, a warning that it was much.
+        retrain: epochs of training the found architecture from the model's initial weights, shares frozen; after a search
+            by the evidence with the prior precisions and the noise that it found.
         record_every: steps between two records of the shares.
         seed: of torch's generator and the loaders' own.
         checkpoint: a file written after every epoch; if it exists, the search continues from it with the same result.
@@ -125,8 +142,27 @@ def differentiate(
         ArgumentError: numbers that make no sense; normalisation together with the evidence.
         DataError: empty loaders, a loss that is not finite (the checkpoint of the epoch before stays).
         CheckpointError: a checkpoint of another run.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> from escnn_relax import mix
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> options = {"epochs": 1, "loss": F.mse_loss, "progress": False}
+    >>> found = differentiate(mix(net, [2, 1]), data, **options)
+    >>> found.history.steps, len(found.architecture)
+    ((0, 1), 2)
     """
-    _check(by, epochs, retrain, burn_in, refresh_every, record_every, entropy, monotone, discretise, normalise)
+    if architecture_lr is None:
+        architecture_lr = 0.1 if by == "evidence" else 1e-2
+    settings = Settings(
+        epochs=epochs, by=by, lr=lr, architecture_lr=architecture_lr, entropy=entropy, monotone=monotone,
+        normalise=by != "evidence" if normalise is None else normalise, burn_in=burn_in, refresh_every=refresh_every,
+        hypersteps=hypersteps, discretise=discretise, retrain=retrain, record_every=record_every, seed=seed,
+    )  # fmt: skip
+    settings.check()
     mixed_layers(model, "differentiate")
     initial = copy.deepcopy(model)
     searched = copy.deepcopy(model)
@@ -137,22 +173,23 @@ def differentiate(
     evidence = None
     if by == "evidence":
         ties = {f"{n}.weights.{p.name}": f"{n}.weights" for n, layer in layers.items() for p in layer.pathways}
-        evidence = Evidence(searched, likelihood, num_data=data_size(train_loader), ties=ties)
-    architecture_lr = architecture_lr or (0.1 if by == "evidence" else 1e-2)
-    settings = Settings(
-        epochs=epochs, by=by, lr=lr, architecture_lr=architecture_lr, entropy=entropy, monotone=monotone,
-        normalise=by != "evidence" if normalise is None else normalise, burn_in=burn_in, refresh_every=refresh_every,
-        hypersteps=hypersteps, discretise=discretise, retrain=retrain, record_every=record_every, seed=seed,
-    )  # fmt: skip
+        options = {"num_data": data_size(train_loader), "ties": ties, **(evidence_options or {})}
+        evidence = Evidence(searched, likelihood, **options)
     loaders = (train_loader, held_out_loader, evidence_loader)
     phase = Phase("search", searched, loaders, settings, optimizer, loss, alphas, evidence)
     phase.seed(seed)
-    records = phase.resume(checkpoint)
-    phase.run(epochs, records, checkpoint, progress, callback, lambda: _architecture_penalty(layers, settings))
+    records = resume(phase, checkpoint)
+    phase.run(epochs, records, checkpoint, progress, callback, lambda: architecture_penalty(layers, entropy, monotone))
     chosen = chosen_summands(searched, discretise, monotone > 0) if discretise is not None else None
-    found = searched if chosen is None else keep_summands(searched, chosen)
+    found, losses = searched, None
+    if chosen is not None:
+        found = keep_summands(searched, chosen)
+        losses = _losses(searched, found, phase, loss)
+        if losses[1] > losses[0] + SPOILED and not retrain:
+            remedy = "train the found model on, pass retrain=, or keep more groups: discretise=0.2"
+            warnings.warn(f"discretising raised the loss from {losses[0]:.3f} to {losses[1]:.3f}; {remedy}", stacklevel=2)
     if retrain:
-        found = initial if chosen is None else keep_summands(initial, chosen)
+        found = initial if chosen is None else keep_summands(initial, chosen, nearest=False)
         theirs = mixed_layers(found)
         with torch.no_grad():
             for name, layer in theirs.items():
@@ -161,44 +198,39 @@ def differentiate(
                 layer.alpha.copy_(layers[name].alpha[positions])
         for layer in theirs.values():
             layer.freeze()
+        if evidence is not None:
+            loss = _as_found(evidence, Evidence(found, likelihood, **options)).loss
         second = Phase("retrain", found, loaders, settings, optimizer, loss, [], None, before=phase)
         second.seed(seed + 1)
-        records = second.resume(checkpoint) or records
+        records = resume(second, checkpoint) or records
         second.run(retrain, records, checkpoint, progress, callback, None)
     history = SharesHistory(phase.groups, tuple(phase.steps), phase.recorded(), tuple(records))
-    return Differentiated(found, searched, group_chain(found), history)
+    return Differentiated(found, searched, group_chain(found), history, losses)
 
 
-def _architecture_penalty(layers, settings: Settings) -> Tensor:
-    """The terms of the architecture loss that no data have a say in."""
-    total = torch.zeros(())
-    if settings.entropy:
-        entropies = []
-        for layer in layers.values():
-            shares = layer.kernel.shares
-            most = math.log(max(len(shares), 2))
-            entropies.append(-(shares * shares.clamp(min=1e-12).log()).sum() / most)
-        total = total + settings.entropy * torch.stack(entropies).mean().cpu()
-    if settings.monotone:
-        total = total + settings.monotone * degree_penalty(layers).cpu()
-    return total
+def _as_found(old: Evidence, new: Evidence) -> Evidence:
+    """Give an evidence, in place, the precisions and the noise that another one has for parameters of the same names."""
+    new.log_precision = {name: old.log_precision[name] for name in new.log_precision}
+    if old.likelihood.noisy:
+        new.log_noise = old.log_noise
+    return new
 
 
-def _check(by, epochs, retrain, burn_in, refresh_every, record_every, entropy, monotone, discretise, normalise) -> None:
-    if by not in SOURCES:
-        raise ArgumentError("differentiate", expected=f"by to be one of {SOURCES}", got=repr(by))
-    if min(epochs, retrain, burn_in) < 0 or refresh_every < 1 or record_every < 1:
-        got = {"epochs": epochs, "retrain": retrain, "burn_in": burn_in, "refresh_every": refresh_every}
-        expected = "epochs, retrain, burn_in >= 0 and refresh_every, record_every >= 1"
-        raise ArgumentError("differentiate", expected=expected, got={**got, "record_every": record_every})
-    if not (entropy >= 0 and monotone >= 0):
-        raise ArgumentError("differentiate", expected="entropy, monotone >= 0", got=(entropy, monotone))
-    if by == "evidence" and normalise:
-        problem = "the evidence judges each filter's norm, which normalisation would fix"
-        raise ArgumentError("differentiate", problem, remedy="leave normalise out")
-    if discretise is not None and discretise != "argmax":
-        if isinstance(discretise, str) or not 0 < discretise <= 1:
-            expected = "discretise to be 'argmax', a threshold in (0, 1] or None"
-            raise ArgumentError("differentiate", expected=expected, got=repr(discretise))
-        if monotone:
-            raise ArgumentError("differentiate", "a monotone choice is one group for each layer", remedy="use 'argmax'")
+@torch.no_grad()
+def _losses(mixture: nn.Module, found: nn.Module, phase: Phase, loss: Loss) -> tuple[float, float]:
+    """Loss of two networks, averaged over the samples (nats), without a prior."""
+    train, held_out, _ = phase.loaders
+    values = []
+    for model in (mixture, found):
+        model = copy.deepcopy(model).eval()
+        total, seen = 0.0, 0
+        for input, target in batches(train if held_out is None or phase.evidence is not None else held_out, phase.device):
+            output = model(input)
+            if phase.evidence is None:
+                value = float(loss(getattr(output, "tensor", output), target)) * len(target)
+            else:
+                likelihood = phase.evidence.likelihood
+                value = float(likelihood.loss(likelihood.tensor(output), target))
+            total, seen = total + value, seen + len(target)
+        values.append(total / max(seen, 1))
+    return values[0], values[1]

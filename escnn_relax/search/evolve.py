@@ -54,21 +54,48 @@ def evolve(
         ArgumentError: numbers that make no sense (an empty population, a negative budget), a score that is missing or no
             number, something that cannot be sent to workers.
         SubgroupError: ids that name no subgroup of the network's group, or one twice.
+        UnsupportedModuleError: no steerable layer; modules used in another order than they are registered in, which a first
+            pass finds out; something that skips over a change of group.
+        DataError: a loader that is empty or can be gone through only once.
         SearchError: no individual of a generation has a finite score (one that has none is passed over and its record says
             why), or workers died more than ``retries`` times. Finished individuals stay in ``checkpoint``.
         CheckpointError: a checkpoint of another search.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> size = lambda m: float(sum(p.numel() for p in m.parameters()))
+    >>> options = {"loss": torch.nn.functional.mse_loss, "progress": False}
+    >>> found = evolve(net, data, size, generations=1, population=1, **options)
+    >>> [one.groups for one in found.individuals], found.winner.groups
+    (['C4²', 'C4²', 'C4 C2'], 'C4 C2')
     """
     given = Conditions.of("evolve", conditions)
     given.check("evolve", score)
-    if population < 1:
-        raise ArgumentError("evolve", "an empty population has no winner", expected="population >= 1", got=population)
-    if generations < 0:
-        raise ArgumentError("evolve", expected="generations >= 0", got=generations)
+    if not isinstance(population, int) or population < 1:
+        problem = "an empty population has no winner" if population == 0 else ""
+        raise ArgumentError("evolve", problem, expected="population to be a whole number >= 1", got=population)
+    if not isinstance(generations, int) or generations < 0:
+        raise ArgumentError("evolve", expected="generations to be a whole number >= 0", got=generations)
     return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
 
 
 def random_search(model: Model, train_loader: Iterable, score: Score, **options: Any) -> Evolved:
-    """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth."""
+    """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> options = {"loss": torch.nn.functional.mse_loss, "generations": 0, "progress": False}
+    >>> len(random_search(net, data, lambda m: 0.0, **options).individuals)
+    1
+    """
     if "selection" in options:
         raise ArgumentError("random_search", "it selects at random", got=options["selection"], remedy="call evolve")
     return evolve(model, train_loader, score, selection="random", **options)

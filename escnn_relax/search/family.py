@@ -29,6 +29,10 @@ class Individual:
         log_evidence: log evidence / N (nats a sample; NaN unless selected by it).
         survived: whether it was selected.
         note: what went wrong.
+
+    >>> one = Individual(1, 0, 1, ("D4", "D4", "C4"), "2: D4 → C4", 120, 0.3, 0.9, math.nan, True)
+    >>> one.groups
+    'D4² C4'
     """
 
     id: int
@@ -81,6 +85,12 @@ class Evolved:
         front: ids of the last generation's Pareto front of criterion and number of parameters.
         stages: names of the layers at which the group may change.
         criterion: what the individuals were ordered by: ``"score"`` or ``"log_evidence"``.
+
+    >>> first = Individual(0, None, 0, ("C4", "C4"), "", 90, 0.4, 0.8, math.nan, True)
+    >>> second = Individual(1, 0, 1, ("C4", "C2"), "1: C4 → C2", 120, 0.3, 0.9, math.nan, True)
+    >>> found = Evolved(nn.Identity(), second, (first, second), (1,), ("first", "second"), "score")
+    >>> [one.groups for one in found.lineage()]
+    ['C4²', 'C4 C2']
     """
 
     model: nn.Module
@@ -104,9 +114,9 @@ class Evolved:
         return {"individuals": [asdict(one) for one in self.individuals], **rest}
 
     def table(self) -> str:
-        """All individuals, one a line: ``*`` survived, ``W`` won."""
-        groups = max(6, *(len(one.groups) for one in self.individuals))
-        change = max(6, *(len(one.change) for one in self.individuals))
+        """All individuals, one a line: ``*`` survived, ``W`` won; and the last front."""
+        groups = max([6, *(len(one.groups) for one in self.individuals)])
+        change = max([6, *(len(one.change) for one in self.individuals)])
         head = f"gen    id  from  {'groups':<{groups}}  {'change':<{change}}  parameters     loss     score  log ev. / N"
         lines = [head, "-" * len(head)]
         for one in self.individuals:
@@ -115,6 +125,10 @@ class Evolved:
             line = f"{one.generation:3d} {one.id:4d}{mark} {parent!s:>4}  {one.groups:<{groups}}  {one.change:<{change}}"
             line += f"  {one.parameters:10d}  {_number(one.loss)}  {_number(one.score)}  {_number(one.log_evidence):>11}"
             lines.append(f"{line}  {one.note}".rstrip())
+        known = {one.id: one for one in self.individuals}
+        best = sorted((known[id] for id in self.front), key=lambda one: one.parameters)
+        shown = [f"{one.id} ({one.groups}, {one.parameters}, {getattr(one, self.criterion):.4f})" for one in best]
+        lines.append(f"front of the last generation (groups, parameters, {_LABELS[self.criterion]}): {', '.join(shown)}")
         return "\n".join(lines)
 
     __str__ = table

@@ -12,12 +12,13 @@ import torch
 from escnn.nn import FieldType
 from torch import nn
 
-from ..errors import FieldTypeError, SearchError
+from ..errors import ArgumentError, FieldTypeError, SearchError
 from .conditions import Conditions
 from .crew import Crew
 from .family import Evolved, Individual, pareto_front
 from .genome import Genome, Ladder
 from .network import Shells, fill, stages_of
+from .order_of_use import check_order
 from .store import Store, fingerprint
 from .task import Context, Task
 
@@ -45,6 +46,8 @@ class Generations:
             torch.manual_seed(given.seed)
             model = model()
             torch.set_rng_state(state)
+            if not isinstance(model, nn.Module):
+                raise ArgumentError("model", expected="a module, or a function that makes one", got=type(model).__name__)
         root = next((t for m in model.modules() if isinstance(t := getattr(m, "in_type", None), FieldType)), None)
         if root is None:
             raise FieldTypeError(type(model).__name__, "the model has no field type, so there is no group to search")
@@ -58,6 +61,7 @@ class Generations:
         curvature = given.evidence_loader, given.evidence_options or {}, given.hypersteps
         context = Context(self.shells, train_loader, score, given.loss, optimizer, likelihood, *curvature)
         self.crew = Crew(context, given.workers, given.retries)
+        check_order(model, self._boundaries(settings.get("genomes")), train_loader)
         run = {
             **settings,
             **{name: getattr(given, name) for name in ("epochs", "selection", "seed", "hypersteps", "lr")},
@@ -67,6 +71,7 @@ class Generations:
             "likelihood": likelihood,
             "evidence": [given.evidence_loader is not None, sorted((given.evidence_options or {}).items())],
             "optimiser": _name(optimizer),
+            "loss": None if likelihood else _name(given.loss),
             "weights": fingerprint(model),
         }
         self.store = Store(given.checkpoint, run)
@@ -103,6 +108,13 @@ class Generations:
         with torch.no_grad():  # or escnn's layers keep filters with a graph, which cannot be copied
             model.eval()
         return Evolved(model, winner, tuple(individuals), tuple(front), self.stages, self.criterion)
+
+    def _boundaries(self, genomes: Union[None, int, Sequence[Sequence[str]]]) -> list[str]:
+        """The stages at which the group may change: any in a search, those of the given architectures otherwise."""
+        if genomes is None or isinstance(genomes, int):
+            return list(self.stages)
+        chains = [(self.ladder.whole, *self.ladder.check(genome, len(self.stages))) for genome in genomes]
+        return [stage for n, stage in enumerate(self.stages) if any(chain[n] != chain[n + 1] for chain in chains)]
 
     def _value(self, one: Individual) -> float:
         value = getattr(one, self.criterion)

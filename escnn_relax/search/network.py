@@ -14,10 +14,11 @@ import torch
 from escnn import nn as enn
 from torch import Tensor, nn
 
+from .._escnn import block_modules
 from ..errors import ArgumentError, UnsupportedModuleError
 from ..morphism.intertwine import bias_map, block_maps, carry_weights
 from ..morphism.restrict import restrict
-from ..morphism.restrict_layer import STEERABLE
+from ..morphism.restrict_layer import BETWEEN_POINTS, STEERABLE
 from .genome import Genome, Ladder
 
 __all__ = ["Shells", "State", "stages_of", "fill", "read", "transfer", "scatter"]
@@ -40,7 +41,11 @@ def stages_of(model: nn.Module, stages: Optional[Sequence[str]] = None) -> tuple
     if stages is None:
         stages = [name for name, module in named.items() if type(module) in STEERABLE and name]
         if not stages:
-            raise UnsupportedModuleError(type(model).__name__, "no steerable layer in it, so there is nothing to search")
+            raise UnsupportedModuleError(
+                type(model).__name__,
+                "no steerable layer in it, so there is nothing to search",
+                remedy="pass a network of escnn's own layers, not a relaxed or mixed one",
+            )
         return tuple(stages)
     order = list(named)
     for name in stages:
@@ -136,11 +141,25 @@ def transfer(parent: nn.Module, child: nn.Module) -> nn.Module:
                 for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
                     ours.copy_(theirs)
                 continue
+            if _same_kernels(a, b):
+                for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
+                    ours.copy_(theirs)
+                continue
             maps = block_maps(a, b, type(a).__name__, polish=False)
             b.weights.copy_(carry_weights(a.weights, a, b, maps))
             if a.bias is not None:
                 b.bias.copy_(a.bias.detach().double().cpu() @ bias_map(a, b)[0])
     return child
+
+
+def _same_kernels(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two steerable layers have one basis, so that coefficients mean the same in both: most layers of a child."""
+    if a.in_type != b.in_type or a.out_type != b.out_type or type(a) in BETWEEN_POINTS:
+        return False
+    ours, theirs = (dict(block_modules(layer.basisexpansion)) for layer in (a, b))
+    pairs = ((block.sampled_basis, theirs[pair].sampled_basis) for pair, block in ours.items())
+    close = (float((x - y).abs().max()) <= 100 * torch.finfo(x.dtype).eps * float(x.abs().max()) for x, y in pairs)
+    return ours.keys() == theirs.keys() and all(close)
 
 
 def scatter(model: nn.Module) -> nn.Module:

@@ -1,9 +1,8 @@
-"""One phase of a differentiable search: epochs of alternating steps, stored after each, continued from there."""
+"""One phase of a differentiable search: epochs of alternating steps."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
@@ -13,37 +12,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..curvature.collect import batches, check_weights
-from ..errors import CheckpointError, DataError
+from ..errors import DataError
 from ..evidence import Evidence
-from ..evidence import checkpoint as disk
 from ..evidence.fit import LEARNED
 from ..evidence.loading import generators
 from ..morphism.mix import mixed_layers
+from .phase_checkpoint import save
+from .settings import Settings
 from .shares_history import SearchEpoch
 
-__all__ = ["Phase", "Settings"]
+__all__ = ["Phase"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of :func:`~escnn_relax.search.differentiate` that decide about its result."""
-
-    epochs: int
-    by: str
-    lr: float
-    architecture_lr: float
-    entropy: float
-    monotone: float
-    normalise: bool
-    burn_in: int
-    refresh_every: int
-    hypersteps: int
-    discretise: Any
-    retrain: int
-    record_every: int
-    seed: int
 
 
 class Phase:
@@ -54,6 +34,12 @@ class Phase:
         loaders: for the weights, the architecture weights and the curvature; the last two may be missing.
         alphas: the architecture weights that are trained; none when retraining.
         before: the phase before this one, whose state is stored along.
+
+    Attributes:
+        step: steps on the weights so far.
+        steps: those after which shares were recorded.
+        shares: the recorded ones, by layer.
+        constant: loss of the best constant output, once the evidence has asked for it.
     """
 
     def __init__(
@@ -78,8 +64,8 @@ class Phase:
         self.architect = torch.optim.Adam(self.alphas, lr=settings.architecture_lr) if self.alphas else None
         self.device = next(model.parameters()).device
         self.step, self.steps = 0, [0]
-        self._shares = {n: [tuple(layer.shares.values())] for n, layer in self.layers.items()}
-        self._constant: Optional[float] = None
+        self.shares = {n: [tuple(layer.shares.values())] for n, layer in self.layers.items()}
+        self.constant: Optional[float] = None
 
     def seed(self, seed: int) -> None:
         """Start torch's generator and those of the loaders from a seed."""
@@ -89,9 +75,7 @@ class Phase:
 
     def recorded(self) -> dict[str, tuple[tuple[float, ...], ...]]:
         """Shares of each layer at :attr:`steps`."""
-        return {name: tuple(of) for name, of in self._shares.items()}
-
-    # --- training -----------------------------------------------------------------------------------------------------
+        return {name: tuple(of) for name, of in self.shares.items()}
 
     def run(
         self,
@@ -112,7 +96,7 @@ class Phase:
                 record = self._epoch(epoch, penalty)
                 records.append(record)
                 if checkpoint is not None:
-                    self.save(checkpoint, records)
+                    save(self, checkpoint, records)
                 if callback is not None:
                     callback(record)
                 bar.set_postfix(loss=f"{record.loss:.3f}", refresh=False)
@@ -175,10 +159,10 @@ class Phase:
         """Precisions, then shares, up the evidence; waits, as ``fit`` does, while the network has learned nothing."""
         data = self.loaders[0] if self.loaders[2] is None else self.loaders[2]
         terms = self.evidence.refresh(data)
-        if self._constant is None:
+        if self.constant is None:
             targets = torch.cat([target for _, target in batches(self.loaders[0], self.device)])
-            self._constant = self.evidence.likelihood.constant_loss(targets)
-        if epoch < self.settings.epochs // 2 and self.evidence.mean_loss > LEARNED * self._constant:
+            self.constant = self.evidence.likelihood.constant_loss(targets)
+        if epoch < self.settings.epochs // 2 and self.evidence.mean_loss > LEARNED * self.constant:
             return terms.total / terms.num_data, "no better than a constant yet: precisions and shares wait"
         self.evidence.step(self.settings.hypersteps)
         gradients = self.evidence.hypergradient(data, self.alphas)
@@ -208,73 +192,8 @@ class Phase:
             return
         if self.steps[-1] == self.step:
             self.steps.pop()
-            for of in self._shares.values():
+            for of in self.shares.values():
                 of.pop()
         self.steps.append(self.step)
         for name, layer in self.layers.items():
-            self._shares[name].append(tuple(layer.shares.values()))
-
-    # --- on disk ------------------------------------------------------------------------------------------------------
-
-    def description(self) -> dict[str, Any]:
-        """All that decides about the result, as plain values."""
-        origin = self if self.before is None else self.before
-        described = {
-            **asdict(self.settings),
-            "parameters": {n: [str(p.dtype), *p.shape] for n, p in origin.model.named_parameters()},
-            "groups": {n: list(of) for n, of in origin.groups.items()},
-            "optimiser": type(origin.descent).__name__,
-            "other data": [loader is not None for loader in self.loaders[1:]],
-        }
-        return disk.plain(described)
-
-    def _state(self) -> dict[str, Any]:
-        self.model.train()
-        return {
-            "model": self.model.state_dict(),
-            "descent": self.descent.state_dict(),
-            "architect": None if self.architect is None else self.architect.state_dict(),
-            "evidence": None if self.evidence is None else self.evidence.state_dict(),
-            "constant": self._constant,  # stored, since finding it out again would draw from the loader's generator
-            "step": self.step,
-            "steps": list(self.steps),
-            "shares": {n: [list(s) for s in of] for n, of in self._shares.items()},
-        }
-
-    def save(self, path: Union[str, Path], records: Sequence[SearchEpoch]) -> None:
-        """Write everything that :meth:`resume` needs."""
-        states = {} if self.before is None else {self.before.name: self.before._state()}
-        states[self.name] = self._state()
-        state = {
-            "run": self.description(),
-            "records": [asdict(record) for record in records],
-            "random": disk.random_state(self.device),
-            "generators": [g.get_state() for g in generators(*self.loaders)],
-            **states,
-        }
-        disk.save(path, state)
-
-    def resume(self, path: Union[None, str, Path]) -> list[SearchEpoch]:
-        """Continue from a file, if it exists and has got to this phase; returns all epochs recorded so far."""
-        if path is None or not Path(path).exists():
-            return []
-        stored = disk.load(path, self.description())
-        state = stored.get(self.name)
-        if state is None:
-            return []
-        own = list(generators(*self.loaders))
-        if len(own) != len(stored["generators"]):
-            raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders")
-        self.model.train()
-        self.model.load_state_dict(state["model"])
-        self.descent.load_state_dict(state["descent"])
-        if self.architect is not None:
-            self.architect.load_state_dict(state["architect"])
-        if self.evidence is not None:
-            self.evidence.load_state_dict(state["evidence"])
-        self.step, self.steps, self._constant = state["step"], list(state["steps"]), state["constant"]
-        self._shares = {n: [tuple(s) for s in of] for n, of in state["shares"].items()}
-        disk.set_random_state(stored["random"], self.device)
-        for generator, saved in zip(own, stored["generators"]):
-            generator.set_state(saved)
-        return [SearchEpoch(**entry) for entry in stored["records"]]
+            self.shares[name].append(tuple(layer.shares.values()))

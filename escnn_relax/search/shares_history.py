@@ -20,6 +20,9 @@ class SearchEpoch:
         architecture_loss: the loss that the architecture weights descended, averaged over their steps; NaN without any.
         log_evidence: log evidence / N (nats a sample), where the evidence decides.
         note: what happened out of the ordinary.
+
+    >>> SearchEpoch("search", 0, loss=1.2).log_evidence is None  # the evidence had no say
+    True
     """
 
     phase: str
@@ -39,6 +42,13 @@ class SharesHistory:
         steps: the steps at which shares were recorded, 0 before the first.
         shares: for each layer one tuple of shares a recorded step, in the order of its groups (fractions).
         epochs: what happened in each epoch.
+
+    >>> moved = SharesHistory({"conv": ("C4", "C1")}, (0, 1), {"conv": ((0.5, 0.5), (0.9, 0.1))}, (SearchEpoch("search", 0, 1.2),))
+    >>> moved.final()
+    {'conv': {'C4': 0.9, 'C1': 0.1}}
+    >>> print(moved)
+    layer             C4             C1
+    conv     50% → 90.0%    50% → 10.0%
     """
 
     groups: dict[str, tuple[str, ...]]
@@ -57,7 +67,7 @@ class SharesHistory:
     def table(self) -> str:
         """The first and the last shares of each layer, one line a layer."""
         names = list(dict.fromkeys(group for of in self.groups.values() for group in of))
-        width, column = max(5, *(len(layer) for layer in self.groups)), max(13, *(len(n) for n in names))
+        width, column = max([5, *(len(layer) for layer in self.groups)]), max([13, *(len(n) for n in names)])
         lines = [f"{'layer':<{width}}  " + "  ".join(f"{name:>{column}}" for name in names)]
         for layer, groups in self.groups.items():
             cells = []

@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 
 from torch import nn
 
+from ..errors import CheckpointError
 from ..evidence import checkpoint as disk
 from .network import read
 from .task import Outcome
@@ -31,10 +32,15 @@ class Store:
     Args:
         folder: of the checkpoint, ``None`` to keep all in memory.
         run: what decides about the result, as plain values.
+
+    Raises:
+        CheckpointError: something else of the folder's name.
     """
 
     def __init__(self, folder: Union[None, str, Path], run: dict[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(str(folder), "is a file", expected="a folder, which is made if need be")
         self.run = disk.plain(run)
         self._outcomes: dict[int, Outcome] = {}
 

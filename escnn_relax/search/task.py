@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..curvature.collect import batches
-from ..errors import ArgumentError, CurvatureError, DataError
+from ..errors import ArgumentError, CurvatureError, DataError, UnsupportedModuleError
 from ..evidence import Evidence
 from ..evidence.loading import data_size, generators
 from .genome import Genome
@@ -140,7 +140,7 @@ class Context:
             for index, (input, target) in enumerate(batches(self.train_loader, device)):
                 if index == steps:
                     break
-                output = model(input)
+                output = self._output(model, input)
                 if evidence is not None:
                     loss = evidence.loss(output, target)
                 else:
@@ -152,7 +152,19 @@ class Context:
                 descent.step()
                 total, seen = total + float(loss.detach()) * len(target), seen + len(target)
             left -= 1
+        if epochs and not seen:
+            raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
         return total / seen if seen else math.nan
+
+    def _output(self, model: nn.Module, input: Any) -> Any:
+        try:
+            return model(input)
+        except AssertionError as error:  # escnn's word for fields of the wrong type
+            raise UnsupportedModuleError(
+                type(model).__name__,
+                f"its parts do not fit together once their groups differ ({error or 'escnn refused a field type'})",
+                remedy="what skips over a layer must not cross a change of group: name the stages=[...] where it may change",
+            ) from error
 
     def _judge(self, model: nn.Module) -> float:
         model.train()

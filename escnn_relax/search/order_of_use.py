@@ -1,0 +1,80 @@
+"""Whether a network uses its modules in the order in which it registers them, as a change of group on the way needs it."""
+
+from __future__ import annotations
+
+from typing import Iterable, Sequence
+
+import torch
+from escnn.nn import EquivariantModule
+from torch import nn
+
+from ..curvature.collect import batches
+from ..errors import DataError, UnsupportedModuleError
+from ..evidence import checkpoint as disk
+from ..evidence.loading import generators
+from ..morphism.walk import replace_modules
+
+__all__ = ["check_order", "calls"]
+
+
+def check_order(model: nn.Module, boundaries: Sequence[str], loader: Iterable) -> None:
+    """Run one batch and see that at each boundary everything registered before it is done, and nothing behind it begun.
+
+    The model, the loader's random generators and the global ones are left as they were.
+
+    Args:
+        boundaries: names of modules before which the group changes.
+
+    Raises:
+        UnsupportedModuleError: a module used on the wrong side of a boundary.
+        DataError: a loader without a batch.
+    """
+    names = list(dict(model.named_modules()))
+    sequence = calls(model, loader)
+    for boundary in boundaries:
+        inside = lambda name: name == boundary or name.startswith(boundary + ".")
+        start = next((n for n, name in enumerate(sequence) if inside(name)), None)
+        if start is None:  # called in some other way than as a module
+            continue
+        position = names.index(boundary)
+        for n, name in enumerate(sequence):
+            behind = names.index(name) >= position
+            if behind == (n >= start):
+                continue
+            used, registered = ("before", "behind") if behind else ("after", "before")
+            raise UnsupportedModuleError(
+                name,
+                f"it is used {used} {boundary} but registered {registered} it, so a change of group there would not fit",
+                remedy="register modules in the order of their use, one for each use, or leave such layers out of stages",
+            )
+
+
+def calls(model: nn.Module, loader: Iterable) -> list[str]:
+    """Names of the smallest equivariant modules in the order in which a forward pass calls them.
+
+    Raises:
+        DataError: a loader that is empty or can be gone through only once.
+    """
+    if hasattr(loader, "__next__"):
+        remedy = "pass a DataLoader or a list, something that can be gone through again"
+        raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
+    copied = replace_modules(model, lambda name, module: None)
+    sequence: list[str] = []
+    for name, module in copied.named_modules():
+        if isinstance(module, EquivariantModule) and not any(
+            isinstance(part, EquivariantModule) for part in module.modules() if part is not module
+        ):
+            module.register_forward_pre_hook(lambda module, args, name=name: sequence.append(name))
+    device = next(model.parameters()).device
+    own, state = list(generators(loader)), disk.random_state(device)
+    theirs = [generator.get_state() for generator in own]
+    try:
+        with torch.no_grad():
+            for input, _ in batches(loader, device):
+                copied.eval()(input)
+                return sequence
+    finally:
+        disk.set_random_state(state, device)
+        for generator, before in zip(own, theirs):
+            generator.set_state(before)
+    raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
