@@ -1,12 +1,17 @@
 """Equivariant networks built with escnn that learn, layer by layer, how much of their symmetry to keep."""
 
+from importlib import metadata
+
 from . import _escnn
 
 # Before anything else of ours, or the caller's, builds on escnn: see there for what is checked and mended, and why.
 _escnn.require()
 _escnn.prefer_scipy_svd()
 
-__version__ = "0.1.0"
+try:
+    __version__ = metadata.version("escnn-relax")
+except metadata.PackageNotFoundError:  # sources that are not installed
+    __version__ = "0.1.0.dev0"
 
 _escnn.make_picklable()
 

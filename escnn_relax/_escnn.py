@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from .errors import InstallationError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+    from torch.nn import Module
+
+#: ``((radius, frequency), ...)``: the largest angular frequency on each ring.
+Limit = tuple[tuple[float, int], ...]
 
 # --- installation: the first thing that `import escnn_relax` does -----------------------------------------------------
 
@@ -59,7 +67,7 @@ def _unusable(problem: str) -> InstallationError:
     return InstallationError("escnn_relax", problem, remedy=remedy)
 
 
-def prefer_scipy_svd() -> Optional[Callable]:
+def prefer_scipy_svd() -> Optional[Callable[..., Any]]:
     """Have escnn solve for intertwiners by ``scipy.linalg.svd`` even where scikit-learn is installed.
 
     Where it finds scikit-learn, escnn takes ``randomized_svd`` from it, without a seed, and hands it a ``np.matrix``.
@@ -83,19 +91,29 @@ def prefer_scipy_svd() -> Optional[Callable]:
 class single_precision:
     """A context in which float32 is torch's default: under any other, escnn fails to build kernels."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         import torch
 
         self.before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         import torch
 
         torch.set_default_dtype(self.before)
 
 
-def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency, admits, points):
+def sample_kernels(
+    gspace: Any,
+    in_repr: Any,
+    out_repr: Any,
+    *,
+    rings: list[float],
+    sigma: list[float],
+    maximum_frequency: int,
+    admits: Optional[Callable[[dict[str, Any]], bool]],
+    points: NDArray[Any],
+) -> Tensor:
     """Sampled basis of the kernels equivariant from ``in_repr`` to ``out_repr``: shape ``(K, o, i, S)``, float32.
 
     Goes the way escnn's convolutions go (solver, band limit, normalisation, vanishing elements dropped) without
@@ -118,7 +136,7 @@ def sample_kernels(gspace, in_repr, out_repr, *, rings, sigma, maximum_frequency
         return empty
 
 
-def sample_intertwiners(gspace, in_repr, out_repr):
+def sample_intertwiners(gspace: Any, in_repr: Any, out_repr: Any) -> Tensor:
     """Basis of the equivariant matrices from ``in_repr`` to ``out_repr``: shape ``(K, o, i, 1)``, float32."""
     import numpy as np
     from escnn.kernels import EmptyBasisException
@@ -134,7 +152,7 @@ def sample_intertwiners(gspace, in_repr, out_repr):
         return torch.zeros(0, out_repr.size, in_repr.size, 1)
 
 
-def blocks(expansion):
+def blocks(expansion: Any) -> Iterator[tuple[str, str, Tensor, tuple[int, int]]]:
     """The blocks of an escnn basis expansion, in the order of its weights.
 
     Yields ``(in representation name, out representation name, sampled basis (K, o, i, S), (start, stop))`` where
@@ -145,7 +163,7 @@ def blocks(expansion):
         yield pair[0], pair[1], block.sampled_basis, expansion._weights_ranges[pair]
 
 
-def band_limit(convolution, where="", cutoff=None):
+def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
     """Largest angular frequency on each ring of an escnn convolution: ``((radius, frequency), ...)``.
 
     escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with what the
@@ -165,7 +183,8 @@ def band_limit(convolution, where="", cutoff=None):
     policies = (None, -2.0, -3.0) if in_plane else (None, "default2", "default3")
     expansion = convolution.basisexpansion
     points = torch.as_tensor(expansion.points, dtype=torch.float32)
-    kept, dropped = set(), set()
+    kept: set[tuple[float, int]] = set()
+    dropped: set[tuple[float, int]] = set()
     for pair in expansion._representations_pairs:
         block = getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
         inside = block._mask.tolist()
@@ -175,11 +194,11 @@ def band_limit(convolution, where="", cutoff=None):
             size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
             dropped.update(e for e, i, n in zip(elements, inside, size) if not i and n > 1e-10)
 
-    def explains(limit):
+    def explains(limit: dict[float, int]) -> bool:
         return all(f <= limit[r] for r, f in kept) and not any(f <= limit[r] for r, f in dropped)
 
     rings = [round(r, 6) for r in convolution._rings]
-    candidates = []
+    candidates: list[dict[float, int]] = []
     highest = int(convolution._maximum_frequency)
     proportional = (highest + 1e-9) / max(rings) if max(rings) > 0 else None
     for policy in (cutoff, *policies, proportional):
@@ -213,11 +232,13 @@ def band_limit(convolution, where="", cutoff=None):
 # through Python's own registry, pickle stores these and copy shares the one instance that escnn keeps anyway.
 
 
-def _rebuild_group(kind, keys):
+def _rebuild_group(kind: Any, keys: dict[str, Any]) -> Any:
     return kind._generator(**keys)
 
 
-def _rebuild_representation(group, name, irreps, change_of_basis, nonlinearities):
+def _rebuild_representation(
+    group: Any, name: str, irreps: list[Any], change_of_basis: NDArray[Any], nonlinearities: list[str]
+) -> Any:
     from escnn.group import Representation
 
     if name in group.representations:
@@ -225,27 +246,27 @@ def _rebuild_representation(group, name, irreps, change_of_basis, nonlinearities
     return Representation(group, name, irreps, change_of_basis, nonlinearities)
 
 
-def _rebuild_irrep(group, id):
+def _rebuild_irrep(group: Any, id: tuple[Any, ...]) -> Any:
     return group.irrep(*id)
 
 
-def _rebuild_gspace(kind, id, name):
+def _rebuild_gspace(kind: Any, id: Any, name: str) -> Any:
     space = kind(id)
     space.name = name  # part of the hash; the factories of escnn choose another than the class
     return space
 
 
-def _rebuild_element(group, value, param):
+def _rebuild_element(group: Any, value: Any, param: str) -> Any:
     return group.element(value, param)
 
 
-def _subclasses(kind):
+def _subclasses(kind: Any) -> Iterator[Any]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)
 
 
-def make_picklable():
+def make_picklable() -> None:
     """Register escnn's value-like classes with :mod:`copyreg`, so that what holds them can be pickled and copied."""
     import copyreg
 
@@ -274,7 +295,7 @@ def make_picklable():
 # --- rebuilding steerable layers on other field types ------------------------------------------------------------------
 
 
-def frequency_limit(layer):
+def frequency_limit(layer: Any) -> Callable[[float], int]:
     """Largest frequency on each ring of a convolution, as a function of the radius.
 
     The limit of :func:`band_limit` where the layer has one; else the largest frequency that it kept on each ring,
@@ -289,7 +310,7 @@ def frequency_limit(layer):
     return lambda radius: limit[min(limit, key=lambda ring: abs(ring - radius))]
 
 
-def _largest_kept(layer):
+def _largest_kept(layer: Any) -> dict[float, int]:
     limit = {round(r, 6): 0 for r in layer._rings}
     for _, block in block_modules(expansion(layer)):
         for e in block.get_basis_info():
@@ -298,7 +319,7 @@ def _largest_kept(layer):
     return limit
 
 
-def _limit_between_points(layer):
+def _limit_between_points(layer: Any) -> dict[float, int]:
     """escnn's own policy (three times the radius), or one proportional to the radius, where it explains the layer."""
     highest, rings = int(layer._maximum_frequency), [round(r, 6) for r in layer._rings]
     for factor in (3.0, (highest + 1e-6) / max(rings) if max(rings) > 0 else 0.0):
@@ -313,24 +334,24 @@ def _limit_between_points(layer):
     return _largest_kept(layer)
 
 
-def is_point_convolution(layer):
+def is_point_convolution(layer: Any) -> bool:
     """Whether the layer's kernels are functions of the plane or of space, never sampled on a grid."""
     return hasattr(layer, "basissampler")
 
 
-def expansion(layer):
+def expansion(layer: Any) -> Any:
     """What holds the blocks of a steerable layer: its basis expansion, between points its basis sampler."""
     return layer.basissampler if is_point_convolution(layer) else layer.basisexpansion
 
 
-def kernels(block, points=None):
+def kernels(block: Any, points: Optional[Tensor] = None) -> Tensor:
     """The kernels of a block, shape ``(K, out size, in size, S)``, float64; a sampler's at ``points``, ``(S, d)``."""
     if points is None:
         return block.sampled_basis.detach().double().cpu()
     return block(points.to(block.sizes)).permute(3, 1, 2, 0).detach().double().cpu()
 
 
-def rebuild(layer, in_type, out_type):
+def rebuild(layer: Any, in_type: Any, out_type: Any) -> Any:
     """An uninitialised layer of the class, options and filter supports of ``layer`` between other field types.
 
     Its basis is its own: escnn otherwise shares the sampled basis among all layers of a process.
@@ -340,7 +361,7 @@ def rebuild(layer, in_type, out_type):
     import torch
     from escnn.nn import Linear
 
-    options = {"bias": layer.bias is not None, "initialize": False, "recompute": True}
+    options: dict[str, Any] = {"bias": layer.bias is not None, "initialize": False, "recompute": True}
     if not isinstance(layer, Linear):
         names = ("kernel_size", "padding", "output_padding", "stride", "dilation", "padding_mode", "groups")
         options.update({name: getattr(layer, name) for name in names if hasattr(layer, name)})
@@ -352,13 +373,13 @@ def rebuild(layer, in_type, out_type):
     finally:
         torch.set_default_dtype(before)
     if is_point_convolution(new):  # the analytic kernels are modules too, kept by the G-space for all its layers
-        copied = {}
+        copied: dict[int, Any] = {}
         for _, block in block_modules(expansion(new)):
             block.basis = copy.deepcopy(block.basis, copied)
     return new
 
 
-def convert(layer, like):
+def convert(layer: Any, like: Tensor) -> Any:
     """Move a layer to the device and precision of a tensor, in place; returns the layer.
 
     Between points torch's own way fails: it leaves out modules that equal an earlier one, and escnn's analytic kernels
@@ -366,7 +387,8 @@ def convert(layer, like):
     """
     if not is_point_convolution(layer):
         return layer.to(device=like.device, dtype=like.dtype)
-    found, waiting = {}, [layer]
+    found: dict[int, Module] = {}
+    waiting: list[Module] = [layer]
     while waiting:
         part = waiting.pop()
         if id(part) not in found:
@@ -383,19 +405,19 @@ def convert(layer, like):
     return layer
 
 
-def block_modules(expansion):
+def block_modules(expansion: Any) -> Iterator[tuple[tuple[str, str], Any]]:
     """The blocks of an escnn basis expansion or sampler, in the order of its weights: ``((in name, out name), module)``."""
     escaped = getattr(expansion, "_escape_pair", None)
     for pair in expansion._representations_pairs:
         yield pair, getattr(expansion, f"block_expansion_{escaped(pair)}" if escaped else f"block_sampler_{pair}")
 
 
-def weight_range(expansion, pair):
+def weight_range(expansion: Any, pair: tuple[str, str]) -> tuple[int, int]:
     """Start and stop of a block's coefficients, to be viewed as ``(out fields * in fields, kernels)``."""
     return expansion._weights_ranges[pair]
 
 
-def irrep_positions(block):
+def irrep_positions(block: Any) -> list[tuple[int, int]]:
     """For each kernel of a block, the positions of the irreps it connects: ``(out, in)`` within the two fields."""
     return [(e["out_irrep_idx"], e["in_irrep_idx"]) for e in block.get_basis_info()]
 

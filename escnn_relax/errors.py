@@ -9,6 +9,8 @@ conv1: expected C4 regular, got C8 regular; restrict the network first
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "RelaxError",
     "InstallationError",
@@ -58,12 +60,12 @@ class RelaxError(Exception):
         text = f"{where}: {text}" if where and text else where or text
         super().__init__(f"{text}; {remedy}" if remedy else text)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         state = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
         return _rebuild, (type(self), self.where, self.problem, state)
 
 
-def _rebuild(kind: type, where: str, problem: str, rest: dict) -> RelaxError:
+def _rebuild(kind: type[RelaxError], where: str, problem: str, rest: dict[str, Any]) -> RelaxError:
     return kind(where, problem, **rest)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from escnn.nn import FieldType
@@ -12,11 +12,15 @@ from torch import nn
 
 from .errors import ArgumentError, UnsupportedModuleError
 from .evidence import Evidence, survivors
+from .nn.mixed import MixedConvolution
 from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
 from .nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["LayerReport", "PathwayReport", "Report", "report"]
 
@@ -63,6 +67,8 @@ class LayerReport:
             without a refreshed evidence.
         by_depth: name of the largest subgroup that survives in the layer and all before it.
         margin_by_depth: the same for that one.
+        empty: names of the pathways that have no kernel between the layer's field types, so that it cannot break the
+            symmetry in these ways.
     """
 
     name: str
@@ -74,6 +80,7 @@ class LayerReport:
     margin: float = math.nan
     by_depth: str = ""
     margin_by_depth: float = math.nan
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,14 @@ class Report:
         if any(layer.by_depth for layer in self.layers):
             steps = (_kept(layer.by_depth, layer.margin_by_depth) for layer in self.layers if layer.by_depth)
             lines.append(f"survives by depth: {' → '.join(steps)}")
+        for layer in self.layers:
+            if layer.empty:
+                lines.append(f"without kernels: {layer.name}: {', '.join(layer.empty)}")
         if self.uncovered:
             lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
         return "\n".join(lines)
 
-    def plot(self, axes=None, title: str = "", of: str = "energy"):
+    def plot(self, axes: Optional[Axes] = None, title: str = "", of: str = "energy") -> Axes:
         """Heat map, layers x pathways; each layer with the subgroup that survives in it. Returns the matplotlib axes.
 
         Args:
@@ -176,7 +186,7 @@ def report(model: nn.Module, evidence: Optional[Evidence] = None, *, subgroups: 
     >>> [(p.name, p.energy) for p in report(relaxed).layers[0].pathways]
     [('equivariant', 1.0), ('irrep_1', 0.0), ('irrep_2', 0.0)]
     """
-    relaxed = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
+    relaxed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
     if not relaxed:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
     layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
@@ -186,7 +196,7 @@ def report(model: nn.Module, evidence: Optional[Evidence] = None, *, subgroups: 
         groups = {m.space.fibergroup.name for m in readable}
         read = survivors(model, evidence, depth=len(groups) == 1) if readable else None
         for own, depth in zip(read.layers, read.by_depth) if read else ():
-            known = {"survivor": own.subgroup.name, "margin": own.margin}
+            known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin}
             if len(groups) == 1:
                 known |= {"by_depth": depth.subgroup.name, "margin_by_depth": depth.margin}
             layers[own.name] = replace(layers[own.name], **known)
@@ -212,7 +222,8 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
             kernel = layer.kernel(layer.weights)
         kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
         error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
-    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error)
+    empty = () if isinstance(layer, MixedConvolution) else tuple(p.name for p in layer.empty_pathways)
+    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error, empty=empty)
 
 
 def _translation(name: str, layer: RelaxedTranslation) -> LayerReport:

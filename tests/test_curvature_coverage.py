@@ -10,7 +10,8 @@ from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
+from torch.utils.checkpoint import checkpoint
 
 from escnn_relax import Evidence
 from escnn_relax.curvature.collect import Curvature
@@ -244,6 +245,136 @@ def test_a_subclass_that_computes_the_same_is_covered():
         pass
 
     assert uncovered(nn.Sequential(Named(1, 2, 3), nn.Flatten(), nn.Linear(18, 3))) == {}
+
+
+class Scaled(nn.Linear):
+    """With a parameter of its own that its parent's forward does not use."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+def pruned(layer):
+    return prune.l1_unstructured(layer, "weight", 0.5)
+
+
+REPLACED = {
+    "pruning": (lambda: pruned(nn.Linear(4, 4)), {"3.weight_orig"}),
+    "spectral norm by hooks": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), {"3.weight_orig"}),
+    "another parameter": (lambda: Scaled(4, 4), {"3.scale"}),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_parameters_that_are_no_weights_of_their_layer(case):
+    """Are not covered; what is left of the layer, and all layers around it, are."""
+    make, names = REPLACED[case]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 4), nn.Tanh(), make(), nn.Linear(4, 3)).double()
+    why = uncovered(model)
+    assert set(why) == names and all("no weight of" in reason for reason in why.values())
+    model.eval()  # the norm's power iteration goes on in training mode
+    data = images()
+    estimate = Curvature(model, "categorical", "exact")(data)
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    expected = dense_ggn(model, data, "categorical")
+    assert set(expected) == set(estimate.factors) > {"3.bias", "1.weight"}
+    for name, (factor,) in estimate.factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+
+
+def test_a_use_without_gradient_has_no_curvature():
+    """As in a network that looks at its own features, held fixed: that use adds nothing, the others count."""
+
+    class Looking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(25, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            with torch.no_grad():
+                fixed = self.body(x.flatten(1).flip(0)).tanh()
+            return self.head(self.body(x.flatten(1)).tanh() + fixed)
+
+    check(Looking(), images(count=1))
+
+
+class Held(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.body, self.head, self.how = nn.Linear(25, 4), nn.Linear(4, 3), how
+
+    def forward(self, x):
+        if self.how == "reentrant checkpoint":
+            return self.head(checkpoint(self.body, x.flatten(1), use_reentrant=True))
+        with torch.no_grad():
+            features = self.body(x.flatten(1))
+        return self.head(features)
+
+
+@pytest.mark.parametrize("how", ["no gradient", "reentrant checkpoint"])
+def test_layers_that_no_gradient_reaches_are_named(how):
+    model = Held(how).double()
+    with pytest.raises(CoverageError, match="body: .*no gradient passes.*requires_grad_"):
+        Curvature(model, "categorical")(images())
+    model.body.requires_grad_(False)
+    assert set(Curvature(model, "categorical")(images()).factors) == {"head.weight", "head.bias"}
+
+
+def test_checkpointed_layers():
+    """Those that are not reentrant change nothing."""
+
+    class Saving(Held):
+        def forward(self, x):
+            features = lambda z: self.body(z).tanh()
+            return self.head(checkpoint(features, x.flatten(1), use_reentrant=False) if self.how else features(x.flatten(1)))
+
+    model, data = Saving("").double(), images()
+    plain = Curvature(model, "categorical", "exact")(data)
+    model.how = "not reentrant"
+    saving = Curvature(model, "categorical", "exact")(data)
+    assert all(torch.equal(saving.eigenvalues(name), plain.eigenvalues(name)) for name in plain.factors)
+    assert float(saving.eigenvalues("body.weight").sum()) > 0
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+def test_kronecker_factors_of_weights_used_several_times(approximation):
+    """Two grouped convolutions that share their weights, one of them used at two scales: all their places count alike."""
+
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = (nn.Conv2d(4, 4, 3, padding=1, groups=2) for _ in range(2))
+            self.other.weight = self.one.weight
+            self.head, self.uses = nn.Linear(4, 3), []
+
+        def use(self, layer, x):
+            self.uses.append((x, layer(x)))
+            return self.uses[-1][1].tanh()
+
+        def forward(self, x):
+            x = x.expand(-1, 4, -1, -1) * torch.arange(1, 5).view(4, 1, 1)
+            fine = self.use(self.other, self.use(self.one, x))
+            coarse = self.use(self.one, x[..., ::2, ::2])
+            return self.head(torch.cat([fine.flatten(2), coarse.flatten(2)], dim=2).mean(2))
+
+    model, ((x, y),) = Several().double(), images()
+    factors = Curvature(model, "categorical", approximation)([(x, y)]).factors["one.weight"]
+    model.uses = []
+    output = model(x)
+    p = output.detach().softmax(1)
+    root = torch.linalg.cholesky(torch.diag_embed(p) - p[:, :, None] * p[:, None] + 1e-15 * torch.eye(3))
+    reached = [torch.autograd.grad(output, [o for _, o in model.uses], c, retain_graph=True) for c in root.permute(2, 0, 1)]
+    rows = torch.cat([nn.functional.unfold(i.detach(), 3, padding=1) for i, _ in model.uses], dim=2).chunk(2, 1)
+    columns = torch.stack([torch.cat([g.flatten(2) for g in of], dim=2) for of in reached]).chunk(2, 2)
+    for factor, a, s in zip(factors, rows, columns, strict=True):
+        if approximation == "reduce":
+            a, s = a.mean(2, keepdim=True), s.sum(3, keepdim=True)
+        A = torch.einsum("ndr,ner->de", a, a) / (len(a) * a.shape[2])
+        B = torch.einsum("cnor,cnpr->op", s, s)
+        expected = torch.kron(B, A)
+        assert (factor.dense() - expected).norm() < 1e-8 * expected.norm()
 
 
 def test_convolutions_between_points_are_not_covered():

@@ -227,6 +227,14 @@ def test_automatic_choice_by_size():
     assert recipe("auto", {"a": LARGEST_EXACT, "b": LARGEST_EXACT + 1}) == {"a": "exact", "b": "expand"}
     with pytest.raises(ArgumentError, match="auto"):
         recipe("automatic", {"a": 1})
+    sizes = {"large": 1024, "small": 512}
+    assert recipe("auto", sizes, memory=1.99) == {"large": "expand", "small": "expand"}, "8 P² bytes are 2 MiB"
+    assert recipe("auto", sizes, memory=2) == {"large": "expand", "small": "exact"}
+    assert recipe("auto", sizes, memory=10) == {"large": "exact", "small": "exact"}
+    with pytest.raises(ArgumentError, match="memory"):
+        recipe("auto", sizes, memory=-1)
+    with pytest.raises(ArgumentError, match="leave memory out"):
+        recipe("expand", sizes, memory=1)
 
 
 def test_one_layer_may_mix_approximations(monkeypatch):
@@ -271,6 +279,15 @@ def test_reduce_in_single_precision(seed):
     for name, values in spectra.items():
         largest = max(float(double.eigenvalues(n).max()) for n in spectra if n.split(".weights")[0] == name.split(".weights")[0])
         assert (values.sort().values - double.eigenvalues(name).sort().values).abs().max() < 1e-4 * largest
+
+
+def test_underflow_is_not_taken_for_an_indefinite_factor():
+    """float32 loses products below 1e-38: sums of many tiny ones are indefinite by more than rounding."""
+    rows = torch.randn(4, 20000).mul_(3e-19)
+    matrix = rows @ rows.T  # some entries vanish, others are denormal
+    matrix[0, 1:] = matrix[1:, 0] = 2 * matrix.diagonal().max()
+    assert torch.linalg.eigvalsh(matrix.double()).min() < 0
+    assert KroneckerFactor("layer", torch.eye(2), matrix).spectrum.min() == 0
 
 
 def test_indefinite_and_infinite_factors_are_refused():

@@ -88,6 +88,24 @@ def _closure(of, constant, target, descent):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_constant_loss_of_minibatches(name):
+    """Of several sizes: that of one constant at all places, divided by N."""
+    of, _, target = case(name, 4)
+    assert of.constant_loss_of(target.split(3)) == of.constant_loss(target)
+    parts = [target[:1, ..., :2], target[1:]]
+    places = torch.cat([p.flatten() if name == "categorical" else p.transpose(1, 2).flatten(0, 1) for p in parts])
+    assert math.isclose(of.constant_loss_of(parts), of.constant_loss(places) * 14 / 4)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool])
+def test_labels_of_any_integer_type(kind):
+    output, target = torch.randn(6, 2), torch.tensor([0, 1, 1, 0, 1, 1])
+    Categorical().check(output, target.to(kind))
+    assert Categorical().loss(output, target.to(kind)) == Categorical().loss(output, target)
+    assert Categorical().constant_loss(target.to(kind)) == Categorical().constant_loss(target)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_spatial_outputs_of_a_network(name):
     """A network that answers for each pixel: exact blocks equal those of the same network with flattened outputs."""
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 1)).double()
@@ -115,7 +133,8 @@ BAD = [
     ("categorical", torch.zeros(2, 3), torch.tensor([0, -1]), DataError, "labels in 0 ... 2"),
     ("categorical", torch.zeros(2, 3, 2), torch.zeros(2).long(), LikelihoodError, "shape"),
     ("bernoulli", torch.zeros(2, 1), torch.full((2, 1), 1.5), DataError, "0 ... 1"),
-    ("bernoulli", torch.zeros(2, 1), torch.zeros(2), LikelihoodError, "shape"),
+    ("bernoulli", torch.zeros(2, 1), torch.zeros(2), LikelihoodError, "both one shape"),
+    ("bernoulli", torch.zeros(2, 1), torch.zeros(2, 1).long(), LikelihoodError, r"\.float\(\)"),
     ("gaussian", torch.zeros(2, 1), torch.full((2, 1), math.nan), DataError, "NaN"),
     ("gaussian", torch.zeros(2, 1), torch.zeros(2, 1).long(), LikelihoodError, "categorical"),
 ]

@@ -55,6 +55,12 @@ def test_the_evidence_never_falls(likelihood, rate):
         before = after
 
 
+def test_a_rate_that_leaves_the_range_of_the_noise():
+    evidence = refreshed("gaussian")
+    before = evidence.terms().total
+    assert evidence.step(40, method="gradient", rate=30.0).total >= before
+
+
 def test_what_does_not_move():
     evidence = refreshed(fixed={"first.bias": 1.5}, bounds=(-1.0, 4.0))
     with torch.no_grad():

@@ -6,16 +6,18 @@ import math
 
 import pytest
 import torch
+from escnn import gspaces
 from escnn import nn as enn
 from evidence_cases import loader, network
 from torch import nn
 
-from escnn_relax import Evidence
+from escnn_relax import Evidence, fit, relax
 from escnn_relax.errors import (
     ArgumentError,
     CoverageError,
     CurvatureError,
     DataError,
+    FieldTypeError,
     LikelihoodError,
     UnsupportedModuleError,
 )
@@ -61,6 +63,7 @@ def bad_labels():
 BAD = {
     "empty": (lambda: [], {}, DataError, "no batch"),
     "label out of range": (bad_labels, {}, DataError, "labels in 0 ... 2"),
+    "empty batch": (lambda: [(torch.zeros(0, 1, 6, 6).double(), torch.zeros(0).long())], {}, DataError, "0: no samples"),
     "no pair": (lambda: [torch.randn(2, 1, 1, 6, 6).double()], {}, DataError, "pair"),
     "real targets": (lambda: loader("gaussian"), {}, LikelihoodError, "gaussian"),
     "class targets": (loader, {"likelihood": "gaussian"}, LikelihoodError, "categorical"),
@@ -211,3 +214,15 @@ def test_factors_that_are_not_finite():
             p.zero_()
     with pytest.raises(CurvatureError, match="second|first|norm"):
         Evidence(model, "gaussian").refresh(data)
+
+
+def test_plain_tensors_for_a_model_of_fields():
+    """What escnn answers with a bare assertion."""
+    space = gspaces.rot2dOnR2(4)
+    fields = enn.FieldType(space, [space.trivial_repr])
+    model = relax(enn.SequentialModule(enn.R2Conv(fields, fields, 5)))
+    data = [(torch.randn(4, 1, 5, 5), torch.zeros(4, dtype=torch.long))]
+    with pytest.raises(FieldTypeError, match="SequentialModule: an assertion.*got Tensor.*forward"):
+        fit(model, data, epochs=1, progress=False)
+    with pytest.raises(FieldTypeError, match="SequentialModule: an assertion"):
+        Evidence(model).refresh(data)

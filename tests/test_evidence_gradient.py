@@ -10,6 +10,7 @@ from evidence_cases import LIKELIHOODS, dataset, loader, network
 from torch.utils.data import DataLoader
 
 from escnn_relax import Evidence, report
+from escnn_relax.errors import CoverageError
 
 #: central differences of step 1e-4 on a function computed to 1e-12
 FINITE_DIFFERENCE = 1e-6
@@ -75,6 +76,30 @@ def test_a_part_of_the_data_is_scaled_up():
     twice = Evidence(model).refresh(list(DataLoader(data, batch_size=12)) * 2)
     assert once.num_data == twice.num_data == 24
     assert math.isclose(once.total, twice.total, rel_tol=1e-10)
+
+
+def test_without_a_size_the_largest_refresh_counts():
+    model, data = network(), dataset()
+    evidence = Evidence(model)
+    part, whole = (DataLoader(torch.utils.data.Subset(data, range(count)), batch_size=12) for count in (4, 12))
+    assert evidence.refresh(part).num_data == 4
+    assert evidence.refresh(whole) == Evidence(model).refresh(whole)
+    assert evidence.refresh(part).num_data == 12
+    given = Evidence(model, num_data=6)
+    assert given.refresh(whole).num_data == 6
+
+
+@pytest.mark.parametrize("noise", ["shared", "output"])
+def test_images_of_several_sizes(noise):
+    """Each number observed counts once, whichever minibatch comes last."""
+    model = torch.nn.Conv2d(1, 2, 3, padding=1).double()
+    data = [(torch.randn(2, 1, s, s).double(), torch.randn(2, 2, s, s).double()) for s in (3, 4, 6)]
+    terms = Evidence(model, "gaussian", noise=noise, log_noise=0.3, relaxed_only=False).refresh(data)
+    backwards = Evidence(model, "gaussian", noise=noise, log_noise=0.3, relaxed_only=False).refresh(data[::-1])
+    normal = torch.distributions.Normal
+    expected = sum(normal(model(x), math.exp(0.3)).log_prob(y).sum() for x, y in data)
+    assert math.isclose(terms.data_fit, float(expected), rel_tol=1e-10)
+    assert math.isclose(terms.total, backwards.total, rel_tol=1e-10)
 
 
 def test_temperature_equals_a_power_of_the_likelihood():
@@ -148,6 +173,15 @@ def test_state_dict_round_trip():
     again = Evidence(model, "gaussian")
     again.load_state_dict(evidence.state_dict())
     assert again.terms() == evidence.terms() and again.gradient() == evidence.gradient()
+
+
+def test_state_of_a_wider_model_is_refused():
+    narrow, wide = (Evidence(torch.nn.Linear(2, width), relaxed_only=False) for width in (3, 4))
+    narrow.refresh([(torch.randn(5, 2), torch.randint(3, (5,)))])
+    before = dict(wide.log_precision)
+    with pytest.raises(CoverageError, match="weight has 6 weights there, 8 here"):
+        wide.load_state_dict(narrow.state_dict())
+    assert wide.log_precision == before
 
 
 def test_layers_carry_what_the_evidence_found():

@@ -65,6 +65,21 @@ def test_bad_priors(options):
         Evidence(network(), **options)
 
 
+def test_precisions_start_within_their_bounds():
+    """So that no step can lower the evidence by clipping; fixed ones stay where they are told to."""
+    evidence = Evidence(network(), bounds=(-1.0, 2.0), fixed={"first.bias": 5.0})
+    starts = set(evidence.log_precision.values())
+    assert starts == {0.0, 2.0, 5.0} and evidence.log_precision["first.bias"] == 5.0
+    before = evidence.refresh(loader()).total
+    assert evidence.step(1).total >= before
+
+
+def test_fixing_one_group_twice():
+    with pytest.raises(ArgumentError, match="one log precision for 'first'"):
+        Evidence(network(), ties="layer", fixed={"first.bias": 1.5, "first": 1.0})
+    assert Evidence(network(), ties="layer", fixed={"first.bias": 1.5, "first": 1.5}).log_precision["first.bias"] == 1.5
+
+
 def test_fixing_what_is_not_there():
     with pytest.raises(CoverageError, match="third.bias"):
         Evidence(network(), fixed={"third.bias": 1.0})
@@ -99,6 +114,17 @@ def test_running_average_survives_a_checkpoint():
     again = Evidence(model, num_data=12)
     again.load_state_dict(evidence.state_dict())
     assert again.refresh(data[1:], keep=0.5) == evidence.refresh(data[1:], keep=0.5)
+
+
+def test_running_average_of_another_curvature():
+    model, data = network(), loader()
+    evidence, exact = Evidence(model), Evidence(model, curvature="exact")
+    evidence.refresh(data, keep=0.5)
+    exact.load_state_dict(evidence.state_dict())
+    with pytest.raises(CoverageError, match="first.weights.equivariant has another form; refresh once with keep=0"):
+        exact.refresh(data, keep=0.5)
+    exact.refresh(data)
+    exact.refresh(data, keep=0.5)
 
 
 def test_running_average_needs_a_fixed_basis():

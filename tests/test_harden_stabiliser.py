@@ -228,6 +228,25 @@ def test_continuous_groups(start, ids, names):
     assert close(outputs(hardened, x), outputs(model, x))
 
 
+def test_where_lapack_gives_up(monkeypatch):
+    """Divide and conquer now and then does not converge on harmless matrices; the result is the same."""
+    model = sequence(planar("C4"))
+    learn(model[2], subgroup(planar("C4"), 2))
+    x = torch.randn(2, 1, 9, 9, dtype=torch.float64)
+    wanted = outputs(model, x)
+    divide_and_conquer, calls = torch.linalg.svd, []
+
+    def gives_up(matrix, full_matrices=True):
+        if full_matrices:
+            return divide_and_conquer(matrix)
+        calls.append(matrix.shape)
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", gives_up)
+    hardened = harden(model, to="stabiliser", per="layer")
+    assert calls and close(outputs(hardened, x), wanted)
+
+
 def test_what_is_refused():
     space = planar("C4")
     model = sequence(space)

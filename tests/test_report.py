@@ -147,3 +147,13 @@ def test_groups_without_a_grid_symmetry():
 def test_nothing_to_report():
     with pytest.raises(UnsupportedModuleError, match="relax"):
         report(torch.nn.Linear(2, 2))
+
+
+def test_components_without_kernels_are_said():
+    space = gspaces.rot2dOnR2(4)
+    both, odd = enn.FieldType(space, [space.trivial_repr, space.irrep(2)]), enn.FieldType(space, [space.irrep(2)])
+    learned = report(relax(enn.SequentialModule(enn.R2Conv(both, odd, 1))))
+    assert learned.layers[0].empty == ("irrep_1",) and "without kernels: 0: irrep_1" in str(learned)
+    assert learned.to_dict()["layers"][0]["empty"] == ["irrep_1"]
+    whole = report(relax(enn.SequentialModule(enn.R2Conv(both, odd, 3))))
+    assert not whole.layers[0].empty and "without kernels" not in str(whole)

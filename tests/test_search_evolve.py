@@ -319,6 +319,15 @@ def test_killed_and_resumed_ends_with_the_identical_winner(tmp_path, after):
     assert {p.name for p in (tmp_path / "individuals").iterdir()} == survivors
 
 
+def test_lost_weights_are_not_replaced_by_others(tmp_path):
+    """Two individuals are made before the search is killed in generation 1; the first one's weights are deleted."""
+    with pytest.raises(Killed):
+        search(partial(kill_after, 2, calls=[]), checkpoint=tmp_path)
+    (tmp_path / "individuals" / "0.pt").unlink()
+    with pytest.raises(CheckpointError, match="individual 0 are gone"):
+        search(checkpoint=tmp_path)
+
+
 def test_a_checkpoint_of_another_search(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="is a file.*folder"):

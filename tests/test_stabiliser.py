@@ -10,8 +10,8 @@ from escnn import gspaces
 from escnn import nn as enn
 from scipy.ndimage import map_coordinates
 
-from escnn_relax import Evidence, harden, mix, relax
-from escnn_relax.errors import ArgumentError, CoverageError, UnsupportedModuleError
+from escnn_relax import Evidence, harden, mix, relax, report
+from escnn_relax.errors import ArgumentError, DataError, UnsupportedModuleError
 from escnn_relax.evidence import survivors
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.stabiliser import KernelSymmetry, stabiliser, stabilisers
@@ -158,6 +158,23 @@ def test_planar_continuous_with_the_axis(turns, mirrored):
         assert max(change(g) for g in other.elements) > 0.15
 
 
+@pytest.mark.parametrize("axis", [0.143, 1.527, 3.619, 5.968])
+def test_the_axis_is_found_where_one_frequency_outweighs_the_others(axis):
+    """Frequency 4 alone has four axes; which of them is the one, only a hundredth of the energy in frequency 3 tells."""
+    space = gspaces.flipRot2dOnR2(-1, maximum_frequency=4)
+    scalar = enn.FieldType(space, [space.trivial_repr])
+    layer = RelaxedR2Conv(scalar, scalar, 17, frequencies=4, sigma=[1.2, 1.2], rings=[4.0, 5.0], frequencies_cutoff=4.0)
+    randomise(layer)
+    parts = KernelSymmetry(layer).kept(subgroup(space, (axis, 1)))
+    amplitudes = {"equivariant": 1.0, "irrep_1,3": 0.1, "irrep_1,4": 1.0}
+    with torch.no_grad():
+        for name, w in layer.weights.items():
+            w.copy_(amplitudes.get(name, 0.0) * parts[name])
+    found = stabiliser([KernelSymmetry(layer)])
+    assert found.subgroup.order == 2 and found.remainder < SAME
+    assert math.remainder(found.subgroup.id[0] - axis, 2 * math.pi) == pytest.approx(0, abs=1e-2)
+
+
 def test_discrete_subgroups_of_SO2_are_read_from_the_frequencies():
     space = gspaces.rot2dOnR2(-1, maximum_frequency=4)
     scalar = enn.FieldType(space, [space.trivial_repr])
@@ -257,8 +274,14 @@ def test_what_cannot_be_read_is_said():
     frozen.layer.weights["irrep_2"].requires_grad_(False)
     evidence = Evidence(frozen, "gaussian", num_data=2)
     evidence.refresh([(torch.randn(2, 4, 5, 5), torch.randn(2, 36))])
-    with pytest.raises(CoverageError, match="only covered weights have a margin"):
-        survivors(frozen, evidence)
+    uncovered = survivors(frozen, evidence).network
+    assert uncovered.subgroup.name == "C4" and math.isnan(uncovered.margin) and "irrep_2" in uncovered.note
+    assert math.isnan(report(frozen, evidence).layers[0].margin), "the rest of the report is there"
+    with torch.no_grad():
+        frozen.layer.weights["irrep_1"].fill_(math.nan)
+    for read in (survivors, lambda model: harden(model, to="stabiliser")):
+        with pytest.raises(DataError, match="layer: NaN or infinite weights"):
+            read(frozen)
 
 
 def test_kernels_of_size_one_have_an_empty_component_or_nothing_to_relax():

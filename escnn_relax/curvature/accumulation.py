@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ class _Kronecker(Accumulator):
     def read(self, batch: Batch) -> None:
         self._read.add(batch.inputs)
 
-    def follow(self, leader: _Kronecker) -> None:
+    def follow(self, leader: Any) -> None:
         self._read, self._contracted = leader._read, leader._contracted
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
@@ -126,15 +126,15 @@ class Reduce(_Kronecker):
 class Bias(Accumulator):
     """The bias reads a constant, so its block is exact at no cost; ``shared`` takes ``expand``'s B instead."""
 
-    def __init__(self, name: str, layer: LinearMap, shared: bool = False) -> None:
+    def __init__(self, name: str, layer: LinearMap, expansion: Tensor, shared: bool = False) -> None:
         super().__init__(name, layer, ())
-        self.shared = shared
+        self.expansion, self.shared = expansion, shared
         self._moments = Moments()
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         columns = gradients.flatten(1, 2)  # (N, out channels, places)
         columns = columns.transpose(0, 1).flatten(1) if self.shared else columns.sum(-1).T
-        self._moments.add(self.layer.bias.T.to(columns) @ columns)
+        self._moments.add(self.expansion.T.to(columns) @ columns)
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {"bias": (DenseFactor(self.where("bias"), self._moments.total),)}
@@ -144,6 +144,6 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def _output(block: WeightBlock) -> tuple:
+def _output(block: WeightBlock) -> tuple[Any, ...]:
     """Blocks with the same output fields have the same B."""
     return block.group, tuple(block.channels.flatten().tolist())

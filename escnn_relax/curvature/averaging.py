@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Mapping
+from typing import Any, Mapping
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from .factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerF
 __all__ = ["averaged", "parts", "tensors"]
 
 
-def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> CurvatureEstimate:
+def averaged(estimate: CurvatureEstimate, previous: Mapping[str, Any], keep: float) -> CurvatureEstimate:
     """The mean of two estimates per sample, with weight ``keep`` on the previous one, as a sum over the new one's samples.
 
     Kronecker factors are averaged factor by factor, as is usual (Martens and Grosse, ICML 2015).
@@ -40,7 +40,7 @@ def averaged(estimate: CurvatureEstimate, previous: Mapping, keep: float) -> Cur
     return replace(estimate, factors=factors, loss=loss)
 
 
-def parts(estimate: CurvatureEstimate) -> dict:
+def parts(estimate: CurvatureEstimate) -> dict[str, Any]:
     """An estimate as plain tensors and numbers, for :func:`averaged` and for checkpoints."""
     return {
         "outputs": [parts(output) for output in estimate.outputs],
@@ -63,6 +63,10 @@ def tensors(factor: Factor, purpose: str = "running average") -> tuple[Tensor, .
 
 def _blend(factor: Factor, old: list[Tensor], keep: float, ratio: float) -> Factor:
     new = tensors(factor)
+    if [o.shape for o in old] != [n.shape for n in new]:
+        remedy = "refresh once with keep=0, or take the same curvature as before"
+        raise CoverageError("running average", f"the previous curvature of {factor.where} has another form", remedy=remedy)
+    old = [o.to(n) for o, n in zip(old, new)]  # what comes from a checkpoint lies on the CPU
     if isinstance(factor, KroneckerFactor):  # A is a mean over rows, B a sum over samples
         A, B = (keep * r * o + (1 - keep) * n for o, n, r in zip(old, new, (1.0, ratio)))
         return replace(factor, A=A, B=B)

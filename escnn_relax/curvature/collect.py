@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, Iterable, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from ..errors import ArgumentError, DataError, LikelihoodError
 from .batches import batches, check_weights, detached, halves
 from .coverage import Part, check_samples, coverage, join
 from .estimate import CurvatureEstimate
-from .extraction import Extraction
+from .extraction import Extraction, Use
 from .factors import Factor
 from .layer import LayerCurvature
 from .layers import linear_map
@@ -41,6 +41,7 @@ class Curvature:
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
         normalisation: cover the scales and shifts of batch normalisation too.
         apart: take each output by itself (dimension 1 of the outputs; Gaussian likelihood).
+        memory: what the exact blocks of ``"auto"`` may take together (MiB); see :func:`~.recipe.recipe`.
 
     Attributes:
         covered: names of the parameters that get factors.
@@ -63,6 +64,7 @@ class Curvature:
         bias: str = "exact",
         normalisation: bool = False,
         apart: bool = False,
+        memory: Optional[float] = None,
     ) -> None:
         if bias not in ("exact", "kronecker"):
             raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
@@ -72,7 +74,7 @@ class Curvature:
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
         self.coverage = coverage(model, normalisation)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
-        self.recipe, self.apart = recipe(approximation, self.coverage.parameters), apart
+        self.recipe, self.apart = recipe(approximation, self.coverage.parameters, memory), apart
         if apart and not self.likelihood.noisy:
             problem = "only a 'gaussian' likelihood has a noise for each output"
             raise ArgumentError("noise", problem, got=repr(self.likelihood.name), remedy="use noise='shared'")
@@ -82,7 +84,7 @@ class Curvature:
         self.extraction = Extraction(self.coverage.layers)
 
     def __call__(
-        self, loader: Iterable, progress: Optional[Callable[[Iterable], Iterable]] = None
+        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None
     ) -> CurvatureEstimate:
         """One pass over ``loader``, which yields ``(input, target)``; two for ``"eigenvalue-corrected"``.
 
@@ -115,11 +117,12 @@ class Curvature:
                         f"the first {sums.num_data} with {one:.6g}",
                         remedy="pass a loader without random augmentation, or another curvature",
                     )
-        factors: list[dict] = [{} for _ in sums.losses]
+        factors: list[dict[str, tuple[Factor, ...]]] = [{} for _ in sums.losses]
         for part, c in layers.items():
             for found, of_part in zip(factors, c.factors(), strict=True):
                 found.update({join(part.layer, name): of for name, of in of_part.items()})
-        numbers = sums.num_outputs // len(factors)
+        each = sums.num_data * len(factors)
+        numbers = sums.observations / each if sums.observations % each else sums.observations // each
         outputs = [
             CurvatureEstimate({name: found[name] for name in self.covered}, float(loss), sums.num_data, numbers)
             for found, loss in zip(factors, sums.losses)
@@ -134,7 +137,7 @@ class Curvature:
             )
 
     def differentiable(
-        self, loader: Iterable, parameters: Sequence[nn.Parameter], weights: Optional[Tensor] = None
+        self, loader: Iterable[Any], parameters: Sequence[nn.Parameter], weights: Optional[Tensor] = None
     ) -> Iterator[tuple[Tensor, dict[str, tuple[Factor, ...]], int]]:
         """Loss and factors of one minibatch after the other, with graphs to ``parameters``, and its number of samples.
 
@@ -173,9 +176,14 @@ class Curvature:
             layer = linear_map(self.coverage.layers[part.layer], part.layer)
         return Outputwise(lambda: self._layer(part, layer))
 
-    def _pass(self, loader: Iterable, layers: dict[Part, Outputwise], progress: Optional[Callable]) -> _Sums:
+    def _pass(
+        self,
+        loader: Iterable[Any],
+        layers: dict[Part, Outputwise],
+        progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]],
+    ) -> _Sums:
         device = next(self.model.parameters()).device
-        losses, num_data, num_outputs = torch.zeros(1, dtype=torch.float64), 0, 0
+        losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0
         for input, target in halves(batches(loader, device, progress)):
             output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
@@ -190,11 +198,17 @@ class Curvature:
                     columns = self.likelihood.columns(output, self.samples)
             for index, uses in enumerate(self.extraction.backward(output, columns)):
                 _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
-            num_data, num_outputs = num_data + len(output), output[0].numel()
-        return _Sums(losses, num_data, num_outputs)
+            num_data, observations = num_data + len(output), observations + output.numel()
+        return _Sums(losses, num_data, observations)
 
 
-def _add(layers: dict[Part, Union[LayerCurvature, Outputwise]], uses: dict, first: bool, samples: int, *output: int) -> None:
+def _add(
+    layers: Mapping[Part, Union[LayerCurvature, Outputwise]],
+    uses: Mapping[str, list[Use]],
+    first: bool,
+    samples: int,
+    *output: int,
+) -> None:
     """Hand one column, and with the first of a minibatch the inputs, to all layers; never in a lower precision."""
     for part, layer in layers.items():
         of_part = [use for user in part.users for use in uses[user]]
@@ -207,4 +221,4 @@ def _add(layers: dict[Part, Union[LayerCurvature, Outputwise]], uses: dict, firs
 class _Sums(NamedTuple):
     losses: Tensor  # of each output, or of all together
     num_data: int
-    num_outputs: int
+    observations: int  # numbers put out for all samples together

@@ -7,7 +7,7 @@ here but ``eigenvalue-corrected`` keeps that: Kronecker forms have their columns
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Sequence
+from typing import Sequence, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from .factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerF
 
 __all__ = ["combine", "shares"]
 
-#: Smaller eigenvalues, relative to the largest, are rounding: their eigenvectors mean nothing.
-NULL = 1e-14
+Kind = TypeVar("Kind", bound=Factor)
 
 
 def combine(factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
@@ -30,11 +29,12 @@ def combine(factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
     """
     first = factors[0]
     if isinstance(first, KroneckerFactor):
-        return replace(first, B=_sum([f.B for f in factors], weights))
+        return replace(first, B=_sum([f.B for f in _all(KroneckerFactor, factors)], weights))
     if isinstance(first, DiagonalFactor):
-        return DiagonalFactor(first.where, _sum([f.diagonal for f in factors], weights))
-    if all(isinstance(f, GramFactor) for f in factors) and sum(len(f.V) for f in factors) < first.dimension:
-        return GramFactor(first.where, torch.cat([f.V * w**0.5 for f, w in zip(factors, weights)]))
+        return DiagonalFactor(first.where, _sum([f.diagonal for f in _all(DiagonalFactor, factors)], weights))
+    grams = [f for f in factors if isinstance(f, GramFactor)]
+    if len(grams) == len(factors) and sum(len(f.V) for f in grams) < first.dimension:
+        return GramFactor(first.where, torch.cat([f.V * w**0.5 for f, w in zip(grams, weights)]))
     if isinstance(first, (GramFactor, DenseFactor)):
         return DenseFactor(first.where, _sum([f.dense() for f in factors], weights))
     raise CurvatureError(first.where, f"outputs cannot be told apart in an {type(first).__name__}", remedy="use 'expand'")
@@ -48,19 +48,27 @@ def shares(factors: Sequence[Factor], whole: Factor) -> Tensor:
     Hadamard's inequality never with a smaller log determinant.
     """
     if isinstance(whole, DiagonalFactor):
-        return torch.stack([f.diagonal for f in factors]).to("cpu", torch.float64)
+        return torch.stack([f.diagonal for f in _all(DiagonalFactor, factors)]).to("cpu", torch.float64)
     if isinstance(whole, KroneckerFactor):
         U_A, U_B = whole.eigenbases
         a = _diagonal(whole.A, U_A)
-        return torch.stack([torch.outer(_diagonal(f.B, U_B), a).flatten() for f in factors])
+        return torch.stack([torch.outer(_diagonal(f.B, U_B), a).flatten() for f in _all(KroneckerFactor, factors)])
     if isinstance(whole, GramFactor):
-        values, vectors = GramFactor(whole.where, whole.V.T)._eigen  # of V V^T, which is the smaller
-        root = values.clamp(min=NULL * float(values.max())).sqrt()
-        axes = whole.V.T.to(vectors) @ vectors / root * (values > NULL * float(values.max()))
-        found = torch.stack([(f.V.to(axes) @ axes).square().sum(0) for f in factors])
-        return torch.nn.functional.pad(found, (0, whole.dimension - len(values)))
+        Q, R = torch.linalg.qr(whole.V.T.to("cpu", torch.float64))  # Q spans what V reads, however small a row of it is
+        axes = Q @ DenseFactor(whole.where, R @ R.T)._eigen[1]
+        found = torch.stack([(f.V.to(axes) @ axes).square().sum(0) for f in _all(GramFactor, factors)])
+        return torch.nn.functional.pad(found, (0, whole.dimension - len(R)))
     U = whole._eigen[1]
     return torch.stack([_diagonal(f.dense(), U) for f in factors])
+
+
+def _all(kind: type[Kind], factors: Sequence[Factor]) -> list[Kind]:
+    """The factors, which have to be of one kind."""
+    found = [f for f in factors if isinstance(f, kind)]
+    if len(found) < len(factors):
+        got = sorted({type(f).__name__ for f in factors})
+        raise CurvatureError(factors[0].where, expected=f"a {kind.__name__} for each output", got=got)
+    return found
 
 
 def _diagonal(matrix: Tensor, axes: Tensor) -> Tensor:
@@ -68,4 +76,5 @@ def _diagonal(matrix: Tensor, axes: Tensor) -> Tensor:
 
 
 def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    return sum(w * t for w, t in zip(weights, tensors))
+    terms = [w * t for w, t in zip(weights, tensors)]
+    return sum(terms[1:], terms[0])

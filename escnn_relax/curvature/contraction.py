@@ -73,7 +73,8 @@ class _Side:
         elif basis is not None and frame is not None:
             # the sum over components is the same in all orthonormal frames, and in this one most kernels miss most of them
             basis = torch.einsum("koj,ot->ktj", basis, frame.to(basis))
-            if piece.basis.dtype == torch.float32:  # in float64 they are kept, down to the rounding of escnn's sampling
+            # in float64 they are kept, down to the rounding of escnn's sampling
+            if piece.basis is not None and piece.basis.dtype == torch.float32:
                 norms = basis.norm(dim=2)
                 alive = norms > VANISHING * norms.norm(dim=1, keepdim=True)
         return cls(rows, _take(moments, rows, 0), basis, alive, start)

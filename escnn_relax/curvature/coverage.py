@@ -15,6 +15,9 @@ from .layers import alike, obstacle
 
 __all__ = ["Coverage", "Part", "check_samples", "coverage", "join"]
 
+#: What the layers that are known call their weights. Pruning, and norms of weights by hooks, put others in their place.
+WEIGHTS = ("weight", "weights", "bias")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -110,9 +113,12 @@ def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation:
         return "a length scale: it has no prior"
     modules = {layer: model.get_submodule(layer) for layer in users}
     first, *others = modules
+    kind = type(modules[first]).__name__
     for layer in modules:
         if problem := obstacle(modules[layer], normalisation):
             return problem if layer == first else f"the same parameter as {join(layer, users[layer])}, but {problem}"
+    if users[first].partition(".")[0] not in WEIGHTS:
+        return f"no weight of {kind} itself: how the layer uses it (pruning, spectral norm) is not known"
     for layer in others:
         if users[layer] != users[first] or not alike(modules[first], modules[layer], users[first]):
             return f"the same parameter as {join(layer, users[layer])}, which another kind of layer uses"

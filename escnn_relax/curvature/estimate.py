@@ -22,14 +22,14 @@ class CurvatureEstimate:
         factors: for each parameter's name its curvature blocks, for one unit of the likelihood.
         loss: negative log-likelihood without normaliser (nats), for one unit of the likelihood.
         num_data: number of samples N.
-        num_outputs: numbers that the network puts out for a sample.
+        num_outputs: numbers that the network puts out for a sample; on average, where samples differ in size.
         outputs: the same of each output by itself, where they were taken apart; the whole is their weighted sum.
     """
 
     factors: dict[str, tuple[Factor, ...]]
     loss: float
     num_data: int
-    num_outputs: int
+    num_outputs: float
     outputs: tuple[CurvatureEstimate, ...] = ()
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Diagonal(_Samplewise):
 
     def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
         super().__init__(name, layer, parameters)
-        self._squares: dict[str, Tensor | float] = dict.fromkeys(parameters, 0.0)
+        self._squares: dict[str, Tensor] = {name: torch.zeros((), dtype=FACTOR_DTYPE) for name in parameters}
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         squares = in_order(blocks, gradients).square().sum(0)
@@ -90,10 +90,12 @@ class Corrected(_Samplewise):
     eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\\log|H + \\delta|` is never below the exact block's.
     """
 
-    def __init__(self, name: str, layer: LinearMap, kronecker: dict[str, tuple[KroneckerFactor, ...]]) -> None:
+    def __init__(self, name: str, layer: LinearMap, kronecker: Mapping[str, tuple[Factor, ...]]) -> None:
         super().__init__(name, layer, tuple(kronecker))
-        self._bases = {parameter: [factor.eigenbases for factor in of] for parameter, of in kronecker.items()}
-        self._squares: dict[str, list] = {parameter: [0.0] * len(of) for parameter, of in kronecker.items()}
+        self._bases = {
+            parameter: [f.eigenbases for f in of if isinstance(f, KroneckerFactor)] for parameter, of in kronecker.items()
+        }
+        self._squares: dict[str, list[Any]] = {parameter: [0.0] * len(of) for parameter, of in kronecker.items()}
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         for index, (gradient, (U_A, U_B)) in enumerate(zip(gradients, self._bases[parameter])):

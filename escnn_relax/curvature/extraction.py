@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional
 
 import torch
 from backpack import backpack, extend
@@ -19,6 +19,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import CoverageError, UnsupportedModuleError
+from .batches import answer
 
 __all__ = ["Extraction", "Use"]
 
@@ -34,21 +35,27 @@ class Source(torch.autograd.Function):
     """Where no gradient is asked for below a layer: it starts at the layer's output, and ends there."""
 
     @staticmethod
-    def forward(ctx, tensor: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         return None, None
 
 
 class Tap(nn.Module):
     """Applies a function of one tensor; exists to be hooked. One tap for each time that a layer is used in a pass."""
 
+    input0: Tensor
+    output: Tensor
+    output_gradient: Optional[Tensor]
+    shape: torch.Size
+    nothing: Tensor
+
     def __init__(self, layer: str) -> None:
         super().__init__()
         self.layer = layer
-        self.function: Optional[Callable[[Tensor], Tensor]] = None
+        self.function: Any = None  # of one tensor, while a pass runs
         self.differentiable = False
 
     def forward(self, input: Tensor) -> Tensor:
@@ -57,7 +64,7 @@ class Tap(nn.Module):
             return output if output.requires_grad else output.requires_grad_()
         with torch.no_grad():
             output = self.function(input)
-        return Source.apply(output, torch.zeros((), requires_grad=True))
+        return Source.apply(output, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]  # of torch
 
     def use(self) -> "Use":
         """What was recorded in the last passes."""
@@ -75,7 +82,7 @@ class OutputGradients(BackpropExtension):
     def expects_backpropagation_quantities(self) -> bool:
         return False
 
-    def __call__(self, module: nn.Module, g_inp: tuple, g_out: tuple) -> None:
+    def __call__(self, module: nn.Module, g_inp: tuple[Any, ...], g_out: tuple[Any, ...]) -> None:
         if isinstance(module, Tap):
             setattr(module, self.savefield, g_out[0])
 
@@ -91,7 +98,7 @@ class Extraction:
         self.layers = layers
         self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
         self._used: dict[str, int] = dict.fromkeys(layers, 0)
-        self._handles: list = []  # of the taps' hooks, which BackPACK would keep for good
+        self._handles: list[Any] = []  # of the taps' hooks, which BackPACK would keep for good
         self._extension = OutputGradients()
         self._differentiable = False
 
@@ -130,15 +137,15 @@ class Extraction:
                 parameter.requires_grad_(True)
             _restore(modes)
 
-    def forward(self, model: nn.Module, input):
+    def forward(self, model: nn.Module, input: Any) -> Any:
         """One pass with the taps in place; returns the network's output, with its graph."""
         self._used = dict.fromkeys(self.layers, 0)
         if self._differentiable:
             _rebuild(model)  # layers that keep an expanded kernel keep its graph, which serves one backward pass only
         with torch.enable_grad():
-            return model(input)
+            return answer(model, input)
 
-    def backward(self, output: Tensor, columns: Tensor) -> Iterator[dict[str, list[Use]]]:
+    def backward(self, output: Tensor, columns: Iterable[Tensor]) -> Iterator[dict[str, list[Use]]]:
         """Back-propagate each of ``columns``, shape ``(columns, *output.shape)``, and yield what reached the layers."""
         taps = self._taps_in_use()
         for column in columns:
@@ -149,7 +156,7 @@ class Extraction:
                 torch.autograd.backward(output, column, retain_graph=True)
             yield {name: [tap.use() for tap in of] for name, of in taps.items()}
 
-    def differentiable(self, output: Tensor, columns: Tensor) -> Iterator[dict[str, list[Use]]]:
+    def differentiable(self, output: Tensor, columns: Iterable[Tensor]) -> Iterator[dict[str, list[Use]]]:
         """As :meth:`backward`, within :meth:`open` with something to keep: inputs and gradients have graphs to it."""
         taps = self._taps_in_use()
         outputs = [tap.output for of in taps.values() for tap in of]
@@ -168,13 +175,16 @@ class Extraction:
         if unused:
             raise CoverageError(
                 unused[0],
-                "the layer took no part in the forward pass, so nothing can be said about its weights",
-                remedy="remove it from the model, or freeze its parameters by requires_grad_(False)",
+                "the layer took no part in the forward pass, so nothing can be said about its weights: "
+                "it was not called, or only where no gradient passes (torch.no_grad, a reentrant checkpoint)",
+                remedy="let gradients pass, remove it from the model, or freeze its parameters by requires_grad_(False)",
             )
         return taps
 
-    def _tapped(self, name: str, module: nn.Module, forward: Callable) -> Callable:
-        def through_tap(input, *args, **kwargs):
+    def _tapped(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def through_tap(input: Any, *args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():  # such a use has no influence on any gradient
+                return forward(input, *args, **kwargs)
             taps, index = self._taps[name], self._used[name]
             if index == len(taps):
                 known = len(CTX.hook_handles)

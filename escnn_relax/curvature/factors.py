@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ __all__ = ["Factor", "KroneckerFactor", "EigenFactor", "DenseFactor", "GramFacto
 
 #: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero.
 INDEFINITE_TOLERANCE = 1e-6
+#: So are those down to this: products of tiny float32 gradients underflow. No prior precision comes anywhere near it.
+VANISHING = 1e-24
 
 
 class Factor(ABC):
@@ -86,7 +88,7 @@ class KroneckerFactor(Factor):
     @cached_property
     def eigenbases(self) -> tuple[Tensor, Tensor]:
         """Eigenvectors of A and of B, in columns."""
-        return tuple(eigenvectors(matrix, self.where) for matrix in (self.A, self.B))
+        return eigenvectors(self.A, self.where), eigenvectors(self.B, self.where)
 
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous(), self.A.contiguous())
@@ -205,11 +207,11 @@ def _rotate(vectors: Tensor, U_A: Tensor, U_B: Tensor) -> Tensor:
     return (U_B.T @ vectors.to(U_A).unflatten(-1, (len(U_B), len(U_A))) @ U_A).flatten(-2)
 
 
-def _decompose(how, matrix: Tensor, where: str):
+def _decompose(how: Callable[[Tensor], Any], matrix: Tensor, where: str) -> Any:
     matrix = _finite(matrix, where)
     try:
         return how((matrix + matrix.T) / 2)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # public, though not in its __all__
         raise CurvatureError(where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate") from error
 
 
@@ -223,7 +225,7 @@ def _finite(matrix: Tensor, where: str) -> Tensor:
 
 
 def _clamped(values: Tensor, where: str) -> Tensor:
-    if len(values) and values.min() < -INDEFINITE_TOLERANCE * max(float(values.max()), 1e-30):
+    if len(values) and values.min() < -max(INDEFINITE_TOLERANCE * float(values.max()), VANISHING):
         raise CurvatureError(
             where,
             f"the curvature has the negative eigenvalue {float(values.min()):.3g} (largest {float(values.max()):.3g})",

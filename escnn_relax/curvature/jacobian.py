@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from torch import Tensor
@@ -13,19 +13,21 @@ from .collect import Curvature, detached
 from .contraction import pull_back
 from .coverage import Part, join
 from .layers import linear_map
+from .linear_map import LinearMap
 
 __all__ = ["jacobian"]
 
 
-def jacobian(curvature: Curvature, input) -> tuple[Tensor, dict[str, Tensor]]:
+def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Outputs ``(N, C)`` of a model and its derivatives, ``(N, C, size)`` for each covered parameter.
 
     One backward pass for each output; memory grows with N C times the number of weights.
     """
     layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
+    device = next(curvature.model.parameters()).device
     rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
     with curvature.extraction.open(curvature.model):
-        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input)))
+        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input).to(device)))
         if output.dim() != 2:
             raise LikelihoodError("posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them")
         columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
@@ -41,7 +43,7 @@ def jacobian(curvature: Curvature, input) -> tuple[Tensor, dict[str, Tensor]]:
     return output.detach(), {name: torch.stack(of, dim=1) for name, of in rows.items()}
 
 
-def _gradients(layer, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _gradients(layer: LinearMap, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Per-sample gradients of each parameter, ``(N, size)``."""
     kernels = gradients @ batch.patches.transpose(-1, -2)
     for parameter, size in layer.parameters.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,7 +16,13 @@ from .linear_map import LinearMap
 __all__ = ["LayerCurvature"]
 
 #: What is summed in the first pass over the data; ``eigenvalue-corrected`` needs a second one in ``expand``'s eigenbasis.
-_FIRST_PASS = {"expand": Expand, "reduce": Reduce, "exact": Exact, "diagonal": Diagonal, "eigenvalue-corrected": Expand}
+_FIRST_PASS: dict[str, type[Any]] = {
+    "expand": Expand,
+    "reduce": Reduce,
+    "exact": Exact,
+    "diagonal": Diagonal,
+    "eigenvalue-corrected": Expand,
+}
 
 
 class LayerCurvature:
@@ -28,6 +34,8 @@ class LayerCurvature:
         recipe: the approximation of each covered parameter, by its name within the layer.
         exact_bias: whether the bias is exact; else it gets the output factor of ``expand``.
     """
+
+    _batch: Batch  # the last that was read
 
     def __init__(self, name: str, layer: LinearMap, recipe: Mapping[str, str], exact_bias: bool = True) -> None:
         self.name, self.layer = name, layer
@@ -42,8 +50,7 @@ class LayerCurvature:
             if wanted:
                 self._parts.append(kind(name, layer, wanted))
         if layer.bias is not None and "bias" in recipe:
-            self._parts.append(Bias(name, layer, shared=not exact_bias and recipe["bias"] != "reduce"))
-        self._batch: Batch | None = None
+            self._parts.append(Bias(name, layer, layer.bias, shared=not exact_bias and recipe["bias"] != "reduce"))
         self._done: dict[str, tuple[Factor, ...]] = {}
 
     def read(self, inputs: Sequence[Tensor], samples: int) -> None:

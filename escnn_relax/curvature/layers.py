@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import singledispatch
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
-from escnn.nn import FieldType, Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
-from torch import nn
+from escnn.nn import EquivariantModule, FieldType, Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
@@ -73,11 +73,13 @@ def alike(one: nn.Module, other: nn.Module, parameter: str) -> bool:
     if a.places != b.places or a.groups != b.groups:
         return False
     if parameter == "bias":
-        return a.bias.shape == b.bias.shape and torch.equal(a.bias, b.bias)
+        return _same(a.bias, b.bias)
     tensors = [[t for block in m.blocks if block.parameter == parameter for t in _tensors(block)] for m in (a, b)]
-    return len(tensors[0]) == len(tensors[1]) and all(
-        x is y or (x is not None and y is not None and x.shape == y.shape and torch.equal(x, y)) for x, y in zip(*tensors)
-    )
+    return len(tensors[0]) == len(tensors[1]) and all(_same(x, y) for x, y in zip(*tensors))
+
+
+def _same(x: Optional[Tensor], y: Optional[Tensor]) -> bool:
+    return x is y or (x is not None and y is not None and x.shape == y.shape and torch.equal(x, y))
 
 
 def _tensors(block: WeightBlock) -> list[Optional[torch.Tensor]]:
@@ -97,7 +99,7 @@ def _(module: nn.Linear, where: str = "") -> LinearMap:
 @linear_map.register(nn.Conv1d)
 @linear_map.register(nn.Conv2d)
 @linear_map.register(nn.Conv3d)
-def _(module, where: str = "") -> LinearMap:
+def _(module: Any, where: str = "") -> LinearMap:
     padding = module.padding
     if padding == "valid":
         padding = (0,) * len(module.kernel_size)
@@ -117,7 +119,7 @@ def _(module, where: str = "") -> LinearMap:
 @linear_map.register(nn.ConvTranspose1d)
 @linear_map.register(nn.ConvTranspose2d)
 @linear_map.register(nn.ConvTranspose3d)
-def _(module, where: str = "") -> LinearMap:
+def _(module: Any, where: str = "") -> LinearMap:
     places = TransposedWindow(
         module.kernel_size, module.stride, module.dilation, module.padding, module.output_padding
     )
@@ -128,7 +130,7 @@ def _(module, where: str = "") -> LinearMap:
     return _plain(module, module.out_channels, module.in_channels, positions, places, groups)
 
 
-def _plain(module, outputs: int, inputs: int, positions, places: Places, groups: int) -> LinearMap:
+def _plain(module: Any, outputs: int, inputs: int, positions: Tensor, places: Places, groups: int) -> LinearMap:
     piece = Piece(torch.arange(inputs // groups).unsqueeze(1), None)
     channels = torch.arange(outputs // groups).unsqueeze(1)
     blocks = tuple(WeightBlock("weight", g, channels, (piece,), positions[g]) for g in range(groups))
@@ -139,7 +141,7 @@ def _plain(module, outputs: int, inputs: int, positions, places: Places, groups:
 @linear_map.register(nn.BatchNorm1d)
 @linear_map.register(nn.BatchNorm2d)
 @linear_map.register(nn.BatchNorm3d)
-def _(module, where: str = "") -> LinearMap:
+def _(module: Any, where: str = "") -> LinearMap:
     # in evaluation mode a product with one weight a channel: a convolution of as many groups, after normalisation
     channels = module.num_features
     one = torch.zeros(1, 1, dtype=torch.long)
@@ -183,7 +185,7 @@ def _(module: RelaxedConvolution, where: str = "") -> LinearMap:
 @linear_map.register(R2ConvTransposed)
 @linear_map.register(R3ConvTransposed)
 @linear_map.register(Linear)
-def _(module, where: str = "") -> LinearMap:
+def _(module: Any, where: str = "") -> LinearMap:
     groups = getattr(module, "groups", 1)
     in_reprs, out_reprs = module.in_type.representations, module.out_type.representations
     if _is_transposed(module):
@@ -197,12 +199,12 @@ def _(module, where: str = "") -> LinearMap:
 
 @linear_map.register(SparseR2Conv)
 @linear_map.register(SparseR3Conv)
-def _(module, where: str = "") -> LinearMap:
+def _(module: Any, where: str = "") -> LinearMap:
     return _steerable_map(module, _steerable(module, "weights", module.kernel, "equivariant", module.anchors.matrix()))
 
 
 def _steerable(
-    module, parameter: str, kernel: PathwayKernel, pathway: str, interpolation: Optional[torch.Tensor] = None
+    module: EquivariantModule, parameter: str, kernel: PathwayKernel, pathway: str, interpolation: Optional[Tensor] = None
 ) -> list[WeightBlock]:
     """One block for each representation of the output and convolution group.
 
@@ -241,16 +243,16 @@ def _frame(out_type: FieldType, name: str) -> Optional[torch.Tensor]:
     return axes if torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=torch.float64), atol=1e-10) else None
 
 
-def _steerable_map(module, blocks: list[WeightBlock]) -> LinearMap:
+def _steerable_map(module: EquivariantModule, blocks: list[WeightBlock]) -> LinearMap:
     bias = None if module.bias is None else module.bias_expansion
     return LinearMap(tuple(blocks), bias, _places(module), getattr(module, "groups", 1))
 
 
-def _is_transposed(module) -> bool:
+def _is_transposed(module: EquivariantModule) -> bool:
     return hasattr(module, "output_padding")
 
 
-def _places(module) -> Places:
+def _places(module: EquivariantModule) -> Places:
     if not hasattr(module, "kernel_size"):
         return Everywhere()
 
@@ -258,7 +260,7 @@ def _places(module) -> Places:
         value = getattr(module, name)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,) * module.d
 
-    common = [all_of(name) for name in ("kernel_size", "stride", "dilation", "padding")]
+    kernel_size, stride, dilation, padding = map(all_of, ("kernel_size", "stride", "dilation", "padding"))
     if _is_transposed(module):
-        return TransposedWindow(*common, all_of("output_padding"))
-    return Window(*common, module.padding_mode)
+        return TransposedWindow(kernel_size, stride, dilation, padding, all_of("output_padding"))
+    return Window(kernel_size, stride, dilation, padding, module.padding_mode)

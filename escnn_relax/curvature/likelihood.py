@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Iterable, Iterator, Optional, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, Sequence, Union
 
 import torch
 from escnn.nn import GeometricTensor
@@ -57,11 +57,35 @@ class Likelihood(ABC):
         """Class probabilities of outputs ``(..., C)``; ``LikelihoodError`` where there are no classes."""
         raise LikelihoodError(f"likelihood {self.name!r}", "it has no class probabilities")
 
+    def classes(self, probabilities: Tensor) -> Tensor:
+        """:meth:`probabilities` as those of one choice a row, ``(choices, classes)``."""
+        return probabilities
+
+    def labels(self, target: Tensor) -> Tensor:
+        """The classes that were right in each of these choices, ``(choices,)``."""
+        return target.long()
+
     @abstractmethod
     def constant_loss(self, target: Tensor) -> float:
         """:meth:`loss` of the best output that is the same for every sample, divided by N (nats)."""
 
-    def tensor(self, output) -> Tensor:
+    def constant_loss_of(self, targets: Sequence[Tensor]) -> float:
+        """:meth:`constant_loss` of all minibatches; where these differ in size, of one constant at all places."""
+        if len({target.shape[1:] for target in targets}) == 1:
+            return self.constant_loss(torch.cat(list(targets)))
+        labels = not targets[0].is_floating_point()
+        places = torch.cat([t.flatten() if labels else t.movedim(1, -1).flatten(0, -2) for t in targets])
+        return self.constant_loss(places) * len(places) / sum(len(target) for target in targets)
+
+    def losses(self, output: Tensor, target: Tensor) -> Tensor:
+        """:meth:`loss` of each output by itself, shape ``(C,)``; ``LikelihoodError`` unless the likelihood is ``noisy``."""
+        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart")
+
+    def columns_apart(self, output: Tensor, samples: Optional[int] = None) -> Iterable[Tensor]:
+        """Columns of one output each, which take turns; ``LikelihoodError`` unless the likelihood is ``noisy``."""
+        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart")
+
+    def tensor(self, output: Any) -> Tensor:
         """The network's output as a tensor ``(N, C, ...)``; raises ``LikelihoodError`` where it is none."""
         if isinstance(output, GeometricTensor):
             output = output.tensor
@@ -93,7 +117,7 @@ class Categorical(Likelihood):
     name = "categorical"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output, target, reduction="sum")
+        return F.cross_entropy(output, target.long(), reduction="sum")
 
     def exact_columns(self, output: Tensor) -> Tensor:
         # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its complement,
@@ -112,7 +136,7 @@ class Categorical(Likelihood):
         return output.softmax(-1)
 
     def constant_loss(self, target: Tensor) -> float:
-        share = target.flatten().bincount().double() / target.numel()
+        share = target.flatten().long().bincount().double() / target.numel()
         return float(-torch.special.xlogy(share, share).sum()) * target[0].numel()
 
     def check(self, output: Tensor, target: Tensor) -> None:
@@ -149,11 +173,12 @@ class _Elementwise(Likelihood):
 
     def check(self, output: Tensor, target: Tensor) -> None:
         if target.shape != output.shape or not target.is_floating_point():
+            labels = "convert them by .float(), or use likelihood='categorical' for class labels"
             raise LikelihoodError(
                 f"likelihood {self.name!r}",
                 expected=f"real targets of shape {tuple(output.shape)}",
                 got=f"targets of shape {tuple(target.shape)}, {target.dtype}",
-                remedy="use likelihood='categorical' for class labels",
+                remedy="give both one shape" if target.is_floating_point() else labels,
             )
         if not torch.isfinite(target).all():
             raise DataError("targets", "NaN or infinite values", remedy="clean the data")
@@ -176,6 +201,14 @@ class Bernoulli(_Elementwise):
 
     def probabilities(self, output: Tensor) -> Tensor:
         return output.sigmoid()
+
+    def classes(self, probabilities: Tensor) -> Tensor:
+        return torch.stack([1 - probabilities, probabilities], dim=-1).flatten(0, -2)
+
+    def labels(self, target: Tensor) -> Tensor:
+        if ((target != 0) & (target != 1)).any():
+            raise DataError("targets", expected="0 or 1", got="probabilities", remedy="draw outcomes from them")
+        return target.flatten().long()
 
     def constant_loss(self, target: Tensor) -> float:
         p = target.double().mean(0)
@@ -228,7 +261,7 @@ class Gaussian(_Elementwise):
         return (column * one for column in drawn for one in only)
 
 
-_KNOWN = {
+_KNOWN: dict[str, Callable[[], Likelihood]] = {
     **dict.fromkeys(("categorical", "classification"), Categorical),
     **dict.fromkeys(("bernoulli", "binary"), Bernoulli),
     **dict.fromkeys(("gaussian", "regression"), Gaussian),

@@ -21,7 +21,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.rows = 0
-        self._total: Tensor | float = 0.0
+        self._total = torch.zeros((), dtype=FACTOR_DTYPE)
         self._partial: Tensor | None = None
         self._pending = 0
 
@@ -69,7 +69,7 @@ class MeanPatchMoments:
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Add one minibatch: the inputs of all uses of the layer, whose places are averaged together."""
-        total: Tensor | float = 0.0
+        total = torch.zeros(())
         places = 0
         for input in inputs:
             shape = self._layer.places.shape(input)

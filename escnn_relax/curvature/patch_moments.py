@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence, Union
+from typing import Any, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .linear_map import LinearMap
 from .moments import Moments
+from .places import Window
 from .row_moments import RowMoments
 
 __all__ = ["PatchMoments"]
@@ -31,7 +32,7 @@ class PatchMoments:
 
     def __init__(self, layer: LinearMap) -> None:
         self._layer = layer
-        self._sums: dict[tuple, Union[_Patches, _Whole, RowMoments]] = {}
+        self._sums: dict[tuple[Any, ...], Union[_Patches, _Whole, RowMoments]] = {}
         self.rows = 0
 
     def add(self, inputs: Sequence[Tensor]) -> None:
@@ -49,21 +50,24 @@ class PatchMoments:
     @property
     def mean(self) -> Tensor:
         """Divided by the number of rows, float64."""
-        return sum(of.total for of in self._sums.values()) / self.rows
+        totals = [of.total for of in self._sums.values()]
+        return sum(totals[1:], totals[0]) / self.rows
 
-    def _cheapest(self, input: Tensor, shape: tuple[int, ...]):
+    def _cheapest(self, input: Tensor, shape: tuple[int, ...]) -> Union[_Patches, _Whole, RowMoments]:
         """By the number of multiplications a sample."""
         places, groups = self._layer.places, self._layer.groups
         channels = places.flatten(input[:1]).shape[1] // groups
         sites, (width, count) = torch.Size(shape).numel(), places.table(shape).shape
-        costs = {_Patches: count * (channels * width) ** 2}
+        costs: dict[type[Any], int] = {_Patches: count * (channels * width) ** 2}
         if width > 1 and channels * sites <= LARGEST_INPUT:
             costs[_Whole] = (channels * sites) ** 2
         if RowMoments.applies(places, shape):
             kernel, across = places.kernel_size, count // _height(places, shape)
             costs[RowMoments] = kernel[0] * shape[0] * across * (channels * kernel[1]) ** 2
-        kind = min(costs, key=costs.get)
-        return RowMoments(places, groups, shape) if kind is RowMoments else kind(self._layer, shape)
+        kind = min(costs, key=costs.__getitem__)
+        if kind is RowMoments and isinstance(places, Window):
+            return RowMoments(places, groups, shape)
+        return kind(self._layer, shape)
 
 
 class _Patches:
@@ -95,7 +99,7 @@ class _Whole:
         return _windowed(self._moments.total, self._layer.places.table(self._shape), torch.Size(self._shape).numel())
 
 
-def _height(places, shape: tuple[int, ...]) -> int:
+def _height(places: Window, shape: tuple[int, ...]) -> int:
     """Rows of the output of a convolution with vertical stride 1."""
     return shape[0] + 2 * places.padding[0] - places.dilation[0] * (places.kernel_size[0] - 1)
 

@@ -134,7 +134,9 @@ def _transposed_table(window: TransposedWindow, shape: tuple[int, ...]) -> Tenso
     return _slide(sites, window.kernel_size, (1,) * len(shape), window.dilation).flip(0)
 
 
-def _slide(sites: Tensor, kernel_size, stride, dilation) -> Tensor:
+def _slide(
+    sites: Tensor, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> Tensor:
     """Slide a window over a grid of sites, shape ``(S, R)``."""
     axes, d = [], sites.dim()
     for axis, (n, k, s, e) in enumerate(zip(sites.shape, kernel_size, stride, dilation)):

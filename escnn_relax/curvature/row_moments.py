@@ -8,11 +8,13 @@ once for each distance instead of once for each pair of kernel rows: for a k x k
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from .moments import Moments
-from .places import Window
+from .places import Places, Window
 
 __all__ = ["RowMoments"]
 
@@ -35,7 +37,7 @@ class RowMoments:
         self._sums: dict[tuple[int, int, int], Moments] = {}
 
     @staticmethod
-    def applies(places, shape: tuple[int, ...]) -> bool:
+    def applies(places: Places, shape: tuple[int, ...]) -> TypeGuard[Window]:
         """Whether this way of summing is possible."""
         return isinstance(places, Window) and len(shape) == 2 and places.stride[0] == 1 and places.kernel_size[0] > 1
 

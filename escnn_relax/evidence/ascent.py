@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Iterator, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from .noise import LARGEST
 from .terms import complexity
 
 if TYPE_CHECKING:
     from .evidence import Evidence
 
 __all__ = ["move"]
+
+Point = TypeVar("Point", float, Tensor)
 
 
 def move(evidence: "Evidence", method: str, steps: int, damping: float, rate: float) -> None:
@@ -45,8 +48,8 @@ def ascend(evidence: "Evidence", steps: int, damping: float) -> None:
             _move(evidence, members, torch.cat([values[n] for n in members]), change, square)
         if evidence.likelihood.noisy:
             now = torch.as_tensor(evidence.log_noise, dtype=torch.float64)
-            target = evidence.spectrum.stationary_log_noise(evidence.noise, evidence.log_precision)
-            _move_noise(evidence, now, (1 - damping) * (target - now))
+            goal = evidence.spectrum.stationary_log_noise(evidence.noise, evidence.log_precision)
+            _move_noise(evidence, now, (1 - damping) * (goal - now))
 
 
 def climb(evidence: "Evidence", steps: int, rate: float) -> None:
@@ -66,13 +69,14 @@ def climb(evidence: "Evidence", steps: int, rate: float) -> None:
         point.grad = -torch.tensor([*(sum(slopes[n] for n in members) for members in groups), *of_noise]).double()
         descent.step()
         point[: len(groups)].clamp_(*evidence.prior.bounds)
+        point[len(groups) :].clamp_(-LARGEST, LARGEST)
         _put(evidence, groups, point)
         if (total := evidence.terms().total) > highest:
             best, highest = point.clone(), total
     _put(evidence, groups, best)
 
 
-def _free(evidence: "Evidence", squares: dict[str, float]):
+def _free(evidence: "Evidence", squares: dict[str, float]) -> Iterator[tuple[str, ...]]:
     """The groups whose precision moves: weights that nothing has moved yet say nothing about their scale."""
     for group, members in evidence.prior.groups.items():
         if group not in evidence.prior.fixed and any(squares[n] for n in members):
@@ -108,7 +112,7 @@ def _move_noise(evidence: "Evidence", now: Tensor, change: Tensor) -> None:
     evidence.noise.log = _descend(loss, lambda by: now + by * change)
 
 
-def _descend(loss: Callable, moved: Callable):
+def _descend(loss: Callable[[Point], float], moved: Callable[[float], Point]) -> Point:
     """Where a change leads, halved until the loss does not rise by it; nowhere if it always does."""
     before, share = loss(moved(0.0)), 1.0
     for _ in range(20):

@@ -34,9 +34,7 @@ def to_laplace(evidence: "Evidence") -> Any:
         from laplace.utils.matrix import Kron
     except ImportError as error:
         raise InstallationError("to_laplace", "laplace-torch cannot be imported", remedy="install laplace-torch") from error
-    estimate = evidence.estimate
-    if estimate is None:
-        raise CoverageError("to_laplace", "no curvature yet", remedy="call evidence.refresh(loader) first")
+    estimate, num_data = evidence._refreshed("to_laplace")
     loose = [name for name, reason in evidence.uncovered.items() if reason != "frozen"]
     if loose:
         raise CoverageError("to_laplace", f"{loose[0]} has no curvature", remedy="freeze it by requires_grad_(False)")
@@ -47,20 +45,21 @@ def to_laplace(evidence: "Evidence") -> Any:
         raise LikelihoodError("to_laplace", "laplace-torch has one noise for all outputs", remedy="use noise='shared'")
     names = [name for name, p in evidence.model.named_parameters() if p.requires_grad]
     like = next(evidence.model.parameters())
-    laplace = KronLaplace(
+    model: Any = evidence.model
+    laplace: Any = KronLaplace(
         evidence.model,
         kinds[evidence.likelihood.name],
         sigma_noise=math.exp(evidence.log_noise) if evidence.likelihood.noisy else 1.0,
         prior_precision=torch.tensor([math.exp(evidence.log_precision[name]) for name in names]).to(like),
         temperature=evidence.temperature,
     )
-    share = evidence.num_data / estimate.num_data
+    share = num_data / estimate.num_data
     laplace.H_facs = Kron([[m.to(like) for m in _matrices(estimate.factors[name], share)] for name in names])
     laplace.H = laplace.H_facs.decompose()
     laplace.mean = torch.nn.utils.parameters_to_vector(laplace.params).detach()
-    laplace.loss, laplace.n_data = share * estimate.loss, evidence.num_data
+    laplace.loss, laplace.n_data = share * estimate.loss, num_data
     laplace.n_outputs = estimate.num_outputs
-    evidence.model.output_size = estimate.num_outputs
+    model.output_size = estimate.num_outputs
     return laplace
 
 

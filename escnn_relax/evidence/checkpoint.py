@@ -57,7 +57,8 @@ def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """States of the global generators of torch, numpy and Python."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = legacy
     state = {
         "torch": torch.get_rng_state(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..curvature.coverage import join
 from ..curvature.factors import Factor
 from ..errors import ArgumentError, CoverageError
+from ..nn.kernel import Block
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import Pathway
 from ..symmetry.span import complement
@@ -17,6 +18,8 @@ from ..symmetry.subgroups import Subgroup
 from .dropping import LARGEST, Constraint, gain_of_dropping, gain_of_zero
 
 __all__ = ["gain_of_demanding"]
+
+Pair = tuple[str, str]
 
 #: A vector of coefficients reaches into a pathway if it has more than this norm there.
 REACHES = 1e-5
@@ -65,7 +68,7 @@ def gain_of_demanding(
     return total
 
 
-def _coupled(symmetry: KernelSymmetry, fixed: Mapping) -> list[list[Pathway]]:
+def _coupled(symmetry: KernelSymmetry, fixed: Mapping[Pair, Tensor]) -> list[list[Pathway]]:
     """Pathways in groups: within one, some fixed kernel has a part in several of them, since the grid mixes irreps."""
     groups = [{p} for p in symmetry.residual]
     for pair, basis in fixed.items():
@@ -81,7 +84,7 @@ def _coupled(symmetry: KernelSymmetry, fixed: Mapping) -> list[list[Pathway]]:
     return [[p for p in symmetry.residual if p in g] for g in groups]
 
 
-def _lost(symmetry: KernelSymmetry, pair, members: Sequence[Pathway], basis: Tensor) -> Tensor:
+def _lost(symmetry: KernelSymmetry, pair: Pair, members: Sequence[Pathway], basis: Tensor) -> Tensor:
     """Orthonormal coefficient vectors of these pathways that the subgroup does not fix."""
     sections = symmetry.pairs[pair].sections
     of = dict(zip(symmetry.pairs[pair].pathways, sections))
@@ -95,17 +98,24 @@ def _part(weights: Tensor, factor: Factor) -> Tensor:
     return weights if factor.positions is None else weights[factor.positions.flatten().cpu()]
 
 
-def _constraints(symmetry: KernelSymmetry, members, lost, own, weights, deltas) -> list[list[Constraint]]:
+def _constraints(
+    symmetry: KernelSymmetry,
+    members: Sequence[Pathway],
+    lost: Mapping[Pair, Tensor],
+    own: Mapping[str, Sequence[Factor]],
+    weights: Mapping[str, Tensor],
+    deltas: Mapping[str, float],
+) -> list[list[Constraint]]:
     """Lists of blocks whose Nw belong together."""
     layer = symmetry.layer
     if any(f.positions is None for of in own.values() for f in of):
         return [_flat(symmetry, members, lost, own, weights, deltas)]
-    found: dict[tuple, list[Constraint]] = {}
+    found: dict[tuple[Any, ...], list[Constraint]] = {}
     for pathway in members:
         blocks = layer.kernel.blocks[pathway.name]
         for factor in own[pathway.name]:
-            positions = factor.positions.cpu()
-            columns = []
+            of: Any = factor.positions  # there are some, see above
+            positions, columns = of.cpu(), []
             for position in positions[0].tolist():
                 block = next(b for b in blocks if b.start <= position < b.stop)
                 count = block.stop_row - block.row
@@ -120,7 +130,13 @@ def _constraints(symmetry: KernelSymmetry, members, lost, own, weights, deltas) 
     return [c for c in found.values() if len(c[0].matrix)]
 
 
-def _columns(symmetry, pathway: Pathway, members, lost, columns) -> Tensor:
+def _columns(
+    symmetry: KernelSymmetry,
+    pathway: Pathway,
+    members: Sequence[Pathway],
+    lost: Mapping[Pair, Tensor],
+    columns: Sequence[tuple[Block, int, int, int]],
+) -> Tensor:
     """N for one row of weights ``(D,)``: for each input field the vectors of its pair."""
     out = columns[0][0].out_name
     chunk = columns[0][2]
@@ -143,13 +159,20 @@ def _columns(symmetry, pathway: Pathway, members, lost, columns) -> Tensor:
     return matrix
 
 
-def _offset(symmetry: KernelSymmetry, pair, pathway: Pathway, members) -> int:
+def _offset(symmetry: KernelSymmetry, pair: Pair, pathway: Pathway, members: Sequence[Pathway]) -> int:
     """Where a pathway's coefficients start among those of its group."""
     of = dict(zip(symmetry.pairs[pair].pathways, symmetry.pairs[pair].sections))
     return sum(of[p].stop - of[p].start for p in members[: members.index(pathway)])
 
 
-def _flat(symmetry: KernelSymmetry, members, lost, own, weights, deltas) -> list[Constraint]:
+def _flat(
+    symmetry: KernelSymmetry,
+    members: Sequence[Pathway],
+    lost: Mapping[Pair, Tensor],
+    own: Mapping[str, Sequence[Factor]],
+    weights: Mapping[str, Tensor],
+    deltas: Mapping[str, float],
+) -> list[Constraint]:
     """All weights as one row, for blocks without a Kronecker form."""
     kernel = symmetry.layer.kernel
     fields = {p: len(kernel.in_fields[p[0]].channels) * len(kernel.out_fields[p[1]].channels) for p in symmetry.pairs}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -75,11 +75,11 @@ def gain_of_dropping(constraints: Sequence[Constraint], scale: float, where: str
     rows, n = len(constraints[0].weights), len(constraints[0].matrix)
     if not n:
         return 0.0
-    value = sum(c.weights.double() @ c.matrix.T for c in constraints)
-    prior = sum(c.matrix @ c.matrix.T * math.exp(-c.log_precision) for c in constraints)
+    value = _sum(c.weights.double() @ c.matrix.T for c in constraints)
+    prior = _sum(c.matrix @ c.matrix.T * math.exp(-c.log_precision) for c in constraints)
     log_prior = rows * float(torch.linalg.slogdet(prior)[1])
-    bases = [_rows_basis(c.factor) for c in constraints]
-    shared = all(b is not None and torch.allclose(b, bases[0], atol=1e-10) for b in bases)
+    bases = [b for b in (_rows_basis(c.factor) for c in constraints) if b is not None]
+    shared = len(bases) == len(constraints) and all(torch.allclose(b, bases[0], atol=1e-10) for b in bases)
     size = n if shared else rows * n
     if size > LARGEST:
         raise ArgumentError(
@@ -91,13 +91,13 @@ def gain_of_dropping(constraints: Sequence[Constraint], scale: float, where: str
     if shared:
         columns = [_columns(c, scale) for c in constraints]
         value = bases[0].T @ value
-        parts = [sum(turned * d[j] @ turned.T for turned, d in columns) for j in range(rows)]
+        parts = [_sum(turned * d[j] @ turned.T for turned, d in columns) for j in range(rows)]
         values = list(value)
     else:
         # N for all rows at once
         full = [torch.kron(torch.eye(rows, dtype=torch.float64), c.matrix) for c in constraints]
         white = [c.factor.whiten(N, scale, math.exp(c.log_precision)) for c, N in zip(constraints, full)]
-        parts, values = [sum(w @ w.T for w in white)], [value.flatten()]
+        parts, values = [_sum(w @ w.T for w in white)], [value.flatten()]
     total = 0.0
     for covariance, v in zip(parts, values):
         root = torch.linalg.cholesky((covariance + covariance.T) / 2)
@@ -106,7 +106,12 @@ def gain_of_dropping(constraints: Sequence[Constraint], scale: float, where: str
     return 0.5 * (log_prior - total)
 
 
-def _rows_basis(factor: Factor):
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, first)
+
+
+def _rows_basis(factor: Factor) -> Optional[Tensor]:
     """Eigenvectors on the side of the outputs, ``(O, O)``, of factors that have them."""
     if isinstance(factor, KroneckerFactor):
         return factor.eigenbases[1]
@@ -115,7 +120,7 @@ def _rows_basis(factor: Factor):
 
 def _columns(constraint: Constraint, scale: float) -> tuple[Tensor, Tensor]:
     """N in the eigenbasis on the side of the inputs, ``(n, D)``, and for each output direction the variances ``(O, D)``."""
-    factor = constraint.factor
+    factor: Any = constraint.factor
     if isinstance(factor, KroneckerFactor):
         U_A, U_B = factor.eigenbases
         a, b = ((U.T @ m.to(U) @ U).diag().clamp(min=0) for U, m in ((U_A, factor.A), (U_B, factor.B)))

@@ -58,8 +58,8 @@ class Evidence:
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"`` or ``"auto"``.
         samples: Monte-Carlo columns a sample instead of the exact sum over outputs.
-        num_data: size of the training set; may be left out if ``refresh`` comes before ``penalty``. A refresh on fewer
-            samples is scaled up to it.
+        num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if ``refresh``
+            comes before ``penalty``: then it is the largest number that a refresh has seen.
         log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
         residual_log_precision: that of pathways that break the symmetry.
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all outputs.
@@ -67,6 +67,8 @@ class Evidence:
         temperature: divides log-likelihood and curvature.
         bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
         normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
+        memory: with ``curvature="auto"``, what the exact blocks may take together (MiB): the smallest parameters become
+            exact, as many as fit. Without it, those of at most 256 weights.
         ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
             function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
@@ -114,6 +116,7 @@ class Evidence:
         temperature: float = 1.0,
         bias: str = "exact",
         normalisation: bool = False,
+        memory: Optional[float] = None,
         relaxed_only: bool = True,
         ties: Ties = "parameter",
         fixed: Optional[Mapping[str, float]] = None,
@@ -126,17 +129,18 @@ class Evidence:
         if not self._layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self.curvature = Curvature(model, likelihood, curvature, samples, bias, normalisation, noise == "output")
+        self.curvature = Curvature(model, likelihood, curvature, samples, bias, normalisation, noise == "output", memory)
         self.likelihood, self.uncovered = self.curvature.likelihood, self.curvature.uncovered
         self.noise = Noise(self.likelihood, noise, log_noise, temperature)
         self.num_data, self.temperature = num_data, temperature
+        self._counting = num_data is None
         breaking = {join(n, own) for n, layer in self._layers.items() for own in layer.breaking_weights()}
         start = {n: residual_log_precision if n in breaking else log_precision for n in self.curvature.covered}
         self.prior = Prior.of(start, ties, fixed or (), bounds)
         self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
         self.estimate: Optional[CurvatureEstimate] = None
-        self._previous: Optional[dict] = None
+        self._previous: Optional[dict[str, Any]] = None
         self._spectrum: Optional[Spectrum] = None
 
     @property
@@ -169,12 +173,20 @@ class Evidence:
             raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
         return self._spectrum
 
+    def _refreshed(self, where: str) -> tuple[CurvatureEstimate, int]:
+        """The last refresh's curvature, and the number of training samples; ``CoverageError`` before the first."""
+        if self.estimate is None or self.num_data is None:
+            raise CoverageError(where, "no curvature yet", remedy="call evidence.refresh(loader) first")
+        return self.estimate, self.num_data
+
     @property
     def mean_loss(self) -> float:
         """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
         return float(self.spectrum.losses.sum()) / self.spectrum.num_data
 
-    def refresh(self, loader: Iterable, progress: Optional[Callable] = None, keep: float = 0.0) -> EvidenceTerms:
+    def refresh(
+        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None, keep: float = 0.0
+    ) -> EvidenceTerms:
         """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.
 
         Args:
@@ -192,7 +204,10 @@ class Evidence:
         self.noise.widen(len(estimate.outputs))
         previous, estimate = parts(estimate) if keep else None, self.noise.weigh(estimate)
         sizes = {name: p.numel() for name, p in self._parameters.items()}
-        spectrum = Spectrum.of(estimate, sizes, self.num_data or estimate.num_data)
+        num_data = self.num_data
+        if num_data is None or self._counting:
+            num_data = max(num_data or 0, estimate.num_data)
+        spectrum = Spectrum.of(estimate, sizes, num_data)
         self.estimate, self._previous, self._spectrum = estimate, previous, spectrum
         self.num_data = spectrum.num_data
         self.publish()
@@ -214,7 +229,7 @@ class Evidence:
         """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.bridge.to_laplace`."""
         return to_laplace(self)
 
-    def hypergradient(self, loader: Iterable, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    def hypergradient(self, loader: Iterable[Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         """Derivative of the log evidence in parameters of the network, see :mod:`~escnn_relax.evidence.hypergradient`."""
         return hypergradient(self, loader, parameters)
 

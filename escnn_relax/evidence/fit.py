@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..curvature.collect import batches, check_weights
+from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, DataError, RelaxError
 from .evidence import Evidence
@@ -31,18 +31,18 @@ LEARNED = 0.9
 
 def fit(
     model: nn.Module,
-    train_loader: Iterable,
+    train_loader: Iterable[Any],
     *,
     epochs: int = 100,
     likelihood: Union[str, Likelihood] = "categorical",
     evidence: Optional[Evidence] = None,
-    optimizer: Union[None, Optimizer, Callable[[list], Optimizer]] = None,
+    optimizer: Union[None, Optimizer, Callable[[list[Any]], Optimizer]] = None,
     scheduler: Optional[Callable[[Optimizer], Any]] = None,
     lr: float = 5e-3,
     burn_in: int = 10,
     refresh_every: int = 3,
     hypersteps: int = 6,
-    evidence_loader: Optional[Iterable] = None,
+    evidence_loader: Optional[Iterable[Any]] = None,
     share: float = 1.0,
     keep: float = 0.0,
     checkpoint: Union[None, str, Path] = None,
@@ -84,9 +84,9 @@ def fit(
         CheckpointError: a checkpoint that belongs to another run.
         ArgumentError: numbers of epochs that make no sense.
 
-    For ten outputs a refresh on all the data costs about as much as six epochs. With ``refresh_every=5``, ``share=0.25``
-    and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes less than 1.3 times
-    as long as without evidence (``tests/benchmarks/refresh.md``), for precisions that are somewhat noisier.
+    For ten outputs a refresh on all the data costs about as much as seven epochs. With ``refresh_every=5``, ``share=0.25``
+    and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.5 times as long as
+    without evidence (``tests/benchmarks/refresh.md``), for precisions that are somewhat noisier.
 
     After an error of ours in an epoch, weights, buffers, optimiser and modes are those from before that epoch.
 
@@ -118,7 +118,7 @@ def fit(
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
     all_of = train_loader if evidence_loader is None else evidence_loader
-    part_of = (lambda index: all_of) if share == 1 else partial(Part, all_of, share)
+    part_of: Callable[[int], Iterable[Any]] = (lambda index: all_of) if share == 1 else partial(Part, all_of, share)
     part_of(0)  # to fail before anything is trained
     if evidence is None:
         evidence_options.setdefault("num_data", data_size(train_loader))
@@ -127,8 +127,8 @@ def fit(
     descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
-    settings = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
-    settings |= {"share": share, "keep": keep}
+    settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
+    settings |= {"hypersteps": hypersteps, "share": share, "keep": keep}
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
     run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings)
     modes = [(module, module.training) for module in model.modules()]
@@ -175,7 +175,7 @@ def _epoch(run: Run) -> tuple[float, float]:
     check_weights(run.model)
     total, count, targets = 0.0, 0, []
     for index, (input, target) in enumerate(batches(run.loaders[0], run.device)):
-        loss = run.evidence.loss(run.model(input), target)
+        loss = run.evidence.loss(answer(run.model, input), target)
         if not torch.isfinite(loss):
             raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
         run.descent.zero_grad()
@@ -185,7 +185,7 @@ def _epoch(run: Run) -> tuple[float, float]:
         targets.append(target)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return total / count, run.evidence.likelihood.constant_loss(torch.cat(targets))
+    return total / count, run.evidence.likelihood.constant_loss_of(targets)
 
 
 def _anneal(schedule: Any, loss: float) -> None:
@@ -195,18 +195,18 @@ def _anneal(schedule: Any, loss: float) -> None:
         schedule.step()
 
 
-def _cosine(descent: Optimizer, epochs: int):
+def _cosine(descent: Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
     base = descent.param_groups[0]["lr"]
     return torch.optim.lr_scheduler.CosineAnnealingLR(descent, max(epochs, 1), eta_min=base / 50)
 
 
-def _bar(epochs: range, first: int, total: int, progress: bool):
+def _bar(epochs: range, first: int, total: int, progress: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(epochs, initial=first, total=total, desc="fit", unit="epoch", disable=not progress)
 
 
-def _show(bar, record: EpochRecord) -> None:
+def _show(bar: Any, record: EpochRecord) -> None:
     shown = {"loss": f"{record.loss:.3f}"}
     if record.evidence is not None:
         shown["-log evidence/N"] = f"{-record.evidence.total / record.evidence.num_data:.3f}"

@@ -12,7 +12,7 @@ a time. So the memory is that of one minibatch, and the result the same as from 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["hypergradient"]
 
 
-def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def hypergradient(evidence: "Evidence", loader: Iterable[Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
 
     Args:
@@ -48,8 +48,8 @@ def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[n
         raise ArgumentError("hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()")
     evidence.curvature.refuse_indifferentiable()
     evidence.refresh(loader)
-    estimate = evidence.estimate
-    share = evidence.num_data / estimate.num_data
+    estimate, num_data = evidence._refreshed("hypergradient")
+    share = num_data / estimate.num_data
     sensitivities = {
         name: [_sensitivity(f, evidence.scale * share, evidence.log_precision[name]) for f in factors]
         for name, factors in estimate.factors.items()
@@ -74,9 +74,9 @@ def hypergradient(evidence: "Evidence", loader: Iterable, parameters: Sequence[n
             remedy="pass a loader without random augmentation, not an exhausted iterator",
         )
     with torch.no_grad():
-        for total, p in zip(totals, parameters):
+        for slope, p in zip(totals, parameters):
             if known[id(p)] in evidence.log_precision:
-                total -= math.exp(evidence.log_precision[known[id(p)]]) * p
+                slope -= math.exp(evidence.log_precision[known[id(p)]]) * p
     return totals
 
 
@@ -99,6 +99,7 @@ def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Te
 def _inner(factor: Factor, total: Factor, sensitivity: tuple[Tensor, ...]) -> Tensor:
     """A minibatch's share of a factor against the sensitivity to the whole."""
     parts = list(tensors(factor, "hypergradient"))
-    if isinstance(factor, KroneckerFactor):
+    if isinstance(factor, KroneckerFactor) and isinstance(total, KroneckerFactor):
         parts[0] = parts[0] * (factor.rows / total.rows)
-    return sum((part * s).sum() for part, s in zip(parts, sensitivity))
+    first, *others = ((part * s).sum() for part, s in zip(parts, sensitivity))
+    return sum(others, first)

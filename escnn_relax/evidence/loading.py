@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import islice
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator, Optional, Sized
 
 import torch
 
@@ -25,8 +25,8 @@ class Part:
     [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
     """
 
-    def __init__(self, loader: Iterable, share: float, index: int) -> None:
-        if not hasattr(loader, "__len__"):
+    def __init__(self, loader: Iterable[Any], share: float, index: int) -> None:
+        if not isinstance(loader, Sized):
             remedy = "give the loader a length, or take a share of 1"
             raise ArgumentError("share", "the number of batches is not known", got=type(loader).__name__, remedy=remedy)
         self.loader = loader
@@ -34,11 +34,11 @@ class Part:
         self.start = index * self.size % max(1, len(loader))
         self.start = min(self.start, max(0, len(loader) - self.size))
 
-    def __iter__(self) -> Iterator:
+    def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.loader), self.start, self.start + self.size)
 
 
-def data_size(loader: Iterable) -> int:
+def data_size(loader: Iterable[Any]) -> int:
     """Number of different samples that a loader draws from.
 
     Its sampler's length where there is one (a subset sampler holds fewer than the data set), else by counting.
@@ -47,7 +47,7 @@ def data_size(loader: Iterable) -> int:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
     sampler = getattr(loader, "sampler", None)
-    if getattr(loader, "batch_size", None) is not None and hasattr(sampler, "__len__"):
+    if getattr(loader, "batch_size", None) is not None and isinstance(sampler, Sized):
         count = len(sampler)
     else:
         count = sum(len(target) for _, target in batches(loader, torch.device("cpu")))
@@ -56,9 +56,9 @@ def data_size(loader: Iterable) -> int:
     return count
 
 
-def generators(*loaders: Iterable) -> Iterator[torch.Generator]:
+def generators(*loaders: Optional[Iterable[Any]]) -> Iterator[torch.Generator]:
     """The loaders' own random generators, each once, always in the same order."""
-    seen = []
+    seen: list[torch.Generator] = []
     for loader in loaders:
         batch_sampler = getattr(loader, "batch_sampler", None)
         for holder in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):

@@ -29,6 +29,9 @@ __all__ = ["Noise", "KINDS"]
 #: One noise for all outputs, or one for each.
 KINDS = ("shared", "output")
 
+#: Log standard deviations stay between this and its negative.
+LARGEST = 100.0
+
 
 class Noise:
     """The noise of a likelihood's observations; of one that has none, the temperature alone.
@@ -69,8 +72,8 @@ class Noise:
     @log.setter
     def log(self, value: Union[float, Sequence[float], Tensor]) -> None:
         values = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
-        if not (values.abs() <= 100).all():
-            raise ArgumentError("log_noise", expected="a logarithm between -100 and 100", got=value)
+        if not (values.abs() <= LARGEST).all():
+            raise ArgumentError("log_noise", expected=f"a logarithm between -{LARGEST:g} and {LARGEST:g}", got=value)
         if values.dim() > (1 if self.kind == "output" else 0):
             remedy = "pass noise='output' for a noise of each output"
             raise ArgumentError("log_noise", expected="a number", got=f"shape {tuple(values.shape)}", remedy=remedy)
@@ -85,7 +88,7 @@ class Noise:
         """Give each of so many outputs its own; ``LikelihoodError`` if there are as many as another number."""
         if self.each and not isinstance(self.log, Tensor):
             self.log = [self.log] * outputs
-        if self.each and len(self.log) != outputs:
+        if self.each and isinstance(self.log, Tensor) and len(self.log) != outputs:
             raise LikelihoodError("log_noise", expected=f"one for each of the {outputs} outputs", got=len(self.log))
 
     @property
@@ -111,7 +114,7 @@ class Noise:
         """Sums of single outputs ``(outputs, ...)``, or of all together ``(...)``, in nats."""
         return torch.tensordot(self.scales, values, 1) if self.each else self.scale * values
 
-    def normaliser(self, observations: int) -> float:
+    def normaliser(self, observations: float) -> float:
         """The likelihood's normaliser (nats); no temperature divides it."""
         return observations * (self._mean + 0.5 * math.log(2 * math.pi)) if self.likelihood.noisy else 0.0
 

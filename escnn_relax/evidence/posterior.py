@@ -8,14 +8,14 @@ linearization*, AISTATS 2021): outputs at x are Gaussian with mean f(x) and cova
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Iterable, NamedTuple
+from typing import TYPE_CHECKING, Any, Iterable, NamedTuple, Union
 
 import torch
 from torch import Tensor
 
 from ..curvature.collect import batches
 from ..curvature.jacobian import jacobian
-from ..errors import ArgumentError, CoverageError, LikelihoodError
+from ..errors import ArgumentError, CoverageError, DataError, LikelihoodError
 from .calibration import Calibration, calibration
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ class Posterior:
             raise CoverageError("posterior", "the evidence has no curvature", remedy="call evidence.refresh(loader) first")
         self.evidence = evidence
 
-    def outputs(self, input) -> tuple[Tensor, Tensor]:
+    def outputs(self, input: Any) -> tuple[Tensor, Tensor]:
         """Mean ``(N, C)`` and covariance ``(N, C, C)`` of the network's outputs, float64 on the CPU."""
-        evidence, estimate = self.evidence, self.evidence.estimate
+        evidence = self.evidence
+        estimate, num_data = evidence._refreshed("posterior")
         output, rows = jacobian(evidence.curvature, input)
-        scale = evidence.scale * evidence.num_data / estimate.num_data
+        scale = evidence.scale * num_data / estimate.num_data
         covariance = torch.zeros(*output.shape, output.shape[1], dtype=torch.float64)
         for name, J in rows.items():
             J, delta = J.to("cpu", torch.float64), math.exp(evidence.log_precision[name])
@@ -67,7 +68,7 @@ class Posterior:
                 covariance += white @ white.transpose(1, 2)
         return output.to("cpu", torch.float64), covariance
 
-    def predict(self, input, link: str = "probit", samples: int = 1000):
+    def predict(self, input: Any, link: str = "probit", samples: int = 1000) -> Union[Tensor, Prediction]:
         """Class probabilities ``(N, C)``, or a :class:`Prediction` for a Gaussian likelihood.
 
         Args:
@@ -88,28 +89,36 @@ class Posterior:
         draws = torch.randn(samples, *mean.shape, 1, dtype=torch.float64)
         return self._probabilities(mean + (torch.linalg.cholesky(covariance + jitter) @ draws).squeeze(-1)).mean(0)
 
-    def calibration(self, loader: Iterable, link: str = "probit", bins: int = 15) -> tuple[Calibration, Calibration]:
+    def calibration(self, loader: Iterable[Any], link: str = "probit", bins: int = 15) -> tuple[Calibration, Calibration]:
         """Calibration on held-out data: of the posterior's predictions, and of the plain network's.
 
+        Each output of a Bernoulli likelihood counts as a choice of its own between no and yes.
+
         Raises:
+            DataError: an empty loader, or Bernoulli targets other than 0 and 1.
             LikelihoodError: for a Gaussian likelihood, which predicts no probabilities.
         """
         if self.evidence.likelihood.noisy:
             raise LikelihoodError("calibration", expected="a likelihood with class probabilities", got="a Gaussian one")
         averaged, plain, targets = [], [], []
-        model, training = self.evidence.model, self.evidence.model.training
-        for input, target in batches(loader, next(model.parameters()).device):
-            averaged.append(self.predict(input, link))
-            plain.append(self._probabilities(jacobian_free(self.evidence, input)))
-            targets.append(target.cpu())
-        model.train(training)
-        return tuple(calibration(torch.cat(p), torch.cat(targets), bins) for p in (averaged, plain))
+        likelihood = self.evidence.likelihood
+        for input, target in batches(loader, next(self.evidence.model.parameters()).device):
+            output = jacobian_free(self.evidence, input)
+            likelihood.check(output, target)
+            found: Any = self.predict(input, link)  # probabilities, since the likelihood is not Gaussian
+            averaged.append(likelihood.classes(found))
+            plain.append(likelihood.classes(self._probabilities(output)))
+            targets.append(likelihood.labels(target.cpu()))
+        if not targets:
+            raise DataError("calibration", "no samples", remedy="pass a non-empty loader")
+        labels = torch.cat(targets)
+        return calibration(torch.cat(averaged), labels, bins), calibration(torch.cat(plain), labels, bins)
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
         return self.evidence.likelihood.probabilities(outputs)
 
 
-def jacobian_free(evidence: "Evidence", input) -> Tensor:
+def jacobian_free(evidence: "Evidence", input: Any) -> Tensor:
     """The network's outputs in evaluation mode, float64 on the CPU."""
     with torch.no_grad(), evidence.curvature.extraction.open(evidence.model):
         output = evidence.curvature.extraction.forward(evidence.model, input)

@@ -50,7 +50,7 @@ class Prior:
         """
         if not bounds[0] < bounds[1]:
             raise ArgumentError("bounds", expected="(least, largest) log precision", got=bounds)
-        names, groups = tuple(names), {}
+        groups: dict[str, list[str]] = {}
         for name in names:
             groups.setdefault(_group(name, ties), []).append(name)
         held = set()
@@ -62,9 +62,9 @@ class Prior:
         return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
 
     def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
-        """Initial log precisions: as wanted, those tied like the first of them, those fixed at their value.
+        """Initial log precisions: as wanted, within the bounds; those tied like the first of them, those fixed at their value.
 
-        ``ArgumentError`` for values that make no sense.
+        ``ArgumentError`` for values that make no sense, or contradict each other.
         """
         for name, value in {**wanted, **fixed}.items():
             if not abs(value) <= 100:
@@ -72,7 +72,9 @@ class Prior:
         found = {}
         for group, members in self.groups.items():
             held = [value for name, value in fixed.items() if name == group or name in members]
-            found.update(dict.fromkeys(members, held[-1] if held else wanted[members[0]]))
+            if len(set(held)) > 1:
+                raise ArgumentError("fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)))
+            found.update(dict.fromkeys(members, held[0] if held else self.clip(wanted[members[0]])))
         return {name: float(found[name]) for name in wanted}
 
     def clip(self, log_precision: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Iterable
+from pathlib import Path
+from typing import Any, Iterable, Optional, Union
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class Run:
     descent: Optimizer
     schedule: Any
     evidence: Evidence
-    loaders: tuple[Iterable, ...]
+    loaders: tuple[Iterable[Any], Optional[Iterable[Any]]]
     settings: dict[str, Any]
 
     @property
@@ -56,7 +57,7 @@ class Run:
         }
         return disk.plain(described)
 
-    def save(self, path, history: History) -> None:
+    def save(self, path: Union[str, Path], history: History) -> None:
         """Write everything that :meth:`load` needs."""
         state = {
             "run": self.description(),
@@ -70,7 +71,7 @@ class Run:
         }
         disk.save(path, state)
 
-    def load(self, path) -> list[EpochRecord]:
+    def load(self, path: Union[str, Path]) -> list[EpochRecord]:
         """Continue from a file; returns the epochs done so far. Nothing is touched if the file is of another run."""
         state = disk.load(path, self.description())
         own = list(generators(*self.loaders))
@@ -107,6 +108,6 @@ class Undo:
                     module.train(training)
 
 
-def _record(entry: dict) -> EpochRecord:
+def _record(entry: dict[str, Any]) -> EpochRecord:
     terms = entry["evidence"]
     return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})

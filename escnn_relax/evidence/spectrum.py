@@ -26,7 +26,7 @@ class Spectrum:
             contributes to them, ``(outputs, size)``. float64.
         losses: negative log-likelihood without normaliser (nats), ``()`` or ``(outputs,)``.
         num_data: number of samples N.
-        num_outputs: numbers observed for a sample.
+        num_outputs: numbers observed for a sample, on average.
 
     >>> from escnn_relax.curvature.likelihood import Gaussian
     >>> spectrum = Spectrum({"w": torch.tensor([1.0, 0.0])}, torch.tensor(2.0), 10, 1)
@@ -37,7 +37,7 @@ class Spectrum:
     values: dict[str, Tensor]
     losses: Tensor
     num_data: int
-    num_outputs: int
+    num_outputs: float
 
     @classmethod
     def of(cls, estimate: CurvatureEstimate, sizes: Mapping[str, int], num_data: int) -> Spectrum:
@@ -52,7 +52,7 @@ class Spectrum:
         return cls(values, share * losses, num_data, estimate.num_outputs)
 
     @property
-    def observations(self) -> int:
+    def observations(self) -> float:
         """Numbers observed: samples times outputs."""
         return self.num_data * self.num_outputs
 

@@ -36,6 +36,10 @@ def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
     spectrum = None if state["spectrum"] is None else Spectrum(**state["spectrum"])
     if spectrum is not None and (spectrum.losses.dim() == 1) != evidence.noise.each:
         raise CoverageError("state_dict", "it has another kind of noise", remedy="pass the same noise= to Evidence")
+    for name, p in evidence._parameters.items():
+        if spectrum is not None and spectrum.values[name].shape[-1] != p.numel():
+            there = spectrum.values[name].shape[-1]
+            raise CoverageError("state_dict", f"it is another model's: {name} has {there} weights there, {p.numel()} here")
     evidence.log_precision, evidence.num_data = dict(state["log_precision"]), state["num_data"]
     evidence.noise.log = state["log_noise"]
     evidence.estimate, evidence._previous, evidence._spectrum = None, state["previous"], spectrum

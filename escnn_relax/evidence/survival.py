@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 from torch import nn
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.stabiliser import KernelSymmetry, stabiliser
 from ..symmetry.pathway import SWITCHED_OFF
@@ -18,6 +18,8 @@ from .demanding import gain_of_demanding
 from .evidence import Evidence
 
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
+
+Measure = Callable[[KernelSymmetry, Subgroup], float]
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,12 @@ def survivors(
     return Survivors(layers, tuple(_survivor("", found[: n + 1], energy, measure) for n in range(len(found))))
 
 
-def _measure(evidence: Optional[Evidence]) -> Optional[Callable[[KernelSymmetry, Subgroup], float]]:
+def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
     if evidence is None or evidence.estimate is None:
         return None
-    estimate, known = evidence.estimate, {}
-    scale = evidence.scale * evidence.num_data / estimate.num_data
+    estimate, num_data = evidence._refreshed("survivors")
+    known: dict[tuple[str, Any], float] = {}
+    scale = evidence.scale * num_data / estimate.num_data
 
     def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
         key = symmetry.name, kept.id
@@ -162,17 +165,19 @@ def _measure(evidence: Optional[Evidence]) -> Optional[Callable[[KernelSymmetry,
     return gain
 
 
-def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Callable]) -> LayerSurvivor:
+def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure]) -> LayerSurvivor:
     note = "no curvature: pass a refreshed evidence" if measure is None else ""
     if measure is not None:
         try:
             return _read(name, layers, energy, measure)
-        except ArgumentError as error:
+        except (ArgumentError, CoverageError) as error:
             note = f"by energy alone, {error}"
     return _read(name, layers, energy, None, note)
 
 
-def _read(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Callable], note="") -> LayerSurvivor:
+def _read(
+    name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure], note: str = ""
+) -> LayerSurvivor:
     kept, remainder = stabiliser(layers, energy, measure)
     search = SubgroupSearch(kept.gspace, max(s.search().highest for s in layers))
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))

@@ -8,13 +8,16 @@ from typing import Any, Callable, Mapping, Optional
 from torch import nn
 
 from ..errors import NothingToRelaxError
+from ..nn.relaxed import RelaxedConvolution
 from .walk import replace_modules
 
 __all__ = ["convert_layers"]
 
 
 def convert_layers(
-    model: nn.Module, kinds: Mapping[type, type], options: Callable[[str, nn.Module], Optional[Mapping[str, Any]]]
+    model: nn.Module,
+    kinds: Mapping[type, type[RelaxedConvolution]],
+    options: Callable[[str, nn.Module], Optional[Mapping[str, Any]]],
 ) -> tuple[nn.Module, int]:
     """A copy of a model with some layers made into others by their ``from_strict``, and how many these are.
 

@@ -120,14 +120,16 @@ def harden(
         records.append(record)
         return new
 
-    hardened = replace_modules(model, replacement)
+    hardened: Any = replace_modules(model, replacement)
     if not records:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden")
     hardened.hardening = tuple(records)
     return hardened
 
 
-def _switched_off(shares: Mapping[str, float], fractions: Mapping[str, float], energy: float, determined: float):
+def _switched_off(
+    shares: Mapping[str, float], fractions: Mapping[str, float], energy: float, determined: float
+) -> tuple[list[str], float]:
     """The names in ``fractions`` that may go, the weakest first, and the share of the energy that goes with them."""
     off, removed = [], 0.0
     for name in sorted(fractions, key=shares.__getitem__):
@@ -148,7 +150,9 @@ def _harden_translation(
     return new, HardenedLayer(title, tuple(n for n in layer.sites if n in off), on, removed, type(new).__name__)
 
 
-def _harden_layer(title: str, layer: RelaxedConvolution, energy: float, determined: float):
+def _harden_layer(
+    title: str, layer: RelaxedConvolution, energy: float, determined: float
+) -> tuple[EquivariantModule, HardenedLayer]:
     shares = layer.energies(title)
     measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
     fractions = {n: measured[n] / layer.kernel.dimensions[n] for n in measured if n != EQUIVARIANT.name}
@@ -190,7 +194,7 @@ def _to_subgroups(model: nn.Module, to: Union[str, Mapping[str, Any]], per: str,
     if per == "network" and any(not k <= kept[0] or not kept[0] <= k for k in kept):
         raise ArgumentError("per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'")
     chosen = dict(zip(names, kept))
-    hardened = (by_layer if per == "layer" else by_depth)(model, chosen)
+    hardened: Any = (by_layer if per == "layer" else by_depth)(model, chosen)
     hardened.hardening = tuple(_record(name, s, chosen[name]) for name, s in zip(names, found))
     return hardened
 

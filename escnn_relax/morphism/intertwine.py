@@ -12,10 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from escnn.group import Representation
-from torch import Tensor, nn
+from escnn.nn import EquivariantModule, FieldType
+from torch import Tensor
 
 from .. import _escnn
 from ..errors import EmptyBasisError
+from ..symmetry.span import pseudo_inverse
 
 __all__ = ["BlockMap", "block_maps", "carry_weights", "bias_map", "renamed", "RESIDUAL_TOLERANCE", "RANK_TOLERANCE"]
 
@@ -42,16 +44,16 @@ def _irrep_slices(representation: Representation) -> list[slice]:
     return [slice(int(e - s), int(e)) for s, e in zip(sizes, ends)]
 
 
-def _by_name(type) -> dict[str, Representation]:
+def _by_name(type: FieldType) -> dict[str, Representation]:
     return {r.name: r for r in type.representations}
 
 
-def renamed(old_type, new_type) -> dict[str, str]:
+def renamed(old_type: FieldType, new_type: FieldType) -> dict[str, str]:
     """The name that each representation of the old field type has in the new one, field by field."""
     return {a.name: b.name for a, b in zip(old_type.representations, new_type.representations)}
 
 
-def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = True) -> list[BlockMap]:
+def block_maps(old: EquivariantModule, new: EquivariantModule, where: str = "", polish: bool = True) -> list[BlockMap]:
     r"""T for each block of a layer, and H's basis.
 
     escnn samples both bases in float32, so that :math:`\Phi_G = T\Phi_H + R` with :math:`|R| \sim 10^{-7}`. H's basis
@@ -86,12 +88,12 @@ def block_maps(old: nn.Module, new: nn.Module, where: str = "", polish: bool = T
         if polish and points is None and (work < POLISH_LIMIT or block.sampled_basis.dtype == torch.float64):
             for _ in range(2):  # the second pass removes the rounding of the first
                 residual = rows - torch.einsum("gh,hois->gois", transfer, basis)
-                basis = basis + torch.einsum("hg,gois->hois", torch.linalg.pinv(transfer, rtol=1e-9), residual)
+                basis = basis + torch.einsum("hg,gois->hois", pseudo_inverse(transfer, 1e-9), residual)
         maps.append(BlockMap(pair, new_pair, transfer, basis))
     return maps
 
 
-def _sampling_points(layer: nn.Module) -> Tensor:
+def _sampling_points(layer: EquivariantModule) -> Tensor:
     """Points on each ring, in more directions than there are harmonics: they tell all kernels of a layer apart."""
     d, highest = layer.d, int(layer._maximum_frequency)
     count = 4 * (highest + 1) if d == 2 else 2 * (highest + 1) ** 2 + 4
@@ -124,14 +126,14 @@ def _solve(
     for (o, i), which in members.items():
         part = torch.einsum("po,kois,iq->kpqs", left[outs[o]], basis[which], right[:, ins[i]]).flatten(1)
         target = wanted[:, outs[o], ins[i]].flatten(1)
-        solution = target @ torch.linalg.pinv(part, rtol=RANK_TOLERANCE)
+        solution = target @ pseudo_inverse(part, RANK_TOLERANCE)
         transfer[:, which] = solution
         residual[:, outs[o], ins[i]] -= (solution @ part).view(len(rows), *residual[0, outs[o], ins[i]].shape)
     return transfer, residual
 
 
 def carry_weights(
-    vector: Tensor, old: nn.Module, new: nn.Module, maps: list[BlockMap], squared: bool = False
+    vector: Tensor, old: EquivariantModule, new: EquivariantModule, maps: list[BlockMap], squared: bool = False
 ) -> Tensor:
     """Coefficients of the layer on G, or anything of their shape, as coefficients on H: ``w T`` block by block.
 
@@ -148,7 +150,7 @@ def carry_weights(
     return result
 
 
-def bias_map(old: nn.Module, new: nn.Module) -> tuple[Tensor, Tensor]:
+def bias_map(old: EquivariantModule, new: EquivariantModule) -> tuple[Tensor, Tensor]:
     """T for the bias (shape ``(trivials of G, trivials of H)``) and H's expansion, polished as the kernels are."""
     wanted = old.bias_expansion.detach().double().cpu()
     expansion = new.bias_expansion.detach().double().cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ _KINDS = (MixedR2Conv, MixedR3Conv, MixedLinear, MixedR2ConvTransposed, MixedR3C
 _MIXED = {kind._strict: kind for kind in _KINDS}
 
 #: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
-Choice = Union[Sequence, Mapping[str, Sequence], Callable[[str, nn.Module], Optional[Sequence]]]
+Choice = Union[Sequence[Any], Mapping[str, Sequence[Any]], Callable[[str, nn.Module], Optional[Sequence[Any]]]]
 
 
 def mix(
@@ -64,7 +64,7 @@ def mix(
     chosen = _chooser(model, subgroups, layers)
     options = {"leaning": leaning, "temperature": temperature, "start": start}
 
-    def arguments(name: str, module: nn.Module) -> Optional[dict]:
+    def arguments(name: str, module: nn.Module) -> Optional[dict[str, Any]]:
         ids = chosen(name, module)
         return None if ids is None else {"subgroups": ids, **options}
 
@@ -79,7 +79,9 @@ def mix(
     return copied
 
 
-def _chooser(model: nn.Module, subgroups: Choice, layers) -> Callable[[str, nn.Module], Optional[Sequence]]:
+def _chooser(
+    model: nn.Module, subgroups: Choice, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
+) -> Callable[[str, Any], Optional[Sequence[Any]]]:
     known = [name for name, module in model.named_modules() if type(module) in _MIXED]
 
     def refuse(names: Iterable[str]) -> None:
@@ -131,7 +133,7 @@ def merge(model: nn.Module) -> nn.Module:
     return replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
 
 
-def _merged(layer: MixedConvolution) -> nn.Module:
+def _merged(layer: Any) -> nn.Module:
     with torch.no_grad():
         if layer.pathways == (EQUIVARIANT,):
             new = strict_layer(layer)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from escnn.nn import EquivariantModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -81,7 +83,7 @@ def carry_optimiser(optimiser: Optimizer, old: nn.Module, new: nn.Module) -> Opt
     return carried
 
 
-def _carried(state: dict, parameter: Tensor, carry: Carry) -> dict:
+def _carried(state: dict[Any, Any], parameter: Tensor, carry: Carry) -> dict[Any, Any]:
     result = {}
     for name, value in state.items():
         if name in LINEAR and value is not None:
@@ -99,7 +101,7 @@ def _carried(state: dict, parameter: Tensor, carry: Carry) -> dict:
     return result
 
 
-def _fresh(state: dict, parameter: Tensor, new: Tensor) -> dict:
+def _fresh(state: dict[Any, Any], parameter: Tensor, new: Tensor) -> dict[Any, Any]:
     """State of a parameter that starts at zero: no momentum, the layer's mean square, the same count of steps."""
     result = {}
     for name, value in state.items():
@@ -137,9 +139,10 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
     return found
 
 
-def _restricted(a: nn.Module, b: nn.Module, name: str) -> dict[int, list[tuple[Tensor, Carry | None]]]:
+def _restricted(a: EquivariantModule, b: EquivariantModule, name: str) -> dict[int, list[tuple[Tensor, Carry | None]]]:
     maps = block_maps(a, b, name, polish=False)
-    result = {id(a.weights): [(b.weights, lambda v, squared: carry_weights(v, a, b, maps, squared))]}
+    result: dict[int, list[tuple[Tensor, Carry | None]]] = {}
+    result[id(a.weights)] = [(b.weights, lambda v, squared: carry_weights(v, a, b, maps, squared))]
     if a.bias is not None:
         transfer, _ = bias_map(a, b)
         move = lambda v, squared: v.double().cpu() @ (transfer**2 if squared else transfer)
@@ -147,7 +150,7 @@ def _restricted(a: nn.Module, b: nn.Module, name: str) -> dict[int, list[tuple[T
     return result
 
 
-def _relaxed(a: nn.Module, b: nn.Module) -> dict[int, list[tuple[Tensor, Carry | None]]]:
+def _relaxed(a: EquivariantModule, b: EquivariantModule) -> dict[int, list[tuple[Tensor, Carry | None]]]:
     """A relaxed layer's equivariant pathway has the strict layer's coefficients; the others start at zero."""
     strict, *residual = b.pathways
     pairs: list[tuple[Tensor, Carry | None]] = [(b.weights[strict.name], lambda v, squared: v.clone())]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
-from escnn.nn import FieldType
+from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
 
 from .. import _escnn
@@ -15,6 +15,7 @@ from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.span import pseudo_inverse
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
 from .strict_layer import strict_layer
 from .walk import replace_modules
@@ -95,7 +96,7 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         records.append(record)
         return new
 
-    result = replace_modules(module if like is None else like, replacement)
+    result: Any = replace_modules(module if like is None else like, replacement)
     if not records:
         raise UnsupportedModuleError(
             type(module).__name__,
@@ -126,7 +127,7 @@ def _slices(type: FieldType) -> list[slice]:
     return ends
 
 
-def _on_group(name: str, source: nn.Module, target: nn.Module) -> tuple[nn.Module, ProjectedLayer]:
+def _on_group(name: str, source: EquivariantModule, target: EquivariantModule) -> tuple[nn.Module, ProjectedLayer]:
     for side in ("in_type", "out_type"):
         ours, wanted = getattr(source, side), getattr(target, side)
         if [r.size for r in ours.representations] != [r.size for r in wanted.representations]:
@@ -152,7 +153,7 @@ def _on_group(name: str, source: nn.Module, target: nn.Module) -> tuple[nn.Modul
                 if (b, a) == pair and o.stop <= kernel.shape[0] and i.stop <= kernel.shape[1]
             ]
             start, stop = _escnn.weight_range(new.basisexpansion, pair)
-            weights[start:stop] = (torch.stack(pieces) @ torch.linalg.pinv(rows, rtol=1e-5)).flatten()
+            weights[start:stop] = (torch.stack(pieces) @ pseudo_inverse(rows, 1e-5)).flatten()
         new.weights.copy_(weights)
         after = new.basisexpansion(new.weights).double().cpu()
         lost_bias = _project_bias(source, target, new)
@@ -162,7 +163,7 @@ def _on_group(name: str, source: nn.Module, target: nn.Module) -> tuple[nn.Modul
     return new, ProjectedLayer(name, norm, lost, lost_bias)
 
 
-def _project_bias(source: nn.Module, target: nn.Module, new: nn.Module) -> float:
+def _project_bias(source: EquivariantModule, target: EquivariantModule, new: EquivariantModule) -> float:
     if new.bias is None:
         return 1.0 if source.bias is not None and bool(source.bias.any()) else 0.0
     new.bias_expansion.copy_(target.bias_expansion)
@@ -186,10 +187,11 @@ def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str])
                 raise FieldTypeError(name, "the module on the subgroup has no such part", remedy="pass its original")
             values = {**source._parameters, **source._buffers}
             for key, tensor in {**part._parameters, **part._buffers}.items():
-                if tensor is None or values.get(key) is None:
+                value = values.get(key)
+                if tensor is None or value is None:
                     continue
-                if values[key].shape != tensor.shape:
+                if value.shape != tensor.shape:
                     raise FieldTypeError(
-                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(values[key].shape))
+                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(value.shape))
                     )
-                tensor.data = values[key].detach().clone()
+                tensor.data = value.detach().clone()

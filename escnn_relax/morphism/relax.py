@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Optional, Sequence, Union
 
 from torch import nn
 
@@ -20,10 +20,10 @@ def relax(
     model: nn.Module,
     *,
     relaxation: str = "graded",
-    subgroups: Optional[Sequence] = None,
+    subgroups: Optional[Sequence[Any]] = None,
     basis: str = "band-limited",
     frequencies: Optional[int] = None,
-    irreps: Optional[Sequence] = None,
+    irreps: Optional[Sequence[Any]] = None,
     layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
 ) -> nn.Module:
     """A copy of an escnn model whose steerable convolutions are relaxed; function, weights and types stay the same.
@@ -53,7 +53,7 @@ def relax(
     ['equivariant', 'irrep_1', 'irrep_2']
     """
     chosen = _chooser(model, layers)
-    options = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
+    options: dict[str, Any] = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
     options.update(frequencies=frequencies, irreps=irreps)
     copied, count = convert_layers(model, _RELAXED, lambda name, module: options if chosen(name, module) else None)
     if not count:
@@ -66,7 +66,9 @@ def relax(
     return copied
 
 
-def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
+def _chooser(
+    model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
+) -> Callable[[str, Any], bool]:
     if layers is None:
         return lambda name, module: module.space.fibergroup.order() != 1
     if callable(layers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Callable, Iterable, Optional, Sequence, Union
+from typing import Any, Callable, Iterable, Optional, Sequence, Union
 
 import torch
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
@@ -34,7 +34,7 @@ KINDS: dict[str, tuple[type[SitePathway], bool]] = {
 def relax_translation(
     model: nn.Module,
     example: Union[Tensor, GeometricTensor],
-    pathways: Union[str, Sequence[Union[str, tuple]]] = "factored",
+    pathways: Union[str, Sequence[Union[str, tuple[Any, ...]]]] = "factored",
     *,
     fraction: float = 0.5,
     omega: float = 1.0,
@@ -99,7 +99,8 @@ def relax_translation(
             if title in built:
                 raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways))
             make, anchored = KINDS[kind]
-            options = {"fraction": fraction if anchored else None, "omega": omega, "learn_omega": learn_omega, "seed": seed}
+            options: dict[str, Any] = {"omega": omega, "learn_omega": learn_omega, "seed": seed}
+            options["fraction"] = fraction if anchored else None
             bias = module.bias is not None
             pathway = make(module.in_type, module.out_type, before, after, kept, bias=bias, where=where, **options)
             pathway.reset_parameters(silent)
@@ -111,14 +112,16 @@ def relax_translation(
     return replace_modules(model, replacement)
 
 
-def _specified(pathway: Union[str, tuple]) -> tuple[str, object]:
+def _specified(pathway: Union[str, tuple[Any, ...]]) -> tuple[str, object]:
     kind, keeps = (pathway, "group") if isinstance(pathway, str) else pathway
     if kind not in KINDS:
         raise ArgumentError("relax_translation", expected=f"pathways out of {list(KINDS)}", got=repr(kind))
     return kind, keeps
 
 
-def _kept(module: EquivariantModule, keeps: object, before: tuple, after: tuple, kind: str, where: str) -> Subgroup:
+def _kept(
+    module: EquivariantModule, keeps: object, before: tuple[int, ...], after: tuple[int, ...], kind: str, where: str
+) -> Subgroup:
     space = module.in_type.gspace
     if keeps == "free":
         return next(h for h in subgroups(space) if h.order == 1)
@@ -130,7 +133,9 @@ def _kept(module: EquivariantModule, keeps: object, before: tuple, after: tuple,
     return subgroup(space, keeps, where)
 
 
-def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
+def _chooser(
+    model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
+) -> Callable[[str, nn.Module], bool]:
     known = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
     if not known:
         remedy = "build the model with escnn's convolutions of the plane or of space"
@@ -144,14 +149,16 @@ def _chooser(model: nn.Module, layers) -> Callable[[str, nn.Module], bool]:
     return lambda name, module: name in names
 
 
-def _shapes(model: nn.Module, example, chosen: Callable) -> dict[str, tuple[tuple, tuple]]:
+def _shapes(
+    model: nn.Module, example: Union[Tensor, GeometricTensor], chosen: Callable[[str, nn.Module], bool]
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
     copied = replace_modules(model, lambda *_: None).eval()
-    found: dict[str, tuple[tuple, tuple]] = {}
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
 
-    def watch(name: str) -> Callable:
-        def hook(module, inputs, output) -> None:
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             shapes = tuple(inputs[0].tensor.shape[2:]), tuple(output.tensor.shape[2:])
             if found.setdefault(name, shapes) != shapes:
                 raise UnsupportedModuleError(

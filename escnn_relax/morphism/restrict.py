@@ -82,7 +82,7 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
         title = f"{where}.{name}" if name else where
         if part is boundary:
             on_h = restrict(part, _local_id(plan, part, title), where=title)
-            new = _Boundary(Relabel(part.in_type, on_h.in_type), on_h)
+            new: Optional[nn.Module] = _Boundary(Relabel(part.in_type, on_h.in_type), on_h)
         elif id(part) in early:
             kept[name] = early[id(part)]
             return None
@@ -101,7 +101,7 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
             continue
         across = kept.get(name) == "across"
 
-        def change(attribute: str, value: Any, across=across, name=name) -> Any:
+        def change(attribute: str, value: Any, across: bool = across, name: str = name) -> Any:
             if across and attribute != "out_type":
                 return value
             return restricted_value(value, plan.restriction(value if isinstance(value, GSpace) else value.gspace, name))
@@ -134,7 +134,7 @@ def _unfold(model: nn.Module) -> nn.Module:
     return model
 
 
-def _local_id(plan: RestrictionPlan, part: nn.Module, title: str) -> Any:
+def _local_id(plan: RestrictionPlan, part: Any, title: str) -> Any:
     if not isinstance(getattr(part, "in_type", None), FieldType):
         raise ArgumentError(
             title, "from_layer must name a module with an in_type, since the step to the subgroup goes before it"
@@ -162,7 +162,7 @@ def _early(module: nn.Module, from_layer: Optional[str], where: str) -> dict[int
     return early
 
 
-def _first_type(module: nn.Module) -> Optional[FieldType]:
+def _first_type(module: nn.Module) -> Any:
     """The input type of the module, or of the first of its parts that has one."""
     for part in module.modules():
         types = getattr(part, "in_type", None)
@@ -172,7 +172,7 @@ def _first_type(module: nn.Module) -> Optional[FieldType]:
     return None
 
 
-def _leaf(part: nn.Module, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
+def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
     """The restricted module, or None for a module that only holds others or knows nothing of fields."""
     kind = type(part)
     if kind in STEERABLE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from escnn import nn as enn
 from escnn.gspaces import GSpace
-from escnn.nn import FieldType
+from escnn.nn import EquivariantModule, FieldType
 from torch import nn
 
 from .. import _escnn
@@ -48,7 +48,7 @@ RETYPED = tuple(
 CONTAINERS = (enn.SequentialModule, enn.MultipleModule, enn.MergeModule, enn.BranchingModule)
 
 
-def restrict_steerable(layer: nn.Module, change: Restriction, where: str = "") -> nn.Module:
+def restrict_steerable(layer: EquivariantModule, change: Restriction, where: str = "") -> nn.Module:
     """A convolution or Linear on H with the same kernel and bias; see :mod:`escnn_relax.morphism.intertwine`.
 
     Raises:

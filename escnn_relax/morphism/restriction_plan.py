@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, Callable
+
 import numpy as np
+from escnn.group import GroupElement
 from escnn.gspaces import GSpace
-from torch import nn
+from escnn.nn import EquivariantModule
+from numpy.typing import NDArray
 
 from ..errors import SubgroupError, UnsupportedModuleError
 from ..symmetry.restriction import Restriction, restriction
@@ -46,7 +50,7 @@ class RestrictionPlan:
             remedy="restrict this part by itself",
         )
 
-    def through(self, module: nn.Module, where: str) -> tuple[Restriction, Restriction]:
+    def through(self, module: EquivariantModule, where: str) -> tuple[Restriction, Restriction]:
         """The restrictions on both sides of a module that steps from G to K: H in G and H in K.
 
         Raises:
@@ -61,8 +65,9 @@ class RestrictionPlan:
         self._found.append((space, after))
         return before, after
 
-    def _inside(self, before: Restriction, space: GSpace, id, where: str) -> Restriction:
+    def _inside(self, before: Restriction, space: GSpace, id: Any, where: str) -> Restriction:
         """H in K, found by how the elements move points, or without a base space by K's id in G."""
+        place: Callable[[GroupElement], NDArray[Any]]
         whole = before.subgroup.gspace
         if space.dimensionality:
             place = lambda e: np.asarray(space.basespace_action(e))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Any, Mapping, Optional
 
 import torch
 from escnn import nn as enn
-from escnn.nn import FieldType
+from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
 
 from .. import _escnn
@@ -15,6 +15,7 @@ from ..nn.relaxed import RelaxedConvolution
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.restriction import restriction
+from ..symmetry.span import pseudo_inverse, singular_values
 from ..symmetry.subgroups import Subgroup
 from .intertwine import RANK_TOLERANCE, RESIDUAL_TOLERANCE, renamed
 from .relabel import Relabel
@@ -39,9 +40,10 @@ def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
         ArgumentError: a subgroup that does not lie in that of the layer before.
         EmptyBasisError: see :func:`fill`.
     """
-    layers = dict(model.named_modules())
+    layers: dict[str, Any] = dict(model.named_modules())
     result = replace_modules(model, lambda name, module: _strict(module) if name in kept else None)
-    before = first = None
+    before: Any = None
+    first: Any = None
     for name, wanted in kept.items():
         if before is None:
             result = result if wanted.index == 1 else restrict(result, wanted.id)
@@ -68,7 +70,7 @@ def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
 def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
     """The same with each layer by itself: the network around stays on G, a Relabel on either side of the layer."""
 
-    def replacement(name: str, module: nn.Module):
+    def replacement(name: str, module: Any) -> Optional[nn.Module]:
         if name not in kept:
             return None
         strict = _strict(module)
@@ -81,12 +83,12 @@ def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
     return replace_modules(model, replacement)
 
 
-def _strict(layer: RelaxedConvolution) -> nn.Module:
+def _strict(layer: Any) -> EquivariantModule:
     with torch.no_grad():
         return strict_layer(layer).train(layer.training)
 
 
-def _inside(first: Subgroup, wanted: Subgroup):
+def _inside(first: Subgroup, wanted: Subgroup) -> Any:
     """The id of a subgroup of G within another one, which the network's input has."""
     if first.index == 1:
         return wanted.id
@@ -96,7 +98,7 @@ def _inside(first: Subgroup, wanted: Subgroup):
     return RestrictionPlan(wanted).through(step, first.name)[1].subgroup.id
 
 
-def fill(target: nn.Module, layer: RelaxedConvolution, kept: Subgroup, where: str = "") -> None:
+def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup, where: str = "") -> None:
     r"""Give an escnn layer of H, in place, the kernel :math:`P_H K` of a relaxed layer of G.
 
     H's sampled basis is polished as in :func:`~escnn_relax.morphism.intertwine.block_maps`: changed by the rounding of
@@ -137,19 +139,22 @@ def fill(target: nn.Module, layer: RelaxedConvolution, kept: Subgroup, where: st
 
 def _pieces(layer: RelaxedConvolution, weights: Mapping[str, Tensor], pair: tuple[str, str]) -> Tensor:
     """The kernels between all fields of one pair of representations, ``(out fields * in fields, numbers)``, float64."""
-    total = 0.0
+    parts: list[Tensor] = []
     for name in layer.kernel.pathways:
         for block in layer.kernel.blocks[name]:
             if (block.in_name, block.out_name) == pair:
                 own = weights[name].to("cpu", torch.float64)[block.start : block.stop].view(block.outputs * block.inputs, -1)
-                total = total + own @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1)
-    return total
+                parts.append(own @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1))
+    return sum(parts[1:], parts[0])
 
 
 def _polished(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of the rows, and the basis, changed as little as it takes for them to be exact."""
-    solve = lambda of: of @ torch.linalg.pinv(basis, rtol=RANK_TOLERANCE)
-    _, values, span = torch.linalg.svd(rows, full_matrices=False)
+
+    def solve(of: Tensor) -> Tensor:
+        return of @ pseudo_inverse(basis, RANK_TOLERANCE)
+
+    _, values, span = singular_values(rows)
     span = span[values > RANK_TOLERANCE * values.max().clamp(min=torch.finfo(torch.float64).tiny)]
     if len(basis) and len(span):
         for _ in range(2):  # the second pass removes the rounding of the first
@@ -157,5 +162,5 @@ def _polished(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
             residual = span - transfer @ basis
             if float(residual.norm()) > RESIDUAL_TOLERANCE:
                 break
-            basis = basis + torch.linalg.pinv(transfer, rtol=1e-9) @ residual
+            basis = basis + pseudo_inverse(transfer, 1e-9) @ residual
     return solve(rows), basis

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from escnn.nn import EquivariantModule
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
@@ -14,7 +14,7 @@ from ..symmetry.pathway import EQUIVARIANT
 __all__ = ["strict_layer"]
 
 
-def strict_layer(layer: RelaxedConvolution) -> nn.Module:
+def strict_layer(layer: RelaxedConvolution) -> EquivariantModule:
     """A new escnn layer with the weights and kernels of a relaxed layer's equivariant pathway, and its bias.
 
     Raises:

@@ -68,7 +68,7 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
         ) from error
 
 
-def _decide(name: str, module: Module, replacement: Callable, memo: dict[int, Any], kept: list[Module]) -> None:
+def _decide(name: str, module: Module, replacement: Callable[..., Any], memo: dict[int, Any], kept: list[Module]) -> None:
     if id(module) in memo or any(module is k for k in kept):
         return
     new = replacement(name, module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .relaxed import RelaxedConvolution
+from .types import PlainLayer
 
 __all__ = ["RelaxedR2Conv", "RelaxedR3Conv"]
 
@@ -28,14 +29,14 @@ class _Convolution(RelaxedConvolution):
             input, padding = F.pad(input, [p for p in reversed(sizes) for _ in range(2)], self.padding_mode), 0
         return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
-    def _plain(self, bias: bool) -> nn.Module:
+    def _plain(self, bias: bool) -> PlainLayer:
         kind = nn.Conv2d if self.d == 2 else nn.Conv3d
         geometry = {name: getattr(self, name) for name in self._geometry}
         return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
 
 
 class RelaxedR2Conv(_Convolution):
-    __doc__ = RelaxedConvolution.__doc__ + """
+    __doc__ = (RelaxedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R2Conv`, plus:
 
     Args:
@@ -76,7 +77,7 @@ class RelaxedR2Conv(_Convolution):
 
 
 class RelaxedR3Conv(_Convolution):
-    __doc__ = RelaxedConvolution.__doc__ + """
+    __doc__ = (RelaxedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R3Conv`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
     and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 

@@ -34,6 +34,9 @@ class GroupedLinear(nn.Module):
     torch.Size([5, 6])
     """
 
+    table: Tensor
+    bias_index: Tensor
+
     def __init__(
         self, groups: int, inputs: int, outputs: int, table: Optional[Tensor] = None, bias: Optional[Tensor] = None
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 import torch
 from escnn.group import Representation
@@ -57,6 +57,8 @@ class PathwayKernel(nn.Module):
     escnn, so that an escnn layer's weights are those of the equivariant pathway.
     """
 
+    _gather: Optional[Tensor]
+
     def __init__(
         self,
         in_reprs: Sequence[Representation],
@@ -100,7 +102,8 @@ class PathwayKernel(nn.Module):
     def basis(self, block: Block) -> Tensor:
         """Sampled kernels of one block, shape ``(K, out size, in size, S)``."""
         index = self.pairs.index((block.in_name, block.out_name))
-        stacked, sectioned = getattr(self, f"basis_{index}"), self._modules.get(f"sectioned_{index}")
+        stacked: Tensor = getattr(self, f"basis_{index}")
+        sectioned: Any = self._modules.get(f"sectioned_{index}")
         if sectioned is None or block.stop_row <= len(stacked):
             return stacked[block.row : block.stop_row]
         return sectioned.rows(block.row - len(stacked), block.stop_row - len(stacked))
@@ -137,7 +140,8 @@ class PathwayKernel(nn.Module):
 
     def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
         """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
-        basis, sectioned = getattr(self, f"basis_{index}"), self._modules.get(f"sectioned_{index}")
+        basis: Tensor = getattr(self, f"basis_{index}")
+        sectioned: Any = self._modules.get(f"sectioned_{index}")
         own = parts if sectioned is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
         dense = None
         if own:
@@ -146,7 +150,7 @@ class PathwayKernel(nn.Module):
             if coefficients.shape[1] < len(basis):
                 rows = torch.cat([basis[b.row : b.stop_row] for b, _ in own])
             dense = coefficients, rows
-        if len(own) == len(parts):
+        if dense is not None and len(own) == len(parts):
             return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
         # all rows in order, with zeros where a pathway is missing
         pieces, row, stop = [], len(basis), len(basis) + sectioned.shape[0]

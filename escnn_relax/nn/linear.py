@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .relaxed import RelaxedConvolution
+from .types import PlainLayer
 
 __all__ = ["RelaxedLinear"]
 
 
 class RelaxedLinear(RelaxedConvolution):
-    __doc__ = RelaxedConvolution.__doc__ + """
+    __doc__ = (RelaxedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
     and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
 
@@ -35,5 +36,5 @@ class RelaxedLinear(RelaxedConvolution):
     def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
         return F.linear(input, kernel, bias)
 
-    def _plain(self, bias: bool) -> nn.Module:
+    def _plain(self, bias: bool) -> PlainLayer:
         return nn.Linear(self.in_type.size, self.out_type.size, bias=bias)

@@ -7,9 +7,10 @@ from typing import Optional, Sequence
 
 import torch
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
-from torch import Tensor, nn
+from torch import Tensor, nn  # noqa: F401 - nn for the doctest
 
-from .types import check_input
+from .relaxed import RelaxedConvolution
+from .types import PlainLayer, check_input
 
 __all__ = ["MergedConvolution"]
 
@@ -31,17 +32,17 @@ class MergedConvolution(EquivariantModule):
     torch.Size([1, 4, 3, 3])
     """
 
-    def __init__(self, in_type: FieldType, out_type: FieldType, convolution: nn.Module) -> None:
+    def __init__(self, in_type: FieldType, out_type: FieldType, convolution: PlainLayer) -> None:
         super().__init__()
         self.in_type, self.out_type, self.convolution = in_type, out_type, convolution
 
     @classmethod
-    def of(cls, layer, kernel: Tensor, bias: Optional[Tensor]) -> "MergedConvolution":
+    def of(cls, layer: RelaxedConvolution, kernel: Tensor, bias: Optional[Tensor]) -> "MergedConvolution":
         """From a relaxed layer, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
         convolution = layer.export().train(layer.training)
         with torch.no_grad():
             convolution.weight.copy_(kernel)
-            if bias is not None:
+            if bias is not None and convolution.bias is not None:
                 convolution.bias.copy_(bias)
         return cls(layer.in_type, layer.out_type, convolution)
 
@@ -56,6 +57,6 @@ class MergedConvolution(EquivariantModule):
         with torch.no_grad():
             return tuple(self.convolution(torch.zeros(tuple(input_shape), device=device, dtype=dtype)).shape)
 
-    def export(self) -> nn.Module:
+    def export(self) -> PlainLayer:
         """A copy of the plain torch convolution, in eval mode."""
         return copy.deepcopy(self.convolution).eval()

@@ -49,6 +49,8 @@ class MixedConvolution(RelaxedConvolution):
         log_precision, effective_dimension: set by an evidence, as in relaxed layers.
     """
 
+    kernel: MixtureKernel  # type: ignore[assignment]  # no PathwayKernel: a mixture combines before it expands
+
     _freedom = Mixture
 
     def _adopt(
@@ -192,7 +194,7 @@ class MixedConvolution(RelaxedConvolution):
     def breaking_energy(self) -> float:
         """Share of the whole kernel's energy outside the kernels that G keeps (fraction)."""
         with torch.no_grad():
-            broken, total = self.kernel.breaking(self.weights)
+            broken, total = self.kernel.breaking(dict(self.weights.items()))
         return float(broken / total) if float(total) > 0 else 0.0
 
     def summand_parameters(self, name: str) -> tuple[Tensor, Optional[Tensor]]:

@@ -9,7 +9,7 @@ smallest group alone.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, Optional, Sequence
+from typing import Any, Collection, NamedTuple, Optional, Sequence
 
 import torch
 from escnn.group import Representation
@@ -23,7 +23,7 @@ from ..symmetry.graded import fixed_vectors
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.relaxation import Relaxation, plan
 from ..symmetry.span import orthonormal
-from ..symmetry.subgroups import subgroup
+from ..symmetry.subgroups import Subgroup, subgroup
 
 __all__ = ["Part", "MixtureBasis", "mixed_groups", "mixture_basis"]
 
@@ -62,7 +62,7 @@ class MixtureBasis(NamedTuple):
         return max((part.last for part in self.parts[name][pair]), default=0)
 
 
-def mixed_groups(gspace: GSpace, ids: Sequence, reach: Optional[int], where: str) -> Relaxation:
+def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: Optional[int], where: str) -> Relaxation:
     """The summands of a mixture: G first, then the subgroups by size, each with its pathway.
 
     Args:
@@ -85,7 +85,12 @@ def mixed_groups(gspace: GSpace, ids: Sequence, reach: Optional[int], where: str
 
 
 def mixture_basis(
-    rule: Relaxation, band: Band | FiberBand, in_reprs: Sequence[Representation], out_reprs: Sequence, expansion, where: str
+    rule: Relaxation,
+    band: Band | FiberBand,
+    in_reprs: Sequence[Representation],
+    out_reprs: Sequence[Representation],
+    expansion: Any,
+    where: str,
 ) -> MixtureBasis:
     """Build the kernels of all summands between all representations of a layer.
 
@@ -118,10 +123,10 @@ def mixture_basis(
     return found
 
 
-def _needed(graded: Relaxation, groups) -> Relaxation:
+def _needed(graded: Relaxation, groups: Collection[Subgroup]) -> Relaxation:
     """Only the irreps that one of the groups fixes a vector of."""
     group = graded.gspace.fibergroup
-    kept = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*p.irrep), h)) for h in groups)]
+    kept = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*(p.irrep or ())), h)) for h in groups)]
     return replace(graded, pathways=(EQUIVARIANT, *kept))
 
 

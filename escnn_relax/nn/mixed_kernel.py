@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from typing import Mapping, NamedTuple, Optional, Sequence
 
 import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
 from .kernel import Block, PathwayKernel
-from .mixed_basis import MixtureBasis, Part
+from .mixed_basis import MixtureBasis
 
 __all__ = ["MixtureKernel"]
 
@@ -17,6 +17,16 @@ _SHARED = "shared"
 
 #: Spatial directions of a smaller share of the largest singular value are the rounding of escnn's sampling (1e-8 seen).
 ROUNDING = 1e-6
+
+
+class _Part(NamedTuple):
+    """A :class:`~escnn_relax.nn.mixed_basis.Part` whose table is a buffer, by its name."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    table: Optional[str]
 
 
 def _factored(shared: Mapping[tuple[str, str], Tensor]) -> tuple[dict[tuple[str, str], Tensor], Tensor]:
@@ -49,6 +59,10 @@ class MixtureKernel(nn.Module):
         temperature: of the softmax.
     """
 
+    alpha: nn.Parameter
+    temperature: Tensor
+    spatial: Tensor
+
     def __init__(
         self,
         in_reprs: Sequence[Representation],
@@ -67,7 +81,7 @@ class MixtureKernel(nn.Module):
         self.alpha = nn.Parameter(alpha)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.own = {pair: basis.own[pair] for pair in self.union.pairs}
-        self.parts: dict[str, dict[tuple[str, str], tuple[Part, ...]]] = {}
+        self.parts: dict[str, dict[tuple[str, str], tuple[_Part, ...]]] = {}
         self.blocks: dict[str, list[Block]] = {}
         self.dimensions: dict[str, int] = {}
         rows = dict.fromkeys(self.union.pairs, 0)
@@ -81,7 +95,7 @@ class MixtureKernel(nn.Module):
                     if part.table is not None:
                         self.register_buffer(f"table_{summand}_{index}_{n}", part.table.clone())
                 tables = [None if p.table is None else f"table_{summand}_{index}_{n}" for n, p in enumerate(of[pair])]
-                self.parts[name][pair] = tuple(p._replace(table=t) for p, t in zip(of[pair], tables))
+                self.parts[name][pair] = tuple(_Part(*p[:4], t) for p, t in zip(of[pair], tables))
                 inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
                 stop = position + outputs * inputs * count
                 row = rows[pair]

@@ -13,7 +13,7 @@ __all__ = ["MixedR2Conv", "MixedR3Conv", "MixedR2ConvTransposed", "MixedR3ConvTr
 
 
 class MixedR2Conv(MixedConvolution, RelaxedR2Conv):
-    __doc__ = MixedConvolution.__doc__ + """
+    __doc__ = (MixedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R2Conv`, plus the arguments of :class:`~escnn_relax.nn.mixture.Mixture`.
 
     Raises:
@@ -34,7 +34,7 @@ class MixedR2Conv(MixedConvolution, RelaxedR2Conv):
 
 
 class MixedR3Conv(MixedConvolution, RelaxedR3Conv):
-    __doc__ = MixedConvolution.__doc__ + """
+    __doc__ = (MixedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R3Conv`, plus the arguments of
     :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
 
@@ -47,7 +47,7 @@ class MixedR3Conv(MixedConvolution, RelaxedR3Conv):
 
 
 class MixedR2ConvTransposed(MixedConvolution, RelaxedR2ConvTransposed):
-    __doc__ = MixedConvolution.__doc__ + """
+    __doc__ = (MixedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R2ConvTransposed`, plus the arguments of
     :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
 
@@ -60,7 +60,7 @@ class MixedR2ConvTransposed(MixedConvolution, RelaxedR2ConvTransposed):
 
 
 class MixedR3ConvTransposed(MixedConvolution, RelaxedR3ConvTransposed):
-    __doc__ = MixedConvolution.__doc__ + """
+    __doc__ = (MixedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R3ConvTransposed`, plus the arguments of
     :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
 
@@ -73,7 +73,7 @@ class MixedR3ConvTransposed(MixedConvolution, RelaxedR3ConvTransposed):
 
 
 class MixedLinear(MixedConvolution, RelaxedLinear):
-    __doc__ = MixedConvolution.__doc__ + """
+    __doc__ = (MixedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.Linear`, plus the arguments of
     :class:`~escnn_relax.nn.mixture.Mixture`, with the errors of :class:`MixedR2Conv`.
 

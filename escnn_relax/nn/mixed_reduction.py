@@ -8,18 +8,24 @@ of them gets back what renormalisation scaled, :math:`w'_H = \pi_H w_H / \pi'_H`
 from __future__ import annotations
 
 import copy
-from typing import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from .mixed import MixedConvolution
+
 __all__ = ["kept_summands", "nearest_summands"]
+
+Map = Callable[[Tensor], Tensor]
 
 #: Passes over several groups' kernels at most; at the angles at which these meet a few are enough.
 SWEEPS = 50
 
 
-def kept_summands(layer: nn.Module, names: Sequence[str]) -> nn.Module:
+def kept_summands(layer: MixedConvolution, names: Sequence[str]) -> MixedConvolution:
     """A copy of a mixed layer with these summands only, their coefficients as they were, their shares renormalised."""
     kept = [index for index, p in enumerate(layer.pathways) if p.name in names]
     new = copy.deepcopy(layer)
@@ -40,29 +46,31 @@ def kept_summands(layer: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 @torch.no_grad()
-def nearest_summands(layer: nn.Module, names: Sequence[str]) -> nn.Module:
+def nearest_summands(layer: MixedConvolution, names: Sequence[str]) -> MixedConvolution:
     """A copy of a mixed layer with these summands only, whose kernel and bias are the closest to the layer's."""
     new = kept_summands(layer, names)
     before = dict(zip(layer.kernel.pathways, layer.kernel.shares))
     after = dict(zip(new.kernel.pathways, new.kernel.shares))
     rest = layer.kernel.combine({n: w * before[n] for n, w in layer.weights.items()})
     rest = rest - layer.kernel.combine({n: layer.weights[n] * before[n] for n in after})
-    added = _projections(
-        rest, [(lambda v, n=n: layer.kernel.read(n, v), lambda w, n=n: layer.kernel.combine({n: w})) for n in after]
-    )
+    added = _projections(rest, [(partial(layer.kernel.read, n), partial(_combined, layer, n)) for n in after])
     for name, coefficients in zip(after, added):
         new.weights[name].copy_((layer.weights[name] * before[name] + coefficients) / after[name])
-    if layer.bias is not None:
+    if layer.bias is not None and new.bias is not None:
         bases = new.bias_basis.split(new.bias_sizes, 1)
         own = new.bias.split(new.bias_sizes)
         gone = layer.bias_expansion @ layer.bias - sum(b @ v * before[n] for n, b, v in zip(after, bases, own))
-        added = _projections(gone, [(lambda v, b=b: torch.linalg.pinv(b) @ v, lambda w, b=b: b @ w) for b in bases])
+        added = _projections(gone, [(torch.linalg.pinv(b).__matmul__, b.__matmul__) for b in bases])
         values = [(v * before[n] + a) / after[n] for n, v, a in zip(after, own, added)]
         new.bias.copy_(torch.cat(values))
     return new
 
 
-def _projections(vector: Tensor, spaces: Sequence[tuple]) -> list[Tensor]:
+def _combined(layer: MixedConvolution, name: str, coefficients: Tensor) -> Tensor:
+    return layer.kernel.combine({name: coefficients})
+
+
+def _projections(vector: Tensor, spaces: Sequence[tuple[Map, Map]]) -> list[Tensor]:
     """Coefficients, in each of some subspaces, of pieces whose sum is the projection of a vector on all of them together.
 
     One pass is exact where one subspace contains the others, or they are orthogonal beyond what they share; otherwise

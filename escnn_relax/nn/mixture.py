@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
 from ..errors import ArgumentError
 
@@ -27,7 +27,7 @@ class Mixture:
             kernel norm.
     """
 
-    subgroups: Sequence = ()
+    subgroups: Sequence[Any] = ()
     leaning: float = 0.0
     temperature: float = 1.0
     start: str = "strict"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Mapping
+from typing import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Recorded:
 
     log_precision: Tensor
     effective_dimension: Tensor
+    register_buffer: Callable[..., None]  # of nn.Module
 
     def pathway_weights(self) -> dict[str, tuple[str, ...]]:
         """The names of each pathway's weights, biases aside, in the order of the records."""

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from typing import Any, Optional, Sequence
 
 import torch
+from escnn.group import Representation
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 
@@ -17,10 +18,10 @@ from ..errors import ArgumentError, DataError, EmptyBasisError, NothingToRelaxEr
 from ..symmetry.band import Band, FiberBand, band_of
 from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
-from ..symmetry.relaxation import Freedom, plan
+from ..symmetry.relaxation import Freedom, Relaxation, plan
 from .kernel import PathwayKernel
 from .recorded import Recorded
-from .types import check_input, check_types
+from .types import PlainLayer, check_input, check_types
 
 __all__ = ["RelaxedConvolution"]
 
@@ -43,6 +44,8 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         log_precision, effective_dimension: see :class:`~escnn_relax.nn.recorded.Recorded`.
     """
 
+    kernel: PathwayKernel
+
     _strict: type  # the escnn class
     _gspace: type  # the G-spaces it lives on
     _freedom: type = Freedom  # the arguments it takes besides those of the escnn class
@@ -64,7 +67,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
 
     def _begin(self) -> None:
         EquivariantModule.__init__(self)
-        self._cache: Optional[tuple] = None
+        self._cache: Optional[tuple[Any, ...]] = None
 
     @classmethod
     def from_strict(cls, convolution: EquivariantModule, *, where: str = "", **freedom: Any) -> "RelaxedConvolution":
@@ -105,7 +108,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         cutoff = options.get("frequencies_cutoff")
         self._adopt(strict, freedom, name, cutoff, torch.get_default_dtype())
 
-    def _options(self, arguments: Sequence, options: dict) -> dict:
+    def _options(self, arguments: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
         """What the caller passed after the field types, by the names that the escnn class has for it."""
         try:
             bound = inspect.signature(self._strict).bind_partial(None, None, *arguments, **options).arguments
@@ -117,7 +120,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
     def _adopt(
         self,
         strict: EquivariantModule,
-        freedom: Freedom,
+        freedom: Any,
         where: str,
         cutoff: Any = None,
         dtype: Optional[torch.dtype] = None,
@@ -171,7 +174,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
                 remedy="leave this layer as it is",
             )
 
-    def _kernel_fields(self) -> tuple[Sequence, Sequence]:
+    def _kernel_fields(self) -> tuple[Sequence[Representation], Sequence[Representation]]:
         """Representations of the fields between which the kernel maps: one group's input to all the output."""
         return self.in_type.representations[: len(self.in_type) // self.groups], self.out_type.representations
 
@@ -261,18 +264,18 @@ class RelaxedConvolution(Recorded, EquivariantModule):
             kernel = self._as_filter(self.kernel(self.weights)).to("meta")
         return tuple(self._convolve(torch.empty(tuple(input_shape), device="meta", dtype=kernel.dtype), kernel, None).shape)
 
-    def export(self) -> nn.Module:
+    def export(self) -> PlainLayer:
         """A plain torch layer in eval mode that computes the same, padding mode included."""
         with torch.no_grad():
             kernel, bias = self.expand_parameters()
             layer = self._plain(bias is not None).to(kernel)
             layer.weight.copy_(kernel)
-            if bias is not None:
+            if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
         return layer.eval()
 
     @abstractmethod
-    def _plain(self, bias: bool) -> nn.Module:
+    def _plain(self, bias: bool) -> PlainLayer:
         """The torch layer of the same shape."""
 
     def extra_repr(self) -> str:
@@ -292,10 +295,16 @@ def _copy(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
 
 
-def _bases(rule, band: Band | FiberBand, in_reprs: Sequence, out_reprs: Sequence, expansion) -> dict[str, dict]:
+def _bases(
+    rule: Relaxation,
+    band: Band | FiberBand,
+    in_reprs: Sequence[Representation],
+    out_reprs: Sequence[Representation],
+    expansion: Any,
+) -> dict[str, dict[tuple[str, str], Tensor]]:
     """For each pathway and pair of representation names the sampled kernels."""
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
-    bases: dict[str, dict[tuple, Tensor]] = {p.name: {} for p in rule.pathways}
+    bases: dict[str, dict[tuple[str, str], Tensor]] = {p.name: {} for p in rule.pathways}
     for i in dict.fromkeys(in_reprs):
         for o in dict.fromkeys(out_reprs):
             own = equivariant.get((i.name, o.name))

@@ -57,6 +57,8 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     True
     """
 
+    sites: Any  # a ModuleDict of SitePathway
+
     def __init__(
         self,
         convolution: EquivariantModule,

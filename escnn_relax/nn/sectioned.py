@@ -8,7 +8,7 @@ the irreps with multiplicity: 0.22 for C8, 0.11 for D8 and the octahedral group.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class SectionedBasis(nn.Module):
         sections: for each section its kernels, ``(K_s, out size * S, columns)``.
         order: which rows of the dense stack they are, ``(K,)``.
     """
+
+    change: Tensor
+    order: Tensor
 
     def __init__(self, shape: tuple[int, ...], change: Tensor, sections: list[Tensor], order: Tensor) -> None:
         super().__init__()
@@ -102,7 +105,16 @@ class SectionedBasis(nn.Module):
             column += width
         return (turned @ self.change.T).view(-1, out, sites, size).transpose(2, 3)
 
-    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    def _load_from_state_dict(
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
         order = state.get(f"{prefix}order")
         if order is not None and not torch.equal(order.to(self.order), self.order):
             errors.append(f"{prefix}order: the kernels of this layer are in another order than those of the checkpoint")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class Anchors(nn.Module):
         seed: of the positions, which are drawn once.
     """
 
+    anchors: Tensor
+    pixels: Tensor
+    log_omega: Tensor
+    _fixed: Tensor
+
     def __init__(
         self, shape: Sequence[int], kept: Subgroup, fraction: float, omega: float, learn: bool, seed: int, where: str = ""
     ) -> None:
@@ -57,7 +62,7 @@ class Anchors(nn.Module):
             return interpolation(self.anchors, self.pixels, self.log_omega.exp())
         return self._fixed
 
-    def _load_from_state_dict(self, state, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
         super()._load_from_state_dict(state, prefix, *arguments)
         if not isinstance(self.log_omega, nn.Parameter):
             with torch.no_grad():
@@ -78,6 +83,9 @@ class SiteFields(nn.Module):
         counts: fields of each representation.
         widths: regular fields that each of them makes: orbits times size.
     """
+
+    widths: tuple[int, ...]
+    turned: Any  # a ModuleList of TurnedFields
 
     def __init__(
         self, type: Optional[FieldType], channels: int, shape: Sequence[int], kept: Subgroup, anchors: Optional[Anchors]

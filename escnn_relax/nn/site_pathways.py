@@ -20,7 +20,7 @@ left out.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from escnn.nn import FieldType
@@ -158,6 +158,9 @@ class FactoredPathway(SitePathway):
     True
     """
 
+    into: Any  # ModuleLists of GroupedLinear
+    onto: Any
+
     def _build(self, bias: bool) -> None:
         table, inputs, outputs = self.source.sites.table, sum(self.source.counts), sum(self.target.counts)
         self.into, self.onto = nn.ModuleList(), nn.ModuleList()
@@ -179,11 +182,11 @@ class FactoredPathway(SitePathway):
         """See the module's first lines; ``ArgumentError`` for an input of another spatial size."""
         self._check(input)
         order, count = self.into[0].order, len(input)
-        hidden = [
+        parts = [
             linear(part.flatten(1)).view(count, linear.groups, linear.outputs, order)
             for linear, part in zip(self.into, self.source.read(input))
         ]
-        hidden = torch.cat(hidden, dim=1).transpose(1, 2)  # (N, output fields, input fields, order)
+        hidden = torch.cat(parts, dim=1).transpose(1, 2)  # (N, output fields, input fields, order)
         parts, start = [], 0
         for linear in self.onto:
             own = hidden[:, start : start + linear.groups].flatten(1)

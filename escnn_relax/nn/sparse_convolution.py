@@ -152,7 +152,7 @@ class _SparseConvolution(EquivariantModule):
             kind = nn.Conv2d if self.d == 2 else nn.Conv3d
             layer = kind(self.in_type.size, self.out_type.size, bias=bias is not None, **geometry).to(kernel)
             layer.weight.copy_(kernel)
-            if bias is not None:
+            if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
         return layer.eval()
 
@@ -162,7 +162,7 @@ class _SparseConvolution(EquivariantModule):
 
 
 class SparseR2Conv(_SparseConvolution):
-    __doc__ = _SparseConvolution.__doc__ + """
+    __doc__ = (_SparseConvolution.__doc__ or "") + """
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
     >>> gray, fields = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
@@ -175,7 +175,7 @@ class SparseR2Conv(_SparseConvolution):
 
 
 class SparseR3Conv(_SparseConvolution):
-    __doc__ = _SparseConvolution.__doc__ + """
+    __doc__ = (_SparseConvolution.__doc__ or "") + """
     >>> from escnn import gspaces, nn
     >>> space = gspaces.invOnR3()
     >>> gray, signs = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Callable, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
 from ..symmetry.stabiliser import FixedKernels, SubgroupSearch
 from ..symmetry.subgroups import Subgroup, subgroup
@@ -44,6 +45,7 @@ class KernelSymmetry:
 
     Raises:
         UnsupportedModuleError: a layer whose pathways are not orthogonal to each other, such as a mixed one.
+        DataError: NaN or infinite weights.
 
     >>> from escnn import gspaces, nn
     >>> from escnn_relax.nn import RelaxedR2Conv
@@ -80,6 +82,8 @@ class KernelSymmetry:
         energies = sum(float(w.square().sum()) for w in self._weights.values())
         with torch.no_grad():
             self.energy = energies + float(layer.pathway_kernel(EQUIVARIANT.name).double().square().sum())
+        if not math.isfinite(self.energy):
+            raise DataError(where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
         self._fixed: dict[tuple[Pair, object], Tensor] = {}
 
     def search(self) -> SubgroupSearch:
@@ -186,7 +190,11 @@ def stabiliser(
     return Survivor(*found.largest(lambda kept: max(s.remainder(kept) for s in layers), survives))
 
 
-def stabilisers(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, gain=None) -> list[Survivor]:
+def stabilisers(
+    layers: Sequence[KernelSymmetry],
+    energy: float = SWITCHED_OFF,
+    gain: Optional[Callable[[KernelSymmetry, Subgroup], float]] = None,
+) -> list[Survivor]:
     """By depth: for each layer the largest subgroup that survives in it and in all layers before it.
 
     What an early layer has broken, no later one can give back, so symmetry never grows with depth.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from escnn.gspaces import GSpace2D, GSpace3D
 from escnn.nn import R2ConvTransposed, R3ConvTransposed
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .relaxed import RelaxedConvolution
+from .types import PlainLayer
 
 __all__ = ["RelaxedR2ConvTransposed", "RelaxedR3ConvTransposed"]
 
@@ -19,7 +20,7 @@ class _Transposed(RelaxedConvolution):
 
     _geometry = (*RelaxedConvolution._geometry, "output_padding")
 
-    def _kernel_fields(self) -> tuple[Sequence, Sequence]:
+    def _kernel_fields(self) -> tuple[Sequence[Any], Sequence[Any]]:
         return self.in_type.representations, self.out_type.representations[: len(self.out_type) // self.groups]
 
     def _as_filter(self, kernel: Tensor) -> Tensor:
@@ -30,14 +31,14 @@ class _Transposed(RelaxedConvolution):
         rest = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return convolve(input, kernel, bias, *rest)
 
-    def _plain(self, bias: bool) -> nn.Module:
+    def _plain(self, bias: bool) -> PlainLayer:
         kind = nn.ConvTranspose2d if self.d == 2 else nn.ConvTranspose3d
         geometry = {name: getattr(self, name) for name in self._geometry}
         return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
 
 
 class RelaxedR2ConvTransposed(_Transposed):
-    __doc__ = RelaxedConvolution.__doc__ + """
+    __doc__ = (RelaxedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R2ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
     ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
@@ -52,7 +53,7 @@ class RelaxedR2ConvTransposed(_Transposed):
 
 
 class RelaxedR3ConvTransposed(_Transposed):
-    __doc__ = RelaxedConvolution.__doc__ + """
+    __doc__ = (RelaxedConvolution.__doc__ or "") + """
     Constructed like :class:`escnn.nn.R3ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
     ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 

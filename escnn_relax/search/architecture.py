@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Mapping, Optional, Union
+from typing import Any, Mapping, Optional, Union
 
 import torch
+from escnn.gspaces import GSpace
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -57,7 +58,7 @@ def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], neare
     """
     layers = {id(layer): name for name, layer in mixed_layers(model).items()}
 
-    def replacement(_: str, module: nn.Module) -> Optional[nn.Module]:
+    def replacement(_: str, module: Any) -> Optional[nn.Module]:
         if id(module) not in layers:
             return None
         names = chosen[layers[id(module)]]
@@ -84,7 +85,7 @@ def chosen_summands(model: nn.Module, by: Union[str, float], monotone: bool) -> 
     return kept
 
 
-def _groups(layer: MixedConvolution, like) -> dict[str, Subgroup]:
+def _groups(layer: MixedConvolution, like: GSpace) -> dict[str, Subgroup]:
     """The groups of a layer's summands, as subgroups of one and the same G-space for all layers."""
     whole = [h for h in (subgroup(like, p.subgroup) for p in layer.pathways if p != EQUIVARIANT)]
     names = [p.name for p in layer.pathways if p != EQUIVARIANT]

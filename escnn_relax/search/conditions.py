@@ -52,14 +52,14 @@ class Conditions:
 
     epochs: float = 0.5
     selection: str = "score"
-    groups: Optional[Sequence] = None
+    groups: Optional[Sequence[Any]] = None
     stages: Optional[Sequence[str]] = None
     loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
     likelihood: str = "categorical"
-    evidence_loader: Optional[Iterable] = None
+    evidence_loader: Optional[Iterable[Any]] = None
     evidence_options: Optional[Mapping[str, Any]] = None
     hypersteps: int = 5
-    optimizer: Optional[Callable[[list], Optimizer]] = None
+    optimizer: Optional[Callable[[list[Any]], Optimizer]] = None
     lr: float = 5e-3
     seed: int = 0
     workers: int = 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ from .task import Context, Outcome, Task
 
 __all__ = ["Crew"]
 
-_CONTEXT: Optional[Context] = None
+_CONTEXT: Any = None  # a Context, in a worker
 
 
 def _enter(payload: bytes, dtype: torch.dtype) -> None:
@@ -98,9 +98,9 @@ class Crew:
                         remedy="check memory and the score function, or workers=1; finished individuals are kept",
                     ) from death
 
-    def _submit(self, task: Task):
+    def _submit(self, task: Task) -> Future[Outcome]:
         if self._pool is None:
-            start = {"initializer": _enter, "initargs": (self._payload, torch.get_default_dtype())}
+            start: dict[str, Any] = {"initializer": _enter, "initargs": (self._payload, torch.get_default_dtype())}
             self._pool = ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"), **start)
         return self._pool.submit(_work, task)
 

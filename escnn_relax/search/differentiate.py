@@ -68,23 +68,23 @@ class Differentiated:
 
     __str__ = table
 
-    def plot(self, axes=None):
+    def plot(self, axes: Any = None) -> Any:
         """See :meth:`SharesHistory.plot`."""
         return self.history.plot(axes)
 
 
 def differentiate(
     model: nn.Module,
-    train_loader: Iterable,
-    held_out_loader: Optional[Iterable] = None,
+    train_loader: Iterable[Any],
+    held_out_loader: Optional[Iterable[Any]] = None,
     *,
     epochs: int = 50,
     by: str = "held-out",
     loss: Loss = F.cross_entropy,
     likelihood: str = "categorical",
-    evidence_loader: Optional[Iterable] = None,
+    evidence_loader: Optional[Iterable[Any]] = None,
     evidence_options: Optional[Mapping[str, Any]] = None,
-    optimizer: Optional[Callable[[list], Optimizer]] = None,
+    optimizer: Optional[Callable[[list[Any]], Optimizer]] = None,
     lr: float = 1e-2,
     architecture_lr: Optional[float] = None,
     entropy: float = 0.0,
@@ -203,7 +203,7 @@ def differentiate(
         second = Phase("retrain", found, loaders, settings, optimizer, loss, [], None, before=phase)
         second.seed(seed + 1)
         records = resume(second, checkpoint) or records
-        second.run(retrain, records, checkpoint, progress, callback, None)
+        second.run(retrain, records, checkpoint, progress, callback, lambda: torch.zeros(()))
     history = SharesHistory(phase.groups, tuple(phase.steps), phase.recorded(), tuple(records))
     return Differentiated(found, searched, group_chain(found), history, losses)
 

@@ -23,7 +23,7 @@ Model = Union[nn.Module, Callable[[], nn.Module]]
 
 def evolve(
     model: Model,
-    train_loader: Iterable,
+    train_loader: Iterable[Any],
     score: Score = None,
     *,
     generations: int = 10,
@@ -83,7 +83,7 @@ def evolve(
     return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
 
 
-def random_search(model: Model, train_loader: Iterable, score: Score, **options: Any) -> Evolved:
+def random_search(model: Model, train_loader: Iterable[Any], score: Score, **options: Any) -> Evolved:
     """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth.
 
     >>> import torch
@@ -103,7 +103,7 @@ def random_search(model: Model, train_loader: Iterable, score: Score, **options:
 
 def static(
     model: Model,
-    train_loader: Iterable,
+    train_loader: Iterable[Any],
     score: Score,
     genomes: Union[int, Sequence[Sequence[str]]],
     **conditions: Any,

@@ -50,7 +50,7 @@ class Individual:
     @property
     def groups(self) -> str:
         """The genome in short, e.g. ``"D4³ C4 C1²"``."""
-        runs: list[list] = []
+        runs: list[list[Any]] = []
         for name in self.genome:
             if runs and runs[-1][0] == name:
                 runs[-1][1] += 1
@@ -133,7 +133,7 @@ class Evolved:
 
     __str__ = table
 
-    def plot(self, axes=None):
+    def plot(self, axes: Any = None) -> Any:
         """The family tree, generations downwards, and the last front; returns the two matplotlib axes."""
         import matplotlib.pyplot as plt
 

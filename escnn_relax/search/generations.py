@@ -20,7 +20,7 @@ from .genome import Genome, Ladder
 from .network import Shells, fill, stages_of
 from .order_of_use import check_order
 from .store import Store, fingerprint
-from .task import Context, Task
+from .task import Context, Outcome, Task
 
 __all__ = ["Generations"]
 
@@ -35,7 +35,7 @@ class Generations:
     def __init__(
         self,
         model: Union[nn.Module, Callable[[], nn.Module]],
-        train_loader: Iterable,
+        train_loader: Iterable[Any],
         score: Optional[Callable[[nn.Module], float]],
         population: int,
         given: Conditions,
@@ -97,14 +97,15 @@ class Generations:
                 stored.append({"individuals": [asdict(one) for one in born], "survivors": chosen})
                 self.store.record(stored, set(chosen))
                 before = [next(one for one in born if one.id == id) for id in chosen]
-                for one in born if self.given.callback is not None else ():
-                    self.given.callback(one)
+                if (callback := self.given.callback) is not None:
+                    for one in born:
+                        callback(one)
         finally:
             self.crew.close()
         winner = max(before, key=lambda one: (self._value(one), -one.id))
         last = [one for one in individuals if one.generation == individuals[-1].generation]
         front = pareto_front((one.id, self._value(one), one.parameters) for one in last)
-        model = fill(self.shells.build(winner.genome), self.store.get(winner.id).state)
+        model = fill(self.shells.build(winner.genome), self.store.outcome(winner.id).state)
         with torch.no_grad():  # or escnn's layers keep filters with a graph, which cannot be copied
             model.eval()
         return Evolved(model, winner, tuple(individuals), tuple(front), self.stages, self.criterion)
@@ -120,7 +121,13 @@ class Generations:
         value = getattr(one, self.criterion)
         return value if math.isfinite(value) else -math.inf
 
-    def _reproduce(self, parents, generation: int, first: int, genomes) -> tuple[list[Task], list[dict]]:
+    def _reproduce(
+        self,
+        parents: Sequence[Individual],
+        generation: int,
+        first: int,
+        genomes: Union[None, int, Sequence[Sequence[str]]],
+    ) -> tuple[list[Task], list[dict[str, Any]]]:
         """The tasks of a generation, and what is known of its individuals beforehand."""
         wanted: list[tuple[Optional[Individual], Genome, str]] = []
         if generation == 0:
@@ -132,16 +139,16 @@ class Generations:
                 wanted = [(None, self.ladder.random(len(self.stages), draw), "random") for _ in range(genomes)]
             else:
                 wanted = [(None, self.ladder.check(g, len(self.stages)), "given") for g in genomes]
-        for parent in parents:
-            wanted += [(parent, genome, change) for genome, change in self.ladder.children(parent.genome)]
+        for survivor in parents:
+            wanted += [(survivor, genome, change) for genome, change in self.ladder.children(survivor.genome)]
         tasks, drafts = [], []
         for id, (parent, genome, change) in enumerate(wanted, first):
-            known = None if parent is None else self.store.get(parent.id)
-            inherited = {} if known is None else {"state": known.state, "log_precision": known.log_precision}
+            known = None if parent is None else self.store.outcome(parent.id)
             tasks.append(
                 Task(
                     id=id, genome=genome, parent_genome=None if parent is None else parent.genome,
-                    **{"state": None, "log_precision": None, **inherited}, fresh=genomes is not None,
+                    state=None if known is None else known.state,
+                    log_precision=None if known is None else known.log_precision, fresh=genomes is not None,
                     seed=(1_000_003 * self.given.seed + 7919 * id + 1) % 2**31, epochs=self.given.epochs,
                 )
             )  # fmt: skip
@@ -157,14 +164,14 @@ class Generations:
         title = f"generation {generation}"
         with tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc=title, disable=not self.given.progress) as bar:
 
-            def done(outcome) -> None:
+            def done(outcome: Outcome) -> None:
                 self.store.put(outcome)
                 bar.update()
 
             self.crew.run(missing, done)
 
-    def _judged(self, draft: dict) -> Individual:
-        outcome = self.store.get(draft["id"])
+    def _judged(self, draft: dict[str, Any]) -> Individual:
+        outcome = self.store.outcome(draft["id"])
         found = {name: getattr(outcome, name) for name in ("parameters", "loss", "score", "log_evidence", "note")}
         return Individual(**draft, **found, survived=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import lru_cache
-from typing import Iterable, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 from escnn.gspaces import GSpace
 
@@ -35,7 +35,7 @@ class Ladder:
     ('C4', ('C2',), [(('C4', 'C2'), 'clone'), (('C4', 'trivial'), 'stage 2 to trivial'), (('C2', 'C2'), 'stage 1 to C2')])
     """
 
-    def __init__(self, gspace: GSpace, ids: Optional[Iterable] = None) -> None:
+    def __init__(self, gspace: GSpace, ids: Optional[Iterable[Any]] = None) -> None:
         self._gspace = gspace
         if ids is None:
             if gspace.fibergroup.order() < 0:
@@ -58,7 +58,7 @@ class Ladder:
             problem = f"{gspace.fibergroup.name} has no two groups that a search could choose from"
             raise ArgumentError("groups", problem, got=list(self.members), remedy="name proper subgroups: groups=[...]")
 
-    def __reduce__(self):  # subgroups hold local functions; their ids say it all
+    def __reduce__(self) -> tuple[Any, ...]:  # subgroups hold local functions; their ids say it all
         return Ladder, (self._gspace, [h.id for h in self.members.values()])
 
     def below(self, name: str) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Iterator, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import torch
 from escnn import nn as enn
+from escnn.nn import EquivariantModule
 from torch import Tensor, nn
 
 from .._escnn import block_modules
@@ -87,7 +88,7 @@ class Shells:
         return copy.deepcopy(model) if model is self.template else model
 
 
-def _owners(model: nn.Module) -> Iterator[nn.Module]:
+def _owners(model: nn.Module) -> Iterator[Any]:
     """The modules that hold what training changes; a steerable layer's parts are its own."""
     inside: set[int] = set()
     for module in model.modules():
@@ -100,7 +101,7 @@ def _owners(model: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _entries(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _entries(module: Any) -> Iterator[tuple[str, Tensor]]:
     if type(module) in STEERABLE:
         yield "weights", module.weights
         if module.bias is not None:
@@ -152,7 +153,7 @@ def transfer(parent: nn.Module, child: nn.Module) -> nn.Module:
     return child
 
 
-def _same_kernels(a: nn.Module, b: nn.Module) -> bool:
+def _same_kernels(a: EquivariantModule, b: EquivariantModule) -> bool:
     """Whether two steerable layers have one basis, so that coefficients mean the same in both: most layers of a child."""
     if a.in_type != b.in_type or a.out_type != b.out_type or type(a) in BETWEEN_POINTS:
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 import torch
 from escnn.nn import EquivariantModule
@@ -17,7 +17,7 @@ from ..morphism.walk import replace_modules
 __all__ = ["check_order", "calls"]
 
 
-def check_order(model: nn.Module, boundaries: Sequence[str], loader: Iterable) -> None:
+def check_order(model: nn.Module, boundaries: Sequence[str], loader: Iterable[Any]) -> None:
     """Run one batch and see that at each boundary everything registered before it is done, and nothing behind it begun.
 
     The model, the loader's random generators and the global ones are left as they were.
@@ -32,8 +32,7 @@ def check_order(model: nn.Module, boundaries: Sequence[str], loader: Iterable) -
     names = list(dict(model.named_modules()))
     sequence = calls(model, loader)
     for boundary in boundaries:
-        inside = lambda name: name == boundary or name.startswith(boundary + ".")
-        start = next((n for n, name in enumerate(sequence) if inside(name)), None)
+        start = next((n for n, name in enumerate(sequence) if f"{name}.".startswith(f"{boundary}.")), None)
         if start is None:  # called in some other way than as a module
             continue
         position = names.index(boundary)
@@ -49,7 +48,7 @@ def check_order(model: nn.Module, boundaries: Sequence[str], loader: Iterable) -
             )
 
 
-def calls(model: nn.Module, loader: Iterable) -> list[str]:
+def calls(model: nn.Module, loader: Iterable[Any]) -> list[str]:
     """Names of the smallest equivariant modules in the order in which a forward pass calls them.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..curvature.collect import batches, check_weights
+from ..curvature.batches import answer, batches, check_weights
 from ..errors import DataError
 from ..evidence import Evidence
 from ..evidence.fit import LEARNED
@@ -46,9 +46,9 @@ class Phase:
         self,
         name: str,
         model: nn.Module,
-        loaders: tuple[Iterable, Optional[Iterable], Optional[Iterable]],
+        loaders: tuple[Iterable[Any], Optional[Iterable[Any]], Optional[Iterable[Any]]],
         settings: Settings,
-        optimizer: Optional[Callable[[list], Optimizer]],
+        optimizer: Optional[Callable[[list[Any]], Optimizer]],
         loss: Callable[[Any, Tensor], Tensor],
         alphas: Sequence[nn.Parameter],
         evidence: Optional[Evidence],
@@ -61,7 +61,7 @@ class Phase:
         architecture = {id(layer.alpha) for layer in self.layers.values()}
         weights = [p for p in model.parameters() if p.requires_grad and id(p) not in architecture]
         self.descent = torch.optim.Adam(weights, lr=settings.lr) if optimizer is None else optimizer(weights)
-        self.architect = torch.optim.Adam(self.alphas, lr=settings.architecture_lr) if self.alphas else None
+        self.architect: Any = torch.optim.Adam(self.alphas, lr=settings.architecture_lr) if self.alphas else None
         self.device = next(model.parameters()).device
         self.step, self.steps = 0, [0]
         self.shares = {n: [tuple(layer.shares.values())] for n, layer in self.layers.items()}
@@ -84,7 +84,7 @@ class Phase:
         checkpoint: Union[None, str, Path],
         progress: bool,
         callback: Optional[Callable[[SearchEpoch], None]],
-        penalty: Optional[Callable[[], Tensor]],
+        penalty: Callable[[], Tensor],
     ) -> None:
         """Train until ``epochs`` of this phase are recorded; records are appended to ``records``."""
         from tqdm import tqdm
@@ -105,7 +105,7 @@ class Phase:
                 _log.warning("interrupted; call differentiate again with checkpoint=%s to go on", checkpoint)
             raise
 
-    def _epoch(self, epoch: int, penalty: Optional[Callable[[], Tensor]]) -> SearchEpoch:
+    def _epoch(self, epoch: int, penalty: Callable[[], Tensor]) -> SearchEpoch:
         check_weights(self.model)
         self.model.train()
         total = seen = architecture = steps = 0.0
@@ -123,19 +123,19 @@ class Phase:
         log_evidence, note = None, ""
         due = epoch >= self.settings.burn_in and (epoch - self.settings.burn_in) % self.settings.refresh_every == 0
         if self.evidence is not None and due:
-            log_evidence, note = self._evidence_step(epoch, penalty)
+            log_evidence, note = self._evidence_step(self.evidence, epoch, penalty)
             self.model.train()
         self._record(always=True)
         mean = architecture / steps if steps else float("nan")
         return SearchEpoch(self.name, epoch, total / seen, mean, log_evidence, note)
 
-    def _value(self, input, target: Tensor) -> Tensor:
-        output = self.model(input)
+    def _value(self, input: Any, target: Tensor) -> Tensor:
+        output = answer(self.model, input)
         if self.evidence is not None:
             return self.evidence.loss(output, target)
         return self._loss(getattr(output, "tensor", output), target)
 
-    def _weights_step(self, input, target: Tensor, index: int) -> float:
+    def _weights_step(self, input: Any, target: Tensor, index: int) -> float:
         loss = self._value(input, target)
         if not torch.isfinite(loss):
             raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
@@ -155,26 +155,26 @@ class Phase:
         self.architect.step()
         return float(loss.detach())
 
-    def _evidence_step(self, epoch: int, penalty: Callable[[], Tensor]) -> tuple[float, str]:
+    def _evidence_step(self, evidence: Evidence, epoch: int, penalty: Callable[[], Tensor]) -> tuple[float, str]:
         """Precisions, then shares, up the evidence; waits, as ``fit`` does, while the network has learned nothing."""
         data = self.loaders[0] if self.loaders[2] is None else self.loaders[2]
-        terms = self.evidence.refresh(data)
+        terms = evidence.refresh(data)
         if self.constant is None:
-            targets = torch.cat([target for _, target in batches(self.loaders[0], self.device)])
-            self.constant = self.evidence.likelihood.constant_loss(targets)
-        if epoch < self.settings.epochs // 2 and self.evidence.mean_loss > LEARNED * self.constant:
+            targets = [target for _, target in batches(self.loaders[0], self.device)]
+            self.constant = evidence.likelihood.constant_loss_of(targets)
+        if epoch < self.settings.epochs // 2 and evidence.mean_loss > LEARNED * self.constant:
             return terms.total / terms.num_data, "no better than a constant yet: precisions and shares wait"
-        self.evidence.step(self.settings.hypersteps)
-        gradients = self.evidence.hypergradient(data, self.alphas)
+        evidence.step(self.settings.hypersteps)
+        gradients = evidence.hypergradient(data, self.alphas)
         rest = penalty()
         soft = torch.autograd.grad(rest, self.alphas, allow_unused=True) if rest.requires_grad else [None] * len(gradients)
         for alpha, up, down in zip(self.alphas, gradients, soft):
-            alpha.grad = -up / self.evidence.num_data + (0 if down is None else down)
-        terms = self.evidence.terms()
+            alpha.grad = -up / terms.num_data + (0 if down is None else down)
+        terms = evidence.terms()
         self.architect.step()
         return terms.total / terms.num_data, ""
 
-    def _second_batches(self) -> Iterator[tuple]:
+    def _second_batches(self) -> Iterator[tuple[Any, Tensor]]:
         """Batches for the architecture weights, without end."""
         loader = self.loaders[0] if self.loaders[1] is None else self.loaders[1]
         while True:

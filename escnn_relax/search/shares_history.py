@@ -83,10 +83,11 @@ class SharesHistory:
 
     __str__ = table
 
-    def plot(self, axes=None):
+    def plot(self, axes: Any = None) -> Any:
         """Shares over the steps, one panel a layer, stacked; returns the array of matplotlib axes."""
         import matplotlib.pyplot as plt
         import numpy as np
+        from matplotlib.patches import Rectangle
 
         if axes is None:
             size = (2.6 * len(self.groups) + 1.4, 3.0)
@@ -102,6 +103,6 @@ class SharesHistory:
             panel.set_ylim(0, 1)
             panel.set_xlim(self.steps[0], max(self.steps[-1], self.steps[0] + 1))
         axes[0].set_ylabel("share π")
-        handles = [plt.Rectangle((0, 0), 1, 1, color=colors[name]) for name in names]
+        handles = [Rectangle((0, 0), 1, 1, color=colors[name]) for name in names]
         axes[0].figure.legend(handles, names, loc="outside right center", frameon=False)
         return axes

@@ -63,13 +63,22 @@ class Store:
         """Keep an outcome."""
         self._outcomes[outcome.id] = outcome
         if self.folder is not None:
-            disk.save(self._path(outcome.id), {"run": self.run, "outcome": asdict(outcome)})
+            disk.save(_path(self.folder, outcome.id), {"run": self.run, "outcome": asdict(outcome)})
 
     def get(self, id: int) -> Optional[Outcome]:
         """The outcome of an individual, ``None`` if there is none."""
-        if id not in self._outcomes and self.folder is not None and self._path(id).exists():
-            self._outcomes[id] = Outcome(**disk.load(self._path(id), self.run)["outcome"])
+        if id not in self._outcomes and self.folder is not None and _path(self.folder, id).exists():
+            self._outcomes[id] = Outcome(**disk.load(_path(self.folder, id), self.run)["outcome"])
         return self._outcomes.get(id)
 
-    def _path(self, id: int) -> Path:
-        return self.folder / "individuals" / f"{id}.pt"
+    def outcome(self, id: int) -> Outcome:
+        """The outcome of an individual that was made; ``CheckpointError`` if it is gone."""
+        found = self.get(id)
+        if found is None:
+            remedy = "delete the checkpoint, or name another folder"
+            raise CheckpointError(str(self.folder), f"the weights of individual {id} are gone", remedy=remedy)
+        return found
+
+
+def _path(folder: Path, id: int) -> Path:
+    return folder / "individuals" / f"{id}.pt"

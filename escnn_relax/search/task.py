@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Callable, Iterable, Mapping, Optional
+from typing import Any, Callable, Iterable, Mapping, Optional, Sized
 
 import numpy as np
 import torch
@@ -74,12 +74,12 @@ class Context:
     """What all individuals of a search share; pickled once for each worker."""
 
     shells: Shells
-    train_loader: Iterable
+    train_loader: Iterable[Any]
     score: Optional[Callable[[nn.Module], float]]
     loss: Callable[[Any, Tensor], Tensor]
-    optimizer: Callable[[list], Optimizer]
+    optimizer: Callable[[list[Any]], Optimizer]
     likelihood: Optional[str]
-    evidence_loader: Optional[Iterable]
+    evidence_loader: Optional[Iterable[Any]]
     evidence_options: Mapping[str, Any]
     hypersteps: int
 
@@ -103,7 +103,7 @@ class Context:
         except (DataError, CurvatureError) as error:
             note = str(error)
         if self.score is not None and not note:
-            score = self._judge(model)
+            score = self._judge(model, self.score)
             note = "" if math.isfinite(score) else f"the score is {score}"
         precisions = [] if evidence is None else [float(v) for v in evidence.log_precision.values()]
         parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -118,7 +118,7 @@ class Context:
 
     def _inherit(self, task: Task) -> nn.Module:
         model = self.shells(task.genome)
-        if task.state is None:
+        if task.state is None or task.parent_genome is None:
             if set(task.genome) == {self.shells.ladder.whole}:
                 fill(model, read(self.shells.template))
             else:
@@ -135,7 +135,7 @@ class Context:
         device = next(model.parameters()).device
         total, seen, left = 0.0, 0, epochs
         while left > 0:
-            size = sum(1 for _ in self.train_loader) if not hasattr(self.train_loader, "__len__") else len(self.train_loader)
+            size = len(self.train_loader) if isinstance(self.train_loader, Sized) else sum(1 for _ in self.train_loader)
             steps = max(1, round(min(left, 1.0) * size))
             for index, (input, target) in enumerate(batches(self.train_loader, device)):
                 if index == steps:
@@ -166,11 +166,11 @@ class Context:
                 remedy="what skips over a layer must not cross a change of group: name the stages=[...] where it may change",
             ) from error
 
-    def _judge(self, model: nn.Module) -> float:
+    def _judge(self, model: nn.Module, score: Callable[[nn.Module], float]) -> float:
         model.train()
         with torch.no_grad():  # or escnn's layers keep filters with a graph
-            score = self.score(model.eval())
+            found = score(model.eval())
         try:
-            return float(score)
+            return float(found)
         except (TypeError, ValueError) as error:
-            raise ArgumentError("score", expected="one number", got=repr(score)) from error
+            raise ArgumentError("score", expected="one number", got=repr(found)) from error

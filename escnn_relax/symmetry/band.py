@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Union
 
 import numpy as np
 import torch
 from escnn.group import Representation
 from escnn.gspaces import GSpace
-from escnn.nn import Linear
+from escnn.nn import EquivariantModule, Linear
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _escnn
@@ -32,19 +34,19 @@ class Band:
     sigma: tuple[float, ...]
     maximum_frequency: int
     limit: tuple[tuple[float, int], ...]
-    points: np.ndarray = field(repr=False, compare=False)
+    points: NDArray[Any] = field(repr=False, compare=False)
 
     @property
-    def key(self) -> tuple:
+    def key(self) -> tuple[Any, ...]:
         """Hashable: two bands with equal keys sample the same kernels."""
         return self.rings, self.sigma, self.maximum_frequency, self.limit, self.points.tobytes()
 
-    def admits(self, element: dict) -> bool:
+    def admits(self, element: dict[str, Any]) -> bool:
         """Whether a basis element, as escnn describes it, is inside the band."""
         return abs(element["irrep:frequency"]) <= self.cutoff(element["radius"])
 
     @classmethod
-    def of(cls, convolution, where: str = "", cutoff=None) -> "Band":
+    def of(cls, convolution: EquivariantModule, where: str = "", cutoff: Any = None) -> "Band":
         """Read the rule off an escnn convolution.
 
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
@@ -90,8 +92,8 @@ class Band:
 class FiberBand:
     """The sampling rule of a linear layer: one point, no band limit."""
 
-    points: np.ndarray = field(default_factory=lambda: np.zeros((1, 1)), repr=False, compare=False)
-    key: tuple = ("fiber",)
+    points: NDArray[Any] = field(default_factory=lambda: np.zeros((1, 1)), repr=False, compare=False)
+    key: tuple[Any, ...] = ("fiber",)
     highest: int = 0
 
     def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
@@ -99,6 +101,6 @@ class FiberBand:
         return _escnn.sample_intertwiners(gspace, in_repr, out_repr).to(torch.float64)
 
 
-def band_of(layer, where: str = "", cutoff=None):
+def band_of(layer: EquivariantModule, where: str = "", cutoff: Any = None) -> Union[Band, FiberBand]:
     """The sampling rule of an escnn convolution or linear layer."""
     return FiberBand() if isinstance(layer, Linear) else Band.of(layer, where, cutoff)

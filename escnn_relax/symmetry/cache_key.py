@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import escnn
 import numpy as np
 import torch
-from escnn.group import Representation
+from escnn.group import GroupElement, Representation
 from torch import Tensor
 
-from .band import Band
+from .band import Band, FiberBand
 from .decomposition import generating_elements
 from .subgroups import subgroup
+
+if TYPE_CHECKING:
+    from .relaxation import Relaxation
 
 __all__ = ["cache_key"]
 
@@ -29,7 +33,13 @@ def _fingerprint() -> bytes:
     return digest.digest()
 
 
-def cache_key(relaxation, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor) -> str:
+def cache_key(
+    relaxation: Relaxation,
+    band: Band | FiberBand,
+    in_repr: Representation,
+    out_repr: Representation,
+    equivariant: Tensor,
+) -> str:
     """A hash of all that :meth:`Relaxation.bases <escnn_relax.symmetry.relaxation.Relaxation.bases>` depends on.
 
     Groups, subgroups and representations enter by their matrices on generating elements, to six digits, and the
@@ -46,7 +56,7 @@ def cache_key(relaxation, band: Band, in_repr: Representation, out_repr: Represe
                 value = (value.shape, (np.round(value.astype(np.float64), 6) + 0.0).tobytes())  # no negative zeros
             digest.update(repr(value).encode() + b"|")
 
-    def add_action(element) -> None:
+    def add_action(element: GroupElement) -> None:
         if gspace.dimensionality:
             add(np.asarray(gspace.basespace_action(element)))
         for representation in (in_repr, out_repr):
@@ -63,5 +73,5 @@ def cache_key(relaxation, band: Band, in_repr: Representation, out_repr: Represe
             for h in generating_elements(kept.group):
                 add_action(kept.embed(h))
     digest.update(str(tuple(equivariant.shape)).encode())
-    digest.update(equivariant.contiguous().numpy())
+    digest.update(equivariant.contiguous().numpy().data)
     return digest.hexdigest()

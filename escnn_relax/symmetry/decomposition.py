@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from escnn import group as g
+from numpy.typing import NDArray
 
 from ..errors import SubgroupError
 
@@ -62,7 +64,9 @@ def _irreps(group: g.Group) -> Iterator[g.IrreducibleRepresentation]:
         yield from group.irreps()
 
 
-def decompose(group: g.Group, matrix: Callable[[g.GroupElement], np.ndarray]) -> tuple[list[tuple], np.ndarray]:
+def decompose(
+    group: g.Group, matrix: Callable[[g.GroupElement], NDArray[Any]]
+) -> tuple[list[tuple[Any, ...]], NDArray[Any]]:
     r"""Irreps and change of basis of a real representation, :math:`\rho(h) = Q \bigoplus_i \psi_i(h)\, Q^{-1}`.
 
     The intertwiners from :math:`\psi` to :math:`\rho` are, for a finite group, the averages
@@ -93,7 +97,7 @@ def decompose(group: g.Group, matrix: Callable[[g.GroupElement], np.ndarray]) ->
         values, vectors = np.linalg.eigh((rho.transpose(0, 2, 1) @ rho).mean(0))
         metric = (vectors * np.sqrt(values)) @ vectors.T
         rho = metric @ rho @ np.linalg.inv(metric)
-    ids: list[tuple] = []
+    ids: list[tuple[Any, ...]] = []
     found = np.zeros((size, 0))
     for psi in _irreps(group):
         if found.shape[1] == size:
@@ -116,14 +120,14 @@ def decompose(group: g.Group, matrix: Callable[[g.GroupElement], np.ndarray]) ->
     return ids, np.linalg.inv(metric) @ found
 
 
-def _averages(rho: np.ndarray, psi: np.ndarray) -> np.ndarray:
+def _averages(rho: NDArray[Any], psi: NDArray[Any]) -> NDArray[Any]:
     """Intertwiners ``(candidates, n, d)`` that averaging the elementary matrices over the group gives."""
     size, d = rho.shape[1], psi.shape[1]
     averages = np.einsum("hia,hjb->abij", rho, psi, optimize=True) / len(rho)
     return averages.reshape(size * d, size, d)
 
 
-def _null_space(rho: np.ndarray, psi: np.ndarray) -> np.ndarray:
+def _null_space(rho: NDArray[Any], psi: NDArray[Any]) -> NDArray[Any]:
     size, d = rho.shape[1], psi.shape[1]
     rows = [np.kron(r, np.eye(d)) - np.kron(np.eye(size), p.T) for r, p in zip(rho, psi)]
     _, values, vectors = np.linalg.svd(np.concatenate(rows))

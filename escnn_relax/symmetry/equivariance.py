@@ -28,7 +28,7 @@ __all__ = [
 
 
 def equivariance_error(
-    module: Callable,
+    module: Callable[..., Any],
     input: GeometricTensor | Tensor | None = None,
     elements: Iterable[GroupElement] | None = None,
     *,
@@ -103,7 +103,17 @@ def equivariance_error(
     return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)
 
 
-def _one(call, tensor, coords, in_type, out_type, g, exact, where, state) -> float:
+def _one(
+    call: Callable[[Tensor, Tensor | None], Any],
+    tensor: Tensor,
+    coords: Tensor | None,
+    in_type: FieldType,
+    out_type: FieldType | None,
+    g: GroupElement,
+    exact: bool,
+    where: str,
+    state: list[tuple[Tensor, Tensor]],
+) -> float:
     gspace = in_type.gspace
     points = None
     if coords is None:
@@ -153,7 +163,7 @@ def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -
     )
 
 
-def _random(module: Callable, in_type: FieldType, size: int | None, smooth: bool) -> Tensor:
+def _random(module: Callable[..., Any], in_type: FieldType, size: int | None, smooth: bool) -> Tensor:
     d = in_type.gspace.dimensionality
     parameters = module.parameters() if isinstance(module, torch.nn.Module) else ()
     like = next(iter(parameters), torch.empty(0))
@@ -170,7 +180,8 @@ def _random(module: Callable, in_type: FieldType, size: int | None, smooth: bool
 
 def _disk(tensor: Tensor, d: int) -> Tensor:
     axes = [torch.linspace(-1, 1, n, dtype=tensor.dtype, device=tensor.device) for n in tensor.shape[-d:]]
-    return (sum(a**2 for a in torch.meshgrid(*axes, indexing="ij")) <= 0.9).to(tensor.dtype)
+    squares = sum((a**2 for a in torch.meshgrid(*axes, indexing="ij")), torch.zeros(()))
+    return (squares <= 0.9).to(tensor.dtype)
 
 
 def _statistics(module: Any) -> list[tuple[Tensor, Tensor]]:
@@ -185,7 +196,7 @@ def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
                 buffer.copy_(value)
 
 
-def assert_equivariant(module: Callable, tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
+def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
     """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.RelaxError` when it exceeds ``tolerance``.
 
     >>> import torch

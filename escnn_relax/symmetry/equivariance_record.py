@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from escnn.group import GroupElement
@@ -16,7 +17,7 @@ __all__ = ["EquivarianceError", "default_elements", "grid_elements"]
 
 
 @dataclass(frozen=True)
-class EquivarianceError(Mapping):
+class EquivarianceError(Mapping[Any, Any]):
     """Relative errors by group element: a mapping element -> fraction.
 
     Attributes:

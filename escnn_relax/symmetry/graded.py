@@ -18,9 +18,9 @@ from escnn.group import IrreducibleRepresentation, Representation
 from escnn.gspaces import GSpace
 from torch import Tensor
 
-from .band import Band
+from .band import Band, FiberBand
 from .decomposition import generating_elements
-from .irreps import frequency, highest_frequency, instantiate, irreps_up_to
+from .irreps import highest_frequency, instantiate, irreps_up_to
 from .subgroups import Subgroup
 
 #: A vector that generating elements move by less than this is fixed; escnn's larger matrices are accurate to 1e-8.
@@ -30,7 +30,7 @@ __all__ = ["isotypic_tuples", "isotypic_kernels", "fixed_vectors", "fixed_kernel
 
 
 def isotypic_tuples(
-    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+    band: Band | FiberBand, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
 ) -> Tensor:
     r"""Tuples of kernels that transform by ``psi``, shape ``(K, dim psi, out size, in size, S)``, float64.
 
@@ -46,14 +46,14 @@ def isotypic_tuples(
     """
     group = gspace.fibergroup
     if group.continuous:
-        instantiate(group, highest_frequency([in_repr]) + highest_frequency([out_repr]) + frequency(group, psi.id))
+        instantiate(group, sum(highest_frequency([one]) for one in (in_repr, out_repr, psi)))
     target = out_repr if psi.is_trivial() else out_repr.tensor(psi)
     kernels = band.sample(gspace, in_repr, target)
     return kernels.unflatten(1, (out_repr.size, psi.size)).transpose(1, 2)
 
 
 def isotypic_kernels(
-    band: Band, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+    band: Band | FiberBand, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
 ) -> Tensor:
     """Kernels that span the ``psi`` part, not redundant, shape ``(m, out size, in size, S)``.
 
@@ -83,7 +83,7 @@ def fixed_vectors(psi: IrreducibleRepresentation, subgroup: Subgroup) -> Tensor:
 
 
 def fixed_kernels(
-    band: Band,
+    band: Band | FiberBand,
     gspace: GSpace,
     in_repr: Representation,
     out_repr: Representation,

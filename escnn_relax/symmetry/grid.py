@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Mapping, Optional
 
 import numpy as np
 import torch
-from escnn.group import GroupElement, Representation
+from escnn.group import GroupElement, IrreducibleRepresentation, Representation
 from escnn.gspaces import GSpace
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["grid_permutation", "transform_kernels", "isotypic_projection"]
 
 
-def grid_permutation(gspace: GSpace, element: GroupElement, points: np.ndarray) -> Optional[np.ndarray]:
+def grid_permutation(gspace: GSpace, element: GroupElement, points: NDArray[Any]) -> Optional[NDArray[Any]]:
     r"""Index ``q`` with ``points[q[s]] = g^{-1} points[s]``, or ``None`` where ``g`` leaves the grid.
 
     Args:
@@ -39,7 +40,7 @@ def grid_permutation(gspace: GSpace, element: GroupElement, points: np.ndarray) 
 
 
 def transform_kernels(
-    kernels: Tensor, element: GroupElement, in_repr: Representation, out_repr: Representation, permutation: np.ndarray
+    kernels: Tensor, element: GroupElement, in_repr: Representation, out_repr: Representation, permutation: NDArray[Any]
 ) -> Tensor:
     r""":math:`(g \cdot K)(x) = \rho_{out}(g)\, K(g^{-1}x)\, \rho_{in}(g)^{-1}`.
 
@@ -54,7 +55,11 @@ def transform_kernels(
 
 
 def isotypic_projection(
-    kernels: Tensor, in_repr: Representation, out_repr: Representation, permutations: dict, irrep=None
+    kernels: Tensor,
+    in_repr: Representation,
+    out_repr: Representation,
+    permutations: Mapping[GroupElement, NDArray[Any]],
+    irrep: Optional[IrreducibleRepresentation] = None,
 ) -> Tensor:
     r"""Project kernels on the isotypic part of one irrep of a finite group (on its fixed kernels by default).
 

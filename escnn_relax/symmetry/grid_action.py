@@ -6,18 +6,21 @@ One convention: a tensor's last axis is x, the ones before are -y and -z (escnn'
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from escnn.group import GroupElement
 from escnn.gspaces import GSpace
 from escnn.nn import FieldType
+from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
 __all__ = ["acts_on_grid", "axes_matrix", "fiber_matrix", "move_points", "transform_field"]
 
 
-def axes_matrix(gspace: GSpace, element: GroupElement) -> np.ndarray:
+def axes_matrix(gspace: GSpace, element: GroupElement) -> NDArray[Any]:
     """The base-space action in the order and orientation of a tensor's axes, shape ``(d, d)``, float64."""
     matrix = np.asarray(gspace.basespace_action(element), dtype=np.float64)[::-1, ::-1]
     signs = np.array([-1.0] * (gspace.dimensionality - 1) + [1.0])
@@ -45,7 +48,7 @@ def fiber_matrix(type: FieldType, element: GroupElement, like: Tensor) -> Tensor
     return whole.to(dtype=like.dtype, device=like.device)
 
 
-def move_points(field: Tensor, matrix: np.ndarray) -> Tensor:
+def move_points(field: Tensor, matrix: NDArray[Any]) -> Tensor:
     """``f(g^{-1} x)`` for a matrix of :func:`axes_matrix`; the last ``d`` axes of ``field`` are the space.
 
     Where the matrix permutes the axes this is exact and differentiable, otherwise a cubic spline in float64, zero

@@ -38,7 +38,7 @@ class Splitting:
         self._first = orthonormal(equivariant.flatten(1))
         self._spanned = self._first
         if self._change is not None:
-            self._spanned = sectioned(self._turned(equivariant), self._sections, against=self._first[:0])
+            self._spanned = sectioned(self._turned(equivariant, self._change), self._sections, against=self._first[:0])
 
     def part(self, kernels: Tensor) -> Tensor:
         """Orthonormal basis of what these kernels add to the earlier parts, ``(r, out size, in size, S)``."""
@@ -46,29 +46,29 @@ class Splitting:
             basis = orthonormal(kernels.flatten(1), against=self._spanned)
             self._spanned = torch.cat([self._spanned, basis])
             return basis.view(-1, *self._shape)
-        basis = sectioned(self._turned(kernels), self._sections, against=self._spanned)
+        basis = sectioned(self._turned(kernels, self._change), self._sections, against=self._spanned)
         self._spanned = torch.cat([self._spanned, basis])
-        return self._cleared(basis).view(-1, *self._shape)
+        return self._cleared(basis, self._change).view(-1, *self._shape)
 
     @property
     def spanned(self) -> Tensor:
         """All parts so far, orthonormal rows ``(n, out size * in size * S)``."""
         if self._change is None:
             return self._spanned
-        return torch.cat([self._first, self._cleared(self._spanned[len(self._first) :])])
+        return torch.cat([self._first, self._cleared(self._spanned[len(self._first) :], self._change)])
 
-    def _cleared(self, rows: Tensor) -> Tensor:
+    def _cleared(self, rows: Tensor, change: Tensor) -> Tensor:
         """Turned back, and rid of the trace of 1e-7 that single precision left of equivariant kernels on other irreps."""
-        rows = self._back(rows)
+        rows = self._back(rows, change)
         return rows - (rows @ self._first.T) @ self._first
 
-    def _turned(self, kernels: Tensor) -> Tensor:
+    def _turned(self, kernels: Tensor, change: Tensor) -> Tensor:
         """Rows in the coordinates of the irreps, the input's channels first, so that an irrep is a range of columns."""
-        return (kernels.transpose(2, 3) @ self._change).permute(0, 3, 1, 2).flatten(1)
+        return (kernels.transpose(2, 3) @ change).permute(0, 3, 1, 2).flatten(1)
 
-    def _back(self, rows: Tensor) -> Tensor:
+    def _back(self, rows: Tensor, change: Tensor) -> Tensor:
         out, size, sites = self._shape
-        kernels = rows.view(-1, size, out, sites).permute(0, 2, 3, 1) @ self._change.T
+        kernels = rows.view(-1, size, out, sites).permute(0, 2, 3, 1) @ change.T
         return kernels.transpose(2, 3).flatten(1)
 
 

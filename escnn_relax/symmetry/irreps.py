@@ -7,7 +7,7 @@ SO(3) and O(3), and in a product the frequency of its continuous factor.
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Iterable, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 from escnn.group import DirectProductGroup, Group, IrreducibleRepresentation, Representation
 
@@ -18,7 +18,7 @@ __all__ = ["checked_frequency", "chosen_irreps", "frequency", "highest_frequency
 _POSITION = {"SO2": 0, "O2": 1, "SO3": 0, "O3": 1, "CyclicGroup": 0, "DihedralGroup": 1}
 
 
-def frequency(group: Group, id: tuple) -> Optional[int]:
+def frequency(group: Group, id: tuple[Any, ...]) -> Optional[int]:
     """The frequency of the irrep with this id; ``None`` where the group's irreps have none (octahedral, icosahedral).
 
     >>> from escnn.group import o2_group, so3_group
@@ -26,15 +26,22 @@ def frequency(group: Group, id: tuple) -> Optional[int]:
     (3, 2)
     """
     if isinstance(group, DirectProductGroup):
-        parts = [frequency(part, tuple(of)) for part, of in zip((group.G1, group.G2), id) if part.continuous]
+        parts = [_known_frequency(part, tuple(of)) for part, of in zip((group.G1, group.G2), id) if part.continuous]
         return max(parts) if parts else frequency(group.G2, tuple(id[1]))
     position = _POSITION.get(type(group).__name__)
     return None if position is None else int(id[position])
 
 
+def _known_frequency(group: Group, id: tuple[Any, ...]) -> int:
+    found = frequency(group, id)
+    if found is None:
+        raise ArgumentError(group.name, "the irreps of this group have no frequency", remedy="choose them by irreps=[...]")
+    return found
+
+
 def highest_frequency(representations: Iterable[Representation]) -> int:
     """The highest frequency among the irreps of some representations of a continuous group, 0 for none."""
-    return max((frequency(r.group, id) for r in representations for id in r.irreps), default=0)
+    return max((_known_frequency(r.group, id) for r in representations for id in r.irreps), default=0)
 
 
 def irreps_up_to(group: Group, highest: Optional[int]) -> list[IrreducibleRepresentation]:
@@ -47,11 +54,13 @@ def irreps_up_to(group: Group, highest: Optional[int]) -> list[IrreducibleRepres
     [(0,), (1,), (2,), (3,)]
     """
     if not group.continuous:
-        return [psi for psi in group.irreps() if highest is None or frequency(group, psi.id) <= highest]
+        return [psi for psi in group.irreps() if highest is None or _known_frequency(group, psi.id) <= highest]
+    if highest is None:
+        raise ArgumentError(group.name, "the group is continuous", expected="the highest frequency", got="None")
     return [group.irrep(*id) for id in _ids(group, highest)]
 
 
-def _ids(group: Group, highest: int) -> list[tuple]:
+def _ids(group: Group, highest: int) -> list[tuple[Any, ...]]:
     kind = type(group).__name__
     turns = range(highest + 1)
     if kind in ("SO2", "SO3"):
@@ -65,7 +74,7 @@ def _ids(group: Group, highest: int) -> list[tuple]:
         # a product of two irreps of complex type falls into two, of which escnn calls the second (a, b, 1)
         types = [{id: g.irrep(*id).sum_of_squares_constituents for id in ids} for g, ids in zip((group.G1, group.G2), parts)]
         ids = [(a, b, i) for b in parts[1] for a in parts[0] for i in range(min(2, types[0][a], types[1][b]))]
-        return sorted(ids, key=lambda id: frequency(group, id))
+        return sorted(ids, key=lambda id: _known_frequency(group, id))
     raise ArgumentError(group.name, "no list of irreps by frequency for this group", remedy="choose them by irreps=[...]")
 
 
@@ -79,7 +88,7 @@ def instantiate(group: Group, highest: int) -> None:
         irreps_up_to(group, highest)
 
 
-def chosen_irreps(group: Group, ids: Sequence, where: str = "") -> list[IrreducibleRepresentation]:
+def chosen_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[IrreducibleRepresentation]:
     """The irreps with these ids, in the group's own order.
 
     Args:
@@ -109,21 +118,21 @@ def chosen_irreps(group: Group, ids: Sequence, where: str = "") -> list[Irreduci
         raise ArgumentError(where, f"an irrep is named twice in {list(ids)!r}", remedy="name each once")
     if not group.continuous:
         return [psi for psi in group.irreps() if psi in wanted]
-    order = [psi.id for psi in irreps_up_to(group, max(frequency(group, psi.id) for psi in wanted))]
+    order = [psi.id for psi in irreps_up_to(group, max(_known_frequency(group, psi.id) for psi in wanted))]
     return sorted(wanted, key=lambda psi: order.index(psi.id))
 
 
-def _known(group: Group, id: object, where: str) -> IrreducibleRepresentation:
+def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
     if isinstance(id, IrreducibleRepresentation):
         if id.group != group:
             raise ArgumentError(where, expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}")
         return id
     id = (int(id),) if isinstance(id, Integral) and not isinstance(id, bool) else id
     try:
-        known = frequency(group, id) if group.continuous else None
+        known = _known_frequency(group, id) if group.continuous else 0
     except (TypeError, IndexError, ValueError):
         known = -1
-    if known is None or known >= 0:
+    if known >= 0:
         for other in _ids(group, known) if group.continuous else [psi.id for psi in group.irreps()]:
             if other == id or isinstance(group, DirectProductGroup) and other[:2] == id:
                 return group.irrep(*other)

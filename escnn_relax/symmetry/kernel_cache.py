@@ -130,7 +130,7 @@ def _checksum(kernels: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(kernels):
         digest.update(f"{name} {tuple(kernels[name].shape)} ".encode())
-        digest.update(kernels[name].numpy())
+        digest.update(kernels[name].numpy().data)
     return digest.hexdigest()
 
 

@@ -56,17 +56,18 @@ def kernel_equivariance_error(
         if not analytic:
             elements = [g for g in elements if acts_on_grid(gspace, g)]
     elements = list(elements) or [gspace.fibergroup.identity]
-    if not analytic and (kernel.shape[:2] != (out_type.size, in_type.size) or kernel.ndim not in (2, 2 + d)):
+    sizes = (out_type.size, in_type.size)
+    if isinstance(kernel, Tensor) and (kernel.shape[:2] != sizes or kernel.ndim not in (2, 2 + d)):
         raise ArgumentError(
             where, expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)", got=tuple(kernel.shape)
         )
-    if analytic and points is None:
+    if points is None:
         points = torch.rand(64, d, generator=torch.Generator().manual_seed(0)) * 2 - 1
     errors = []
     with torch.no_grad():
-        here = kernel(points) if analytic else kernel
+        here = kernel if isinstance(kernel, Tensor) else kernel(points)
         for g in elements:
-            if analytic:
+            if not isinstance(kernel, Tensor):
                 matrix = torch.as_tensor(np.asarray(gspace.basespace_action(g))).to(points)
                 moved = kernel(points @ matrix)  # rows: g^{-1} x
             elif not acts_on_grid(gspace, g):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 __all__ = ["Pathway", "EQUIVARIANT", "OFF_BAND", "BEYOND_BAND", "SWITCHED_OFF"]
 
@@ -23,7 +23,7 @@ class Pathway:
     name: str
     kind: str
     breaks: bool
-    irrep: Optional[tuple] = None
+    irrep: Optional[tuple[Any, ...]] = None
     subgroup: object = None
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Iterable, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import torch
-from escnn.group import Representation
+from escnn.group import Group, GroupElement, Representation
 from escnn.gspaces import GSpace
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ArgumentError, SubgroupError
 from . import kernel_cache
-from .band import Band
+from .band import Band, FiberBand
 from .cache_key import cache_key
 from .graded import fixed_kernels, isotypic_kernels
 from .grid import grid_permutation, isotypic_projection
@@ -56,10 +57,10 @@ class Freedom:
     """
 
     relaxation: str = "graded"
-    subgroups: Optional[Sequence] = None
+    subgroups: Optional[Sequence[Any]] = None
     basis: str = "band-limited"
     frequencies: Optional[int] = None
-    irreps: Optional[Sequence] = None
+    irreps: Optional[Sequence[Any]] = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Relaxation:
     frequencies: Optional[int] = None
 
     def bases(
-        self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
     ) -> dict[str, Tensor]:
         """Kernels of every pathway for one pair of representations.
 
@@ -96,7 +97,9 @@ class Relaxation:
         residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant))
         return {EQUIVARIANT.name: equivariant, **{p.name: residual[p.name].clone() for p in self.residual}}
 
-    def _split(self, band: Band, in_repr: Representation, out_repr: Representation, equivariant: Tensor) -> dict:
+    def _split(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Tensor]:
         splitting = Splitting(equivariant, in_repr)
         result = {}
         for pathway in self.pathways[1:]:
@@ -107,28 +110,31 @@ class Relaxation:
                 result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
         return result
 
-    def _kernels(self, pathway: Pathway, band: Band, in_repr: Representation, out_repr: Representation) -> Tensor:
+    def _kernels(
+        self, pathway: Pathway, band: Band | FiberBand, in_repr: Representation, out_repr: Representation
+    ) -> Tensor:
         group = self.gspace.fibergroup
         kept = subgroup(self.gspace, pathway.subgroup) if pathway.kind == "subgroup" else None
         permutations = self._permutations(band, kept) if self.basis == "pixel" else None
         if permutations is not None:
-            irrep = group.irrep(*pathway.irrep) if pathway.kind == "irrep" else None
+            irrep = group.irrep(*(pathway.irrep or ())) if pathway.kind == "irrep" else None
             size = out_repr.size * in_repr.size * len(band.points)
             pixels = torch.eye(size, dtype=torch.float64).view(size, out_repr.size, in_repr.size, -1)
             return isotypic_projection(pixels, in_repr, out_repr, permutations, irrep)
         if kept:
             irreps = irreps_up_to(group, self.frequencies)
             return fixed_kernels(band, self.gspace, in_repr, out_repr, kept, irreps)
-        return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*pathway.irrep))
+        return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*(pathway.irrep or ())))
 
-    def _permutations(self, band: Band, kept: Optional[Subgroup]) -> Optional[dict]:
+    def _permutations(self, band: Band | FiberBand, kept: Optional[Subgroup]) -> Optional[dict[GroupElement, NDArray[Any]]]:
         """How a finite group moves the pixels, ``None`` for others and for those that leave the grid."""
         group = self.gspace.fibergroup
         if group.continuous if kept is None else kept.order < 0:
             return None
         elements = group.elements if kept is None else kept.elements
         permutations = {g: grid_permutation(self.gspace, g, band.points) for g in elements}
-        return None if any(p is None for p in permutations.values()) else permutations
+        found = {g: p for g, p in permutations.items() if p is not None}
+        return found if len(found) == len(permutations) else None
 
     @cached_property
     def residual(self) -> tuple[Pathway, ...]:
@@ -139,12 +145,12 @@ class Relaxation:
 def plan(
     gspace: GSpace,
     relaxation: str = "graded",
-    subgroups: Optional[Sequence] = None,
+    subgroups: Optional[Sequence[Any]] = None,
     basis: str = "band-limited",
     where: str = "",
     *,
     frequencies: Optional[int] = None,
-    irreps: Optional[Sequence] = None,
+    irreps: Optional[Sequence[Any]] = None,
     reach: Optional[int] = None,
 ) -> Relaxation:
     """Name the pathways of a relaxed layer.
@@ -195,21 +201,28 @@ def plan(
     return Relaxation(gspace, (EQUIVARIANT, *residual), basis, cutoff if subgroups is not None else None)
 
 
-def _cutoff(group, frequencies, irreps, subgroups, reach, where: str) -> Optional[int]:
-    frequencies = checked_frequency(frequencies, where)
-    if irreps is not None and (frequencies is not None or subgroups is not None):
+def _cutoff(
+    group: Group,
+    frequencies: object,
+    irreps: Optional[Sequence[Any]],
+    subgroups: Optional[Sequence[Any]],
+    reach: Optional[int],
+    where: str,
+) -> Optional[int]:
+    highest = checked_frequency(frequencies, where)
+    if irreps is not None and (highest is not None or subgroups is not None):
         other = "subgroups" if subgroups is not None else "frequencies"
         raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")
-    if frequencies is None:
+    if highest is None:
         if group.continuous and reach is None and irreps is None:
             raise ArgumentError(where, f"{group.name} is continuous", remedy="give the highest frequency: frequencies=...")
         return reach if group.continuous else None
     if any(frequency(group, psi.id) is None for psi in irreps_up_to(group, 0 if group.continuous else None)):
         raise ArgumentError(where, f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]")
-    return frequencies
+    return highest
 
 
-def _ladder(gspace: GSpace, ids: Sequence, where: str) -> tuple[Subgroup, ...]:
+def _ladder(gspace: GSpace, ids: Sequence[Any], where: str) -> tuple[Subgroup, ...]:
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
     ids = list(ids)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from escnn import group as g
 from escnn import gspaces
 from escnn.nn import FieldType
+from numpy.typing import NDArray
 
 from ..errors import FieldTypeError, SubgroupError
 from .decomposition import decompose, generating_elements
@@ -37,7 +39,7 @@ class Restriction:
 
     subgroup: Subgroup
     gspace: gspaces.GSpace
-    _representations: dict = field(default_factory=dict, repr=False, compare=False)
+    _representations: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def embed(self, element: g.GroupElement) -> g.GroupElement:
         """An element of ``self.gspace.fibergroup`` as an element of G."""
@@ -138,18 +140,18 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
     raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}")
 
 
-def _matched(space: gspaces.GSpace, h: g.GroupElement) -> np.ndarray:
+def _matched(space: gspaces.GSpace, h: g.GroupElement) -> NDArray[Any]:
     own = space.fibergroup
     return np.asarray(space.basespace_action(own.element(h.value, h.param)), dtype=np.float64)
 
 
-def _agree(space: gspaces.GSpace, own: g.Group, action: Callable) -> bool:
+def _agree(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> bool:
     return space.fibergroup == own and all(
         np.abs(_matched(space, h) - action(h)).max() < ACTION_TOLERANCE for h in generating_elements(own)
     )
 
 
-def _planar_id(own: g.Group, action: Callable) -> tuple:
+def _planar_id(own: g.Group, action: Callable[..., Any]) -> tuple[Any, ...]:
     """The id in O(2): number of turns and, for reflections, the angle of the first one."""
     kind = type(own).__name__
     turns = {"DihedralGroup": own.order() // 2, "CyclicGroup": own.order()}.get(kind, -1)
@@ -168,7 +170,7 @@ def _planar_id(own: g.Group, action: Callable) -> tuple:
     return angle, turns
 
 
-def _spatial_ids(own: g.Group) -> list[tuple]:
+def _spatial_ids(own: g.Group) -> list[Any]:
     """Ids in O(3) of the subgroups isomorphic to ``own``, up to conjugation."""
     kind, order = type(own).__name__, own.order()
     if kind == "CyclicGroup":
@@ -178,13 +180,14 @@ def _spatial_ids(own: g.Group) -> list[tuple]:
     if isinstance(own, g.DirectProductGroup):
         rest = type(own.G2).__name__
         turns = {"CyclicGroup": own.G2.order(), "DihedralGroup": own.G2.order() // 2}.get(rest, -1)
-        solids = {"Octahedral": (True, "octa"), "Icosahedral": (True, "ico"), "SO3": ("o3",)}
+        solids: dict[str, tuple[Any, ...]] = {"Octahedral": (True, "octa"), "Icosahedral": (True, "ico"), "SO3": ("o3",)}
         return [solids.get(rest, (True, rest in ("DihedralGroup", "O2"), turns))]
-    named = {"Octahedral": (False, "octa"), "Icosahedral": (False, "ico"), "SO3": ("so3",), "O3": ("o3",)}
-    return {"SO2": [(False, False, -1)], "O2": [(False, True, -1), ("cone", -1)]}.get(kind, [named.get(kind)])
+    named: dict[str, Any] = {"Octahedral": (False, "octa"), "Icosahedral": (False, "ico"), "SO3": ("so3",), "O3": ("o3",)}
+    smooth: dict[str, list[Any]] = {"SO2": [(False, False, -1)], "O2": [(False, True, -1), ("cone", -1)]}
+    return smooth.get(kind, [named.get(kind)])
 
 
-def _conjugation(space: gspaces.GSpace, own: g.Group, action: Callable) -> g.GroupElement | bool | None:
+def _conjugation(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> g.GroupElement | bool | None:
     """The element A of O(3) with action(h) = A^-1 space(h) A for all h; True for the identity, None without one."""
     if space.fibergroup != own:
         return None

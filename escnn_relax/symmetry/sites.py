@@ -12,12 +12,13 @@ so that its transpose leads back.
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
 from escnn.group import GroupElement, Representation
 from escnn.gspaces import GSpace
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, SubgroupError
@@ -53,7 +54,11 @@ class Sites(nn.Module):
     (3, 4, 9)
     """
 
-    def __init__(self, points: np.ndarray, kept: Subgroup) -> None:
+    index: Tensor
+    share: Tensor
+    table: Tensor
+
+    def __init__(self, points: NDArray[Any], kept: Subgroup) -> None:
         super().__init__()
         moves = np.stack([_permutation(kept, g, points) for g in kept.elements])  # (order, P): where g moves each point
         unseen, rows = np.ones(len(points), dtype=bool), []
@@ -93,6 +98,8 @@ class TurnedFields(nn.Module):
         kept: the group.
     """
 
+    turns: Tensor
+
     def __init__(self, sites: Sites, representation: Representation | None, kept: Subgroup) -> None:
         super().__init__()
         self.sites = sites
@@ -118,13 +125,13 @@ class TurnedFields(nn.Module):
         return signal.index_add(3, self.sites.index.flatten(), parts)
 
 
-def grid_points(shape: Sequence[int]) -> np.ndarray:
+def grid_points(shape: Sequence[int]) -> NDArray[Any]:
     """Centres of the pixels of a grid, about its centre, shape ``(P, d)``, in the order of a flattened tensor."""
     axes = [np.arange(n) - (n - 1) / 2 for n in shape]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def orbit_points(kept: Subgroup, shape: Sequence[int], count: int, generator: np.random.Generator) -> np.ndarray:
+def orbit_points(kept: Subgroup, shape: Sequence[int], count: int, generator: np.random.Generator) -> NDArray[Any]:
     """About ``count`` random points over a grid, whole orbits of the group only, shape ``(P, d)``.
 
     As many orbits are drawn as whole ones fit, at least one. Points are drawn from the box, or, where the group turns
@@ -133,7 +140,7 @@ def orbit_points(kept: Subgroup, shape: Sequence[int], count: int, generator: np
     half = np.array([n / 2 for n in shape])
     matrices = [axes_matrix(kept.gspace, g) for g in kept.elements]
     inside = all(np.allclose(np.abs(m) @ half, half) for m in matrices)
-    found: list[np.ndarray] = []
+    found: list[NDArray[Any]] = []
     while len(found) < max(1, count // len(matrices)):
         point = generator.uniform(-half, half)
         if not inside:
@@ -159,7 +166,7 @@ def largest_permuting(gspace: GSpace, shape: Sequence[int], where: str = "") -> 
     return max(found, key=lambda h: h.order)
 
 
-def _permutes(kept: Subgroup, points: np.ndarray) -> bool:
+def _permutes(kept: Subgroup, points: NDArray[Any]) -> bool:
     try:
         for g in kept.elements:
             _permutation(kept, g, points)
@@ -168,7 +175,7 @@ def _permutes(kept: Subgroup, points: np.ndarray) -> bool:
     return True
 
 
-def _permutation(kept: Subgroup, element: GroupElement, points: np.ndarray) -> np.ndarray:
+def _permutation(kept: Subgroup, element: GroupElement, points: NDArray[Any]) -> NDArray[Any]:
     """Where an element moves each point, shape ``(P,)``."""
     moved = points @ axes_matrix(kept.gspace, element).T
     order, wanted = (np.lexsort(np.round(p / SAME / 10).T) for p in (points, moved))

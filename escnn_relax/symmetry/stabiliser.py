@@ -8,20 +8,22 @@ become a subspace of their coefficients, and the nearest H-equivariant kernel of
 from __future__ import annotations
 
 import math
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 import torch
-from escnn.group import Representation
+from escnn.group import Group, Representation
+from escnn.gspaces import GSpace
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from .band import Band, FiberBand
 from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
 from .grid import grid_permutation, isotypic_projection
 from .irreps import frequency, irreps_up_to
 from .pathway import Pathway
 from .relaxation import Relaxation
-from .span import orthonormal, sectioned
+from .span import orthonormal, sectioned, singular_values
 from .subgroup import Subgroup, group_size, subgroup
 from .subgroups import subgroups
 
@@ -30,6 +32,9 @@ __all__ = ["FixedKernels", "SubgroupSearch"]
 #: Cosine from which on a kernel of the layer counts as one of the subgroup's. Kernels are sampled in float32, which leaves
 #: 1e-7; those that only overlap with the subgroup's have been seen up to 0.9.
 CONTAINED = 1 - 1e-5
+
+#: A share of the kernel's energy below which no other axis of a reflection is looked for (fraction): that of the rounding.
+NOTHING = 1e-8
 
 
 class FixedKernels:
@@ -46,7 +51,7 @@ class FixedKernels:
     def __init__(
         self,
         rule: Relaxation,
-        band,
+        band: Union[Band, FiberBand],
         in_repr: Representation,
         out_repr: Representation,
         equivariant: Tensor,
@@ -92,7 +97,7 @@ class FixedKernels:
             for pathway, section in zip(self.pathways, self.sections):
                 if pathway.kind != "irrep" or section.start == section.stop:
                     continue
-                psi = group.irrep(*pathway.irrep)
+                psi = group.irrep(*(pathway.irrep or ()))
                 tuples = isotypic_tuples(self._band, self._rule.gspace, *self._pair, psi)
                 found.append((psi, tuples.flatten(2) @ self._rows.T))
             self._coordinates = found
@@ -103,8 +108,9 @@ class FixedKernels:
         if kept.order < 0:
             return None
         gspace, points = self._rule.gspace, self._band.points
-        moves = {g: grid_permutation(gspace, g, points) for g in kept.elements}
-        if any(m is None for m in moves.values()):
+        found = {g: grid_permutation(gspace, g, points) for g in kept.elements}
+        moves = {g: move for g, move in found.items() if move is not None}
+        if len(moves) < len(found):
             return None
         # the layer has all kernels of the grid, so it is enough to average its own
         own = torch.cat([self._equivariant, self._rows.view(-1, *self._equivariant.shape[1:])])
@@ -114,7 +120,7 @@ class FixedKernels:
         """Coefficients of the residual kernels that lie in the span of these rows and the equivariant kernels."""
         first = orthonormal(self._equivariant.flatten(1))
         basis = orthonormal(rows, against=first)
-        _, values, vectors = torch.linalg.svd(basis @ self._rows.T, full_matrices=False)
+        _, values, vectors = singular_values(basis @ self._rows.T)
         return vectors[values > CONTAINED]
 
 
@@ -130,7 +136,7 @@ class SubgroupSearch:
         highest: the highest frequency of the irreps at hand, for a continuous group of the plane.
     """
 
-    def __init__(self, gspace, highest: int = 0) -> None:
+    def __init__(self, gspace: GSpace, highest: int = 0) -> None:
         self.gspace, self.highest = gspace, highest
         self.kind = type(gspace.fibergroup).__name__
         self.members = () if self.kind in ("SO2", "O2") else tuple(reversed(list(subgroups(gspace))))
@@ -159,7 +165,7 @@ class SubgroupSearch:
         larger = [m for m in self.members if kept < m]
         return tuple(m for m in larger if not any(n < m for n in larger))
 
-    def _id(self, turns: int, axis: Optional[float] = None):
+    def _id(self, turns: int, axis: Optional[float] = None) -> Any:
         turns = -1 if turns > self.highest else turns
         if self.kind == "SO2":
             return turns
@@ -168,7 +174,9 @@ class SubgroupSearch:
     def _member(self, turns: int, axis: Optional[float] = None) -> Subgroup:
         return subgroup(self.gspace, self._id(turns, axis))
 
-    def _planar(self, remainder, survives) -> tuple[Subgroup, float]:
+    def _planar(
+        self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]
+    ) -> tuple[Subgroup, float]:
         # if a reflection and some turns survive, so does what they generate: one question for the turns, one for the axis
         turns = next(m for m in range(self.highest + 1, 0, -1) if survives(self._member(m)))
         found = self._member(turns)
@@ -177,20 +185,32 @@ class SubgroupSearch:
             found = mirrored if survives(mirrored) else found
         return found, remainder(found)
 
-    def _mirrored(self, turns: int, remainder) -> Subgroup:
+    def _mirrored(self, turns: int, remainder: Callable[[Subgroup], float]) -> Subgroup:
         """The dihedral subgroup of so many turns on the axis that leaves least of the kernels."""
         if turns > self.highest:
             return self._member(turns, 0.0)
         period = 2 * math.pi / turns
-        cost = lambda axis: remainder(self._member(turns, axis % period))
-        # a trigonometric polynomial of no higher degree than the irreps
-        starts = np.linspace(0, period, 2 * (self.highest // turns) + 3, endpoint=False)
-        step, best = starts[1] - starts[0], min(starts, key=cost)
-        refined = minimize_scalar(cost, bounds=(best - step, best + step), method="bounded", options={"xatol": 1e-4})
-        axis = refined.x if refined.fun < cost(best) else best
+
+        def cost(axis: float) -> float:
+            return remainder(self._member(turns, axis % period))
+
+        # a trigonometric polynomial of no higher degree than the irreps; where a low frequency is weak, the wells of a high
+        # one are nearly as deep as the deepest, so each is looked into
+        starts = np.linspace(0, period, 4 * (self.highest // turns) + 4, endpoint=False)
+        costs = np.array([cost(axis) for axis in starts])
+        wells = np.flatnonzero((costs <= np.roll(costs, 1)) & (costs <= np.roll(costs, -1)))
+        step, axis, least = starts[1], starts[0], math.inf
+        for well in sorted(wells, key=costs.__getitem__):
+            bounds = starts[well] - step, starts[well] + step
+            refined = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+            at, value = min((refined.x, refined.fun), (starts[well], costs[well]), key=lambda pair: pair[1])
+            if value < least:
+                axis, least = at, value
+            if least < NOTHING or np.ptp(costs) < NOTHING:
+                break
         return self._member(turns, axis % period)
 
-    def _above_planar(self, kept: Subgroup, remainder) -> tuple[Subgroup, ...]:
+    def _above_planar(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
         id = kept.id if self.kind == "O2" else (None, kept.id)
         axis, turns = id
         if turns == -1:
@@ -206,7 +226,7 @@ class SubgroupSearch:
         return tuple(found)
 
     @staticmethod
-    def highest_of(group, pathways: Sequence[Pathway], frequencies: Optional[int]) -> int:
+    def highest_of(group: Group, pathways: Sequence[Pathway], frequencies: Optional[int]) -> int:
         """The highest frequency of the irreps of some pathways of a continuous group."""
-        own = [frequency(group, p.irrep) for p in pathways if p.kind == "irrep"]
+        own = [frequency(group, p.irrep or ()) or 0 for p in pathways if p.kind == "irrep"]
         return max([*own, 0 if frequencies is None else frequencies])

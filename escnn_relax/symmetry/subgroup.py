@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from escnn import group as g
 from escnn import gspaces
+from numpy.typing import NDArray
 
 from ..errors import ArgumentError, SubgroupError
 from .subgroup_ids import canonical_id, embedding
@@ -22,7 +23,7 @@ from .subgroup_names import subgroup_name
 __all__ = ["Subgroup", "subgroup"]
 
 
-def _base_matrix(gspace: gspaces.GSpace, element: g.GroupElement) -> np.ndarray:
+def _base_matrix(gspace: gspaces.GSpace, element: g.GroupElement) -> NDArray[Any]:
     return np.asarray(gspace.basespace_action(element), dtype=np.float64)
 
 
@@ -173,10 +174,10 @@ class Subgroup:
                 chosen.append(t)
         return tuple(chosen)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return subgroup, (self.gspace, self.id)
 
-    def __deepcopy__(self, memo: dict) -> Subgroup:
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Subgroup:
         return self  # nothing in it changes, and escnn compares groups by identity
 
     def __str__(self) -> str:

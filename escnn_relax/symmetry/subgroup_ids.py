@@ -27,12 +27,13 @@ from typing import Any
 
 import numpy as np
 from escnn import group as g
+from numpy.typing import NDArray
 
 from ..errors import SubgroupError
 
 __all__ = ["accepted_ids", "canonical_id", "listed_ids", "embedding"]
 
-Embedding = tuple[g.Group, Callable, Callable]
+Embedding = tuple[g.Group, Callable[..., Any], Callable[..., Any]]
 PLATONIC = {"Octahedral": ("octa", (1, 2, 3, 4)), "Icosahedral": ("ico", (1, 2, 3, 5))}
 
 
@@ -92,9 +93,9 @@ def canonical_id(group: g.Group, id: Any) -> Any:
     if isinstance(group, g.DirectProductGroup):
         if not (isinstance(id, tuple) and len(id) == 2):
             return id if isinstance(id, str) else None
-        parts = canonical_id(group.G1, id[0]), canonical_id(group.G2, id[1])
-        return None if None in parts else parts
-    parts = id if isinstance(id, tuple) else (id,)
+        pair = canonical_id(group.G1, id[0]), canonical_id(group.G2, id[1])
+        return None if None in pair else pair
+    parts: tuple[Any, ...] = id if isinstance(id, tuple) else (id,)
     if not parts or not isinstance(parts[0], str | bool | float):
         return None
     if len(parts) > 1 and isinstance(parts[-1], g.GroupElement) and parts[-1] == group.identity:
@@ -139,7 +140,7 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
         ) from None
 
 
-def _platonic_dihedral(group: g.Group, id: tuple) -> Embedding:
+def _platonic_dihedral(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     """D_M in a platonic group: the turns of (False, M) and the first flip that reverses them, along an axis first."""
     order = id[1]
     if order not in PLATONIC[_kind(group)][1]:
@@ -167,8 +168,10 @@ def _platonic_dihedral(group: g.Group, id: tuple) -> Embedding:
     return subgroup, inclusion.__getitem__, inverse.get
 
 
-def _product(group: g.DirectProductGroup, id: tuple) -> Embedding:
+def _product(group: g.DirectProductGroup, id: tuple[Any, ...]) -> Embedding:
     """H1 x H2 in G1 x G2; a trivial factor is dropped, as escnn does."""
+    split: Callable[[g.GroupElement], tuple[g.GroupElement, g.GroupElement]]
+    join: Callable[[g.GroupElement, g.GroupElement], g.GroupElement]
     left, embed_left, pull_left = embedding(group.G1, id[0])
     right, embed_right, pull_right = embedding(group.G2, id[1])
     if left.order() == 1:
@@ -195,18 +198,18 @@ def _product(group: g.DirectProductGroup, id: tuple) -> Embedding:
     return subgroup, embed, pull
 
 
-def _conjugates(group: g.Group, id: tuple) -> list[tuple]:
+def _conjugates(group: g.Group, id: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     """One id for each subgroup A^-1 H A, computed on rotation matrices."""
     all_matrices = np.stack([e.to("MAT") for e in group.elements])
     subgroup, embed, _ = embedding(group, id)
     members = np.stack([embed(h).to("MAT") for h in subgroup.elements])
-    seen: dict[frozenset[int], tuple] = {frozenset(_positions(members, all_matrices)): id}
+    seen: dict[frozenset[int], tuple[Any, ...]] = {frozenset(_positions(members, all_matrices)): id}
     for element, a in zip(group.elements, all_matrices):
         seen.setdefault(frozenset(_positions(a.T @ members @ a, all_matrices)), (*id, element))
     return list(seen.values())
 
 
-def _positions(matrices: np.ndarray, among: np.ndarray) -> list[int]:
+def _positions(matrices: NDArray[Any], among: NDArray[Any]) -> list[int]:
     distances = ((matrices[:, None] - among[None]) ** 2).sum((-2, -1))
     return [int(i) for i in distances.argmin(1)]
 
@@ -232,18 +235,18 @@ def listed_ids(group: g.Group, max_order: int) -> list[Any]:
         flips = [(2 * math.pi * k / 4, m) for m in turns for k in range(max(1, 4 // m) if m in (1, 2, 4) else 1)]
         return [(None, m) for m in turns] + flips + [(None, -1), (0.0, -1)]
     if kind in PLATONIC:
-        name, orders = PLATONIC[kind]
-        ids = [(False, m) for m in orders] + [(True, m) for m in orders[1:]]
+        name, solid_orders = PLATONIC[kind]
+        ids = [(False, m) for m in solid_orders] + [(True, m) for m in solid_orders[1:]]
         return [conjugate for id in ids for conjugate in _conjugates(group, id)] + [name]
     if kind == "SO3":
         planar = [(False, m) for m in turns] + [(True, m) for m in turns if m > 1]
         return [*planar, "octa", "ico", (False, -1), (True, -1), "so3"]
     if kind == "O3":
-        planar = [(i, f, m) for i in (False, True) for f in (False, True) for m in turns if m > 1 or not f]
-        cones = [("cone", m) for m in turns]
+        turned = [(i, f, m) for i in (False, True) for f in (False, True) for m in turns if m > 1 or not f]
+        cones: list[Any] = [("cone", m) for m in turns]
         solids = [(i, s) for i in (False, True) for s in ("octa", "ico")]
         smooth = [(i, f, -1) for i in (False, True) for f in (False, True)] + [("cone", -1), "so3", "o3"]
-        return planar + cones + solids + smooth
+        return turned + cones + solids + smooth
     if isinstance(group, g.DirectProductGroup):
         return [(a, b) for a in listed_ids(group.G1, max_order) for b in listed_ids(group.G2, max_order)]
     return [group.subgroup_trivial_id, group.subgroup_self_id]

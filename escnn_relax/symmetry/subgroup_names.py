@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from escnn import group as g
+from numpy.typing import NDArray
 
 __all__ = ["subgroup_name"]
 
 WHOLE = {"SO2": "SO2", "O2": "O2", "SO3": "SO3", "O3": "O3", "Octahedral": "Octa", "Icosahedral": "Ico"}
 
 
-def subgroup_name(subgroup: g.Group, id: object, whole: g.Group, action: Callable | None) -> str:
+def subgroup_name(subgroup: g.Group, id: object, whole: g.Group, action: Callable[..., Any] | None) -> str:
     """The name of H in G.
 
     Args:
@@ -28,7 +30,9 @@ def subgroup_name(subgroup: g.Group, id: object, whole: g.Group, action: Callabl
     """
     if subgroup.order() == 1:
         return "trivial"
-    size = action(subgroup.identity).shape[0] if action is not None else 0
+    if action is None:
+        return _abstract(subgroup, id, whole)
+    size = action(subgroup.identity).shape[0]
     if size == 2:
         return _planar(subgroup, whole, action)
     if size == 3:
@@ -82,7 +86,7 @@ def _abstract(subgroup: g.Group, id: object, whole: g.Group) -> str:
     return _plain(subgroup)
 
 
-def _planar(subgroup: g.Group, whole: g.Group, action: Callable) -> str:
+def _planar(subgroup: g.Group, whole: g.Group, action: Callable[..., Any]) -> str:
     elements = subgroup.elements if subgroup.order() > 0 else list(subgroup.testing_elements())
     flips = [m for m in map(action, elements) if np.linalg.det(m) < 0]
     if not flips or type(subgroup).__name__ == "O2":
@@ -94,7 +98,7 @@ def _planar(subgroup: g.Group, whole: g.Group, action: Callable) -> str:
     return f"D{turns}_{_degrees(axis, turns)}deg"
 
 
-def _direction(axis: np.ndarray) -> str:
+def _direction(axis: NDArray[Any]) -> str:
     """z (no suffix), _x, _y, or the coordinates over the largest, sign chosen so that the last nonzero is positive."""
     axis = axis / np.abs(axis).max()
     last = axis[np.nonzero(np.abs(axis) > 1e-4)[0][-1]]
@@ -105,14 +109,14 @@ def _direction(axis: np.ndarray) -> str:
     return "_" + "_".join(_number(a) for a in axis)
 
 
-def _fixed_axis(matrix: np.ndarray) -> np.ndarray:
+def _fixed_axis(matrix: NDArray[Any]) -> NDArray[Any]:
     """The axis of a rotation (or of the rotation times the inversion)."""
     turn = matrix * np.sign(np.linalg.det(matrix))
     values, vectors = np.linalg.eig(turn)
     return np.real(vectors[:, np.argmin(np.abs(values - 1))])
 
 
-def _spatial(subgroup: g.Group, action: Callable) -> str:
+def _spatial(subgroup: g.Group, action: Callable[..., Any]) -> str:
     if isinstance(subgroup, g.DirectProductGroup):
         rest = subgroup.G2
         if type(rest).__name__ in ("Octahedral", "Icosahedral"):

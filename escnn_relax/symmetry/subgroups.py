@@ -92,7 +92,7 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
         raise ArgumentError("subgroups", expected="max_order of 1 or more", got=max_order)
     whole = gspace.fibergroup
     found: list[Subgroup] = []
-    known: set[frozenset] = set()
+    known: set[frozenset[Any]] = set()
     for id in listed_ids(whole, max_order):
         member = subgroup(gspace, id)
         if whole.order() > 0:
