@@ -1,6 +1,6 @@
 """Static networks, searches and the evidence on one question after the other: the runs behind search_table.md.
 
-    python examples/search_table.py --data FOLDER [--seeds 0 1 2 3 4] [--jobs 2] [--runs examples/output/search_runs.jsonl]
+    python examples/search_table.py --data FOLDER [--seeds 0 1 2 3 4] [--jobs 2] [--runs examples/search_runs.jsonl]
     python examples/search_table.py --data FOLDER --size gpu         (a larger network, trained longer: for a GPU)
     python examples/search_table.py --data FOLDER --size quick       (a few minutes: shows that it runs, nothing else)
     python examples/search_table.py --table                          (only writes the table from the runs there are)
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--size", choices=list(SIZES), default="cpu")
     parser.add_argument("--only", nargs="*", choices=list(METHODS))
-    parser.add_argument("--runs", type=Path, default=Path("examples/output/search_runs.jsonl"))
+    parser.add_argument("--runs", type=Path, default=Path(__file__).with_name("search_runs.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("search_table.md"))
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()

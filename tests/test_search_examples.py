@@ -63,12 +63,21 @@ def test_table_of_searches(examples):
     lines = [{**line, "seed": s, "test": t, "genome": ["D4", "C4"]} for s, t in enumerate((0.9, 0.94, 0.92))]
     text = example.table(lines)
     assert "| EquiNAS_E, accuracy | 3 | 92.00 ± 2.00 | 100 | 4.0 | 10 |  | D4 C4 |" in text
-    assert "rotated_mnist" not in text and "equal compute" in text and "1500 digits to train on" in text
+    assert "rotated_mnist" not in text and "equal compute" in text and "10000 digits to train on" in text
     assert "groups D4, C4, trivial." in text and "Seed by seed" not in text
     lines += [{**line, "method": "relaxed", "seed": s, "test": t, "genome": None} for s, t in enumerate((0.91, 0.92, 0.93))]
     # differences 1, -2, 1
     verdict = "relaxed by evidence against EquiNAS_E, accuracy, the best search without it: +0.0 ± 1.7 points."
     assert verdict in example.table(lines)
+
+
+def test_the_table_is_that_of_the_runs(examples):
+    """Five seeds of every method, none dropped."""
+    import search_table as example
+
+    lines = list(example.stored(EXAMPLES / "search_runs.jsonl").values())
+    assert len(lines) == len(example.METHODS) * len(example.MODES) * len(example.DATA) * 5
+    assert example.table(lines) in (EXAMPLES / "search_table.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
