@@ -1,11 +1,13 @@
-"""Which symmetry does a medium leave? A scalar diffuses, and the spectrum of one layer names what the medium breaks.
+"""Which symmetry does a medium leave?
+===================================
 
     python examples/plot_anisotropic_diffusion.py [--out examples/output]
 
-A scalar spreads on a torus of 16×16 pixels: in an isotropic medium, in one whose fibres lie at 30° (it spreads four times
-faster along them), and in one with wind at 30° besides. A single O(2)-equivariant filter, relaxed, learns one time step from
-30 noisy pairs of pictures. Its spectrum shows frequency 2 for the fibres, and odd frequencies only for the wind; the subgroup
-that survives has the mirror axis of the medium, which nobody told it. About 40 seconds on a core.
+The spectrum of one layer names what a medium breaks. A scalar spreads on a torus of 16×16 pixels: in an isotropic
+medium, in one whose fibres lie at 30° (it spreads four times faster along them), and in one with wind at 30° besides. A
+single O(2)-equivariant filter, relaxed, learns one time step from 30 noisy pairs of pictures. Its spectrum shows
+frequency 2 for the fibres, and odd frequencies only for the wind; the subgroup that survives has the mirror axis of the
+medium, which nobody told it. About 40 seconds on a core.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""[G]-mixed layers: one convolution for several groups, and shares that say which of them a question needs.
+"""[G]-mixed layers: shares of several groups in one convolution
+=============================================================
 
     python examples/plot_mixed_layers.py [--out examples/output] [--epochs 60]
 
-A C4 network for 8×8 digits whose layers mix C4, C2 and no symmetry at all. Filters learn from one half of the training
-digits, architecture weights from the other. Where the question is which digit it is, turned at random, every layer
-comes to C4; where it is by how much the digit was turned, the early layers do, and the last one gives C4 up. In the end
-each layer merges into one plain convolution with the same outputs. About a minute on 2 CPU cores.
+The shares say which of the groups a question needs. A C4 network for 8×8 digits has layers that mix C4, C2 and no
+symmetry at all. Filters learn from one half of the training digits, architecture weights from the other. Where the
+question is which digit it is, turned at random, every layer comes to C4; where it is by how much the digit was turned,
+the early layers do, and the last one gives C4 up. In the end each layer merges into one plain convolution with the same
+outputs. About a minute on 2 CPU cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Two architecture searches on one question: both find that the late layers must give their symmetry up.
+"""Two architecture searches find that the late layers must give their symmetry up
+===============================================================================
 
     python examples/plot_searches.py [--out examples/output] [--quick]
 

@@ -1,7 +1,9 @@
-"""Planted symmetry is found: from C8, D8, SO(2) or O(2) to the subgroup that the data have, by the evidence alone.
+"""Planted symmetry is found
+=========================
 
     python examples/plot_symmetry_discovery.py [--out examples/output] [--runs examples/symmetry_discovery.jsonl]
 
+From C8, D8, SO(2) or O(2) to the subgroup that the data have, by the evidence alone.
 The confusion matrix of all runs of `symmetry_discovery_runs.py` (the numbers stand in `symmetry_discovery.md`), one run made
 now, with the heat map of its layers, and why the pixels themselves leave less than C8: turned by an odd multiple of 45
 degrees, kernels of a C8 layer do not return to themselves. About 20 seconds on a core.

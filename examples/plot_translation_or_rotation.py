@@ -3,10 +3,10 @@
 
     python examples/plot_translation_or_rotation.py [--out examples/output] [--epochs 40]
 
-Four questions about an 8×8 digit on a 16×16 canvas whose borders meet. Each needs another symmetry to be broken: of quarter turns,
-of translations, of both, or of none. One small C4 network answers all four. Its last layer has four ways to leave the equivariant
-convolution: kernels that break C4 (the irreps), a map between whole images that keeps C4 about the centre, and one that keeps nothing.
-The evidence chooses. One to two minutes on two CPU cores.
+Four questions about an 8×8 digit on a 16×16 canvas whose borders meet. Each needs another symmetry to be broken: of
+quarter turns, of translations, of both, or of none. One small C4 network answers all four. Its last layer has four ways
+to leave the equivariant convolution: kernels that break C4 (the irreps), a map between whole images that keeps C4 about
+the centre, and one that keeps nothing. The evidence chooses. One to two minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import digits
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ ALIVE = 0.005
 
 def data(question: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (count, 1, 16, 16) and labels."""
-    archive = np.load(Path(__file__).parent / "data" / "digits8.npz", allow_pickle=False)
+    archive = np.load(Path(digits.__file__).parent / "data" / "digits8.npz", allow_pickle=False)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(archive["x"]), generator=generator)[:count]
     x, y = torch.from_numpy(archive["x"]).float()[order], torch.from_numpy(archive["y"]).long()[order]
@@ -62,8 +63,7 @@ def data(question: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
         canvas[n, 0, row : row + 8, column : column + 8] = torch.rot90(image, int(turns[n]))
         if not QUESTIONS[question][1]:
             canvas[n] = canvas[n].roll(tuple(shifts[n].tolist()), (1, 2))
-    labels = {"which digit?": y, "turned by how much?": turns, "in the middle?": middle, "in which quadrant?": places}
-    return canvas, labels[question]
+    return canvas, dict(zip(QUESTIONS, (y, turns, middle, places)))[question]
 
 
 class Net(nn.Module):
@@ -75,11 +75,9 @@ class Net(nn.Module):
         self.gray = enn.FieldType(space, [space.trivial_repr])
         hidden = enn.FieldType(space, fields * [space.regular_repr])
         wrap = {"padding": 2, "padding_mode": "circular"}
-        self.features = enn.SequentialModule(
-            *(enn.R2Conv(self.gray, hidden, 5, **wrap), enn.InnerBatchNorm(hidden), enn.ReLU(hidden)),
-            *(enn.PointwiseAvgPool2D(hidden, 2), enn.R2Conv(hidden, hidden, 5, **wrap)),
-            *(enn.InnerBatchNorm(hidden), enn.ReLU(hidden)),
-        )
+        first = (enn.R2Conv(self.gray, hidden, 5, **wrap), enn.InnerBatchNorm(hidden), enn.ReLU(hidden))
+        second = (enn.R2Conv(hidden, hidden, 5, **wrap), enn.InnerBatchNorm(hidden), enn.ReLU(hidden))
+        self.features = enn.SequentialModule(*first, enn.PointwiseAvgPool2D(hidden, 2), *second)
         self.last = enn.R2Conv(hidden, hidden, 5, **wrap)
         self.end = enn.SequentialModule(enn.ReLU(hidden), enn.GroupPooling(hidden))
         self.linear = nn.Linear(fields, classes)
@@ -104,18 +102,13 @@ def learn(job: tuple) -> dict:
     with torch.no_grad():
         right = float((model(test[0]).argmax(1) == test[1]).float().mean())
     summands, kernels = model.last.energies(), model.last.convolution.energies()
-    inside = summands["convolution"]
-    return {
-        "accuracy": right,
-        "nothing": inside * kernels["equivariant"],
-        "turns": inside * (1 - kernels["equivariant"]),
-        "translations": summands["factored_C4"],
-        "both": summands["factored_free"],
-    }
+    inside, strict = summands["convolution"], kernels["equivariant"]
+    shares = {"nothing": inside * strict, "turns": inside * (1 - strict)}
+    return {"accuracy": right, **shares, "translations": summands["factored_C4"], "both": summands["factored_free"]}
 
 
 def check(results: dict[str, dict]) -> None:
-    """What the figure claims: a symmetry is broken where the question needs it, and by the pathway that breaks nothing else."""
+    """A symmetry is broken where the question needs it, and by the pathway that breaks nothing else."""
     for question, (turns, translations, _) in QUESTIONS.items():
         found = results[question]
         assert found["accuracy"] > 0.7, (question, found)
