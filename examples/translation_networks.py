@@ -1,7 +1,7 @@
 """Networks of layers that share weights over the image, or do not: the configurations of the layer-wise-equivariance paper.
 
 Van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using gradients*, NeurIPS 2023. A
-network is eight blocks and two linear layers; each block is the mean of one or several layers:
+network is eight blocks and two linear layers; each block is the mean (or the sum) of one or several layers:
 
 ======  ========================================================================================================
 FC      every pixel to every pixel: ``DensePathway``
@@ -48,7 +48,7 @@ class OnTensors(nn.Module):
         return self.layer(self.layer.in_type(x)).tensor
 
 
-def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int) -> nn.Module:
+def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int, silent: bool = False) -> nn.Module:
     """One layer from ``ins`` channels of ``before`` squared pixels to ``outs`` channels of ``after`` squared ones."""
     shapes = (scalars(ins), scalars(outs), (before, before), (after, after), subgroup(PLANE, 1))
     stride = before // after
@@ -62,19 +62,20 @@ def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, 
         return OnTensors(SparseR2Conv(*shapes[:2], 3, 1, stride, fraction=fraction, kept="free", seed=seed))
     made = {"FC": DensePathway, "F-FC": FactoredPathway, "S-FC": FactoredPathway}[kind]
     pathway = made(*shapes, fraction=0.5 if kind == "S-FC" else None, seed=seed)
-    pathway.reset_parameters(silent=False)
+    pathway.reset_parameters(silent)
     return pathway
 
 
 class Block(nn.Module):
-    """The mean of some layers, and ReLU."""
+    """The mean of some layers, or their sum, and ReLU."""
 
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
+    def __init__(self, layers: dict[str, nn.Module], average: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict(layers)
+        self.layers, self.average = nn.ModuleDict(layers), average
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([of(x) for of in self.layers.values()]).mean(0).relu()
+        outputs = torch.stack([of(x) for of in self.layers.values()])
+        return (outputs.mean(0) if self.average else outputs.sum(0)).relu()
 
 
 class Network(nn.Module):
@@ -84,10 +85,19 @@ class Network(nn.Module):
         kinds: what each block is the mean of, as ``"F-FC+CONV"``.
         alpha: channels of the first block.
         size: pixels of a side of the image; as many blocks as halve it to one pixel.
+        silent: start what stands beside a convolution with zeros and add it, instead of taking the mean, so that the
+            network starts as a convolutional one.
     """
 
     def __init__(
-        self, kinds: str, alpha: int = 10, channels: int = 1, classes: int = 10, size: int = 32, blocks: Optional[int] = None
+        self,
+        kinds: str,
+        alpha: int = 10,
+        channels: int = 1,
+        classes: int = 10,
+        size: int = 32,
+        blocks: Optional[int] = None,
+        silent: bool = False,
     ) -> None:
         super().__init__()
         parts, before, ins = kinds.split("+"), size, channels
@@ -95,8 +105,9 @@ class Network(nn.Module):
         self.blocks = nn.Sequential()
         for index, (width, stride) in enumerate(zip(widths, strides)):
             after, outs = max(1, before // stride), alpha * width
-            made = {kind: layer(kind, ins, outs, before, after, len(parts) == 1, index) for kind in parts}
-            self.blocks.append(Block(made))
+            shapes, alone = (ins, outs, before, after), len(parts) == 1
+            made = {kind: layer(kind, *shapes, alone, index, silent and not alone) for kind in parts}
+            self.blocks.append(Block(made, not silent))
             before, ins = after, outs
         self.hidden, self.linear = nn.Linear(ins * before**2, 4 * ins), nn.Linear(4 * ins, classes)
 

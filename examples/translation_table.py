@@ -17,15 +17,14 @@ Every finished run is one line of a file; a run that is there is not done again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
+from runs import stored, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from translation_networks import Network, relative_dimensions
@@ -34,18 +33,22 @@ import escnn_relax
 from escnn_relax import Evidence
 
 TASKS = {"digit": 10, "digit and quadrant": 40}
-#: Training and layers of each column, and the published accuracies for the two tasks (%).
+#: Training, layers, whether F-FC starts with zeros, and the published accuracies for the two tasks (%), of each network.
 COLUMNS = {
-    "MAP FC": ("map", "FC", (95.73, 95.10)),
-    "MAP CONV": ("map", "CONV", (99.38, 24.68)),
-    "evidence FC": ("evidence", "FC", (97.04, 95.46)),
-    "evidence CONV": ("evidence", "CONV", (99.23, 24.50)),
-    "evidence F-FC+CONV": ("evidence", "F-FC+CONV", (98.86, 99.00)),
+    "MAP FC": ("map", "FC", False, (95.73, 95.10)),
+    "MAP CONV": ("map", "CONV", False, (99.38, 24.68)),
+    "evidence FC": ("evidence", "FC", False, (97.04, 95.46)),
+    "evidence CONV": ("evidence", "CONV", False, (99.23, 24.50)),
+    "evidence F-FC+CONV": ("evidence", "F-FC+CONV", False, (98.86, 99.00)),
+    "evidence F-FC+CONV, F-FC silent at first": ("evidence", "F-FC+CONV", True, None),
 }
+#: Initial log prior precision of an F-FC that starts silent, as in ``relax_translation``.
+SILENT = 3.0
 SMALL = {"train": 3000, "test": 3000, "alpha": 2, "epochs": 40, "share": 0.25, "samples": 1, "refresh": 5, "batch": 128}
 FULL = {"train": 60000, "test": 10000, "alpha": 10, "epochs": 999, "share": 1.0, "samples": None, "refresh": 5, "batch": 128}
 QUICK = {**SMALL, "train": 300, "test": 300, "epochs": 2, "refresh": 1}
 LR = 3e-3
+KEY = ("task", "column", "seed", "scale")
 
 
 def canvas(images: np.ndarray, labels: np.ndarray, task: str, seed: int) -> tuple[Tensor, Tensor]:
@@ -71,11 +74,12 @@ def run(job: dict) -> dict:
     x, y = canvas(archive["x_train"][order], archive["y_train"][order], job["task"], seed)
     test = canvas(archive["x_test"][: size["test"]], archive["y_test"][: size["test"]], job["task"], 1000 + seed)
     x, y, test = x.to(job["device"]), y.to(job["device"]), [t.to(job["device"]) for t in test]
-    how, kinds, _ = COLUMNS[job["column"]]
+    how, kinds, silent, _ = COLUMNS[job["column"]]
     torch.manual_seed(seed)
-    model = Network(kinds, size["alpha"], classes=TASKS[job["task"]]).to(job["device"])
+    model = Network(kinds, size["alpha"], classes=TASKS[job["task"]], silent=silent).to(job["device"])
     loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=torch.Generator().manual_seed(seed))
     evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=size["samples"])
+    evidence.log_precision.update({name: SILENT for name in evidence.log_precision if silent and ".F-FC." in name})
     schedule = {"epochs": size["epochs"], "lr": LR, "refresh_every": size["refresh"], "progress": False}
     shares, total = None, None
     if how == "evidence":
@@ -88,7 +92,7 @@ def run(job: dict) -> dict:
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(part) for part in test[0].split(500)])
-    kept = {name: job[name] for name in ("task", "column", "seed", "scale")}
+    kept = {name: job[name] for name in KEY}
     found = {"accuracy": float((logits.argmax(1) == test[1]).float().mean()), "evidence": total, "shares": shares}
     found["nll"] = float(nn.functional.cross_entropy(logits, test[1]))
     return {**kept, **found, "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.time() - start}
@@ -106,32 +110,29 @@ def descend(model: nn.Module, loader: DataLoader, evidence: Evidence, epochs: in
         schedule.step()
 
 
-def key(line: dict) -> tuple:
-    return tuple(line[name] for name in ("task", "column", "seed", "scale"))
-
-
 def table(lines: list[dict]) -> str:
     """Accuracies beside the published ones, and what the evidence kept of each layer."""
     text = ["# Sharing weights over the image, or not", "", "Made by `examples/translation_table.py`, which says what is asked.", ""]
     for scale in sorted({line["scale"] for line in lines}):
         text += [f"## Test accuracy, % ({scale})", "", "| network | weights | digit | published | digit and quadrant | published |"]
         text += ["|" + 6 * "---|"]
-        for column, (_, _, published) in COLUMNS.items():
+        for column, (*_, published) in COLUMNS.items():
             cells = []
-            for task, theirs in zip(TASKS, published):
+            for task, theirs in zip(TASKS, published or (None, None)):
                 of = [100 * o["accuracy"] for o in lines if (o["task"], o["column"], o["scale"]) == (task, column, scale)]
                 spread = f" ± {statistics.stdev(of):.1f}" if len(of) > 1 else ""
-                cells += [f"{statistics.mean(of):.1f}{spread} ({len(of)} runs)" if of else "", f"{theirs:.1f}"]
+                cells.append(f"{statistics.mean(of):.1f}{spread} ({len(of)} runs)" if of else "")
+                cells.append("" if theirs is None else f"{theirs:.1f}")
             count = next((o["parameters"] for o in lines if (o["column"], o["scale"]) == (column, scale)), 0)
             text.append(f"| {column} | {count} | {' | '.join(cells)} |")
-        text += ["", f"## F-FC+CONV: relative effective dimension of CONV by block, %, mean over runs ({scale})", ""]
-        text += ["| task | −log evidence / N | " + " | ".join(map(str, range(1, 9))) + " |", "|" + 10 * "---|"]
-        for task in TASKS:
-            of = [o for o in lines if (o["task"], o["scale"]) == (task, scale) and o["column"].endswith("F-FC+CONV")]
+        text += ["", f"## Relative effective dimension of CONV beside F-FC by block, %, mean over runs ({scale})", ""]
+        text += ["| network | task | −log evidence / N | " + " | ".join(map(str, range(1, 9))) + " |", "|" + 11 * "---|"]
+        for column, task in product([c for c in COLUMNS if "+" in c], TASKS):
+            of = [o for o in lines if (o["task"], o["column"], o["scale"]) == (task, column, scale)]
             if of:
                 shares = [100 * statistics.mean(o["shares"][n]["CONV"] for o in of) for n in range(len(of[0]["shares"]))]
                 mean = statistics.mean(o["evidence"] for o in of)
-                text.append(f"| {task} | {mean:.3f} | " + " | ".join(f"{s:.0f}" for s in shares) + " |")
+                text.append(f"| {column} | {task} | {mean:.3f} | " + " | ".join(f"{s:.0f}" for s in shares) + " |")
         text.append("")
     return "\n".join(text)
 
@@ -148,25 +149,16 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="store_true")
     given = parser.parse_args()
     scale, size = ("full", FULL) if given.full else ("quick", QUICK) if given.quick else ("small", SMALL)
-    lines = [json.loads(line) for line in given.runs.read_text().splitlines()] if given.runs.exists() else []
+    lines = stored(given.runs)
     if not given.table:
         if given.data is None:
             parser.error("--data is needed")
-        given.runs.parent.mkdir(parents=True, exist_ok=True)
-        done = {key(line) for line in lines}
+        common = {"scale": scale, "size": size, "folder": str(given.data), "device": given.device, "threads": 1}
+        seeds = range(1 if given.quick else given.seeds)
         wanted = [
-            {"task": task, "column": column, "seed": seed, "scale": scale, "size": size, "folder": str(given.data)}
-            for seed in range(1 if given.quick else given.seeds)
-            for column in reversed(COLUMNS)
-            for task in TASKS
+            {"task": task, "column": column, "seed": seed, **common} for seed in seeds for column in reversed(COLUMNS) for task in TASKS
         ]
-        wanted = [{**job, "device": given.device, "threads": 1} for job in wanted if key(job) not in done]
-        with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-            for future in as_completed([pool.submit(run, job) for job in wanted]):
-                lines.append(future.result())
-                with given.runs.open("a") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-                print(json.dumps(lines[-1]), flush=True)
+        lines = work_off(wanted, run, given.runs, KEY, given.jobs)
     given.out.write_text(table(lines), encoding="utf-8")
     print(table(lines))
 

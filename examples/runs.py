@@ -1,0 +1,40 @@
+"""Runs of an experiment that are kept: one line of a file each, never done again."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Callable, Iterable, Sequence
+
+
+def stored(path: Path) -> list[dict]:
+    """The runs there are; a line that was cut off is left out, and its run repeated."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def work_off(jobs: Iterable[dict], run: Callable[[dict], dict], path: Path, key: Sequence[str], workers: int = 1) -> list[dict]:
+    """Do the runs that are not stored yet and store each as soon as it is done; returns all there are.
+
+    Args:
+        jobs: arguments of ``run``; a job and its result agree in the entries that ``key`` names.
+        run: a function of a module, for it is called in other processes.
+    """
+    of = lambda line: tuple(line[name] for name in key)
+    done = {of(line) for line in stored(path)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, job) for job in jobs if of(job) not in done]):
+            line = json.dumps(future.result())
+            cut_off = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+            with path.open("a", encoding="utf-8") as file:
+                file.write(("\n" if cut_off else "") + line + "\n")
+            print(line, flush=True)
+    return stored(path)
