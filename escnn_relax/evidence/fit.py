@@ -84,8 +84,8 @@ def fit(
         CheckpointError: a checkpoint that belongs to another run.
         ArgumentError: numbers of epochs that make no sense.
 
-    For ten outputs a refresh on all the data costs about as much as seven epochs. With ``refresh_every=5``, ``share=0.25``
-    and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.5 times as long as
+    For ten outputs a refresh on all the data costs about as much as six epochs. With ``refresh_every=5``, ``share=0.25``
+    and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.3 times as long as
     without evidence (``tests/benchmarks/refresh.md``), for precisions that are somewhat noisier.
 
     After an error of ours in an epoch, weights, buffers, optimiser and modes are those from before that epoch.
