@@ -5,13 +5,15 @@ network is eight blocks and two linear layers; each block is the mean (or the su
 
 ======  ========================================================================================================
 FC      every pixel to every pixel: ``DensePathway``
-CONV    a plain 3 x 3 convolution
+CONV    a plain 3 x 3 convolution on a torus
 F-FC    ``FactoredPathway``
 S-FC    ``FactoredPathway`` with anchors, half as many as pixels
 S-CONV  ``SparseR2Conv``, with seven anchors where it stands alone
 ======  ========================================================================================================
 
-Strided convolutions start at the first pixel, whatever the batch. Channels are scalars of the trivial group here; the steerable
+Where a convolution halves the image, each sample keeps the one of four grids of pixels on which the output is largest
+(:class:`LargestGrid`), so that a network of convolutions alone is exactly invariant under translations, and no sample depends on the
+others of its batch. Channels are scalars of the trivial group here; the steerable
 versions come from ``escnn_relax.relax_translation``.
 """
 
@@ -48,18 +50,37 @@ class OnTensors(nn.Module):
         return self.layer(self.layer.in_type(x)).tensor
 
 
+class LargestGrid(nn.Module):
+    """A layer of stride one, of whose output each sample keeps every second pixel: those of the four grids with the largest norm.
+
+    A translated input gives the same numbers, translated (Chaman and Dokmanić, *Truly shift-invariant convolutional neural
+    networks*, CVPR 2021).
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        grids = torch.stack([y[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+        largest = grids.detach().flatten(2).square().sum(-1).argmax(1)
+        return grids[torch.arange(len(x), device=x.device), largest]
+
+
 def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int, silent: bool = False) -> nn.Module:
     """One layer from ``ins`` channels of ``before`` squared pixels to ``outs`` channels of ``after`` squared ones."""
     shapes = (scalars(ins), scalars(outs), (before, before), (after, after), subgroup(PLANE, 1))
     stride = before // after
+    halved = LargestGrid if stride == 2 else lambda convolution: convolution
     if kind == "CONV":
-        convolution = nn.Conv2d(ins, outs, 3, stride, padding=1)
+        convolution = nn.Conv2d(ins, outs, 3, padding=1, padding_mode="circular")
         nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu")
         nn.init.zeros_(convolution.bias)
-        return convolution
+        return halved(convolution)
     if kind == "S-CONV":
-        fraction = 0.8 if alone else 0.5
-        return OnTensors(SparseR2Conv(*shapes[:2], 3, 1, stride, fraction=fraction, kept="free", seed=seed))
+        options = {"padding_mode": "circular", "fraction": 0.8 if alone else 0.5, "kept": "free", "seed": seed}
+        return halved(OnTensors(SparseR2Conv(*shapes[:2], 3, 1, **options)))
     made = {"FC": DensePathway, "F-FC": FactoredPathway, "S-FC": FactoredPathway}[kind]
     pathway = made(*shapes, fraction=0.5 if kind == "S-FC" else None, seed=seed)
     pathway.reset_parameters(silent)

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from translation_networks import Network  # noqa: E402
+from translation_networks import LargestGrid, Network  # noqa: E402
 
 PUBLISHED = {"FC": 133_635_690, "CONV": 338_770, "F-FC": 1_542_625, "S-CONV": 287_910, "S-FC": 831_820}
 
@@ -22,3 +22,36 @@ def test_a_prediction_does_not_depend_on_its_batch_mates():
     torch.manual_seed(0)
     model, x = Network("F-FC+CONV", alpha=1).eval(), torch.randn(4, 1, 32, 32)
     assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-6)
+
+
+def moves(model):
+    """Relative change of the outputs under translations of the torus."""
+    torch.manual_seed(1)
+    x = torch.randn(3, 1, 32, 32)
+    with torch.no_grad():
+        y = model(x)
+        return max(float((model(x.roll(by, (2, 3))) - y).norm() / y.norm()) for by in ((1, 0), (16, 16), (3, -7)))
+
+
+@pytest.mark.parametrize("kinds, blind", [("CONV", True), ("S-CONV", True), ("CONV+S-CONV", False), ("F-FC", False), ("FC", False)])
+def test_convolutions_alone_are_blind_to_translations(kinds, blind):
+    """Two of them in a block may choose different grids."""
+    torch.manual_seed(0)
+    change = moves(Network(kinds, alpha=1).eval())
+    assert change < 1e-5 if blind else change > 1e-3
+
+
+def test_with_one_grid_for_all_they_are_not(monkeypatch):
+    monkeypatch.setattr(LargestGrid, "forward", lambda self, x: self.layer(x)[..., ::2, ::2])
+    torch.manual_seed(0)
+    assert moves(Network("CONV", alpha=1).eval()) > 1e-3
+
+
+def test_the_evidence_covers_them():
+    from escnn_relax import Evidence
+
+    torch.manual_seed(0)
+    model = Network("F-FC+CONV", alpha=1, blocks=2)
+    evidence = Evidence(model, relaxed_only=False)
+    assert not evidence.uncovered
+    evidence.refresh([(torch.randn(8, 1, 32, 32), torch.randint(10, (8,)))])
