@@ -141,3 +141,25 @@ def test_constructed_like_the_escnn_class():
         rnn.RelaxedLinear(plane_type, plane_type)
     with pytest.raises(EmptyBasisError):
         rnn.RelaxedR2ConvTransposed(plane_type, plane_type, 1)
+
+
+@pytest.mark.parametrize("kind", ["R2Conv", "R2ConvTransposed", "Linear", "R3Conv", "grouped"])
+def test_new_layers_draw_the_weights_that_escnn_draws(kind):
+    """Under one seed, number for number, between mixed field types whose blocks are interleaved."""
+    space = gspaces.rot2dOnR3(4) if kind == "R3Conv" else gspaces.flipRot2dOnR2(4)
+    if kind == "Linear":
+        space = gspaces.no_base_space(space.fibergroup)
+    irreps = list(space.fibergroup.irreps())
+    ins = enn.FieldType(space, [space.regular_repr, irreps[1], irreps[-1], space.regular_repr])
+    outs = enn.FieldType(space, [irreps[-1], space.trivial_repr, irreps[-1], irreps[1], space.regular_repr])
+    options = {"kernel_size": 3}
+    if kind == "Linear":
+        options = {}
+    if kind == "grouped":
+        ins, outs, options, kind = ins + ins, outs + outs, {"kernel_size": 3, "groups": 2}, "R2Conv"
+    ours, theirs = getattr(rnn, f"Relaxed{kind}"), getattr(enn, kind)
+    torch.manual_seed(3)
+    expected = theirs(ins, outs, **options).weights
+    torch.manual_seed(3)
+    assert torch.allclose(ours(ins, outs, **options).weights["equivariant"], expected, rtol=1e-6, atol=0)
+    assert not ours(ins, outs, **options, initialize=False).weights["equivariant"].any()

@@ -89,9 +89,12 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         group = in_type.fibergroup
         if group.continuous:
             instantiate(group, sum(highest_frequency(t.representations) for t in (in_type, out_type)))
+        wanted = options.pop("initialize", True)
         try:
             with _escnn.single_precision():
-                strict = self._strict(in_type, out_type, **options)
+                strict = self._strict(in_type, out_type, **options, initialize=False)
+                if wanted:
+                    _escnn.initialise(strict)
         except (ValueError, TypeError, ArithmeticError, IndexError, AssertionError) as error:
             if "basis for the steerable filter is empty" in str(error):
                 raise EmptyBasisError(
