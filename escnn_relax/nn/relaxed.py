@@ -238,8 +238,8 @@ class RelaxedConvolution(Recorded, EquivariantModule):
     def _expanded(self) -> tuple[Tensor, Optional[Tensor]]:
         """Expanded parameters; in eval mode without gradients kept until a weight has another value.
 
-        Values are compared, not versions, so that no way of writing to a weight leaves a stale kernel behind. Nothing
-        is kept of what ``functional_call`` puts in the place of the parameters, which ``vmap`` may have batched, nor
+        Values are compared, not versions, so that no way of writing to a weight leaves a stale kernel behind; of the
+        kernels, which are constants and can be large, identities and versions. Nothing is kept of what ``functional_call`` puts in the place of the parameters, which ``vmap`` may have batched, nor
         of the lower precision that autocast expands to.
         """
         own = list(self.parameters())
@@ -247,14 +247,19 @@ class RelaxedConvolution(Recorded, EquivariantModule):
             return self.expand_parameters()
         if not all(isinstance(p, nn.Parameter) for p in own):
             return self.expand_parameters()
-        current = [*own, *self.kernel.buffers()] + ([] if self.bias is None else [self.bias_expansion])
+        constants = [*self.kernel.buffers()] + ([] if self.bias is None else [self.bias_expansion])
+        versions = [None if t.is_inference() else t._version for t in constants]
         if self._cache is not None:
-            previous, expanded = self._cache
-            if all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(current, previous)):
+            previous, kept, before, expanded = self._cache
+            if (
+                versions == before
+                and all(a is b for a, b in zip(constants, kept))
+                and all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(own, previous))
+            ):
                 return expanded
         expanded = self.expand_parameters()
         if expanded[0].dtype == own[0].dtype:
-            self._cache = ([p.detach().clone() for p in current], expanded)
+            self._cache = ([p.detach().clone() for p in own], constants, versions, expanded)
         return expanded
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
