@@ -580,3 +580,17 @@ def test_relaxed_layers_are_untouched():
         RelaxedR2Conv(field_type("C4"), field_type("C4"), 3, leaning=1.0)
     with pytest.raises(ArgumentError):
         mixed(subgroups=SIX, basis="pixel")
+
+
+def test_eval_mode_expands_once(monkeypatch):
+    """And anew when a share moves."""
+    d4 = gspaces.flipRot2dOnR2(4)
+    layer = shaken(MixedR2Conv(*2 * [FieldType(d4, [d4.regular_repr])], 3, subgroups=[(None, 4), (None, 1)])).eval()
+    x, calls, plain = layer.in_type(torch.randn(1, 8, 5, 5)), [], layer.expand_parameters
+    monkeypatch.setattr(layer, "expand_parameters", lambda: calls.append(1) or plain())
+    with torch.no_grad():
+        before = layer(x).tensor
+        assert torch.equal(layer(x).tensor, before) and len(calls) == 1
+        layer.alpha.add_(torch.tensor([1.0, 0.0, 0.0]))
+        after = layer(x).tensor
+        assert len(calls) == 2 and not torch.allclose(after, before)

@@ -247,19 +247,20 @@ class RelaxedConvolution(Recorded, EquivariantModule):
             return self.expand_parameters()
         if not all(isinstance(p, nn.Parameter) for p in own):
             return self.expand_parameters()
-        constants = [*self.kernel.buffers()] + ([] if self.bias is None else [self.bias_expansion])
+        current = own + ([] if self.bias is None else [self.bias_expansion])
+        constants = [*self.kernel.buffers()]
         versions = [None if t.is_inference() else t._version for t in constants]
         if self._cache is not None:
             previous, kept, before, expanded = self._cache
             if (
                 versions == before
                 and all(a is b for a, b in zip(constants, kept))
-                and all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(own, previous))
+                and all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(current, previous))
             ):
                 return expanded
         expanded = self.expand_parameters()
         if expanded[0].dtype == own[0].dtype:
-            self._cache = ([p.detach().clone() for p in own], constants, versions, expanded)
+            self._cache = ([p.detach().clone() for p in current], constants, versions, expanded)
         return expanded
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
