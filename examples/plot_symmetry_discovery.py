@@ -18,8 +18,9 @@ import numpy as np
 import planted
 import torch
 from escnn import nn as enn
+from runs import stored
 from scipy.ndimage import map_coordinates
-from symmetry_discovery_runs import CASES, HERE, read
+from symmetry_discovery_runs import CASES, HERE
 
 import escnn_relax
 from escnn_relax.evidence import survivors
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=HERE / "symmetry_discovery.jsonl")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    records, (learned, found), changes = read(given.runs), live(), grid_changes()
+    records, (learned, found), changes = stored(given.runs), live(), grid_changes()
     right = sum(r["found"] == r["planted"] for r in records)
     print(learned, f"\n{right} of {len(records)} runs in the table found the planted subgroup")
     draw(records, learned, found, changes, given.out / "symmetry_discovery.png")

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
+
+
+def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
+    """The arguments that experiments share: data, seeds, processes, device, files, and one of three sizes or only the table."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=Path, default=Path(f"examples/output/{name}_runs.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name(f"{name}_table.md"))
+    for size in ("full", "quick", "table"):
+        parser.add_argument(f"--{size}", action="store_true")
+    return parser
+
+
+def chosen_size(given: argparse.Namespace, sizes: dict[str, dict]) -> tuple[str, dict]:
+    """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for."""
+    name = next((size for size in ("full", "quick") if getattr(given, size)), "small")
+    return name, sizes[name]
 
 
 def stored(path: Path) -> list[dict]:

@@ -24,19 +24,17 @@ network.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 import torch
 from digits import accuracy
+from runs import stored, work_off
 from search_setting import DATA, KEY, METHODS, MODES, SEARCHES, SIZES, Network
 from search_writing import table
 from torch import Tensor, nn
@@ -191,13 +189,13 @@ def key(line: dict) -> tuple:
 
 
 def jobs(given, done: dict[tuple, dict], seed: int, mode: str) -> list[dict]:
-    """What is left to do for one seed in one mode; widths for equal parameters need the architectures found before."""
+    """What there is to do for one seed in one mode; widths for equal parameters need the architectures found before."""
     wanted = []
     for data in DATA:
         for method in METHODS:
             job = {"data": data, "mode": mode, "method": method, "seed": seed, "size": given.size}
             job |= {"folder": str(given.data), "device": given.device}
-            if key(job) in done or (given.only and method not in given.only):
+            if given.only and method not in given.only:
                 continue
             if mode == "parameters" and method in SEARCHES:
                 before = done.get(key({**job, "mode": "compute"}))
@@ -206,12 +204,6 @@ def jobs(given, done: dict[tuple, dict], seed: int, mode: str) -> list[dict]:
                 job["genome"] = before["genome"]
             wanted.append(job)
     return wanted
-
-
-def stored(path: Path) -> dict[tuple, dict]:
-    """The runs there are."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {key(line): line for line in lines}
 
 
 def main() -> None:
@@ -229,18 +221,12 @@ def main() -> None:
     if not given.table:
         if given.data is None:
             parser.error("--data is needed")
-        given.runs.parent.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-            for seed, mode in product(given.seeds, MODES):
-                todo = jobs(given, stored(given.runs), seed, mode)
-                for future in as_completed([pool.submit(run, job) for job in todo]):
-                    line = json.dumps(future.result())
-                    with given.runs.open("a") as file:
-                        file.write(line + "\n")
-                    print(line, flush=True)
+        for seed, mode in product(given.seeds, MODES):
+            done = {key(line): line for line in stored(given.runs)}
+            work_off(jobs(given, done, seed, mode), run, given.runs, KEY, given.jobs)
     before = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
     reading = before[before.index(READING) :] if READING in before else ""
-    text = table(list(stored(given.runs).values())) + (reading and "\n" + reading)
+    text = table(stored(given.runs)) + (reading and "\n" + reading)
     given.out.write_text(text, encoding="utf-8")
     print(text)
 

@@ -1,6 +1,6 @@
 """Which layer needs which group? The "several groups" experiment of the layer-wise-equivariance paper, with steerable layers.
 
-    python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs examples/output/several_groups.jsonl]
+    python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs examples/output/several_groups_runs.jsonl]
     python examples/several_groups_table.py --data FOLDER --full     (32 × 32 pixels, all the data, long training; wants a GPU)
     python examples/several_groups_table.py --data FOLDER --quick    (a minute: shows that it runs, nothing else)
     python examples/several_groups_table.py --table                  (only writes the table from the runs there are)
@@ -16,7 +16,6 @@ one CPU core. Every finished run is one line of a file; a run that is there is n
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from runs import stored, work_off
+from runs import arguments, chosen_size, stored, work_off
 from several_groups import PATHWAYS, Network, relative_dimensions, with_several_groups
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -45,6 +44,7 @@ PRECISIONS = (1.0, 10.0, 100.0)
 SMALL = {"train": 3000, "test": 3000, "side": 16, "alpha": 2, "epochs": 30, "share": 0.25, "samples": 1, "refresh": 5, "batch": 100}
 FULL = {"train": 60000, "test": 50000, "side": 32, "alpha": 5, "epochs": 999, "share": 1.0, "samples": None, "refresh": 5, "batch": 128}
 QUICK = {**SMALL, "train": 200, "test": 200, "epochs": 2, "refresh": 1}
+SCALES = {"small": SMALL, "full": FULL, "quick": QUICK}
 LR, SHIFT, HELD_OUT = 3e-3, 8, 6
 KEY = ("data", "method", "seed", "scale")
 
@@ -119,7 +119,7 @@ def table(lines: list[dict]) -> str:
     text = ["# Several groups in every layer", "", "Made by `examples/several_groups_table.py`, which says what is compared.", ""]
     for scale in sorted({line["scale"] for line in lines}):
         of = lambda data, method: [o for o in lines if (o["data"], o["method"], o["scale"]) == (data, method, scale)]
-        size = {"small": SMALL, "full": FULL, "quick": QUICK}[scale]
+        size = SCALES[scale]
         text += [f"## {scale}: {size['train']} images of {size['side']} × {size['side']} pixels, {size['epochs']} epochs", ""]
         text += ["Test NLL (nats) / accuracy (%), mean ± standard deviation over runs:", ""]
         text += ["| data | " + " | ".join(METHODS) + " | published MAP | published evidence |", "|" + (len(METHODS) + 3) * "---|"]
@@ -152,17 +152,9 @@ def _score(runs: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=Path, default=Path("examples/output/several_groups.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("several_groups_table.md"))
-    for name in ("full", "quick", "table"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser = arguments(__doc__, "several_groups", seeds=2)
     given = parser.parse_args()
-    scale, size = ("full", FULL) if given.full else ("quick", QUICK) if given.quick else ("small", SMALL)
+    scale, size = chosen_size(given, SCALES)
     lines = stored(given.runs)
     if not given.table:
         if given.data is None:

@@ -4,25 +4,23 @@
 
 Every run relaxes a network of the start's group, trains it with ``fit`` and reads the stabiliser of its kernels; nothing is
 tuned to a case. Finished runs are appended to the file at once and not repeated, so that it can be interrupted at any
-time; the table is written after each. A run takes 5 to 30 seconds on one core.
+time; the table is written at the end. A run takes 5 to 30 seconds on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import platform
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
 
 import planted
 import torch
+from runs import work_off
 from torch.nn.functional import cross_entropy
 
 import escnn_relax
@@ -34,14 +32,16 @@ HERE = Path(__file__).parent
 #: Which starts each kind of data has.
 STARTS = {"fields": ("C8", "D8", "SO2", "O2"), "digits": ("C8", "D4")}
 CASES = [(data, start, name) for data, starts in STARTS.items() for start in starts for name in planted.PLANTED[start]]
+KEY = ("data", "start", "planted", "seed")
 OPTIONS = {
     "fields": {"likelihood": "gaussian", "epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8},
     "digits": {"epochs": 60, "lr": 1e-2, "share": 0.5},
 }
 
 
-def run(data: str, start: str, name: str, seed: int) -> dict:
+def run(job: dict) -> dict:
     """One run: train, read, and measure what more symmetry would cost."""
+    data, start, name, seed = (job[entry] for entry in KEY)
     torch.set_num_threads(1)
     began = time.time()
     # data of their own for each start: with these fields C8's kernels are the first irreps of SO(2)'s
@@ -124,17 +124,6 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def read(path: Path) -> list[dict]:
-    """The finished runs; a line that was cut off is left out, and its run repeated."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=HERE / "symmetry_discovery.jsonl")
@@ -143,17 +132,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    done = {(r["data"], r["start"], r["planted"], r["seed"]) for r in read(given.runs)}
-    todo = [(*case, seed) for seed in range(given.seeds) for case in CASES if all(word in case for word in given.only)]
-    todo = [task for task in todo if task not in done]
-    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn")) as pool:
-        for number, future in enumerate(as_completed([pool.submit(run, *task) for task in todo]), 1):
-            record = future.result()
-            text = given.runs.read_text() if given.runs.exists() else ""
-            with given.runs.open("a") as file:
-                file.write(("\n" if text and not text.endswith("\n") else "") + json.dumps(record) + "\n")
-            print(f"{number}/{len(todo)}", *list(record.values())[:6], f"{record['seconds']} s", flush=True)
-            given.out.write_text(HEAD + table(read(given.runs)) + f"\nMeasured on {hardware()}.\n")
+    cases = [case for case in CASES if all(word in case for word in given.only)]
+    jobs = [dict(zip(KEY, (*case, seed))) for seed in range(given.seeds) for case in cases]
+    records = work_off(jobs, run, given.runs, KEY, given.workers)
+    given.out.write_text(HEAD + table(records) + f"\nMeasured on {hardware()}.\n", encoding="utf-8")
 
 
 HEAD = """# Planted symmetry, found

@@ -16,7 +16,6 @@ Every finished run is one line of a file; a run that is there is not done again.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from itertools import product
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from runs import stored, work_off
+from runs import arguments, chosen_size, stored, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from translation_networks import Network, relative_dimensions
@@ -47,6 +46,7 @@ SILENT = 3.0
 SMALL = {"train": 3000, "test": 3000, "alpha": 2, "epochs": 40, "share": 0.25, "samples": 1, "refresh": 5, "batch": 128}
 FULL = {"train": 60000, "test": 10000, "alpha": 10, "epochs": 999, "share": 1.0, "samples": None, "refresh": 5, "batch": 128}
 QUICK = {**SMALL, "train": 300, "test": 300, "epochs": 2, "refresh": 1}
+SCALES = {"small": SMALL, "full": FULL, "quick": QUICK}
 LR = 3e-3
 KEY = ("task", "column", "seed", "scale")
 
@@ -138,17 +138,9 @@ def table(lines: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=Path, default=Path("examples/output/translation_runs.jsonl"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("translation_table.md"))
-    for name in ("full", "quick", "table"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser = arguments(__doc__, "translation", seeds=3)
     given = parser.parse_args()
-    scale, size = ("full", FULL) if given.full else ("quick", QUICK) if given.quick else ("small", SMALL)
+    scale, size = chosen_size(given, SCALES)
     lines = stored(given.runs)
     if not given.table:
         if given.data is None:

@@ -75,7 +75,7 @@ def test_the_table_is_that_of_the_runs(examples):
     """Five seeds of every method, none dropped."""
     import search_table as example
 
-    lines = list(example.stored(EXAMPLES / "search_runs.jsonl").values())
+    lines = example.stored(EXAMPLES / "search_runs.jsonl")
     assert len(lines) == len(example.METHODS) * len(example.MODES) * len(example.DATA) * 5
     assert example.table(lines) in (EXAMPLES / "search_table.md").read_text(encoding="utf-8")
 

@@ -60,8 +60,9 @@ def test_labels_know_the_planted_subgroup_only(examples):
 def test_discovery_in_short(examples, tmp_path, monkeypatch):
     import plot_symmetry_discovery as example
     import symmetry_discovery_runs as runs
+    from runs import stored
 
-    records = runs.read(EXAMPLES / "symmetry_discovery.jsonl")
+    records = stored(EXAMPLES / "symmetry_discovery.jsonl")
     assert len({(r["data"], r["start"], r["planted"], r["seed"]) for r in records}) == len(records) >= 200, "no run twice"
     assert runs.table(records) in (EXAMPLES / "symmetry_discovery.md").read_text(), "the table is that of the runs"
     changes = example.grid_changes()
@@ -78,7 +79,7 @@ def test_discovery_in_short(examples, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_runs_are_resumed(examples, tmp_path):
-    import symmetry_discovery_runs as runs
+    from runs import stored
 
     path, out = tmp_path / "runs.jsonl", tmp_path / "table.md"
     options = ["--runs", str(path), "--out", str(out), "--seeds", "1", "--only", "fields", "SO2"]
@@ -88,7 +89,7 @@ def test_runs_are_resumed(examples, tmp_path):
     assert [json.loads(line)["planted"] for line in lines] == ["SO2", "C4", "C2", "C1"]
     path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])  # as if it had been killed while writing
     subprocess.run(command, check=True, capture_output=True)
-    assert len(runs.read(path)) == 4 and "4 of 4 runs" in out.read_text()
+    assert len(stored(path)) == 4 and "4 of 4 runs" in out.read_text()
 
 
 def test_claims_of_the_diffusion_can_fail(examples):

@@ -138,11 +138,7 @@ def transfer(parent: nn.Module, child: nn.Module) -> nn.Module:
     child.train()
     with torch.no_grad():
         for a, b in zip(_owners(parent), _owners(child), strict=True):
-            if type(a) not in STEERABLE:
-                for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
-                    ours.copy_(theirs)
-                continue
-            if _same_kernels(a, b):
+            if type(a) not in STEERABLE or _same_kernels(a, b):
                 for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
                     ours.copy_(theirs)
                 continue
