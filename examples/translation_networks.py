@@ -12,9 +12,9 @@ S-CONV  ``SparseR2Conv``, with seven anchors where it stands alone
 ======  ========================================================================================================
 
 Where a convolution halves the image, each sample keeps the one of four grids of pixels on which the output is largest
-(:class:`LargestGrid`), so that a network of convolutions alone is exactly invariant under translations, and no sample depends on the
-others of its batch. Channels are scalars of the trivial group here; the steerable
-versions come from ``escnn_relax.relax_translation``.
+(:class:`LargestGrid`), so that a network of convolutions alone is exactly invariant under translations; or every sample keeps the
+same grid (:class:`FixedGrid`), which is easier to train and exactly invariant under translations by half the image. Either way no sample depends on the
+others of its batch. Channels are scalars of the trivial group here; the steerable versions come from ``escnn_relax.relax_translation``.
 """
 
 from __future__ import annotations
@@ -68,11 +68,32 @@ class LargestGrid(nn.Module):
         return grids[torch.arange(len(x), device=x.device), largest]
 
 
-def layer(kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int, silent: bool = False) -> nn.Module:
+class FixedGrid(nn.Module):
+    """A layer of stride one, every second pixel of whose output is kept, and of two by two pixels their mean.
+
+    An input translated by a number of pixels that all the halvings of a network divide gives the same numbers, translated. Half the
+    image is such a number up to the last halving, from two pixels to one, and the mean does not see it there.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y[..., ::2, ::2] if y.shape[-1] > 2 else y.mean((-2, -1), keepdim=True)
+
+
+GRIDS = {"largest": LargestGrid, "fixed": FixedGrid}
+
+
+def layer(
+    kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int, silent: bool = False, grid: str = "largest"
+) -> nn.Module:
     """One layer from ``ins`` channels of ``before`` squared pixels to ``outs`` channels of ``after`` squared ones."""
     shapes = (scalars(ins), scalars(outs), (before, before), (after, after), subgroup(PLANE, 1))
     stride = before // after
-    halved = LargestGrid if stride == 2 else lambda convolution: convolution
+    halved = GRIDS[grid] if stride == 2 else lambda convolution: convolution
     if kind == "CONV":
         convolution = nn.Conv2d(ins, outs, 3, padding=1, padding_mode="circular")
         nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu")
@@ -108,6 +129,7 @@ class Network(nn.Module):
         size: pixels of a side of the image; as many blocks as halve it to one pixel.
         silent: start what stands beside a convolution with zeros and add it, instead of taking the mean, so that the
             network starts as a convolutional one.
+        grid: which pixels a convolution keeps that halves the image, ``"largest"`` or ``"fixed"``.
     """
 
     def __init__(
@@ -119,6 +141,7 @@ class Network(nn.Module):
         size: int = 32,
         blocks: Optional[int] = None,
         silent: bool = False,
+        grid: str = "largest",
     ) -> None:
         super().__init__()
         parts, before, ins = kinds.split("+"), size, channels
@@ -127,7 +150,7 @@ class Network(nn.Module):
         for index, (width, stride) in enumerate(zip(widths, strides)):
             after, outs = max(1, before // stride), alpha * width
             shapes, alone = (ins, outs, before, after), len(parts) == 1
-            made = {kind: layer(kind, *shapes, alone, index, silent and not alone) for kind in parts}
+            made = {kind: layer(kind, *shapes, alone, index, silent and not alone, grid) for kind in parts}
             self.blocks.append(Block(made, not silent))
             before, ins = after, outs
         self.hidden, self.linear = nn.Linear(ins * before**2, 4 * ins), nn.Linear(4 * ins, classes)

@@ -85,15 +85,20 @@ def test_relative_dimensions_count_every_weight_once():
 
 def test_the_table_is_that_of_the_runs(tmp_path):
     import runs
-    from several_groups_table import table
+    from several_groups_table import table, tuned
 
     path = tmp_path / "runs.jsonl"
-    one = {"data": "MNIST", "method": "evidence", "seed": 0, "scale": "small", "nll": 0.1, "accuracy": 0.97, "evidence": 0.3}
-    one["shares"] = [{"GCONV": 0.5, "CONV": 0.5, "FC": 0.0}, {"GCONV": 1.0, "CONV": 0.0, "FC": 0.0}]
-    path.write_text(json.dumps(one) + "\n" + '{"data": "cut o')
+    same = {"data": "MNIST", "precision": 1.0, "seed": 0, "scale": "small", "evidence": None, "shares": None, "accuracy": 0.97}
+    shares = [{"GCONV": 0.5, "CONV": 0.5, "FC": 0.0}, {"GCONV": 1.0, "CONV": 0.0, "FC": 0.0}]
+    wanted = [{**same, "method": "evidence", "nll": 0.1, "evidence": 0.3, "shares": shares}]
+    wanted += [{**same, "method": "held out", "nll": nll, "precision": delta} for delta, nll in ((1.0, 0.3), (10.0, 0.2), (100.0, 0.4))]
+    wanted += [{**same, "method": "MAP", "nll": nll, "precision": delta} for delta, nll in ((1.0, 0.5), (10.0, 0.6))]
+    path.write_text("\n".join(map(json.dumps, wanted)) + "\n" + '{"data": "cut o')
     lines = runs.stored(path)
-    assert lines == [one]
-    assert "| 75 (50–100) |" in table(lines) and "0.100 / 97.0 (1)" in table(lines)
+    assert lines == wanted and tuned(lines, "MNIST", "small") == 10.0 and tuned(lines, "CIFAR-10", "small") == 1.0
+    written = table(lines)
+    assert "| 75 (50–100) |" in written and "| 0.100 / 97.0 (1) |" in written
+    assert "| 0.500 / 97.0 (1) | .172 / 97.59 | 0.600 / 97.0 (1), δ = 10 |" in written, "the precision that was best on data held out"
 
 
 @pytest.mark.slow
@@ -113,4 +118,4 @@ def test_in_short(tmp_path):
     command = [sys.executable, "-W", "ignore", str(EXAMPLES / "several_groups_table.py"), "--data", str(tmp_path), "--quick"]
     command += ["--runs", str(tmp_path / "runs.jsonl"), "--out", str(tmp_path / "table.md")]
     subprocess.run(command, check=True, timeout=600)
-    assert "published evidence" in (tmp_path / "table.md").read_text()
+    assert "MAP, δ tuned" in (tmp_path / "table.md").read_text()

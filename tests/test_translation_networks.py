@@ -24,13 +24,13 @@ def test_a_prediction_does_not_depend_on_its_batch_mates():
     assert torch.allclose(model(x)[:1], model(x[:1]), atol=1e-6)
 
 
-def moves(model):
+def moves(model, size=32, translations=((1, 0), (16, 16), (3, -7))):
     """Relative change of the outputs under translations of the torus."""
     torch.manual_seed(1)
-    x = torch.randn(3, 1, 32, 32)
+    x = torch.randn(3, 1, size, size)
     with torch.no_grad():
         y = model(x)
-        return max(float((model(x.roll(by, (2, 3))) - y).norm() / y.norm()) for by in ((1, 0), (16, 16), (3, -7)))
+        return max(float((model(x.roll(by, (2, 3))) - y).norm() / y.norm()) for by in translations)
 
 
 @pytest.mark.parametrize("kinds, blind", [("CONV", True), ("S-CONV", True), ("CONV+S-CONV", False), ("F-FC", False), ("FC", False)])
@@ -45,6 +45,16 @@ def test_with_one_grid_for_all_they_are_not(monkeypatch):
     monkeypatch.setattr(LargestGrid, "forward", lambda self, x: self.layer(x)[..., ::2, ::2])
     torch.manual_seed(0)
     assert moves(Network("CONV", alpha=1).eval()) > 1e-3
+
+
+@pytest.mark.parametrize("size", [32, 16])
+@pytest.mark.parametrize("kinds, blind", [("CONV", True), ("S-CONV", True), ("CONV+S-CONV", True), ("F-FC+CONV", False), ("FC", False)])
+def test_a_fixed_grid_is_blind_to_quadrants(kinds, blind, size):
+    torch.manual_seed(0)
+    model, half = Network(kinds, alpha=1, size=size, grid="fixed").eval(), size // 2
+    change = moves(model, size, ((half, half), (half, 0)))
+    assert change < 1e-5 if blind else change > 1e-3
+    assert moves(model, size, ((1, 0),)) > 1e-3
 
 
 def test_the_evidence_covers_them():
