@@ -10,7 +10,6 @@ time; the table is written at the end. A run takes 5 to 30 seconds on one core.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import os
 import platform
@@ -21,12 +20,10 @@ from pathlib import Path
 import planted
 import torch
 from runs import work_off
-from torch.nn.functional import cross_entropy
 
 import escnn_relax
 from escnn_relax import Evidence
 from escnn_relax.evidence import survivors
-from escnn_relax.nn.stabiliser import KernelSymmetry
 
 HERE = Path(__file__).parent
 #: Which starts each kind of data has.
@@ -55,33 +52,15 @@ def run(job: dict) -> dict:
         evidence = Evidence(case.model, curvature="eigenvalue-corrected", num_data=evidence.num_data)
         evidence.log_precision.update(history.evidence.log_precision)
         evidence.refresh(case.loader(seed))
-    found = survivors(case.model, evidence).network
+    found = survivors(case.model, evidence, data=[case.train]).network
     record = {"data": data, "start": start, "planted": name, "seed": seed, "found": planted.reading(found.subgroup)}
     record |= {"subgroup": found.subgroup.name, "remainder": found.remainder, "gain": found.gain, "costs": found.costs}
-    record |= {"kept_loss": projection_cost(case, evidence, found.subgroup)}
-    record |= {"projection": {h.name: projection_cost(case, evidence, h) for h in found.larger}}
+    record |= {"projection": found.losses}
     if data == "digits":
         record["score"] = float((case.model.eval()(case.test[0]).argmax(1) == case.test[1]).float().mean())
     else:
         record |= {"score": math.exp(evidence.log_noise), "axis": case.axis}
     return {**record, "seconds": round(time.time() - began, 1)}
-
-
-@torch.no_grad()
-def projection_cost(case, evidence, kept) -> float:
-    """How much of the log-likelihood of the training data goes with the part that a subgroup does not fix (nats)."""
-    projected = copy.deepcopy(case.model).eval()
-    for layer in projected.modules():
-        if isinstance(layer, escnn_relax.nn.RelaxedR2Conv):
-            for name, weights in KernelSymmetry(layer).kept(kept).items():
-                layer.weights[name].copy_(weights)
-    x, y = case.train
-    loss = lambda model: float(
-        cross_entropy(model(x), y, reduction="sum")
-        if y.dtype == torch.long
-        else 0.5 * evidence.scale * (model(x) - y).square().sum()
-    )
-    return loss(projected) - loss(case.model.eval())
 
 
 def table(records: list[dict]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Callable, Iterable, Optional
 
 from torch import nn
 
@@ -16,6 +16,7 @@ from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup
 from .demanding import gain_of_demanding
 from .evidence import Evidence
+from .projected import ProjectionLoss
 
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
 
@@ -33,7 +34,10 @@ class LayerSurvivor:
         gain: change of the log evidence if exactly H were demanded (nats): about 0 or more where what H does not fix was
             switched off, for then it makes no difference. NaN without an evidence.
         larger: the next larger subgroups.
-        costs: what demanding each of them would cost beyond that, by name (nats); empty without an evidence.
+        costs: what demanding each of them would cost beyond that, by name (nats); empty without an evidence. Read off the
+            curvature at the present weights: next to nothing where the data are fitted so well that there is none.
+        losses: what of the log-likelihood of ``data`` goes if the kernels are projected on each of them, by name (nats), see
+            :class:`~escnn_relax.evidence.projected.ProjectionLoss`; empty without data.
         note: why there are no nats, empty if there are.
 
     >>> from escnn import gspaces
@@ -50,6 +54,12 @@ class LayerSurvivor:
     larger: tuple[Subgroup, ...]
     costs: dict[str, float]
     note: str = ""
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """The least of the losses (nats); infinite for H = G, NaN without data."""
+        return min(self.losses.values(), default=math.nan if self.larger else math.inf)
 
     @property
     def margin(self) -> float:
@@ -94,17 +104,24 @@ class Survivors:
     def __str__(self) -> str:
         width = max([5, *(len(s.name) for s in self.layers)])
         names = max([8, *(len(s.subgroup.name) for s in (*self.layers, *self.by_depth))])
-        lines = [f"{'layer':<{width}}  {'subgroup':<{names}}  remainder    margin  {'by depth':<{names}}    margin"]
+        measured = any(one.losses for one in self.layers + self.by_depth)
+        nats = "    margin" + ("   in data" if measured else "")
+        lines = [f"{'layer':<{width}}  {'subgroup':<{names}}  remainder{nats}  {'by depth':<{names}}{nats}"]
         for own, depth in zip(self.layers, self.by_depth):
-            lines.append(
-                f"{own.name:<{width}}  {own.subgroup.name:<{names}}  {own.remainder:9.1e}  {_nats(own.margin)}"
-                f"  {depth.subgroup.name:<{names}}  {_nats(depth.margin)}"
-            )
+            line = f"{own.name:<{width}}  {own.subgroup.name:<{names}}  {own.remainder:9.1e}"
+            for name, one in (("", own), (f"  {depth.subgroup.name:<{names}}", depth)):
+                line += f"{name}  {_nats(one.margin)}" + (f"  {_nats(one.loss)}" if measured else "")
+            lines.append(line)
         return "\n".join(lines)
 
 
 def survivors(
-    model: nn.Module, evidence: Optional[Evidence] = None, *, energy: float = SWITCHED_OFF, depth: bool = True
+    model: nn.Module,
+    evidence: Optional[Evidence] = None,
+    *,
+    data: Optional[Iterable[Any]] = None,
+    energy: float = SWITCHED_OFF,
+    depth: bool = True,
 ) -> Survivors:
     """The largest subgroups that survive in a model's relaxed layers: the stabilisers of the learned kernels.
 
@@ -116,12 +133,16 @@ def survivors(
     Args:
         model: any model with relaxed layers.
         evidence: of this model, refreshed; gives the margins in nats, at its present precisions.
+        data: yields ``(input, target)``; re-iterable. With it, what each larger subgroup would cost is measured as well, by a
+            pass over the data for each of them, layer by layer and by depth: the margins come from the curvature, which
+            knows nothing of what lies further away, and vanishes where a network fits its data without error.
         energy: the largest share of a layer's energy that counts as switched off (fraction).
         depth: read the network as a whole, too; layers of different groups have no common reading.
 
     Raises:
         UnsupportedModuleError: no relaxed layer, or with ``depth`` layers of different groups.
-        ArgumentError: an evidence of another model.
+        ArgumentError: an evidence of another model; data without an evidence, whose likelihood they need.
+        DataError: data that are not finite or not pairs, or no data.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax import relax
@@ -135,6 +156,8 @@ def survivors(
     if evidence is not None and evidence.model is not model:
         remedy = "pass the one that this model was fitted with"
         raise ArgumentError("survivors", "an evidence of another model", remedy=remedy)
+    if data is not None and evidence is None:
+        raise ArgumentError("survivors", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")
     found = [
         KernelSymmetry(module, name)
         for name, module in model.named_modules()
@@ -143,10 +166,14 @@ def survivors(
     if not found:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="relax it first")
     measure = _measure(evidence)
-    layers = tuple(_survivor(s.name, [s], energy, measure) for s in found)
-    if not depth:
-        return Survivors(layers, layers)
-    return Survivors(layers, tuple(_survivor("", found[: n + 1], energy, measure) for n in range(len(found))))
+    projected = None if evidence is None or data is None else ProjectionLoss(evidence, data)
+
+    def read(name: str, layers: list[KernelSymmetry]) -> LayerSurvivor:
+        one = _survivor(name, layers, energy, measure)
+        return one if projected is None else replace(one, losses={h.name: projected(layers, h) for h in one.larger})
+
+    layers = tuple(read(s.name, [s]) for s in found)
+    return Survivors(layers, tuple(read("", found[: n + 1]) for n in range(len(found))) if depth else layers)
 
 
 def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
