@@ -11,7 +11,8 @@ from typing import Callable, Iterable, Sequence
 
 
 def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
-    """The arguments that experiments share: data, seeds, processes, device, files, and one of three sizes or only the table."""
+    """The arguments that experiments share: data, seeds, processes, device, files, training loop, and one of three sizes or only
+    the table."""
     import torch
 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -21,15 +22,17 @@ def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs", type=Path, default=Path(f"examples/output/{name}_runs.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name(f"{name}_table.md"))
+    parser.add_argument("--published-loop", action="store_true", help="train as the paper did, see published_loop.py")
     for size in ("full", "quick", "table"):
         parser.add_argument(f"--{size}", action="store_true")
     return parser
 
 
 def chosen_size(given: argparse.Namespace, sizes: dict[str, dict]) -> tuple[str, dict]:
-    """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for."""
+    """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for; and of the loop."""
     name = next((size for size in ("full", "quick") if getattr(given, size)), "small")
-    return name, sizes[name]
+    loop = ", published loop" if given.published_loop else ""
+    return name + loop, {**sizes[name], "published": given.published_loop}
 
 
 def stored(path: Path) -> list[dict]:

@@ -3,6 +3,7 @@
     python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs examples/output/several_groups_runs.jsonl]
     python examples/several_groups_table.py --data FOLDER --full     (32 × 32 pixels, all the data, long training; wants a GPU)
     python examples/several_groups_table.py --data FOLDER --quick    (a minute: shows that it runs, nothing else)
+    python examples/several_groups_table.py --published-loop ...      (trains as the paper did, see published_loop.py)
     python examples/several_groups_table.py --table                  (only writes the table from the runs there are)
 
 FOLDER holds ``mnist.npz``, ``rotated_mnist.npz`` and ``cifar10_16k.npz`` (a subset of CIFAR-10): arrays x_train, y_train, x_test,
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from published_loop import train_as_published
 from runs import arguments, chosen_size, stored, work_off
 from several_groups import PATHWAYS, Network, relative_dimensions, with_several_groups
 from torch import Tensor, nn
@@ -75,9 +77,13 @@ def train(job: dict, x: Tensor, y: Tensor) -> tuple[nn.Module, Evidence]:
     if not strict:
         model = with_several_groups(model, x[:2])
     learns = {} if job["method"] == "evidence" else {"residual_log_precision": start}
-    evidence = Evidence(model, num_data=len(x), samples=size["samples"], log_precision=start, relaxed_only=not strict, **learns)
+    samples = None if size["published"] else size["samples"]
+    evidence = Evidence(model, num_data=len(x), samples=samples, log_precision=start, relaxed_only=not strict, **learns)
     generator = torch.Generator().manual_seed(job["seed"])
     loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=generator)
+    if size["published"]:
+        train_as_published(model, loader, evidence, size["epochs"], learns=job["method"] == "evidence")
+        return model.eval(), evidence
     never, sometimes = size["epochs"], min(10, size["epochs"] - 1)
     options = {"burn_in": sometimes if job["method"] == "evidence" else never, "refresh_every": size["refresh"]}
     options |= {"share": size["share"], "keep": 0.3, "hypersteps": 20, "lr": LR, "progress": False}
@@ -122,7 +128,7 @@ def table(lines: list[dict]) -> str:
     """Ours beside the published figures, and what the evidence kept of each layer."""
     text = ["# Several groups in every layer", "", "Made by `examples/several_groups_table.py`, which says what is compared.", ""]
     for scale in sorted({line["scale"] for line in lines}):
-        size = SCALES[scale]
+        size = SCALES[scale.split(",")[0]]
         of = lambda data, method, precision=1.0: [
             o for o in lines if (o["data"], o["method"], o["precision"], o["scale"]) == (data, method, precision, scale)
         ]

@@ -3,6 +3,7 @@
     python examples/translation_table.py --data FOLDER [--seeds 3] [--jobs 1] [--runs examples/output/translation_runs.jsonl]
     python examples/translation_table.py --data FOLDER --full        (the published size; wants a GPU)
     python examples/translation_table.py --data FOLDER --quick       (a minute: shows that it runs, nothing else)
+    python examples/translation_table.py --published-loop ...         (trains as the paper did, see published_loop.py)
     python examples/translation_table.py --table                     (only writes the table from the runs there are)
 
 FOLDER holds ``mnist.npz``: arrays x_train, y_train, x_test, y_test of uint8 digits, 28 × 28. Each lies in a random quadrant of a
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from published_loop import train_as_published
 from runs import arguments, chosen_size, stored, work_off
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,17 +80,22 @@ def run(job: dict) -> dict:
     torch.manual_seed(seed)
     model = Network(kinds, size["alpha"], classes=TASKS[job["task"]], size=size["side"], silent=silent, grid="fixed").to(job["device"])
     loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=torch.Generator().manual_seed(seed))
-    evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=size["samples"])
+    samples = None if size["published"] else size["samples"]
+    evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=samples)
     evidence.log_precision.update({name: SILENT for name in evidence.log_precision if silent and ".F-FC." in name})
     schedule = {"epochs": size["epochs"], "lr": LR, "refresh_every": size["refresh"], "progress": False}
     shares, total = None, None
-    if how == "evidence":
+    learns = how == "evidence"
+    if size["published"]:
+        train_as_published(model, loader, evidence, size["epochs"], learns)
+    elif learns:
         burn_in = min(10, size["epochs"] - 1)
         escnn_relax.fit(model, loader, evidence=evidence, burn_in=burn_in, share=size["share"], keep=0.3, hypersteps=20, **schedule)
-        shares = relative_dimensions(model, evidence.effective_dimension())
-        total = -evidence.log_marginal_likelihood() / len(x)
     else:
         descend(model, loader, evidence, size["epochs"])
+    if learns:
+        shares = relative_dimensions(model, evidence.effective_dimension())
+        total = -evidence.log_marginal_likelihood() / len(x)
     model.eval()
     with torch.no_grad():
         logits = torch.cat([model(part) for part in test[0].split(500)])

@@ -65,3 +65,46 @@ def test_the_evidence_covers_them():
     evidence = Evidence(model, relaxed_only=False)
     assert not evidence.uncovered
     evidence.refresh([(torch.randn(8, 1, 32, 32), torch.randint(10, (8,)))])
+
+
+def test_the_published_loop(monkeypatch):
+    """Weights always, precisions from the tenth epoch on after every fifth; MAP leaves them."""
+    from published_loop import train_as_published
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from escnn_relax import Evidence
+
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(8, 1, 8, 8), torch.randint(10, (8,))), 8)
+    refreshed, refresh = [], Evidence.refresh
+    monkeypatch.setattr(Evidence, "refresh", lambda self, *args: refreshed.append(1) or refresh(self, *args))
+    for learns, epochs, count in ((True, 16, 2), (True, 17, 3), (True, 2, 1), (False, 16, 0)):
+        model = Network("CONV", alpha=1, size=8, blocks=2, grid="fixed")
+        before = {n: p.clone() for n, p in model.named_parameters()}
+        evidence = Evidence(model, num_data=8, relaxed_only=False)
+        start = dict(evidence.log_precision)
+        refreshed.clear()
+        train_as_published(model, loader, evidence, epochs, learns)
+        assert len(refreshed) == count, "epochs 10 and 15, and the last one"
+        assert (evidence.log_precision != start) == learns
+        assert not any(torch.equal(p, before[n]) for n, p in model.named_parameters() if "weight" in n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--published-loop"]])
+def test_the_table_in_short(tmp_path, options):
+    """A quick run from end to end on made-up digits."""
+    import subprocess
+
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    digits = {f"x_{p}": generator.integers(0, 255, (300, 28, 28), dtype=np.uint8) for p in ("train", "test")}
+    digits |= {f"y_{p}": generator.integers(0, 10, 300, dtype=np.uint8) for p in ("train", "test")}
+    np.savez(tmp_path / "mnist.npz", **digits)
+    script = Path(__file__).parents[1] / "examples" / "translation_table.py"
+    command = [sys.executable, "-W", "ignore", str(script), "--data", str(tmp_path), "--quick", *options]
+    command += ["--runs", str(tmp_path / "runs.jsonl"), "--out", str(tmp_path / "table.md")]
+    subprocess.run(command, check=True, timeout=900)
+    written = (tmp_path / "table.md").read_text()
+    assert "published" in written and written.count("(1 runs)") == 12 and ("quick, published loop" in written) == bool(options)
