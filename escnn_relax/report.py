@@ -15,7 +15,7 @@ from .evidence import Evidence, survivors
 from .nn.mixed import MixedConvolution
 from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
-from .nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
+from .nn.relaxed_translation import RelaxedTranslation
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
@@ -32,12 +32,20 @@ class PathwayReport:
     Attributes:
         name: ``"equivariant"``, or the irrep or subgroup of the pathway.
         breaks: whether it breaks the symmetry.
-        dimension: number of its weights.
-        log_precision: log prior precision, NaN where no evidence set it.
+        dimension: number of its weights, biases aside.
+        log_precision: log prior precision, NaN where no evidence set it; of a convolution beside other pathways the smallest
+            of its weights'.
         effective_dimension: how many of its weights the data determine, NaN where no evidence measured it.
         fraction: ``effective_dimension / dimension``.
         share: the fraction relative to the sum of the fractions of the layer's pathways.
-        energy: share of the kernel's energy.
+        energy: share of the kernel's energy; beside pathways that break translations see
+            :meth:`escnn_relax.nn.RelaxedTranslation.energies`.
+
+    In a pathway that breaks translations and keeps a group, fields at sites that some elements leave in place have weights
+    that depend on each other (a dense scalar C4 pathway from 2 x 2 pixels to one has four, of rank 1; one of D4 between
+    other fields from 4 x 4 to 3 x 3, 384 of rank 216). The data can determine no more than the rank, while ``dimension``
+    counts them all: ``fraction`` and ``share`` of such a pathway come out smaller than of a free one, whose weights are
+    independent.
     """
 
     name: str
@@ -62,7 +70,8 @@ class LayerReport:
         equivariance_error: largest relative change of the kernel under the elements of the group that map the pixel
             grid to itself; NaN if there is none but the identity.
         survivor: name of the largest subgroup that survives in the layer, see :func:`escnn_relax.evidence.survivors`; empty
-            if it was not asked for, or of a mixed layer.
+            if it was not asked for, or of a mixed layer. Living pathways beside the layer
+            are counted in.
         margin: by how much the evidence prefers it to the best larger subgroup (nats); infinite for the whole group, NaN
             without a refreshed evidence.
         by_depth: name of the largest subgroup that survives in the layer and all before it.
@@ -227,21 +236,17 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
 
 
 def _translation(name: str, layer: RelaxedTranslation) -> LayerReport:
-    energies = layer.energies()
-    sizes = {CONVOLUTION: sum(p.numel() for p in layer.convolution.parameters())}
-    sizes.update((n, sum(layer.get_parameter(w).numel() for w in of)) for n, of in layer.pathway_weights().items())
-    deltas = dict(zip(layer.sites, layer.log_precision.tolist()))
-    gammas = dict(zip(layer.sites, layer.effective_dimension.tolist()))
-    fractions = {n: gammas.get(n, math.nan) / size for n, size in sizes.items()}
-    total = sum(fractions[n] for n in layer.sites)
+    energies, stationary = layer.energies(name), layer.stationary()
+    sizes = {n: sum(layer.get_parameter(w).numel() for w in of) for n, of in layer.pathway_weights().items()}
+    gammas = layer.effective_dimension.tolist()
+    fractions = [gamma / size for gamma, size in zip(gammas, sizes.values())]
+    total = sum(fractions)
     pathways = tuple(
-        PathwayReport(
-            *(n, n != CONVOLUTION, size, deltas.get(n, math.nan), gammas.get(n, math.nan), fractions[n]),
-            *(fractions[n] / total if total else math.nan, energies[n]),
-        )
-        for n, size in sizes.items()
+        PathwayReport(n, n not in stationary, sizes[n], delta, gamma, f, f / total if total else math.nan, energies[n])
+        for n, delta, gamma, f in zip(sizes, layer.log_precision.tolist(), gammas, fractions)
     )
-    return LayerReport(name or "model", "translations", pathways, layer.breaking_energy, math.nan)
+    breaking = sum(p.energy for p in pathways if p.breaks)
+    return LayerReport(name or "model", "translations", pathways, breaking, math.nan)
 
 
 def _plain(value: Any) -> Any:

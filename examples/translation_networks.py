@@ -126,7 +126,7 @@ class Network(nn.Module):
     Args:
         kinds: what each block is the mean of, as ``"F-FC+CONV"``.
         alpha: channels of the first block.
-        size: pixels of a side of the image; as many blocks as halve it to one pixel.
+        size: pixels of a side of the image, which each block that halves it must be able to, down to one pixel.
         silent: start what stands beside a convolution with zeros and add it, instead of taking the mean, so that the
             network starts as a convolutional one.
         grid: which pixels a convolution keeps that halves the image, ``"largest"`` or ``"fixed"``.
@@ -146,6 +146,10 @@ class Network(nn.Module):
         super().__init__()
         parts, before, ins = kinds.split("+"), size, channels
         widths, strides = WIDTHS[:blocks], STRIDES[:blocks]
+        halved = math.prod(strides)
+        if size < 1 or (size % halved and halved % size):
+            times = halved.bit_length() - 1
+            raise ValueError(f"size: expected an image that can be halved {times} times, or to one pixel, got {size}")
         self.blocks = nn.Sequential()
         for index, (width, stride) in enumerate(zip(widths, strides)):
             after, outs = max(1, before // stride), alpha * width

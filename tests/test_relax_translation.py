@@ -157,7 +157,10 @@ def test_exact_blocks_are_those_of_the_gauss_newton_matrix(pathways):
 
 
 def test_factors_have_the_size_of_one_group():
-    """The published blocks: A_U is S x S for each input channel, A_V is C x C for each output channel."""
+    """The published blocks: A_U is S x S for each input channel, A_V is C x C for each output channel.
+
+    B is kept for each channel as well, where the published factors share one B_U and one B_V among all of them.
+    """
     three, two = (enn.FieldType(C4, n * [C4.trivial_repr]) for n in (3, 2))
     pathway = shaken(FactoredPathway(three, two, (4, 4), (3, 3), trivial(C4)))
     x = torch.randn(6, 3, 4, 4).double()
@@ -335,12 +338,12 @@ def test_evidence_starts_them_as_residual_and_the_report_shows_them():
     evidence.refresh(DataLoader(TensorDataset(x, torch.randint(3, (8,))), 4))
     layer, gammas = model.net[0], evidence.effective_dimension()
     names = [f"0.net.0.{n}" for n in layer.pathway_weights()["factored_C4"]]
-    assert float(layer.effective_dimension[0]) == pytest.approx(sum(gammas[n] for n in names))
+    assert float(layer.effective_dimension[1]) == pytest.approx(sum(gammas[n] for n in names))
     seen = {entry.name: entry for entry in report(flat, evidence).layers}
     shown = seen["0.net.0"]
     assert [p.name for p in shown.pathways] == ["convolution", "factored_C4", "dense_free"]
     assert shown.breaking_energy == pytest.approx(sum(p.energy for p in shown.pathways if p.breaks)) and shown.breaking_energy > 0
-    assert seen["0.net.0.convolution"].survivor == "C4"
+    assert seen["0.net.0.convolution"].survivor == "trivial"  # dense_free is alive
     assert "factored_C4" in str(report(flat, evidence))
 
 

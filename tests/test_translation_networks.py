@@ -57,6 +57,15 @@ def test_a_fixed_grid_is_blind_to_quadrants(kinds, blind, size):
     assert moves(model, size, ((1, 0),)) > 1e-3
 
 
+@pytest.mark.parametrize("kinds", ["CONV", "F-FC"])
+def test_sizes_that_cannot_be_halved(kinds):
+    for size, blocks in ((24, None), (0, None), (6, 4)):
+        with pytest.raises(ValueError, match=f"size: expected an image that can be halved.*got {size}"):
+            Network(kinds, alpha=1, size=size, blocks=blocks)
+    for size, blocks in ((24, 2), (12, 4), (8, None)):
+        assert Network(kinds, alpha=1, size=size, blocks=blocks)(torch.randn(2, 1, size, size)).shape == (2, 10)
+
+
 def test_the_evidence_covers_them():
     from escnn_relax import Evidence
 

@@ -9,8 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import CoverageError, UnsupportedModuleError
+from ..nn.anchors import Anchors
 from ..nn.mixed_kernel import MixtureKernel
-from ..nn.site_fields import Anchors
 from .layers import alike, obstacle
 
 __all__ = ["Coverage", "Part", "check_samples", "coverage", "join"]

@@ -14,11 +14,11 @@ from torch.nn.utils import parametrize
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
+from ..nn.anchors import Anchors
 from ..nn.grouped import GroupedLinear
 from ..nn.kernel import PathwayKernel
 from ..nn.mixed_kernel import MixtureKernel
 from ..nn.relaxed import RelaxedConvolution
-from ..nn.site_fields import Anchors
 from ..nn.sparse_convolution import SparseR2Conv, SparseR3Conv
 from .linear_map import LinearMap, Piece, WeightBlock
 from .places import Channelwise, Everywhere, Places, TransposedWindow, Window

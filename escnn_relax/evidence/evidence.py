@@ -14,7 +14,8 @@ interpolation*, 1992; Immer et al., *Scalable marginal likelihood estimation for
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +213,16 @@ class Evidence:
         self.num_data = spectrum.num_data
         self.publish()
         return self.terms()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What the last refresh found is put back in the end, whatever refreshes come meanwhile."""
+        found = self.estimate, self._previous, self._spectrum, self.num_data
+        try:
+            yield
+        finally:
+            self.estimate, self._previous, self._spectrum, self.num_data = found
+            self.publish()
 
     def terms(self) -> EvidenceTerms:
         """The evidence of the last refresh's curvature at the present precisions and weights."""

@@ -17,8 +17,9 @@ from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, DataError, RelaxError
 from .evidence import Evidence
 from .history import EpochRecord, History
-from .loading import Part, data_size
+from .loading import Part, Replayed, data_size
 from .run import Run, Undo
+from .scales import Scales
 
 __all__ = ["fit"]
 
@@ -45,6 +46,7 @@ def fit(
     evidence_loader: Optional[Iterable[Any]] = None,
     share: float = 1.0,
     keep: float = 0.0,
+    omega_rate: float = 0.1,
     checkpoint: Union[None, str, Path] = None,
     progress: bool = True,
     callback: Optional[Callable[[EpochRecord], None]] = None,
@@ -63,7 +65,8 @@ def fit(
         epochs: passes over it.
         likelihood: ``"categorical"`` or ``"gaussian"``.
         evidence: an :class:`~escnn_relax.Evidence` of this model; by default one is made with ``evidence_options``.
-        optimizer: an optimiser, or a function from a list of parameters to one; Adam with ``lr`` by default.
+        optimizer: an optimiser, or a function from a list of parameters to one; Adam with ``lr`` by default. It must not
+            hold length scales (``log_omega``), which that list does not have.
         scheduler: function from the optimiser to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
         burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights.
         refresh_every: epochs from one refresh to the next.
@@ -73,6 +76,7 @@ def fit(
         share: how many of its batches each refresh looks at (fraction), one part after the other; the last refresh of
             all looks at every batch.
         keep: share of the previous curvature that a refresh keeps (fraction), for a running average over such parts.
+        omega_rate: largest step of a length scale at a refresh, in log omega; see below.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
             result as if it had never stopped.
         progress: show a progress bar.
@@ -82,7 +86,15 @@ def fit(
         DataError: an empty loader, NaN data or weights, a loss that is not finite.
         LikelihoodError, CoverageError, CurvatureError: see :class:`~escnn_relax.Evidence`.
         CheckpointError: a checkpoint that belongs to another run.
-        ArgumentError: numbers of epochs that make no sense.
+        CurvatureError: a slope of the evidence in a length scale that is not finite.
+        ArgumentError: numbers of epochs that make no sense; an optimiser that holds a length scale; length scales to learn
+            and a curvature that cannot be differentiated (``samples``, ``"eigenvalue-corrected"``).
+
+    Length scales of anchors (``learn_omega=True``) are moved by the evidence alone, never by the loss: after the updates of
+    the precisions, each refresh that does not wait takes one step of Adam along the hypergradient of its own data
+    (:mod:`~escnn_relax.evidence.scales`), at most ``omega_rate`` or so in log omega; omega stays within 0.001 and 100
+    (1 / pixels). It costs one more pass over these data, with a graph, and two with ``keep``. What a loader shuffles or
+    augments comes the same again in each of them. Scales with ``requires_grad=False`` stay.
 
     For ten outputs a refresh on all the data costs about as much as six epochs. With ``refresh_every=5``, ``share=0.25``
     and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.3 times as long as
@@ -123,14 +135,16 @@ def fit(
     if evidence is None:
         evidence_options.setdefault("num_data", data_size(train_loader))
         evidence = Evidence(model, likelihood, **evidence_options)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    scales = Scales(evidence, omega_rate)
+    parameters = scales.others(p for p in model.parameters() if p.requires_grad)
     descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
+    scales.refuse_in(descent)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
     settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
     settings |= {"hypersteps": hypersteps, "share": share, "keep": keep}
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
-    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings)
+    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales)
     modes = [(module, module.training) for module in model.modules()]
     history = History(evidence)
     if checkpoint is not None and Path(checkpoint).exists():
@@ -141,20 +155,24 @@ def fit(
         for epoch in bar:
             undo = Undo(run, modes)
             try:
-                loss, constant = _epoch(run)
+                with scales.held():
+                    loss, constant = _epoch(run)
             except RelaxError:
                 undo()
                 raise
             _anneal(schedule, loss)
             record = EpochRecord(epoch, loss)
             if epoch >= burn_in and (epoch - burn_in) % refresh_every == 0:
-                terms, note = evidence.refresh(part_of((epoch - burn_in) // refresh_every), keep=keep), ""
+                part = part_of((epoch - burn_in) // refresh_every)
+                part = Replayed(part, all_of, run.device) if scales else part
+                terms, note = evidence.refresh(part, keep=keep), ""
                 if epoch < epochs // 2 and evidence.mean_loss > LEARNED * constant:
                     note = "no better than a constant yet: the precisions wait"
                 else:
                     terms = evidence.step(hypersteps)
+                    scales.step(part, keep)
                 gammas = evidence.effective_dimension()
-                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, note)
+                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, note, scales.values())
             history.records.append(record)
             if checkpoint is not None:
                 run.save(checkpoint, history)

@@ -21,6 +21,7 @@ class EpochRecord:
         log_precision: log prior precision by parameter, after them.
         effective_dimension: effective dimension by parameter, after them.
         note: what the training loop did out of the ordinary.
+        omega: inverse length scale by the name of its parameter, after this epoch's step (1 / pixels), where a refresh was.
 
     >>> record = EpochRecord(4, 0.31, EvidenceTerms(data_fit=-40.0, complexity=12.0, prior=8.0, num_data=100))
     >>> record.evidence.total
@@ -33,6 +34,7 @@ class EpochRecord:
     log_precision: dict[str, float] = field(default_factory=dict)
     effective_dimension: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    omega: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -28,26 +28,35 @@ if TYPE_CHECKING:
 __all__ = ["hypergradient"]
 
 
-def hypergradient(evidence: "Evidence", loader: Iterable[Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+def hypergradient(
+    evidence: "Evidence", loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
+) -> list[Tensor]:
     """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
 
     Args:
         evidence: any but with sampled or ``"eigenvalue-corrected"`` curvature; it is refreshed on the way.
         loader: the data, the same at each pass.
         parameters: leaves of the model: weights, mixing weights, length scales.
+        refreshed: the evidence was refreshed with this loader just now, at the same weights and without ``keep``; it is not
+            again.
 
     Returns:
         one tensor for each, of its shape; no ``.grad`` is touched.
 
     Raises:
-        ArgumentError: parameters that are none of the model's.
+        ArgumentError: parameters that are none of the model's, or frozen.
         DataError: a loader that yields other data in the second pass.
     """
     known = {id(p): name for name, p in evidence.model.named_parameters()}
     if not parameters or not all(id(p) in known for p in parameters):
         raise ArgumentError("hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()")
+    for p in parameters:
+        if not p.requires_grad:
+            remedy = "call requires_grad_() on it, or leave it out"
+            raise ArgumentError("hypergradient", f"{known[id(p)]} is frozen", remedy=remedy)
     evidence.curvature.refuse_indifferentiable()
-    evidence.refresh(loader)
+    if not refreshed:
+        evidence.refresh(loader)
     estimate, num_data = evidence._refreshed("hypergradient")
     share = num_data / estimate.num_data
     sensitivities = {

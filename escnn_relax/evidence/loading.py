@@ -10,8 +10,9 @@ import torch
 
 from ..curvature.collect import batches
 from ..errors import ArgumentError, DataError
+from .checkpoint import random_state, set_random_state
 
-__all__ = ["Part", "data_size", "generators"]
+__all__ = ["Part", "Replayed", "data_size", "generators"]
 
 
 class Part:
@@ -36,6 +37,37 @@ class Part:
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(self.loader), self.start, self.start + self.size)
+
+
+class Replayed:
+    """A loader that yields the same each time, however it shuffles or augments: it starts from the same random state.
+
+    Args:
+        loader: re-iterable.
+        source: the loader with random generators of its own, where ``loader`` is a part of it.
+        device: whose global generator counts beside the processor's.
+
+    >>> from torch.utils.data import DataLoader
+    >>> shuffled = Replayed(DataLoader(range(100), 100, shuffle=True))
+    >>> torch.equal(next(iter(shuffled)), next(iter(shuffled)))
+    True
+    """
+
+    def __init__(
+        self, loader: Iterable[Any], source: Optional[Iterable[Any]] = None, device: torch.device = torch.device("cpu")
+    ) -> None:
+        self.loader, self.device = loader, device
+        self.generators = list(generators(loader if source is None else source))
+        self.start: Optional[tuple[Any, list[torch.Tensor]]] = None
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.start is None:
+            self.start = random_state(self.device), [g.get_state() for g in self.generators]
+        else:
+            set_random_state(self.start[0], self.device)
+            for generator, state in zip(self.generators, self.start[1]):
+                generator.set_state(state)
+        return iter(self.loader)
 
 
 def data_size(loader: Iterable[Any]) -> int:

@@ -39,7 +39,7 @@ class ProjectionLoss:
     def __call__(self, layers: Sequence[KernelSymmetry], kept: Subgroup) -> float:
         key = tuple(layer.name for layer in layers), kept.id
         if key not in self._known:
-            weights = {layer.name: self._model.get_submodule(layer.name).weights for layer in layers}
+            weights: dict[str, Any] = {layer.name: self._model.get_submodule(layer.name).weights for layer in layers}
             saved = {layer.name: copy.deepcopy(dict(weights[layer.name])) for layer in layers}
             try:
                 for layer in layers:

@@ -16,6 +16,7 @@ from . import checkpoint as disk
 from .evidence import Evidence
 from .history import EpochRecord, History
 from .loading import generators
+from .scales import Scales
 from .terms import EvidenceTerms
 
 __all__ = ["Run", "Undo"]
@@ -27,6 +28,7 @@ class Run:
 
     Attributes:
         settings: what must be the same for a checkpoint to be continued.
+        scales: the length scales that the evidence moves.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Run:
     evidence: Evidence
     loaders: tuple[Iterable[Any], Optional[Iterable[Any]]]
     settings: dict[str, Any]
+    scales: Scales
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +58,8 @@ class Run:
             "num_data": evidence.num_data,
             "prior": [list(prior.bounds), sorted(prior.fixed), {g: list(m) for g, m in prior.groups.items()}],
         }
+        if self.scales:
+            described["scales"] = [self.scales.rate, *self.scales.parameters]
         return disk.plain(described)
 
     def save(self, path: Union[str, Path], history: History) -> None:
@@ -65,6 +70,7 @@ class Run:
             "optimizer": self.descent.state_dict(),
             "scheduler": self.schedule.state_dict(),
             "evidence": self.evidence.state_dict(),
+            "scales": self.scales.state_dict(),
             "records": history.to_dict()["records"],
             "random": disk.random_state(self.device),
             "generators": [g.get_state() for g in generators(*self.loaders)],
@@ -82,6 +88,7 @@ class Run:
         self.descent.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         self.evidence.load_state_dict(state["evidence"])
+        self.scales.load_state_dict(state.get("scales", {}))
         disk.set_random_state(state["random"], self.device)
         for generator, saved in zip(own, state["generators"]):
             generator.set_state(saved)

@@ -10,10 +10,11 @@ from torch import nn
 
 from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.relaxed import RelaxedConvolution
+from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from ..nn.stabiliser import KernelSymmetry, stabiliser
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
-from ..symmetry.subgroups import Subgroup
+from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
 from .demanding import gain_of_demanding
 from .evidence import Evidence
 from .projected import ProjectionLoss
@@ -21,6 +22,8 @@ from .projected import ProjectionLoss
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
 
 Measure = Callable[[KernelSymmetry, Subgroup], float]
+#: Living pathways beside convolutions, by layer and name, with the groups that they keep.
+Beside = dict[str, Subgroup]
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,10 @@ def survivors(
     A subgroup survives in a layer if no more than ``energy`` of the kernel is not equivariant under it, or if the evidence
     gains by demanding it; see :func:`~escnn_relax.nn.stabiliser.stabiliser` for when these differ. For SO(2) and O(2)
     the discrete subgroups are found from the frequencies that are alive, and the axis of a reflection from the
-    coefficients.
+    coefficients. Of a convolution with pathways beside it that are not switched off
+    (:meth:`escnn_relax.nn.RelaxedTranslation.living`), only what these keep as well survives; where that is less, there are
+    no margins: they would be those of the kernel alone. By depth such pathways count wherever they are, those after the
+    last relaxed convolution for this one.
 
     Args:
         model: any model with relaxed layers.
@@ -158,22 +164,34 @@ def survivors(
         raise ArgumentError("survivors", "an evidence of another model", remedy=remedy)
     if data is not None and evidence is None:
         raise ArgumentError("survivors", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")
-    found = [
-        KernelSymmetry(module, name)
-        for name, module in model.named_modules()
-        if isinstance(module, RelaxedConvolution) and hasattr(module, "relaxation")
-    ]
+    found: list[KernelSymmetry] = []
+    own: list[Beside] = []
+    before: list[Beside] = []
+    living: dict[str, Beside] = {"": {}}  # by the name of the convolution
+    for name, module in model.named_modules():
+        if isinstance(module, RelaxedTranslation):
+            kept = module.living(energy, where=name).items()
+            living[f"{name}.{CONVOLUTION}".lstrip(".")] = {f"{n} of {name or 'model'}": of for n, of in kept}
+        elif isinstance(module, RelaxedConvolution) and hasattr(module, "relaxation"):
+            found.append(KernelSymmetry(module, name))
+            own.append(living.get(name, {}))
+            before.append({n: of for others in living.values() for n, of in others.items()})
     if not found:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="relax it first")
     measure = _measure(evidence)
     projected = None if evidence is None or data is None else ProjectionLoss(evidence, data)
 
-    def read(name: str, layers: list[KernelSymmetry]) -> LayerSurvivor:
-        one = _survivor(name, layers, energy, measure)
-        return one if projected is None else replace(one, losses={h.name: projected(layers, h) for h in one.larger})
+    before[-1] = {n: of for others in living.values() for n, of in others.items()}
 
-    layers = tuple(read(s.name, [s]) for s in found)
-    return Survivors(layers, tuple(read("", found[: n + 1]) for n in range(len(found))) if depth else layers)
+    def read(name: str, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
+        one = _survivor(name, layers, energy, measure)
+        bounded = _within(one, layers, beside)
+        if projected is None or bounded is not one:
+            return bounded
+        return replace(one, losses={h.name: projected(layers, h) for h in one.larger})
+
+    layers = tuple(read(s.name, [s], of) for s, of in zip(found, own))
+    return Survivors(layers, tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers)
 
 
 def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
@@ -213,6 +231,22 @@ def _read(
     gain = sum(measure(s, kept) for s in layers)
     costs = {h.name: gain - sum(measure(s, h) for s in layers) for h in larger}
     return LayerSurvivor(name, kept, remainder, gain, larger, costs)
+
+
+def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
+    """What of a surviving subgroup the pathways beside the convolutions keep, too."""
+    space = one.subgroup.gspace
+    bounds = {n: of for n, of in beside.items() if of.gspace.fibergroup == space.fibergroup}
+    # the same group may act on another base space elsewhere in the network
+    bounds = {n: of if of.gspace == space else subgroup(space, of.id) for n, of in bounds.items()}
+    breaking = [f"{name} keeps {of.name}" for name, of in bounds.items() if not one.subgroup <= of]
+    if not breaking:
+        return one
+    kept = common_subgroup(one.subgroup, *bounds.values())
+    remainder = max(s.remainder(kept) for s in layers)
+    search = SubgroupSearch(space, max([*(s.search().highest for s in layers), kept.order]))
+    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
+    return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, f"no margin: {', '.join(breaking)}")
 
 
 def _nats(value: float) -> str:

@@ -7,8 +7,10 @@ from typing import Any, Callable, Mapping, Optional
 
 from torch import nn
 
-from ..errors import NothingToRelaxError
+from ..errors import NothingToRelaxError, UnsupportedModuleError
+from ..nn.kernel_pathway import KernelPathway
 from ..nn.relaxed import RelaxedConvolution
+from ..nn.sparse_convolution import SparseConvolution
 from .walk import replace_modules
 
 __all__ = ["convert_layers"]
@@ -27,11 +29,21 @@ def convert_layers(
     Args:
         kinds: our class for each class of escnn's.
         options: for a layer's name and the layer the arguments of ``from_strict``, ``None`` to leave it as it is.
+
+    Raises:
+        UnsupportedModuleError: ``options`` for a sparse convolution that has a symmetry.
     """
     count = 0
+    beside = {id(part.convolution) for part in model.modules() if isinstance(part, KernelPathway)}
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
         nonlocal count
+        if isinstance(module, SparseConvolution) and id(module) not in beside and module.kept.order != 1:
+            if options(name, module) is not None:
+                problem = f"a kernel interpolated from anchors has no pathways; it keeps {module.kept.name}"
+                remedy = "leave the layer out by layers=; to let it break its symmetry build it with kept='free', "
+                remedy += "or put a pathway beside it: relax_translation(model, example, [('sparse-kernel', 'free')])"
+                raise UnsupportedModuleError(name or type(module).__name__, problem, remedy=remedy)
         chosen = options(name, module) if isinstance(module, tuple(kinds)) else None
         if chosen is None:
             return None

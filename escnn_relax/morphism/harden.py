@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Union
 
 import torch
@@ -13,37 +11,17 @@ from torch import nn
 from ..errors import ArgumentError, UnsupportedModuleError
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
+from ..nn.recorded import DETERMINED, switched_off
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
-from ..nn.stabiliser import KernelSymmetry, stabiliser, stabilisers
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
-from ..symmetry.subgroups import Subgroup, subgroup
-from .stabilise import by_depth, by_layer
+from .harden_subgroups import to_subgroups
+from .harden_translation import harden_translation, inside
+from .hardened_layer import HardenedLayer
 from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["harden", "HardenedLayer"]
-
-
-@dataclass(frozen=True)
-class HardenedLayer:
-    """What :func:`harden` did to one layer.
-
-    Attributes:
-        name: the layer's name in the model.
-        removed: pathways that were switched off.
-        merged: residual pathways that stayed, now part of one kernel.
-        removed_energy: share of the kernel's energy in the removed pathways (fraction).
-        kind: class of the new layer.
-        subgroup: name of the subgroup that the new layer is equivariant under; empty if it is none of escnn's.
-    """
-
-    name: str
-    removed: tuple[str, ...]
-    merged: tuple[str, ...]
-    removed_energy: float
-    kind: str
-    subgroup: str = ""
 
 
 def harden(
@@ -52,7 +30,7 @@ def harden(
     to: Union[None, str, Mapping[str, Any]] = None,
     per: str = "depth",
     energy: float = SWITCHED_OFF,
-    determined: float = 0.01,
+    determined: float = DETERMINED,
 ) -> nn.Module:
     r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
 
@@ -62,7 +40,10 @@ def harden(
     with its equivariant pathway becomes a plain :class:`escnn.nn.R2Conv` with the same weights; one that broke its
     symmetry becomes a :class:`~escnn_relax.nn.MergedConvolution`, one fixed-size kernel on the same field types. Of a
     :class:`~escnn_relax.nn.RelaxedTranslation` the pathways that were switched off go, and with the last of them all but
-    the convolution.
+    the convolution; what its bias can say of their constants, the same everywhere and invariant under the group, is
+    added to it, and the rest of these constants counts as energy of the pathway
+    (:meth:`~escnn_relax.nn.RelaxedTranslation.energies`). Sparse kernels that stay become one with it, unless it is a
+    mixture (:func:`~escnn_relax.merge` that first).
 
     Small shares can matter: a late layer that broke its symmetry may do so with 0.1 % of its energy. Larger values of
     ``energy`` return more layers to escnn; compare the outputs before and after. For each layer the kernel changes by at
@@ -71,7 +52,8 @@ def harden(
 
     With ``to="stabiliser"`` every layer becomes escnn's own of the largest subgroup H that survives in it, with H's
     coefficients and the kernel :math:`P_H W`, the nearest that is equivariant under H. The result is a plain escnn network
-    that keeps H whatever it is trained on.
+    that keeps H whatever it is trained on. Pathways that break translations are switched off before; of those that are
+    still alive only such as keep G can stay, in a layer that keeps G.
 
     Args:
         to: ``"stabiliser"``, or the subgroup of each relaxed layer by its name (ids as ``gspace.restrict`` takes them, or
@@ -84,7 +66,9 @@ def harden(
         determined: largest fraction of effective dimension that is removed.
 
     Raises:
-        UnsupportedModuleError: a model without any relaxed layer.
+        UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
+            convolution that break its subgroup, or any where that is not G.
+        DataError: NaN or infinite weights.
         ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, or subgroups that grow with depth.
         EmptyBasisError: a kernel outside the span of escnn's, of a layer with ``basis="pixel"``.
 
@@ -104,14 +88,14 @@ def harden(
     if per not in ("depth", "network", "layer"):
         raise ArgumentError("per", expected="'depth', 'network' or 'layer'", got=repr(per))
     if to is not None:
-        return _to_subgroups(model, to, per, energy)
+        return to_subgroups(model, to, per, energy, determined)
     records: list[HardenedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
         if isinstance(module, RelaxedTranslation):
-            inside = f"{name}.convolution" if name else "convolution"
-            convolution = replacement(inside, module.convolution) or replace_modules(module.convolution, lambda *_: None)
-            new, record = _harden_translation(name, module, convolution, energy, determined)
+            convolution: Any = replacement(inside(name), module.convolution)
+            convolution = convolution or replace_modules(module.convolution, lambda *_: None)
+            new, record = harden_translation(name, module, convolution, energy, determined)
             records.append(record)
             return new
         if not isinstance(module, RelaxedConvolution) or isinstance(module, MixedConvolution):  # the latter: see merge
@@ -127,36 +111,13 @@ def harden(
     return hardened
 
 
-def _switched_off(
-    shares: Mapping[str, float], fractions: Mapping[str, float], energy: float, determined: float
-) -> tuple[list[str], float]:
-    """The names in ``fractions`` that may go, the weakest first, and the share of the energy that goes with them."""
-    off, removed = [], 0.0
-    for name in sorted(fractions, key=shares.__getitem__):
-        if removed + shares[name] <= energy and (math.isnan(fractions[name]) or fractions[name] <= determined):
-            off.append(name)
-            removed += shares[name]
-    return off, removed
-
-
-def _harden_translation(
-    title: str, layer: RelaxedTranslation, convolution: EquivariantModule, energy: float, determined: float
-) -> tuple[EquivariantModule, HardenedLayer]:
-    sizes = {name: sum(layer.get_parameter(w).numel() for w in of) for name, of in layer.pathway_weights().items()}
-    fractions = {name: gamma / sizes[name] for name, gamma in zip(sizes, layer.effective_dimension.tolist())}
-    off, removed = _switched_off(layer.energies(), fractions, energy, determined)
-    on = tuple(name for name in layer.sites if name not in off)
-    new = layer.reduced(convolution, on)
-    return new, HardenedLayer(title, tuple(n for n in layer.sites if n in off), on, removed, type(new).__name__)
-
-
 def _harden_layer(
     title: str, layer: RelaxedConvolution, energy: float, determined: float
 ) -> tuple[EquivariantModule, HardenedLayer]:
     shares = layer.energies(title)
     measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
     fractions = {n: measured[n] / layer.kernel.dimensions[n] for n in measured if n != EQUIVARIANT.name}
-    off, removed = _switched_off(shares, fractions, energy, determined)
+    off, removed = switched_off(shares, fractions, energy, determined)
     on = [p.name for p in layer.pathways if p != EQUIVARIANT and p.name not in off]
     off = [p.name for p in layer.pathways if p.name in off]
     with torch.no_grad():
@@ -170,45 +131,3 @@ def _harden_layer(
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
     group = "" if on else layer.space.fibergroup.name
     return new, HardenedLayer(title, tuple(off), tuple(on), removed, type(new).__name__, group)
-
-
-def _to_subgroups(model: nn.Module, to: Union[str, Mapping[str, Any]], per: str, energy: float) -> nn.Module:
-    found = [
-        KernelSymmetry(module, name or "model")
-        for name, module in model.named_modules()
-        if isinstance(module, RelaxedConvolution) and not isinstance(module, MixedConvolution)
-    ]
-    names = [name for name, module in model.named_modules() if any(module is s.layer for s in found)]
-    if not found:
-        raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden")
-    if isinstance(to, Mapping):
-        kept = _given(to, found, names)
-    elif to == "stabiliser":
-        kept = {
-            "depth": lambda: [s.subgroup for s in stabilisers(found, energy)],
-            "network": lambda: len(found) * [stabiliser(found, energy).subgroup],
-            "layer": lambda: [stabiliser([s], energy).subgroup for s in found],
-        }[per]()
-    else:
-        raise ArgumentError("to", expected="'stabiliser' or a subgroup for each relaxed layer", got=repr(to))
-    if per == "network" and any(not k <= kept[0] or not kept[0] <= k for k in kept):
-        raise ArgumentError("per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'")
-    chosen = dict(zip(names, kept))
-    hardened: Any = (by_layer if per == "layer" else by_depth)(model, chosen)
-    hardened.hardening = tuple(_record(name, s, chosen[name]) for name, s in zip(names, found))
-    return hardened
-
-
-def _given(to: Mapping[str, Any], found: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
-    missing = [name for name in names if name not in to] + [name for name in to if name not in names]
-    if missing:
-        raise ArgumentError("to", expected=f"a subgroup for each of {names}", got=sorted(to))
-    ids = [to[name].id if isinstance(to[name], Subgroup) else to[name] for name in names]
-    return [subgroup(s.layer.space, id, s.where) for s, id in zip(found, ids)]
-
-
-def _record(name: str, symmetry: KernelSymmetry, kept: Subgroup) -> HardenedLayer:
-    parts = {n: float(w.norm()) for n, w in symmetry.kept(kept).items() if n != EQUIVARIANT.name}
-    merged = tuple(n for n, norm in parts.items() if norm > 0 and norm**2 > 1e-14 * symmetry.energy)
-    removed = tuple(n for n in parts if n not in merged)
-    return HardenedLayer(name, removed, merged, symmetry.remainder(kept), symmetry.layer._strict.__name__, kept.name)

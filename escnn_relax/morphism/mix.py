@@ -48,7 +48,7 @@ def mix(
 
     Raises:
         SubgroupError: an id that some layer's group does not have, or one named twice.
-        UnsupportedModuleError: nothing to mix, or a name that is no such layer.
+        UnsupportedModuleError: nothing to mix, a name that is no such layer, or a sparse convolution that is not left out.
 
     A layer in which all these groups have the same kernels stays as it is, with a warning; groups that coincide with a
     larger one are left out of that layer and named in its ``coinciding``. A user's subclass of an escnn layer stays as it

@@ -14,6 +14,7 @@ from ..errors import FieldTypeError, UnsupportedModuleError
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
+from ..nn.sparse_convolution import SparseConvolution
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.span import pseudo_inverse
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
@@ -55,7 +56,8 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         ``projection`` is a tuple of :class:`ProjectedLayer`.
 
     Raises:
-        UnsupportedModuleError: nothing to project, or a convolution between points in ``like``.
+        UnsupportedModuleError: nothing to project, a convolution between points in ``like``, or a sparse convolution that
+            keeps less than G; one that keeps G is equivariant as it is, and stays.
         FieldTypeError: ``like`` does not correspond to ``module``.
 
     >>> from escnn import gspaces, nn
@@ -74,6 +76,11 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         if isinstance(part, RelaxedTranslation):
             problem = "its pathways between whole images have no nearest convolution here"
             raise UnsupportedModuleError(name or "model", problem, remedy="harden the model, or project part.convolution")
+        if isinstance(part, SparseConvolution) and (like is not None or part.kept.index != 1):
+            problem = "a kernel interpolated from anchors has no nearest one in escnn's basis; "
+            problem += f"it keeps {part.kept.name} of {part.space.fibergroup.name}"
+            remedy = "project the parts of the network around it"
+            raise UnsupportedModuleError(name or type(part).__name__, problem, remedy=remedy)
         if like is None:
             if not isinstance(part, RelaxedConvolution):
                 return None

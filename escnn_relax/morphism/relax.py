@@ -35,8 +35,8 @@ def relax(
             every steerable convolution, transposed convolution and linear layer by default.
 
     Raises:
-        UnsupportedModuleError: nothing to relax, a name that is no such layer, or a layer whose band limit cannot be
-            recovered.
+        UnsupportedModuleError: nothing to relax, a name that is no such layer, a layer whose band limit cannot be
+            recovered, or a sparse convolution that ``layers`` does not leave out.
         SubgroupError: a subgroup that some layer's group does not have.
         ArgumentError: an irrep that some layer's group does not have, or a negative cutoff.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, UnsupportedModuleError
 from ..nn.convolution import RelaxedR2Conv, RelaxedR3Conv
+from ..nn.kernel_pathway import KernelPathway
 from ..nn.mixed_layers import MixedR2Conv, MixedR3Conv
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.site_pathways import DensePathway, FactoredPathway, SitePathway
+from ..nn.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
 from ..symmetry.sites import largest_permuting
 from ..symmetry.subgroup import Subgroup
 from ..symmetry.subgroups import subgroup, subgroups
@@ -21,7 +23,7 @@ from .walk import replace_modules
 
 __all__ = ["relax_translation"]
 
-CONVOLUTIONS = (R2Conv, R3Conv, RelaxedR2Conv, RelaxedR3Conv, MixedR2Conv, MixedR3Conv)
+CONVOLUTIONS = (R2Conv, R3Conv, RelaxedR2Conv, RelaxedR3Conv, MixedR2Conv, MixedR3Conv, SparseR2Conv, SparseR3Conv)
 
 #: The class of each kind of pathway, and whether it has anchors.
 KINDS: dict[str, tuple[type[SitePathway], bool]] = {
@@ -29,6 +31,9 @@ KINDS: dict[str, tuple[type[SitePathway], bool]] = {
     "factored": (FactoredPathway, False),
     "sparse": (FactoredPathway, True),
 }
+
+#: A convolution with a sparse kernel, of the layer's own geometry.
+SPARSE_KERNEL = "sparse-kernel"
 
 
 def relax_translation(
@@ -41,10 +46,12 @@ def relax_translation(
     learn_omega: bool = False,
     average: bool = False,
     silent: bool = True,
+    fitted: bool = False,
     seed: int = 0,
     layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
 ) -> nn.Module:
-    """A copy of a model whose convolutions have pathways beside them that break translation; the function stays the same.
+    """A copy of a model whose convolutions have pathways beside them, most of which break translation; the function stays
+    the same.
 
     Combines with :func:`~escnn_relax.relax` and :func:`~escnn_relax.mix`, which come first: the convolution beside the
     pathways may itself be relaxed.
@@ -53,21 +60,25 @@ def relax_translation(
         model: any module tree that holds steerable convolutions of the plane or of space.
         example: an input of the model, for the spatial sizes; the values do not matter.
         pathways: what each convolution gets: ``"dense"`` (each site to each site), ``"factored"``
-            (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors). A pair such as
-            ``("factored", "free")`` says also what the pathway is equivariant under, about the centre: ``"group"`` (the
-            largest finite subgroup that permutes the pixels; the default), ``"free"`` (nothing), or the id of a subgroup.
-        fraction: anchors for each pixel (fraction), for ``"sparse"``.
-        omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter, for the
-            evidence (:meth:`~escnn_relax.Evidence.hypergradient`).
+            (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors), which break translations;
+            or ``"sparse-kernel"`` (a :class:`~escnn_relax.nn.KernelPathway`: a convolution of the layer's geometry with its
+            kernel interpolated from anchors), which keeps them. A pair such as ``("factored", "free")`` says also what the
+            pathway is equivariant under, about the centre: ``"group"`` (the largest finite subgroup that permutes the
+            pixels, of the image or of the kernel; the default), ``"free"`` (nothing), or the id of a subgroup.
+        fraction: anchors for each pixel, of the image or of the kernel (fraction), for ``"sparse"`` and ``"sparse-kernel"``.
+        omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter, which
+            :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.anchors.Anchors`).
         average: divide by the number of summands; the function is another one then.
         silent: new pathways put out zeros; if not, they start with random weights, as published.
+        fitted: weights at anchors start as the least-squares fit to those of a layer without anchors, as published.
         seed: of the anchors.
         layers: names of the layers, or a function of name and module; all by default.
 
     Raises:
-        UnsupportedModuleError: no convolution in the model, a name that is no convolution, or one that the example does not
-            reach, or reaches with two sizes.
-        ArgumentError: an unknown pathway, one asked for twice, or anchors that do not fit.
+        UnsupportedModuleError: no convolution in the model or chosen, a name that is no convolution, or one that the example
+            does not reach, or reaches with two sizes.
+        ArgumentError: an unknown pathway, one asked for twice, or none; anchors that do not fit: more than there are pixels
+            before or after the convolution, since they come in whole orbits; an example that a convolution does not take.
         SubgroupError: an id that names no subgroup, or one that does not permute the pixels.
 
     >>> from escnn import gspaces, nn as enn
@@ -82,6 +93,8 @@ def relax_translation(
     True
     """
     wanted = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
+    if not wanted:
+        raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways))
     chosen = _chooser(model, layers)
     shapes = _shapes(model, example, chosen)
 
@@ -91,36 +104,48 @@ def relax_translation(
         if not isinstance(module, CONVOLUTIONS) or not chosen(name, module):
             return None
         where = name or type(module).__name__
+        if isinstance(module, (R2Conv, R3Conv)) and not isinstance(module.padding, int):
+            problem = f"escnn does not know its output's shape, expected one padding for all axes, got {module.padding}"
+            raise UnsupportedModuleError(where, problem, remedy="relax the layer first")
         before, after = shapes[name]
-        built: dict[str, SitePathway] = {}
+        built: dict[str, Union[SitePathway, KernelPathway]] = {}
         for kind, keeps in wanted:
-            kept = _kept(module, keeps, before, after, kind, where)
+            window = (module.kernel_size,) * module.d
+            kept = _kept(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)), where)
             title = f"{kind}_{'free' if kept.order == 1 else kept.name}"
             if title in built:
                 raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways))
-            make, anchored = KINDS[kind]
-            options: dict[str, Any] = {"omega": omega, "learn_omega": learn_omega, "seed": seed}
-            options["fraction"] = fraction if anchored else None
-            bias = module.bias is not None
-            pathway = make(module.in_type, module.out_type, before, after, kept, bias=bias, where=where, **options)
-            pathway.reset_parameters(silent)
-            built[title] = pathway
+            options: dict[str, Any] = {"fraction": fraction, "omega": omega, "learn_omega": learn_omega, "seed": seed}
+            options["where"] = where
+            if kind == SPARSE_KERNEL:
+                kernel = KernelPathway(_sparse_kernel(module, kept, **options), before)
+                kernel.reset_parameters(silent, fitted)
+                built[title] = kernel
+            else:
+                pathway = _site_pathway(module, kind, before, after, kept, **options)
+                if isinstance(pathway, FactoredPathway):
+                    pathway.reset_parameters(silent, fitted)
+                else:
+                    pathway.reset_parameters(silent)
+                built[title] = pathway
         copied = replace_modules(module, lambda *_: None)
         layer = RelaxedTranslation(copied, before, built, average)
+        layer.where = where
         return layer.train(module.training)
 
     return replace_modules(model, replacement)
 
 
 def _specified(pathway: Union[str, tuple[Any, ...]]) -> tuple[str, object]:
-    kind, keeps = (pathway, "group") if isinstance(pathway, str) else pathway
-    if kind not in KINDS:
-        raise ArgumentError("relax_translation", expected=f"pathways out of {list(KINDS)}", got=repr(kind))
+    kind, keeps = (pathway, "group") if not isinstance(pathway, (tuple, list)) or len(pathway) != 2 else pathway
+    if not isinstance(kind, str) or kind not in (*KINDS, SPARSE_KERNEL):
+        expected = f"pathways out of {[*KINDS, SPARSE_KERNEL]}, or pairs of one and what it keeps"
+        raise ArgumentError("relax_translation", expected=expected, got=repr(pathway))
     return kind, keeps
 
 
 def _kept(
-    module: EquivariantModule, keeps: object, before: tuple[int, ...], after: tuple[int, ...], kind: str, where: str
+    module: EquivariantModule, keeps: object, before: tuple[int, ...], after: tuple[int, ...], where: str
 ) -> Subgroup:
     space = module.in_type.gspace
     if keeps == "free":
@@ -131,6 +156,22 @@ def _kept(
             warnings.warn(f"{where}: only the trivial subgroup permutes the pixels of {before}", stacklevel=4)
         return found
     return subgroup(space, keeps, where)
+
+
+def _site_pathway(
+    module: Any, kind: str, before: tuple[int, ...], after: tuple[int, ...], kept: Subgroup, fraction: float, **options: Any
+) -> SitePathway:
+    make, anchored = KINDS[kind]
+    options |= {"bias": module.bias is not None, "fraction": fraction if anchored else None}
+    return make(module.in_type, module.out_type, before, after, kept, **options)
+
+
+def _sparse_kernel(module: Any, kept: Subgroup, **options: Any) -> SparseConvolution:
+    """A sparse convolution of a layer's geometry, without bias."""
+    make = SparseR2Conv if module.d == 2 else SparseR3Conv
+    names = ("kernel_size", "padding", "stride", "dilation", "padding_mode", "groups")
+    geometry = {name: getattr(module, name) for name in names}
+    return make(module.in_type, module.out_type, **geometry, bias=False, kept=kept.id, **options)
 
 
 def _chooser(
@@ -156,9 +197,14 @@ def _shapes(
     copied = replace_modules(model, lambda *_: None).eval()
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
+    if not watched:
+        remedy = "leave layers out for all of them"
+        raise UnsupportedModuleError("relax_translation", "layers= chooses no convolution", remedy=remedy)
+    entered: list[tuple[str, Any]] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            entered.clear()
             shapes = tuple(inputs[0].tensor.shape[2:]), tuple(output.tensor.shape[2:])
             if found.setdefault(name, shapes) != shapes:
                 raise UnsupportedModuleError(
@@ -169,10 +215,20 @@ def _shapes(
 
         return hook
 
+    def enter(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, inputs: entered.append((name, getattr(inputs[0], "shape", type(inputs[0]).__name__)))
+
     handles = [module.register_forward_hook(watch(name)) for name, module in watched.items()]
+    handles += [module.register_forward_pre_hook(enter(name)) for name, module in watched.items()]
     try:
         with torch.no_grad():
             copied(example)
+    except (RuntimeError, AssertionError) as error:
+        if not entered:  # no convolution of ours was at work
+            raise
+        name, shape = entered[-1]
+        problem = f"the example does not pass this convolution ({str(error) or type(error).__name__})"
+        raise ArgumentError(name, problem, got=shape, remedy="pass a valid input of the model, large enough") from error
     finally:
         for handle in handles:
             handle.remove()

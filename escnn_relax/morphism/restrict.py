@@ -14,7 +14,8 @@ from ..nn.mixed import MixedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..symmetry.subgroups import subgroup
 from .relabel import Relabel
-from .restrict_layer import CONTAINERS, RETYPED, STEERABLE, restrict_steerable, restricted_value, retype
+from .restrict_layer import CONTAINERS, RETYPED, SPARSE, STEERABLE
+from .restrict_layer import restrict_sparse, restrict_steerable, restricted_value, retype
 from .restriction_plan import RestrictionPlan
 from .walk import map_values, replace_modules
 
@@ -28,7 +29,8 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
     """A new module on the subgroup's G-space, computing the same function; the given one is left alone.
 
     Convolutions and Linear are rebuilt as escnn layers of H with H's own, more numerous coefficients: whatever these
-    become, the layer stays H-equivariant. All other escnn modules keep their parameters and statistics and get the
+    become, the layer stays H-equivariant. A sparse convolution keeps its anchors, and of H what it kept of G. All other
+    escnn modules keep their parameters and statistics and get the
     restricted field types. Train and eval mode, precision, device and ``requires_grad`` are those of the original.
 
     Args:
@@ -177,6 +179,8 @@ def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
     kind = type(part)
     if kind in STEERABLE:
         return restrict_steerable(part, plan.restriction(part.in_type.gspace, title), title)
+    if kind in SPARSE:
+        return restrict_sparse(part, plan.restriction(part.in_type.gspace, title))
     if kind in RETYPED:
         return retype(part, plan.restriction(_first_type(part).gspace, title))
     if kind in STEPS:
@@ -199,7 +203,8 @@ def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
                 remedy="replace it, or restrict the modules around it and put a Relabel on either side",
             )
         return None
-    if isinstance(part, (*STEERABLE, *RETYPED)) or (isinstance(part, EquivariantModule) and not list(part.children())):
+    known = (*STEERABLE, *SPARSE, *RETYPED)
+    if isinstance(part, known) or (isinstance(part, EquivariantModule) and not list(part.children())):
         raise UnsupportedModuleError(
             title,
             f"{kind.__name__} is not known to restrict, which rebuilds escnn's own classes and what is made of them",

@@ -9,11 +9,16 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import nn
 
 from .. import _escnn
+from ..nn.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
 from ..symmetry.restriction import Restriction
+from ..symmetry.subgroups import Subgroup, subgroups
 from .intertwine import bias_map, block_maps, carry_weights
 from .walk import map_values, replace_modules
 
-__all__ = ["STEERABLE", "SAMPLED", "BETWEEN_POINTS", "RETYPED", "CONTAINERS", "restrict_steerable", "retype"]
+__all__ = [
+    *("STEERABLE", "SAMPLED", "BETWEEN_POINTS", "SPARSE", "RETYPED", "CONTAINERS"),
+    *("restrict_steerable", "restrict_sparse", "restricted_value", "retype"),
+]
 
 #: Rebuilt: H's own coefficients, more of them, giving the same kernel.
 SAMPLED = (enn.R2Conv, enn.R3Conv, enn.R2ConvTransposed, enn.R3ConvTransposed, enn.Linear)
@@ -22,6 +27,9 @@ SAMPLED = (enn.R2Conv, enn.R3Conv, enn.R2ConvTransposed, enn.R3ConvTransposed, e
 BETWEEN_POINTS = tuple(getattr(enn, name) for name in ("R2PointConv", "R3PointConv") if hasattr(enn, name))
 
 STEERABLE = (*SAMPLED, *BETWEEN_POINTS)
+
+#: Rebuilt with the same anchors, in the orbits of a smaller group.
+SPARSE = (SparseR2Conv, SparseR3Conv)
 
 #: Copied with the restricted types: their forward pass depends on the fields' sizes only.
 RETYPED = tuple(
@@ -74,6 +82,18 @@ def restrict_steerable(layer: EquivariantModule, change: Restriction, where: str
     with torch.no_grad():  # a filter kept with its graph could neither be copied nor used twice
         new.train(layer.training)
     return new
+
+
+def restrict_sparse(layer: SparseConvolution, change: Restriction) -> SparseConvolution:
+    """A sparse convolution on H with the same kernel and bias, which keeps of H what the layer kept."""
+    in_type, out_type = change.field_type(layer.in_type), change.field_type(layer.out_type)
+    return layer.between(in_type, out_type, _common(layer.kept, change))
+
+
+def _common(kept: Subgroup, change: Restriction) -> Subgroup:
+    """The largest subgroup of H, as escnn counts them, whose elements lie in a finite subgroup of G."""
+    within = [h for h in subgroups(change.gspace, max(8, kept.order)) if h.order > 0]
+    return max((h for h in within if all(kept.contains(change.embed(e)) for e in h.elements)), key=lambda h: h.order)
 
 
 def retype(module: nn.Module, change: Restriction) -> nn.Module:

@@ -1,6 +1,7 @@
 """Equivariant modules that may break their symmetry by a learned amount."""
 
 from .convolution import RelaxedR2Conv, RelaxedR3Conv
+from .kernel_pathway import KernelPathway
 from .linear import RelaxedLinear
 from .merged import MergedConvolution
 from .mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
@@ -12,6 +13,7 @@ from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 __all__ = [
     "DensePathway",
     "FactoredPathway",
+    "KernelPathway",
     "MergedConvolution",
     "MixedLinear",
     "MixedR2Conv",

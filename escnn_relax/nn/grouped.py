@@ -8,6 +8,8 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
+
 __all__ = ["GroupedLinear"]
 
 
@@ -70,8 +72,12 @@ class GroupedLinear(nn.Module):
         return self.weight[..., self.table].permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)
 
     def forward(self, input: Tensor) -> Tensor:
-        """``(N, groups * inputs * order)`` to ``(N, groups * outputs * order)``."""
-        parts = input.view(len(input), self.groups, -1).transpose(0, 1)  # (groups, N, ...)
+        """``(N, groups * inputs * order)`` to ``(N, groups * outputs * order)``; ``ArgumentError`` for another shape."""
+        size = self.groups * self.inputs * self.order
+        if input.dim() != 2 or input.shape[1] != size:
+            expected = f"an input of shape (N, {size})"
+            raise ArgumentError(type(self).__name__, expected=expected, got=tuple(input.shape))
+        parts = input.view(len(input), self.groups, self.inputs * self.order).transpose(0, 1)  # (groups, N, ...)
         result = torch.bmm(parts, self.matrices().transpose(1, 2)).transpose(0, 1)
         if self.bias is not None:
             result = result + self.bias[self.bias_index].repeat_interleave(self.order, dim=1)

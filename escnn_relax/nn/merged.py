@@ -51,6 +51,10 @@ class MergedConvolution(EquivariantModule):
         check_input(input, self.in_type, type(self).__name__)
         return GeometricTensor(self.convolution(input.tensor), self.out_type)
 
+    def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
+        """The kernel and the bias, as the torch layer has them."""
+        return self.convolution.weight, self.convolution.bias
+
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the output for an input of this shape."""
         device, dtype = self.convolution.weight.device, self.convolution.weight.dtype

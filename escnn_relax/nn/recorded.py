@@ -8,7 +8,37 @@ from typing import Callable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["Recorded"]
+from ..symmetry.pathway import SWITCHED_OFF
+
+__all__ = ["DETERMINED", "Recorded", "switched_off"]
+
+#: Fraction of its dimension up to which the data count as not determining a pathway.
+DETERMINED = 0.01
+
+
+def switched_off(
+    shares: Mapping[str, float],
+    fractions: Mapping[str, float],
+    energy: float = SWITCHED_OFF,
+    determined: float = DETERMINED,
+) -> tuple[list[str], float]:
+    """The pathways in ``fractions`` that may go, the weakest first, and the share of the energy that goes with them.
+
+    Args:
+        shares: of the energy, by name (fractions).
+        fractions: effective dimension over dimension; NaN where it was not measured, which lets the energy decide.
+        energy: largest sum of the shares that go.
+        determined: largest fraction of a pathway that goes.
+
+    >>> switched_off({"a": 0.9, "b": 0.06, "c": 0.04}, {"b": 0.0, "c": 0.5}, energy=0.1)
+    (['b'], 0.06)
+    """
+    off, removed = [], 0.0
+    for name in sorted(fractions, key=shares.__getitem__):
+        if removed + shares[name] <= energy and (math.isnan(fractions[name]) or fractions[name] <= determined):
+            off.append(name)
+            removed += shares[name]
+    return off, removed
 
 
 class Recorded:
@@ -29,7 +59,7 @@ class Recorded:
         raise NotImplementedError
 
     def breaking_weights(self) -> tuple[str, ...]:
-        """The names of those weights that break a symmetry."""
+        """The names of those parameters that break a symmetry, biases too."""
         raise NotImplementedError
 
     def _begin_record(self, pathways: int) -> None:

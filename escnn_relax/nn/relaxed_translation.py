@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Mapping, Sequence
+import math
+from typing import Any, Mapping, Sequence, Union
 
 import torch
 from escnn.nn import EquivariantModule, GeometricTensor
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, FieldTypeError
-from .recorded import Recorded
-from .relaxed import RelaxedConvolution
+from ..errors import ArgumentError, DataError, FieldTypeError
+from ..symmetry.pathway import SWITCHED_OFF
+from ..symmetry.subgroup import Subgroup
+from .affine import add_constant, constant_part, divide, expanded_kernel, linear_parameters
+from .kernel_pathway import KernelPathway
+from .recorded import DETERMINED, Recorded, switched_off
 from .site_pathways import SitePathway
 from .types import check_input
 
@@ -39,11 +43,14 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     Attributes:
         sites: the pathways, by name.
         divisor: what the sum is divided by.
-        log_precision, effective_dimension: see :class:`~escnn_relax.nn.recorded.Recorded`.
+        where: the layer's name in its model, for errors, where :func:`~escnn_relax.relax_translation` made it.
+        log_precision, effective_dimension: of the convolution and then of each pathway, see
+            :class:`~escnn_relax.nn.recorded.Recorded`. The convolution's precision is the smallest of its weights', since
+            any of them keeps it alive.
 
     Raises:
         ArgumentError: pathways from or to another shape, or none, or one called ``"convolution"``.
-        FieldTypeError: a convolution that has no field types.
+        FieldTypeError: a convolution that has no field types, pathways between other ones.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -63,11 +70,11 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         self,
         convolution: EquivariantModule,
         in_shape: Sequence[int],
-        pathways: Mapping[str, SitePathway],
+        pathways: Mapping[str, Union[SitePathway, KernelPathway]],
         average: bool = False,
     ) -> None:
         super().__init__()
-        where = type(self).__name__
+        self.where = where = type(self).__name__
         if not isinstance(convolution, EquivariantModule):
             raise FieldTypeError(where, expected="a steerable convolution", got=type(convolution).__name__)
         if not pathways or CONVOLUTION in pathways:
@@ -77,6 +84,11 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         size = (1, self.in_type.size, *self.in_shape)
         self.out_shape = tuple(convolution.evaluate_output_shape(size)[2:])
         for name, pathway in pathways.items():
+            types = [getattr(pathway, t, type(pathway).__name__) for t in ("in_type", "out_type")]
+            if not isinstance(pathway, (SitePathway, KernelPathway)) or types != [self.in_type, self.out_type]:
+                got = " to ".join(map(str, types))
+                expected = f"the pathway {name!r} to lead from {self.in_type} to {self.out_type}"
+                raise FieldTypeError(where, expected=expected, got=got)
             if (pathway.in_shape, pathway.out_shape) != (self.in_shape, self.out_shape):
                 raise ArgumentError(
                     where,
@@ -85,12 +97,14 @@ class RelaxedTranslation(Recorded, EquivariantModule):
                     got=f"{pathway.in_shape} to {pathway.out_shape}",
                 )
         self.convolution, self.sites = convolution, nn.ModuleDict(pathways)
-        self._begin_record(len(self.sites))
+        self._begin_record(1 + len(self.sites))
         self.to(next(convolution.parameters()))
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Raises ``FieldTypeError`` for an input of another type, ``ArgumentError`` for one of another spatial size."""
-        check_input(input, self.in_type, type(self).__name__)
+        check_input(input, self.in_type, self.where)
+        for pathway in self.sites.values():
+            pathway.check(input.tensor)
         total = self.convolution(input).tensor
         for pathway in self.sites.values():
             total = total + pathway(input.tensor)
@@ -98,31 +112,90 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         return GeometricTensor(total, self.out_type, coords=None)
 
     def pathway_weights(self) -> dict[str, tuple[str, ...]]:
-        """The names of each pathway's weights, biases aside."""
-        return {
-            name: tuple(f"sites.{name}.{n}" for n, _ in pathway.named_parameters() if n.endswith("weight"))
-            for name, pathway in self.sites.items()
-        }
+        """The names of the convolution's weights and of each pathway's, biases aside."""
+        own = linear_parameters(self.convolution, self.where)
+        found = {CONVOLUTION: tuple(f"convolution.{n}" for n in own if not n.endswith("bias"))}
+        for name, pathway in self.sites.items():
+            weights = (n for n, _ in pathway.named_parameters() if n.endswith(("weight", "weights")))
+            found[name] = tuple(f"sites.{name}.{n}" for n in weights)
+        return found
 
     def breaking_weights(self) -> tuple[str, ...]:
-        """The names of all these: each pathway breaks translations."""
-        return tuple(name for names in self.pathway_weights().values() for name in names)
+        """The names of those weights and biases that break translations, or, of a sparse kernel, the group."""
+        return tuple(
+            f"sites.{name}.{n}"
+            for name, pathway in self.sites.items()
+            if not (isinstance(pathway, KernelPathway) and pathway.keeps_group)
+            for n, _ in pathway.named_parameters()
+            if n.endswith(("weight", "weights", "bias"))
+        )
 
-    def energies(self) -> dict[str, float]:
-        """Share of the energy of the whole linear map in each summand, ``"convolution"`` first (fractions that sum to 1).
+    def record(self, log_precision: Mapping[str, float], effective_dimension: Mapping[str, float]) -> None:
+        super().record(log_precision, effective_dimension)
+        known = [log_precision[n] for n in self.pathway_weights()[CONVOLUTION] if n in log_precision]
+        if known:
+            self.log_precision[0] = min(known)
 
-        The energy is the squared Frobenius norm. That of the convolution is counted as if no place lay at the border.
+    def stationary(self) -> tuple[str, ...]:
+        """The summands that commute with translations: the convolution, and pathways that are convolutions themselves."""
+        return (CONVOLUTION, *(name for name, pathway in self.sites.items() if isinstance(pathway, KernelPathway)))
+
+    def energies(self, where: str = "") -> dict[str, float]:
+        r"""Share of the energy of the whole map in each summand, ``"convolution"`` first (fractions that sum to 1).
+
+        The energy of a pathway :math:`x \mapsto W x + c` is :math:`|W|^2 + |c - \bar c|^2`: the squared Frobenius norm of
+        its linear part, and the square of its constant but for the part :math:`\bar c` that the convolution's bias can
+        say, the same at all places and invariant under the group. So it is the mean square of what the pathway puts out for
+        white inputs, that part aside. The energy of the convolution is its kernel's, counted as if no place lay at the
+        border; biases that it can say are counted nowhere.
+
+        Raises:
+            DataError: NaN or infinite weights; ``where`` names the layer.
         """
         places = torch.Size(self.out_shape).numel()
-        squares = {CONVOLUTION: places * float(_kernel(self.convolution).double().square().sum())}
-        squares.update((name, pathway.energy()) for name, pathway in self.sites.items())
+        squares = {CONVOLUTION: places * float(expanded_kernel(self.convolution).double().square().sum())}
+        for name, pathway in self.sites.items():
+            constant = self._constant(pathway).double()
+            said = constant_part(self.convolution, constant)
+            squares[name] = pathway.energy() + float((constant - said.view(-1, *[1] * len(self.out_shape))).square().sum())
+        for name, square in squares.items():
+            if not math.isfinite(square):
+                raise DataError(
+                    where or self.where,
+                    f"NaN or infinite weights in the pathway {name!r}",
+                    remedy="go back to a checkpoint with finite weights",
+                )
         total = sum(squares.values())
         return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
+
+    def _constant(self, pathway: Any) -> Tensor:
+        """What a pathway puts out for zeros, shape ``(channels, *out_shape)``."""
+        with torch.no_grad():
+            output: Tensor = pathway(next(pathway.parameters()).new_zeros(1, self.in_type.size, *self.in_shape))
+        return output[0]
+
+    def switched_off(
+        self, energy: float = SWITCHED_OFF, determined: float = DETERMINED, where: str = ""
+    ) -> tuple[list[str], float]:
+        """The pathways beside the convolution that are switched off, and the share of the energy in them (fraction).
+
+        See :func:`~escnn_relax.nn.recorded.switched_off` for the arguments, and :meth:`energies` for ``where`` and errors.
+        """
+        sizes = {name: sum(self.get_parameter(w).numel() for w in of) for name, of in self.pathway_weights().items()}
+        fractions = {name: gamma / sizes[name] for name, gamma in zip(sizes, self.effective_dimension.tolist())}
+        del fractions[CONVOLUTION]
+        return switched_off(self.energies(where), fractions, energy, determined)
+
+    def living(self, energy: float = SWITCHED_OFF, determined: float = DETERMINED, where: str = "") -> dict[str, Subgroup]:
+        """The other pathways, each with the group that it keeps."""
+        off, _ = self.switched_off(energy, determined, where)
+        return {name: pathway.kept for name, pathway in self.sites.items() if name not in off}
 
     @property
     def breaking_energy(self) -> float:
         """The share that does not commute with translations (fraction)."""
-        return 1 - self.energies()[CONVOLUTION]
+        energies = self.energies()
+        return sum(share for name, share in energies.items() if name not in self.stationary())
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the output for an input ``(batch, channels, *in_shape)``."""
@@ -136,19 +209,22 @@ class RelaxedTranslation(Recorded, EquivariantModule):
 
     def reduced(self, convolution: EquivariantModule, kept: Sequence[str]) -> EquivariantModule:
         """A layer with another convolution, to be used up, and only some of the pathways; no more than the convolution if
-        there are none. Nothing else changes: what an average divides by stays."""
-        if kept:
+        there are none. What its bias can say of the others' constants is added to it, and what an average divides by
+        stays."""
+        with torch.no_grad():
+            for name, pathway in self.sites.items():
+                if name not in kept:
+                    add_constant(convolution, constant_part(convolution, self._constant(pathway)))
+            if not kept:
+                divide(convolution, self.divisor, self.where)
+                return convolution.train(self.training)
             pathways = {name: copy.deepcopy(self.sites[name]) for name in kept}
             layer = RelaxedTranslation(convolution, self.in_shape, pathways)
-            layer.divisor = self.divisor
-            chosen = [index for index, name in enumerate(self.sites) if name in kept]
+            layer.divisor, layer.where = self.divisor, self.where
+            chosen = [0, *(1 + index for index, name in enumerate(self.sites) if name in kept)]
             layer.log_precision.copy_(self.log_precision[chosen])
             layer.effective_dimension.copy_(self.effective_dimension[chosen])
             return layer.train(self.training)
-        with torch.no_grad():
-            for parameter in convolution.parameters():  # the kernel and the bias are linear in them
-                parameter.div_(self.divisor)
-        return convolution.train(self.training)
 
     def export(self) -> Any:
         """Not possible in one layer of torch; ``ArgumentError`` says what to do."""
@@ -157,15 +233,3 @@ class RelaxedTranslation(Recorded, EquivariantModule):
             "no layer of torch adds a convolution and maps between whole signals",
             remedy="harden the model first: a layer whose pathways died becomes a plain convolution",
         )
-
-
-def _kernel(convolution: EquivariantModule) -> Tensor:
-    with torch.no_grad():
-        if isinstance(convolution, RelaxedConvolution):
-            return convolution.expand_parameters()[0]
-        training = convolution.training
-        try:  # in eval mode escnn's layers keep their filter
-            convolution.train()
-            return convolution.expand_parameters()[0]
-        finally:
-            convolution.train(training)

@@ -5,68 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, Optional, Sequence
 
-import numpy as np
 import torch
 from escnn.nn import FieldType
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
-from ..symmetry.interpolation import interpolation
-from ..symmetry.sites import Sites, TurnedFields, grid_points, orbit_points
+from ..symmetry.sites import Sites, TurnedFields, grid_points
 from ..symmetry.subgroup import Subgroup
+from .anchors import Anchors
 
-__all__ = ["Anchors", "SiteFields"]
-
-
-class Anchors(nn.Module):
-    """Anchors over a grid, and the interpolation from them to its pixels.
-
-    Args:
-        shape: of the grid.
-        kept: the group that permutes the anchors.
-        fraction: number of anchors / number of pixels (fraction); at least one anchor, and whole orbits only.
-        omega: inverse length scale (1 / pixels).
-        learn: make the scale a parameter ``log_omega``, to be moved by the evidence
-            (:meth:`~escnn_relax.Evidence.hypergradient`) and not by the loss; nothing else stops it from growing.
-        seed: of the positions, which are drawn once.
-    """
-
-    anchors: Tensor
-    pixels: Tensor
-    log_omega: Tensor
-    _fixed: Tensor
-
-    def __init__(
-        self, shape: Sequence[int], kept: Subgroup, fraction: float, omega: float, learn: bool, seed: int, where: str = ""
-    ) -> None:
-        super().__init__()
-        if not 0 < fraction <= 1:
-            expected = "a fraction above 0 and at most 1: no more anchors than sites"
-            raise ArgumentError(where, expected=expected, got=fraction)
-        count = max(1, round(fraction * math.prod(shape)))
-        points = orbit_points(kept, shape, count, np.random.default_rng(seed))
-        dtype = torch.get_default_dtype()
-        self.sites = Sites(points, kept)
-        self.register_buffer("anchors", torch.as_tensor(points, dtype=dtype))
-        self.register_buffer("pixels", torch.as_tensor(grid_points(shape), dtype=dtype), persistent=False)
-        log_omega = torch.tensor(math.log(omega), dtype=dtype)
-        if learn:
-            self.log_omega = nn.Parameter(log_omega)
-        else:
-            self.register_buffer("log_omega", log_omega)
-            self.register_buffer("_fixed", interpolation(self.anchors, self.pixels, log_omega.exp()), persistent=False)
-
-    def matrix(self) -> Tensor:
-        """From values at the anchors to values at the pixels, shape ``(S, P)``."""
-        if isinstance(self.log_omega, nn.Parameter):
-            return interpolation(self.anchors, self.pixels, self.log_omega.exp())
-        return self._fixed
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        super()._load_from_state_dict(state, prefix, *arguments)
-        if not isinstance(self.log_omega, nn.Parameter):
-            with torch.no_grad():
-                self._fixed.copy_(interpolation(self.anchors, self.pixels, self.log_omega.exp()))
+__all__ = ["SiteFields"]
 
 
 class SiteFields(nn.Module):
@@ -108,6 +55,11 @@ class SiteFields(nn.Module):
         for n, of in enumerate(fields.values()):
             self.register_buffer(f"channels_{n}", torch.tensor([list(c) for c in of]), persistent=False)
 
+    @property
+    def pixels(self) -> int:
+        """Number of pixels."""
+        return math.prod(self.shape)
+
     def read(self, tensor: Tensor) -> list[Tensor]:
         """``(N, channels, *shape)`` to ``(N, fields, width, order)`` for each representation."""
         flat = tensor.flatten(2)
@@ -130,3 +82,12 @@ class SiteFields(nn.Module):
         """Regular fields of one representation to the pixels, ``(N, fields, size, S)``."""
         signal = self.turned[kind].back(part)
         return signal if self.anchors is None else signal @ self.anchors.matrix().T.to(signal.dtype)
+
+    def fit(self, kind: int, signal: Tensor) -> Tensor:
+        """Regular fields whose :meth:`spread` comes nearest to a signal on the pixels ``(N, fields, size, S)``, by least
+        squares, shape ``(N, fields, width, order)``."""
+        if self.anchors is not None:
+            matrix = self.anchors.matrix().double()
+            signal = (signal.double() @ torch.linalg.pinv(matrix, rtol=1e-10).T).to(signal.dtype)
+        regular: Tensor = self.turned[kind](signal)
+        return regular

@@ -13,23 +13,28 @@ equivariant under a group by weights :math:`w(g^{-1} g')` between them:
 Of the trivial group, with all channels scalars, the second is the factored layer of van der Ouderaa, Immer, van der Wilk
 (NeurIPS 2023): C C'(S + S') weights instead of C C' S S'. Its weights are two grouped linear layers, u with one group for each
 input field and v with one for each output field, so that their Kronecker factors have the size of one group and nothing
-block-diagonal is ever formed. With anchors (``sparse``), S and S' become the numbers of anchors, and :math:`b_{r'}` is
+block-diagonal is ever formed: each group has an output factor of its own, where the published factors share one, summed over
+the groups, among all of them. With anchors (``sparse``), S and S' become the numbers of anchors, and :math:`b_{r'}` is
 left out.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Optional, Sequence
+from numbers import Integral
+from typing import Any, Iterable, Optional, Sequence
 
 import torch
+from escnn.gspaces import GSpace
 from escnn.nn import FieldType
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, FieldTypeError, SubgroupError
 from ..symmetry.subgroup import Subgroup
+from .anchors import Anchors
 from .grouped import GroupedLinear
-from .site_fields import Anchors, SiteFields
+from .site_fields import SiteFields
+from .types import check_types
 
 __all__ = ["SitePathway", "DensePathway", "FactoredPathway"]
 
@@ -44,10 +49,20 @@ class SitePathway(nn.Module):
             channels scalars.
         bias: whether there are biases.
         fraction: anchors for each pixel (fraction); ``None`` for no anchors.
-        omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter.
+        omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter, see
+            :class:`~escnn_relax.nn.anchors.Anchors`.
         seed: of the anchors.
+        noise: of the interpolation, see :class:`~escnn_relax.nn.anchors.Anchors`.
+        where: the name of the layer, for errors and warnings; the class by default.
 
-    New pathways put out zeros, so that adding one changes nothing.
+    New pathways put out zeros, so that adding one changes nothing. Without anchors a pathway works in half precision as any
+    linear layer does; with anchors it needs float32, float64 or autocast.
+
+    Raises:
+        ArgumentError: shapes that are none of the G-space's grids, anchors that do not fit, an input of another spatial size,
+            a layer with anchors in half precision.
+        FieldTypeError: field types of different G-spaces, an input with another number of channels.
+        SubgroupError: a continuous subgroup, one of another G-space, or one that does not permute the pixels.
     """
 
     def __init__(
@@ -63,22 +78,24 @@ class SitePathway(nn.Module):
         omega: float = 1.0,
         learn_omega: bool = False,
         seed: int = 0,
+        noise: float = 0.01,
         where: str = "",
     ) -> None:
         super().__init__()
-        self.kept, self.in_shape, self.out_shape = kept, tuple(in_shape), tuple(out_shape)
+        self.where = where or type(self).__name__
+        check_types(in_type, out_type, GSpace, 1, self.where)
+        _check_kept(kept, in_type.gspace, self.where)
+        self.in_type, self.out_type, self.kept = in_type, out_type, kept
+        self.in_shape, self.out_shape = (_shape(s, in_type.gspace, self.where) for s in (in_shape, out_shape))
         sides = []
-        for offset, (type, shape) in enumerate(((in_type, in_shape), (out_type, out_shape))):
+        for offset, (fields, shape) in enumerate(((in_type, self.in_shape), (out_type, self.out_shape))):
             anchors = None
             if fraction is not None:
-                anchors = Anchors(shape, kept, fraction, omega, learn_omega, 2 * seed + offset, where or self._name())
-            sides.append(SiteFields(None if kept.order == 1 else type, type.size, shape, kept, anchors))
+                anchors = Anchors(shape, kept, fraction, omega, learn_omega, 2 * seed + offset, self.where, noise)
+            sides.append(SiteFields(None if kept.order == 1 else fields, fields.size, shape, kept, anchors))
         self.source, self.target = sides
         self._build(bias)
         self.reset_parameters()
-
-    def _name(self) -> str:
-        return type(self).__name__
 
     @abstractmethod
     def _build(self, bias: bool) -> None:
@@ -92,15 +109,46 @@ class SitePathway(nn.Module):
     def energy(self) -> float:
         """Squared Frobenius norm of the whole linear map, biases aside."""
 
-    def _check(self, input: Tensor) -> None:
+    def check(self, input: Tensor) -> None:
+        """Raise ``ArgumentError`` for another spatial size than ``in_shape``, ``FieldTypeError`` for what is no tensor or has
+        another number of channels."""
+        if not isinstance(input, Tensor):
+            expected = f"a tensor of shape (N, {self.in_type.size}, {', '.join(map(str, self.in_shape))})"
+            raise FieldTypeError(self.where, expected=expected, got=type(input).__name__)
         if tuple(input.shape[2:]) != self.in_shape:
             raise ArgumentError(
-                self._name(),
+                self.where,
                 "inputs of another spatial size than the pathway was built for",
                 expected=self.in_shape,
                 got=tuple(input.shape[2:]),
                 remedy="resize the inputs, or build the pathway with an example of this size",
             )
+        if input.shape[1] != self.in_type.size:
+            raise FieldTypeError(self.where, expected=f"{self.in_type.size} channels of {self.in_type}", got=input.shape[1])
+
+
+def _uniform(shape: Sequence[int], summed: int) -> Tensor:
+    """Random numbers with which a sum of so many terms keeps the variance."""
+    bound = (3 / summed) ** 0.5
+    return torch.empty(tuple(shape)).uniform_(-bound, bound)
+
+
+def _shape(shape: Sequence[int], space: GSpace, where: str) -> tuple[int, ...]:
+    """A shape as whole numbers, one for each axis of the G-space's grids."""
+    found = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(found) != space.dimensionality or not all(isinstance(n, Integral) and n > 0 for n in found):
+        raise ArgumentError(where, expected=f"a shape of {space.dimensionality} positive whole numbers", got=shape)
+    return tuple(map(int, found))
+
+
+def _check_kept(kept: object, space: GSpace, where: str) -> None:
+    if not isinstance(kept, Subgroup):
+        remedy = "make one by escnn_relax.symmetry.subgroups.subgroup(gspace, id)"
+        raise SubgroupError(where, expected="kept to be a Subgroup", got=repr(kept), remedy=remedy)
+    if kept.gspace != space:
+        raise SubgroupError(where, expected=f"a subgroup of {space.name}", got=f"{kept.name} of {kept.gspace.name}")
+    if kept.order < 0:
+        raise SubgroupError(where, expected="a finite subgroup", got=kept.name, remedy="only finite groups permute pixels")
 
 
 class DensePathway(SitePathway):
@@ -123,8 +171,8 @@ class DensePathway(SitePathway):
         self.linear.reset_parameters(gain=0.0 if silent else 1.0)
 
     def forward(self, input: Tensor) -> Tensor:
-        """See the module's first lines; ``ArgumentError`` for an input of another spatial size."""
-        self._check(input)
+        """See the module's first lines; errors as of :class:`SitePathway`."""
+        self.check(input)
         regular = torch.cat([part.flatten(1) for part in self.source.read(input)], dim=1)
         order, target = self.linear.order, self.target
         sizes = [c * w * order for c, w in zip(target.counts, target.widths)]
@@ -172,15 +220,35 @@ class FactoredPathway(SitePathway):
             index = torch.arange(width).expand(count, -1) if bias and self.target.anchors is None else None
             self.onto.append(GroupedLinear(count, inputs, width, table, index))
 
-    def reset_parameters(self, silent: bool = True) -> None:
+    def reset_parameters(self, silent: bool = True, fitted: bool = False) -> None:
+        r"""Random weights; ``silent`` ones put out zeros.
+
+        Args:
+            fitted: at anchors, start with the values that come nearest, by least squares, to the weights that each site
+                would start with, as van der Ouderaa et al. (2023) do: uniform within :math:`\pm\sqrt{3/(sS)}` for u, of
+                fields of s channels, and :math:`\pm\sqrt{3/(C |K|)}` for v, of C input fields and a group K that is kept.
+                Without anchors it changes nothing.
+        """
         for linear in self.into:
             linear.reset_parameters()
         for linear in self.onto:
             linear.reset_parameters(gain=0.0 if silent else 1.0)
+        with torch.no_grad():
+            if fitted and self.source.anchors is not None:
+                for kind, linear in enumerate(self.into):  # what reads is the kernel of one element, the others' are turned
+                    size, shape = self.source.turned[kind].size, (linear.groups, linear.outputs)
+                    drawn = _uniform((*shape, size, self.source.pixels), size * self.source.pixels).to(linear.weight)
+                    linear.weight.copy_(self.source.fit(kind, drawn))
+            if fitted and not silent and self.target.anchors is not None:
+                for kind, linear in enumerate(self.onto):
+                    size, shape = self.target.turned[kind].size, (linear.groups, linear.inputs)
+                    drawn = _uniform((*shape, size, self.target.pixels), linear.inputs * linear.order).to(linear.weight)
+                    columns = self.target.fit(kind, drawn).transpose(1, 2)  # what is written by the first element
+                    linear.weight[..., linear.table[:, 0]] = columns
 
     def forward(self, input: Tensor) -> Tensor:
-        """See the module's first lines; ``ArgumentError`` for an input of another spatial size."""
-        self._check(input)
+        """See the module's first lines; errors as of :class:`SitePathway`."""
+        self.check(input)
         order, count = self.into[0].order, len(input)
         parts = [
             linear(part.flatten(1)).view(count, linear.groups, linear.outputs, order)

@@ -2,29 +2,35 @@ r"""Steerable convolutions whose kernels are interpolated from scattered anchors
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, Optional, Sequence
+from numbers import Integral
+from typing import Any, Optional, Sequence, Union
 
 import numpy as np
 import torch
 from escnn.group import Representation
-from escnn.gspaces import GSpace2D, GSpace3D
+from escnn.gspaces import GSpace, GSpace2D, GSpace3D
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ArgumentError
-from ..symmetry.sites import largest_permuting
+from ..symmetry.sites import Sites, grid_points, largest_permuting, permutes
 from ..symmetry.subgroup import Subgroup
 from ..symmetry.subgroups import subgroup, subgroups
+from .anchors import Anchors
 from .kernel import PathwayKernel
-from .site_fields import Anchors
 from .types import check_input, check_types
 
-__all__ = ["SparseR2Conv", "SparseR3Conv"]
+__all__ = ["SparseConvolution", "SparseR2Conv", "SparseR3Conv"]
+
+PADDINGS = ("zeros", "reflect", "replicate", "circular")
+#: One number for all axes, or one for each.
+Sizes = Union[int, Sequence[int]]
 
 
-class _SparseConvolution(EquivariantModule):
+class SparseConvolution(EquivariantModule):
     r"""A steerable convolution with its kernel interpolated from anchors.
 
     .. math:: K(x) = \sum_z \Psi(x, z) u(z), \qquad u(g z_r) = \rho_{out}(g)\, u_r\, \rho_{in}(g)^{-1}
@@ -37,11 +43,12 @@ class _SparseConvolution(EquivariantModule):
         in_type, out_type: field types.
         kernel_size, padding, stride, dilation, padding_mode, groups, bias: as of escnn's convolution.
         fraction: anchors for each pixel of the kernel (fraction).
-        omega, learn_omega: inverse length scale (1 / pixels), and whether it is a parameter ``log_omega``, for the evidence
-            (:meth:`~escnn_relax.Evidence.hypergradient`).
+        omega, learn_omega: inverse length scale (1 / pixels), and whether it is a parameter ``log_omega``, which
+            :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.anchors.Anchors`).
         kept: the group under which the layer is equivariant: ``"group"`` (the largest finite subgroup that permutes the
             pixels), ``"free"``, or the id of a finite subgroup.
         seed: of the anchors.
+        where: the name of the layer, for errors and warnings; the class by default.
 
     Raises:
         FieldTypeError, SubgroupError, ArgumentError: types, subgroups or numbers that do not fit.
@@ -52,15 +59,27 @@ class _SparseConvolution(EquivariantModule):
 
     d: int
     _gspace: type
+    in_type: FieldType
+    out_type: FieldType
+    space: GSpace
+    kernel_size: int
+    padding: Sizes
+    stride: Sizes
+    dilation: Sizes
+    padding_mode: str
+    groups: int
+    kept: Subgroup
+    bias: Optional[nn.Parameter]
+    bias_expansion: Tensor
 
     def __init__(
         self,
         in_type: FieldType,
         out_type: FieldType,
         kernel_size: int,
-        padding: int = 0,
-        stride: int = 1,
-        dilation: int = 1,
+        padding: Sizes = 0,
+        stride: Sizes = 1,
+        dilation: Sizes = 1,
         padding_mode: str = "zeros",
         groups: int = 1,
         bias: bool = True,
@@ -70,53 +89,132 @@ class _SparseConvolution(EquivariantModule):
         learn_omega: bool = False,
         kept: Any = "group",
         seed: int = 0,
+        where: str = "",
     ) -> None:
         super().__init__()
-        name = type(self).__name__
+        self.where = name = where or type(self).__name__
         check_types(in_type, out_type, self._gspace, groups, name)
-        if kernel_size < 1 or stride < 1 or dilation < 1 or padding < 0:
-            got = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
-            raise ArgumentError(name, expected="positive sizes", got=got)
+        sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
+        smallest = min(n - (k != "padding") for k, of in sizes.items() for n in self._each(of))
+        if not isinstance(kernel_size, Integral) or smallest < 0:
+            raise ArgumentError(name, expected="positive sizes, and one size of kernel for all axes", got=sizes)
+        if padding_mode not in PADDINGS:
+            raise ArgumentError(name, expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode))
         self.in_type, self.out_type, self.space = in_type, out_type, in_type.gspace
         self.kernel_size, self.padding, self.stride, self.dilation = kernel_size, padding, stride, dilation
         self.padding_mode, self.groups = padding_mode, groups
         shape = (kernel_size,) * self.d
-        self.kept = self._subgroup(kept, shape)
-        self.anchors = Anchors(shape, self.kept, fraction, omega, learn_omega, seed, name)
-        in_reprs = in_type.representations[: len(in_type) // groups]
-        bases = {
-            (i.name, o.name): _anchor_kernels(self.anchors, self.kept, i, o)
-            for i in dict.fromkeys(in_reprs)
-            for o in dict.fromkeys(out_type.representations)
-        }
-        self.kernel = PathwayKernel(in_reprs, out_type.representations, {"equivariant": bases})
-        self.weights = nn.Parameter(torch.empty(self.kernel.dimensions["equivariant"]))
+        kept = self._subgroup(kept, shape)
+        self._construct(kept, Anchors(shape, kept, fraction, omega, learn_omega, seed, name), bias)
+        self.reset_parameters()
+
+    def _construct(self, kept: Subgroup, anchors: Anchors, bias: bool) -> None:
+        """The parameters, and what expands them."""
+        self.kept, self.anchors = kept, anchors
+        in_reprs, out_reprs = self.in_type.representations[: len(self.in_type) // self.groups], self.out_type.representations
+        pairs = [(i, o) for i in dict.fromkeys(in_reprs) for o in dict.fromkeys(out_reprs)]
+        dtype = anchors.pixels.dtype
+        bases = {(i.name, o.name): _orbit_kernels(anchors.sites, kept, i, o, dtype) for i, o in pairs}
+        self.kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases})
+        self.weights = nn.Parameter(torch.zeros(self.kernel.dimensions["equivariant"], dtype=dtype))
         self.bias = None
         if bias:
-            expansion = _invariant_biases(out_type)
-            self.bias = nn.Parameter(torch.zeros(expansion.shape[1])) if expansion.shape[1] else None
+            expansion = _invariant_biases(self.out_type).to(dtype)
+            self.bias = nn.Parameter(torch.zeros(expansion.shape[1], dtype=dtype)) if expansion.shape[1] else None
             self.register_buffer("bias_expansion", expansion)
-        self.reset_parameters()
+
+    def _each(self, sizes: Sizes) -> tuple[int, ...]:
+        """A number for each axis."""
+        found = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * self.d
+        if len(found) != self.d or not all(isinstance(n, Integral) for n in found):
+            raise ArgumentError(type(self).__name__, expected=f"a whole number, or {self.d} of them", got=repr(sizes))
+        return found
 
     def _subgroup(self, kept: Any, shape: Sequence[int]) -> Subgroup:
         if isinstance(kept, str) and kept in ("group", "free"):
             if kept == "group":
-                return largest_permuting(self.space, shape, type(self).__name__)
+                return largest_permuting(self.space, shape, self.where)
             return next(h for h in subgroups(self.space) if h.order == 1)
-        found = subgroup(self.space, kept, type(self).__name__)
+        found = subgroup(self.space, kept, self.where)
         if found.order < 0:
-            raise ArgumentError(type(self).__name__, expected="kept to be a finite subgroup", got=found.name)
+            raise ArgumentError(self.where, expected="kept to be a finite subgroup", got=found.name)
         return found
 
-    def reset_parameters(self) -> None:
-        """Random weights, scaled so that the kernel has the variance of He et al. (ICCV 2015); no bias."""
+    def reset_parameters(self, fitted: bool = False) -> None:
+        r"""Random weights and no bias.
+
+        Normal ones, scaled so that the kernel has the variance of He et al. (ICCV 2015); or, ``fitted``, as van der
+        Ouderaa et al. start them,
+
+        .. math:: \arg\min_w | \Psi u(w) - K |
+
+        with the kernel K that a convolution of the same symmetry without anchors starts with: uniform within
+        :math:`\pm\sqrt{6 / \text{fan in}}`, independent at one pixel of each orbit (of that, what the stabiliser of the
+        pixel leaves alone). What anchors cannot reproduce of it is lost: such kernels are smaller.
+        """
         with torch.no_grad():
-            self.weights.normal_()
-            kernel = self.expand_parameters()[0]
-            wanted = math.sqrt(2 / kernel[0].numel())
-            self.weights.mul_(wanted / kernel.square().mean().sqrt())
+            if fitted:
+                self.weights.copy_(self._fit())
+            else:
+                self.weights.normal_()
+                kernel = self.expand_parameters()[0]
+                wanted = math.sqrt(2 / kernel[0].numel())
+                self.weights.mul_(wanted / kernel.square().mean().sqrt())
             if self.bias is not None:
                 self.bias.zero_()
+
+    def _fit(self) -> Tensor:
+        """Least-squares weights for a random kernel on the pixels."""
+        shape = (self.kernel_size,) * self.d
+        in_reprs, out_reprs = self.in_type.representations[: len(self.in_type) // self.groups], self.out_type.representations
+        known = {r.name: r for r in (*in_reprs, *out_reprs)}
+        kept = max((h for h in subgroups(self.space) if h <= self.kept and permutes(h, shape)), key=lambda h: h.order)
+        pixels, matrix = Sites(grid_points(shape), kept), self.anchors.matrix().double()
+        bound = math.sqrt(6 / (self.kernel.in_size * matrix.shape[0]))
+        found = torch.zeros(self.weights.shape, dtype=torch.float64, device=self.weights.device)
+        for block in self.kernel.blocks["equivariant"]:
+            kernels = _orbit_kernels(pixels, kept, known[block.in_name], known[block.out_name], torch.float64)
+            drawn = torch.empty(block.outputs * block.inputs, len(kernels)).uniform_(-bound, bound).double()
+            share = pixels.share.double().repeat_interleave(len(kernels) // pixels.orbits)
+            target = ((drawn * share) @ kernels.flatten(1)).to(matrix.device)
+            basis = (self.kernel.basis(block).double() @ matrix.T).flatten(1)
+            # few anchors crowd, and their kernels may be dependent
+            found[block.start : block.stop] = (target @ torch.linalg.pinv(basis, rtol=1e-10)).flatten()
+        return found
+
+    def between(self, in_type: FieldType, out_type: FieldType, kept: Subgroup) -> "SparseConvolution":
+        """The same kernel and bias between fields of the same sizes, with the weights of a layer that keeps a smaller group.
+
+        The anchors stay where they are, and a smaller group has more orbits of them, with weights of their own.
+
+        Args:
+            in_type, out_type: the field types as representations of a subgroup, channel by channel the same matrices.
+            kept: of their G-space; its elements are among those that this layer keeps.
+        """
+        new = type(self).__new__(type(self))
+        EquivariantModule.__init__(new)
+        new.in_type, new.out_type, new.space = in_type, out_type, in_type.gspace
+        for name in ("where", "kernel_size", "padding", "stride", "dilation", "padding_mode", "groups"):
+            setattr(new, name, getattr(self, name))
+        points = self.anchors.anchors.cpu().numpy()
+        order = Sites(points, kept).index.flatten()  # orbit by orbit, as where the layer is built anew
+        anchors, state = copy.deepcopy(self.anchors), self.anchors.state_dict()
+        anchors.sites = sites = Sites(points[order], kept).to(self.weights)
+        anchors.load_state_dict({**state, "anchors": state["anchors"][order]})
+        new._construct(kept, anchors, self.bias is not None)
+        new.to(self.weights)
+        with torch.no_grad():
+            at_anchors = self.kernel({"equivariant": self.weights})[..., order]
+            for block in new.kernel.blocks["equivariant"]:
+                o, i = new.kernel.out_fields[block.out_name].channels, new.kernel.in_fields[block.in_name].channels
+                read = at_anchors[o[:, None, :, None], i[None, :, None, :]][..., sites.index[:, 0]]
+                new.weights[block.start : block.stop] = read.movedim(-1, 2).flatten()  # (o fields, i fields, orbit, o, i)
+            if self.bias is not None and new.bias is not None:
+                wanted = self.bias_expansion.double() @ self.bias.double()
+                new.bias.copy_(torch.linalg.pinv(new.bias_expansion.double()) @ wanted)
+                new.bias.requires_grad_(self.bias.requires_grad)
+        new.weights.requires_grad_(self.weights.requires_grad)
+        return new.train(self.training)
 
     def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
         """The kernel as torch's convolution has it, and the bias ``(out channels,)``."""
@@ -127,14 +225,15 @@ class _SparseConvolution(EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Convolve; raises ``FieldTypeError`` for an input of another type."""
-        check_input(input, self.in_type, type(self).__name__)
+        check_input(input, self.in_type, self.where)
         kernel, bias = self.expand_parameters()
         return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
 
     def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
         convolve, padding = (F.conv2d if self.d == 2 else F.conv3d), self.padding
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, 2 * self.d * (padding,), self.padding_mode), 0
+            both_sides = [p for p in reversed(self._each(padding)) for _ in range(2)]
+            input, padding = F.pad(input, both_sides, self.padding_mode), 0
         return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
 
     def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -146,23 +245,27 @@ class _SparseConvolution(EquivariantModule):
     def export(self) -> nn.Module:
         """A plain convolution of torch in eval mode that computes the same."""
         with torch.no_grad():
-            kernel, bias = self.expand_parameters()
-            names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-            geometry = {name: getattr(self, name) for name in names}
-            kind = nn.Conv2d if self.d == 2 else nn.Conv3d
-            layer = kind(self.in_type.size, self.out_type.size, bias=bias is not None, **geometry).to(kernel)
+            return self.plain(*self.expand_parameters()).eval()
+
+    def plain(self, kernel: Tensor, bias: Optional[Tensor]) -> Union[nn.Conv2d, nn.Conv3d]:
+        """A convolution of torch of this layer's geometry, with copies of a kernel and a bias ``(out channels,)``."""
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in names}
+        kind: type[Union[nn.Conv2d, nn.Conv3d]] = nn.Conv2d if self.d == 2 else nn.Conv3d
+        layer = kind(self.in_type.size, self.out_type.size, bias=bias is not None, **geometry).to(kernel)
+        with torch.no_grad():
             layer.weight.copy_(kernel)
             if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
-        return layer.eval()
+        return layer
 
     def extra_repr(self) -> str:
         text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, kept={self.kept.name}"
         return f"{text}, anchors={len(self.anchors.sites)}"
 
 
-class SparseR2Conv(_SparseConvolution):
-    __doc__ = (_SparseConvolution.__doc__ or "") + """
+class SparseR2Conv(SparseConvolution):
+    __doc__ = (SparseConvolution.__doc__ or "") + """
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
     >>> gray, fields = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
@@ -174,8 +277,8 @@ class SparseR2Conv(_SparseConvolution):
     d, _gspace = 2, GSpace2D
 
 
-class SparseR3Conv(_SparseConvolution):
-    __doc__ = (_SparseConvolution.__doc__ or "") + """
+class SparseR3Conv(SparseConvolution):
+    __doc__ = (SparseConvolution.__doc__ or "") + """
     >>> from escnn import gspaces, nn
     >>> space = gspaces.invOnR3()
     >>> gray, signs = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
@@ -186,16 +289,14 @@ class SparseR3Conv(_SparseConvolution):
     d, _gspace = 3, GSpace3D
 
 
-def _anchor_kernels(anchors: Anchors, kept: Subgroup, i: Representation, o: Representation) -> Tensor:
-    """One kernel for each orbit and each entry of the matrix there, ``(orbits * o * i, o size, i size, anchors)``."""
-    dtype = anchors.anchors.dtype
+def _orbit_kernels(sites: Sites, kept: Subgroup, i: Representation, o: Representation, dtype: torch.dtype) -> Tensor:
+    """One kernel for each orbit and each entry of the matrix there, ``(orbits * o * i, o size, i size, sites)``."""
     left = torch.as_tensor(np.stack([np.asarray(o(g)) for g in kept.elements]), dtype=dtype)  # (order, o, o)
     right = torch.as_tensor(np.stack([np.asarray(i(g)) for g in kept.elements]), dtype=dtype)
     turned = torch.einsum("gpa,gqb->abpqg", left, right)  # rho_out E_ab rho_in^T
-    sites = anchors.sites
     kernels = turned.new_zeros(sites.orbits, *turned.shape[:4], len(sites))
     for r, points in enumerate(sites.index):
-        kernels[r].index_add_(4, points, turned * sites.share[r])
+        kernels[r].index_add_(4, points.cpu(), turned * float(sites.share[r]))
     return kernels.flatten(0, 2)
 
 

@@ -26,7 +26,7 @@ from .grid_action import axes_matrix
 from .subgroup import Subgroup
 from .subgroups import subgroups
 
-__all__ = ["Sites", "TurnedFields", "grid_points", "largest_permuting", "orbit_points"]
+__all__ = ["Sites", "TurnedFields", "grid_points", "largest_permuting", "orbit_points", "permutes"]
 
 #: Distance below which two points are one (pixels).
 SAME = 1e-6
@@ -159,14 +159,17 @@ def largest_permuting(gspace: GSpace, shape: Sequence[int], where: str = "") -> 
     >>> largest_permuting(gspaces.rot2dOnR2(8), (5, 5)).name, largest_permuting(gspaces.rot2dOnR2(8), (5, 4)).name
     ('C4', 'C2')
     """
-    points = grid_points([min(n, 4 + n % 2) for n in shape]) if len(set(shape)) == 1 else grid_points(shape)
-    found = [h for h in subgroups(gspace) if h.order > 0 and _permutes(h, points)]
+    found = [h for h in subgroups(gspace) if permutes(h, shape)]
     if not found:
         raise ArgumentError(where, f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}")
     return max(found, key=lambda h: h.order)
 
 
-def _permutes(kept: Subgroup, points: NDArray[Any]) -> bool:
+def permutes(kept: Subgroup, shape: Sequence[int]) -> bool:
+    """Whether a group is finite and permutes the pixels of a grid."""
+    if kept.order < 0:
+        return False
+    points = grid_points([min(n, 4 + n % 2) for n in shape]) if len(set(shape)) == 1 else grid_points(shape)
     try:
         for g in kept.elements:
             _permutation(kept, g, points)

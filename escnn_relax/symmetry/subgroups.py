@@ -14,7 +14,7 @@ from ..errors import ArgumentError, SubgroupError
 from .subgroup import Subgroup, group_size, short, subgroup
 from .subgroup_ids import listed_ids
 
-__all__ = ["Subgroup", "SubgroupLattice", "subgroup", "subgroups"]
+__all__ = ["Subgroup", "SubgroupLattice", "common_subgroup", "subgroup", "subgroups"]
 
 
 class SubgroupLattice:
@@ -104,3 +104,17 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
         found.append(member)
     found.sort(key=lambda m: group_size(m.group))
     return SubgroupLattice(gspace, found)
+
+
+def common_subgroup(first: Subgroup, *others: Subgroup) -> Subgroup:
+    """The largest subgroup in all of these, of one G-space; of a continuous group the largest that :func:`subgroups` lists,
+    unless it is one of them.
+
+    >>> from escnn import gspaces
+    >>> lattice = subgroups(gspaces.flipRot2dOnR2(4))
+    >>> common_subgroup(lattice["C4"], lattice["D2_0deg"]).name
+    'C2'
+    """
+    groups = (first, *others)
+    candidates = [*groups, *reversed(list(subgroups(first.gspace)))]
+    return next(h for h in candidates if all(h <= of for of in groups))

@@ -2,9 +2,11 @@
 
 1. the block-diagonal formulation, in which each factored layer is two products with one large matrix, against grouped products
 2. convolutions alone against both pathways
-3. a refresh of the curvature, which never forms a matrix of the size of all channels and pixels
+3. a refresh of the curvature, whose largest tensor does not grow with the channels
 
-    python tests/benchmarks/bench_translation.py [--alpha 10]
+Beside the time, the largest tensor that a step makes: with grouped products none is larger than the signals.
+
+    python tests/benchmarks/bench_translation.py [--alpha 10] [--write tests/benchmarks/translation.md]
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
@@ -68,30 +71,61 @@ def cost(run, repeats=3):
     return statistics.median(times[1:])
 
 
+class Largest(TorchDispatchMode):
+    """The largest tensor that is made within, MiB."""
+
+    def __init__(self):
+        super().__init__()
+        self.mebibytes = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(tensor, torch.Tensor):  # what an expanded tensor really holds
+                self.mebibytes = max(self.mebibytes, tensor.untyped_storage().nbytes() / 2**20)
+        return made
+
+
+def largest(run):
+    with Largest() as found:
+        run()
+    return found.mebibytes
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--alpha", type=int, default=10)
-    alpha = parser.parse_args().alpha
+    parser.add_argument("--write", type=Path)
+    given = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     batch = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
-    build = lambda kinds: Network(kinds, alpha, channels=3)
-    both, ours = build("F-FC+CONV"), {}
+    build = lambda kinds: Network(kinds, given.alpha, channels=3)
+    both, convolutions, factored = build("F-FC+CONV"), build("CONV"), build("F-FC")
     large = block_diagonal(both)
     assert torch.allclose(large(batch[0]), both(batch[0]), atol=1e-4)
-    ours["both"] = cost(step(both, batch))
-    ours["convolutions"] = cost(step(build("CONV"), batch))
-    factored = build("F-FC")
-    ours["factored"] = cost(step(factored, batch))
-    print(f"alpha {alpha}: F-FC+CONV {ours['both']:.2f} s a step, {ours['both'] / ours['convolutions']:.2f} times CONV alone")
-    theirs = cost(step(large, batch))
-    print(f"block-diagonal: {theirs:.2f} s, {theirs / ours['both']:.1f} times grouped products (F-FC+CONV)")
-    theirs = cost(step(block_diagonal(factored), batch))
-    print(f"block-diagonal: {theirs:.2f} s, {theirs / ours['factored']:.1f} times grouped products (F-FC alone)")
+    runs = {
+        "CONV": step(convolutions, batch),
+        "F-FC": step(factored, batch),
+        "F-FC, block-diagonal": step(block_diagonal(factored), batch),
+        "F-FC+CONV": step(both, batch),
+        "F-FC+CONV, block-diagonal": step(large, batch),
+    }
     curvature = Curvature(build("F-FC+CONV"), "categorical", samples=1)
-    refresh = cost(lambda: curvature([batch]), 1)
-    print(f"refresh with one Monte-Carlo column on one batch: {refresh:.2f} s, {refresh / ours['both']:.1f} steps")
+    refresh = lambda: curvature([batch])
+    seconds, sizes = {n: cost(run) for n, run in runs.items()}, {n: largest(run) for n, run in runs.items()}
+    last = "F-FC+CONV, refresh of the curvature, one Monte-Carlo column"
+    seconds[last], sizes[last] = cost(refresh, 1), largest(refresh)
+    lines = ["# Cost of the factored pathway", "", "Output of `python tests/benchmarks/bench_translation.py`: processor seconds of a step, one"]
+    lines += [f"thread, torch {torch.__version__.split('+')[0]}, alpha {given.alpha}, batch of 128 images of 3 × 32 × 32.", ""]
+    lines += ["| | seconds | block-diagonal / grouped | times CONV | largest tensor, MiB |", "|---|---|---|---|---|"]
+    for name, time_of in seconds.items():
+        other = f"{seconds[name + ', block-diagonal'] / time_of:.1f}" if name + ", block-diagonal" in seconds else ""
+        lines.append(f"| {name} | {time_of:.2f} | {other} | {time_of / seconds['CONV']:.2f} | {sizes[name]:.0f} |")
+    print("\n".join(lines))
+    if given.write:
+        given.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,31 @@
+"""What hardening did to one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["HardenedLayer"]
+
+
+@dataclass(frozen=True)
+class HardenedLayer:
+    """What :func:`~escnn_relax.harden` did to one layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        removed: pathways that were switched off.
+        merged: residual pathways that stayed, now part of one kernel; of a layer that breaks translations the pathways that
+            are still beside the convolution, too.
+        removed_energy: share of the kernel's energy in the removed pathways (fraction); of a layer that breaks translations
+            of the energy of the whole map, see :meth:`escnn_relax.nn.RelaxedTranslation.energies`, constants of the removed
+            pathways included unless the convolution's bias says them now.
+        kind: class of the new layer.
+        subgroup: name of the subgroup that the new layer is equivariant under; empty if it is none of escnn's.
+    """
+
+    name: str
+    removed: tuple[str, ...]
+    merged: tuple[str, ...]
+    removed_energy: float
+    kind: str
+    subgroup: str = ""
