@@ -20,7 +20,7 @@ def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=Path, default=Path(f"examples/output/{name}_runs.jsonl"))
+    parser.add_argument("--runs", type=Path, default=Path(__file__).with_name(f"{name}_runs.jsonl"))
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name(f"{name}_table.md"))
     parser.add_argument("--published-loop", action="store_true", help="train as the paper did, see published_loop.py")
     for size in ("full", "quick", "table"):

@@ -1,6 +1,6 @@
 """Which layer needs which group? The "several groups" experiment of the layer-wise-equivariance paper, with steerable layers.
 
-    python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs examples/output/several_groups_runs.jsonl]
+    python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs FILE]
     python examples/several_groups_table.py --data FOLDER --full     (32 × 32 pixels, all the data, long training; wants a GPU)
     python examples/several_groups_table.py --data FOLDER --quick    (a minute: shows that it runs, nothing else)
     python examples/several_groups_table.py --published-loop ...      (trains as the paper did, see published_loop.py)
@@ -13,7 +13,8 @@ all pathways under one prior precision: 1, as published, or the best of ``PRECIS
 network with GCONV alone, under the precision 1.
 
 Without --full: images reduced to 16 × 16 pixels, 4000 of them to train on, 4000 to test with, 40 epochs; one to three minutes a run on
-one CPU core. Every finished run is one line of a file; a run that is there is not done again.
+one CPU core. Every finished run is one line of FILE, by default several_groups_runs.jsonl beside this script; a run that
+is there is not done again.
 """
 
 from __future__ import annotations
