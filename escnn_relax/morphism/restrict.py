@@ -39,7 +39,7 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
             :mod:`escnn_relax.symmetry.subgroup_ids`.
         from_layer: dotted name of a submodule; only it and the modules registered after it are restricted, and a
             :class:`~escnn_relax.morphism.relabel.Relabel` is put before it. What skips over the boundary has to be
-            restricted by hand.
+            restricted by hand, and a module that serves both sides, as one ReLU for all layers, needs a copy for each.
         where: name of the module for error messages.
 
     Raises:
