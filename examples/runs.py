@@ -28,11 +28,26 @@ def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def common_to_all(parser: argparse.ArgumentParser, given: argparse.Namespace, sizes: dict[str, dict]) -> dict:
+    """What all runs have in common; an error where the data are missing."""
+    if given.data is None:
+        parser.error("--data is needed")
+    scale, size = chosen_size(given, sizes)
+    return {"scale": scale, "size": size, "folder": str(given.data), "device": given.device}
+
+
 def chosen_size(given: argparse.Namespace, sizes: dict[str, dict]) -> tuple[str, dict]:
     """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for; and of the loop."""
     name = next((size for size in ("full", "quick") if getattr(given, size)), "small")
     loop = ", published loop" if given.published_loop else ""
     return name + loop, {**sizes[name], "published": given.published_loop}
+
+
+def write_table(given: argparse.Namespace, lines: list[dict], table: Callable[[list[dict]], str]) -> None:
+    """To the file that was asked for, and to the terminal."""
+    text = table(lines)
+    given.out.write_text(text, encoding="utf-8")
+    print(text)
 
 
 def stored(path: Path) -> list[dict]:

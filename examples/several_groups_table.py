@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from published_loop import train_as_published
-from runs import arguments, chosen_size, stored, work_off
+from runs import arguments, common_to_all, stored, work_off, write_table
 from several_groups import PATHWAYS, Network, relative_dimensions, with_several_groups
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -186,20 +186,16 @@ def _score(runs: list[dict]) -> str:
 def main() -> None:
     parser = arguments(__doc__, "several_groups", seeds=2)
     given = parser.parse_args()
-    scale, size = chosen_size(given, SCALES)
     lines = stored(given.runs)
     if not given.table:
-        if given.data is None:
-            parser.error("--data is needed")
-        common = {"scale": scale, "size": size, "folder": str(given.data), "device": given.device}
+        common = common_to_all(parser, given, SCALES)
         seeds = range(1 if given.quick else given.seeds)
         held = [{"data": d, "method": "held out", "precision": p, "seed": 0, **common} for d in DATA for p in PRECISIONS]
         lines = work_off(held, run, given.runs, KEY, given.jobs)
         wanted = [{"data": d, "method": m, "precision": 1.0, "seed": s, **common} for s in seeds for d in DATA for m in reversed(METHODS)]
-        best = [{"data": d, "method": "MAP", "precision": tuned(lines, d, scale), "seed": s, **common} for s in seeds for d in DATA]
+        best = [{"data": d, "method": "MAP", "precision": tuned(lines, d, common["scale"]), "seed": s, **common} for s in seeds for d in DATA]
         lines = work_off(wanted + [job for job in best if job not in wanted], run, given.runs, KEY, given.jobs)
-    given.out.write_text(table(lines), encoding="utf-8")
-    print(table(lines))
+    write_table(given, lines, table)
 
 
 if __name__ == "__main__":

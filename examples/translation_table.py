@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from published_loop import train_as_published
-from runs import arguments, chosen_size, stored, work_off
+from runs import arguments, common_to_all, stored, work_off, write_table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from translation_networks import Network, relative_dimensions
@@ -90,7 +90,7 @@ def canvas(images: np.ndarray, labels: np.ndarray, task: str, side: int, seed: i
 
 def run(job: dict) -> dict:
     """One network, trained and tested; the line that is stored."""
-    torch.set_num_threads(job["threads"])
+    torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     size, seed, start = job["size"], job["seed"], time.time()
     archive = np.load(Path(job["folder"]) / "mnist.npz", allow_pickle=False)
@@ -105,16 +105,13 @@ def run(job: dict) -> dict:
     samples = None if size["published"] else size["samples"]
     evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=samples)
     evidence.log_precision.update({name: SILENT for name in evidence.log_precision if silent and ".F-FC." in name})
-    schedule = {"epochs": size["epochs"], "lr": LR, "refresh_every": size["refresh"], "progress": False}
-    shares, total = None, None
-    learns = how == "evidence"
+    learns, shares, total = how == "evidence", None, None
     if size["published"]:
         train_as_published(model, loader, evidence, size["epochs"], learns)
-    elif learns:
-        burn_in = min(10, size["epochs"] - 1)
-        escnn_relax.fit(model, loader, evidence=evidence, burn_in=burn_in, share=size["share"], keep=0.3, hypersteps=20, **schedule)
     else:
-        descend(model, loader, evidence, size["epochs"])
+        burn_in = min(10, size["epochs"] - 1) if learns else size["epochs"]  # in the latter case the precisions stay
+        options = {"epochs": size["epochs"], "burn_in": burn_in, "refresh_every": size["refresh"], "lr": LR, "progress": False}
+        escnn_relax.fit(model, loader, evidence=evidence, share=size["share"], keep=0.3, hypersteps=20, **options)
     if learns:
         shares = relative_dimensions(model, evidence.effective_dimension())
         total = -evidence.log_marginal_likelihood() / len(x)
@@ -125,18 +122,6 @@ def run(job: dict) -> dict:
     found = {"accuracy": float((logits.argmax(1) == test[1]).float().mean()), "evidence": total, "shares": shares}
     found["nll"] = float(nn.functional.cross_entropy(logits, test[1]))
     return {**kept, **found, "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.time() - start}
-
-
-def descend(model: nn.Module, loader: DataLoader, evidence: Evidence, epochs: int) -> None:
-    """The same training as ``fit``'s, with all prior precisions at 1."""
-    adam = torch.optim.Adam(model.parameters(), lr=LR)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs, eta_min=LR / 50)
-    for _ in range(epochs):
-        for x, y in loader:
-            adam.zero_grad()
-            evidence.loss(model(x), y).backward()
-            adam.step()
-        schedule.step()
 
 
 def table(lines: list[dict]) -> str:
@@ -172,19 +157,15 @@ def table(lines: list[dict]) -> str:
 def main() -> None:
     parser = arguments(__doc__, "translation", seeds=3)
     given = parser.parse_args()
-    scale, size = chosen_size(given, SCALES)
     lines = stored(given.runs)
     if not given.table:
-        if given.data is None:
-            parser.error("--data is needed")
-        common = {"scale": scale, "size": size, "folder": str(given.data), "device": given.device, "threads": 1}
+        common = common_to_all(parser, given, SCALES)
         seeds = range(1 if given.quick else given.seeds)
         wanted = [
             {"task": task, "column": column, "seed": seed, **common} for seed in seeds for column in reversed(COLUMNS) for task in TASKS
         ]
         lines = work_off(wanted, run, given.runs, KEY, given.jobs)
-    given.out.write_text(table(lines), encoding="utf-8")
-    print(table(lines))
+    write_table(given, lines, table)
 
 
 if __name__ == "__main__":

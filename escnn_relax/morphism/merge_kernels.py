@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from typing import Any, Sequence
 
 import torch
 from escnn.nn import EquivariantModule, R2Conv, R3Conv
-from torch import Tensor
 
+from ..nn.affine import expanded
 from ..nn.kernel_pathway import KernelPathway
 from ..nn.merged import MergedConvolution
 from ..nn.sparse_convolution import SparseConvolution
@@ -35,17 +35,7 @@ def merge_kernels(convolution: Any, pathways: Sequence[KernelPathway]) -> Merged
     True
     """
     with torch.no_grad():
-        kernel, bias = _expanded(convolution)
+        kernel, bias = expanded(convolution)
         kernel = kernel + sum(pathway.convolution.expand_parameters()[0] for pathway in pathways)
         plain = pathways[0].convolution.plain(kernel, bias)
     return MergedConvolution(convolution.in_type, convolution.out_type, plain).train(convolution.training)
-
-
-def _expanded(convolution: Any) -> tuple[Tensor, Optional[Tensor]]:
-    training = convolution.training
-    try:  # in eval mode escnn's layers keep their filter, which may be of other weights
-        convolution.train()
-        kernel, bias = convolution.expand_parameters()
-        return kernel, bias
-    finally:
-        convolution.train(training)

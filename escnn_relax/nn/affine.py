@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModuleError
 from .merged import MergedConvolution
 
-__all__ = ["linear_parameters", "expanded_kernel", "constant_part", "add_constant", "divide"]
+__all__ = ["linear_parameters", "expanded", "constant_part", "add_constant", "divide"]
 
 
 def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.Parameter]:
@@ -38,14 +38,14 @@ def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.P
     return found
 
 
-def expanded_kernel(convolution: Any) -> Tensor:
-    """The kernel of the present weights, ``(out channels, in channels / groups, *size)``, without a graph."""
+def expanded(convolution: Any) -> tuple[Tensor, Optional[Tensor]]:
+    """The kernel of the present weights, ``(out channels, in channels / groups, *size)``, and the bias, without a graph."""
     with torch.no_grad():
         training = convolution.training
-        try:  # in eval mode escnn's layers keep their filter
+        try:  # in eval mode escnn's layers keep their filter, which may be of other weights
             convolution.train()
-            kernel: Tensor = convolution.expand_parameters()[0]
-            return kernel
+            kernel, bias = convolution.expand_parameters()
+            return kernel, bias
         finally:
             convolution.train(training)
 

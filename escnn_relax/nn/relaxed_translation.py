@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, DataError, FieldTypeError
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.subgroup import Subgroup
-from .affine import add_constant, constant_part, divide, expanded_kernel, linear_parameters
+from .affine import add_constant, constant_part, divide, expanded, linear_parameters
 from .kernel_pathway import KernelPathway
 from .recorded import DETERMINED, Recorded, switched_off
 from .site_pathways import SitePathway
@@ -153,7 +153,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
             DataError: NaN or infinite weights; ``where`` names the layer.
         """
         places = torch.Size(self.out_shape).numel()
-        squares = {CONVOLUTION: places * float(expanded_kernel(self.convolution).double().square().sum())}
+        squares = {CONVOLUTION: places * float(expanded(self.convolution)[0].double().square().sum())}
         for name, pathway in self.sites.items():
             constant = self._constant(pathway).double()
             said = constant_part(self.convolution, constant)
