@@ -15,16 +15,19 @@ except metadata.PackageNotFoundError:  # sources that are not installed
 
 _escnn.make_picklable()
 
+from .errors import RelaxError  # noqa: E402
 from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
 from .morphism import carry_optimiser, harden, merge, mix, project, relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
 from .symmetry.equivariance import assert_equivariant, equivariance_error  # noqa: E402
-from .symmetry.subgroups import subgroups  # noqa: E402
+from .symmetry.subgroups import Subgroup, subgroup, subgroups  # noqa: E402
 
 __all__ = [
     "Evidence",
     "EvidenceTerms",
     "History",
+    "RelaxError",
+    "Subgroup",
     "assert_equivariant",
     "carry_optimiser",
     "equivariance_error",
@@ -37,6 +40,7 @@ __all__ = [
     "relax_translation",
     "report",
     "restrict",
+    "subgroup",
     "subgroups",
     "survivors",
 ]

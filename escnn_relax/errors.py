@@ -9,10 +9,13 @@ conv1: expected C4 regular, got C8 regular; restrict the network first
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
     "RelaxError",
+    "NotEquivariantError",
     "InstallationError",
     "ArgumentError",
     "FieldTypeError",
@@ -26,7 +29,30 @@ __all__ = [
     "LikelihoodError",
     "CheckpointError",
     "SearchError",
+    "nearest",
 ]
+
+
+def nearest(word: object, known: Iterable[object], most: int = 8) -> str:
+    """The remedy for a name that is not known: the one most like it, and what there is besides.
+
+    Args:
+        word: what came.
+        known: the names that would have been right.
+        most: how many of them are listed at most.
+
+    >>> nearest("num_date", ["num_data", "curvature", "noise"])
+    "did you mean 'num_data'? There are num_data, curvature, noise"
+    """
+    names = [str(name) for name in known]
+    if not names:
+        return "there are none"
+    # small and capital letters are not what people mean to tell apart
+    lower = {name.lower(): name for name in reversed(names)}
+    close = difflib.get_close_matches(str(word).lower(), list(lower), 1, 0.0)
+    listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    guess = f"did you mean {lower[close[0]]!r}? " if close else ""
+    return f"{guess}There {'is' if len(names) == 1 else 'are'} {listed}"
 
 
 class RelaxError(Exception):
@@ -67,6 +93,10 @@ class RelaxError(Exception):
 
 def _rebuild(kind: type[RelaxError], where: str, problem: str, rest: dict[str, Any]) -> RelaxError:
     return kind(where, problem, **rest)
+
+
+class NotEquivariantError(RelaxError, AssertionError):
+    """A module that was asserted to be equivariant is not; test runners report it as a failed assertion."""
 
 
 class InstallationError(RelaxError, ImportError):

@@ -138,9 +138,9 @@ def test_bad_input():
         mix(Net(), [(None, 3)])
     with pytest.raises(SubgroupError, match="twice"):
         mix(Net(), [(None, 2), (None, 2)])
-    with pytest.raises(UnsupportedModuleError, match="third.*first"):
+    with pytest.raises(ArgumentError, match="third.*did you mean 'first'"):
         mix(Net(), {"third": IDS})
-    with pytest.raises(UnsupportedModuleError, match="third"):
+    with pytest.raises(ArgumentError, match="third"):
         mix(Net(), IDS, layers=["third"])
     with pytest.raises(UnsupportedModuleError, match="mix"):
         merge(Net())

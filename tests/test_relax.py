@@ -143,7 +143,7 @@ def test_layers_by_name_or_function():
     for layers in (["body.1"], "body.1", lambda name, module: name == "body.1", lambda n, m: m is model.body[1]):
         relaxed = relax(model, layers=layers)
         assert [n for n, m in relaxed.named_modules() if isinstance(m, RelaxedR2Conv)] == ["body.1"]
-    with pytest.raises(UnsupportedModuleError, match=r"body\.0: no layer.*has this name.*'body\.1'"):
+    with pytest.raises(ArgumentError, match=r"layers: no layer.*'body\.0'; did you mean 'body\.1'"):
         relax(model, layers=["body.1", "body.0"])
 
 

@@ -41,10 +41,11 @@ def test_types_and_subgroups_of_different_gspaces():
         made(types=(gray(), gray(C8)), where="net.1")
     with pytest.raises(FieldTypeError, match="in_type to be a FieldType"):
         made(types=(3, gray()))
-    with pytest.raises(SubgroupError, match="expected a subgroup of C4.*got C4 of C8"):
+    with pytest.raises(SubgroupError, match="expected a subgroup of C4.*got C4, one of C8"):
         made(kept=subgroup(C8, 4))
-    with pytest.raises(SubgroupError, match="kept to be a Subgroup.*subgroup\\(gspace, id\\)"):
-        made(kept=4)
+    assert made(kept=4).kept == made(kept="C4").kept == subgroup(C4, 4)
+    with pytest.raises(SubgroupError, match="no subgroup 'C3'.*did you mean 'C4'"):
+        made(kept="C3")
     with pytest.raises(SubgroupError, match="a finite subgroup"):
         made(kept=subgroup(CONTINUOUS, -1), types=2 * (gray(CONTINUOUS),))
 

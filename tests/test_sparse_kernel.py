@@ -334,7 +334,7 @@ def test_relax_mix_and_project_say_what_they_cannot_do():
             refused(both())
     assert type(relax(both(), layers=["0"])[1]) is SparseR2Conv and type(mix(both(), {"0": [2]})[1]) is SparseR2Conv
     assert type(relax(both("free"))[1]) is SparseR2Conv  # there is no symmetry to break
-    with pytest.raises(UnsupportedModuleError, match="no layer that can be relaxed has this name"):
+    with pytest.raises(ArgumentError, match="no layer that can be relaxed is named"):
         relax(both(), layers=["1"])
     beside = relax_translation(strict(gray, hidden), gray(torch.zeros(1, 1, 5, 5)), ["sparse-kernel"])
     assert list(relax(beside).sites) == ["sparse-kernel_C4"]  # a pathway is no layer

@@ -136,7 +136,7 @@ def test_continuous_relations():
 @pytest.mark.parametrize(
     "space, id",
     [
-        *[("C8", id) for id in ((None, 4), 3, 0, -1, 2.0, "C4", True)],
+        *[("C8", id) for id in ((None, 4), 3, 0, -1, 2.0, "C3", True)],
         *[("D4", id) for id in (4, (4, 1), (0.0, 1), (1, 3), (None,), None)],
         *[("SO2", id) for id in ((None, 4), 0, -2)],
         *[("O2", id) for id in (4, (1, 4), (7.0, 2), (None, 0))],

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
 import torch
 from torch import nn
 
-from ..errors import UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
 from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
@@ -87,7 +87,8 @@ def _chooser(
     def refuse(names: Iterable[str]) -> None:
         for name in names:
             if name not in known:
-                raise UnsupportedModuleError(name, "no layer that can be mixed has this name", expected=f"one of {known}")
+                problem = f"no layer that can be mixed is named {name!r}"
+                raise ArgumentError("layers", problem, remedy=nearest(name, known))
 
     if isinstance(subgroups, Mapping):
         refuse(subgroups)

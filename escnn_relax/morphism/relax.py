@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable, Optional, Sequence, Union
 
 from torch import nn
 
-from ..errors import UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 from .conversion import convert_layers
 
@@ -35,10 +35,11 @@ def relax(
             every steerable convolution, transposed convolution and linear layer by default.
 
     Raises:
-        UnsupportedModuleError: nothing to relax, a name that is no such layer, a layer whose band limit cannot be
-            recovered, or a sparse convolution that ``layers`` does not leave out.
+        UnsupportedModuleError: nothing to relax, a layer whose band limit cannot be recovered, or a sparse convolution that
+            ``layers`` does not leave out.
         SubgroupError: a subgroup that some layer's group does not have.
-        ArgumentError: an irrep that some layer's group does not have, or a negative cutoff.
+        ArgumentError: a name in ``layers`` that is no such layer, an irrep that some layer's group does not have, or a
+            negative cutoff.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
     A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
@@ -77,7 +78,5 @@ def _chooser(
     known = {name: module for name, module in model.named_modules() if type(module) in _RELAXED}
     for name in names:
         if name not in known:
-            raise UnsupportedModuleError(
-                name, "no layer that can be relaxed has this name", expected=f"one of {sorted(known)}"
-            )
+            raise ArgumentError("layers", f"no layer that can be relaxed is named {name!r}", remedy=nearest(name, known))
     return lambda name, module: name in names

@@ -9,7 +9,7 @@ import torch
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..nn.convolution import RelaxedR2Conv, RelaxedR3Conv
 from ..nn.kernel_pathway import KernelPathway
 from ..nn.mixed_layers import MixedR2Conv, MixedR3Conv
@@ -186,7 +186,7 @@ def _chooser(
     names = [layers] if isinstance(layers, str) else list(layers)
     for name in names:
         if name not in known:
-            raise UnsupportedModuleError(name, "no convolution has this name", expected=f"one of {known}")
+            raise ArgumentError("layers", f"no convolution is named {name!r}", remedy=nearest(name, known))
     return lambda name, module: name in names
 
 

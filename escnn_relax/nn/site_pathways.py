@@ -30,7 +30,7 @@ from escnn.nn import FieldType
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, FieldTypeError, SubgroupError
-from ..symmetry.subgroup import Subgroup
+from ..symmetry.subgroup import Subgroup, subgroup
 from .anchors import Anchors
 from .grouped import GroupedLinear
 from .site_fields import SiteFields
@@ -71,7 +71,7 @@ class SitePathway(nn.Module):
         out_type: FieldType,
         in_shape: Sequence[int],
         out_shape: Sequence[int],
-        kept: Subgroup,
+        kept: Any,
         *,
         bias: bool = True,
         fraction: Optional[float] = None,
@@ -84,7 +84,7 @@ class SitePathway(nn.Module):
         super().__init__()
         self.where = where or type(self).__name__
         check_types(in_type, out_type, GSpace, 1, self.where)
-        _check_kept(kept, in_type.gspace, self.where)
+        kept = _kept(kept, in_type.gspace, self.where)
         self.in_type, self.out_type, self.kept = in_type, out_type, kept
         self.in_shape, self.out_shape = (_shape(s, in_type.gspace, self.where) for s in (in_shape, out_shape))
         sides = []
@@ -141,14 +141,11 @@ def _shape(shape: Sequence[int], space: GSpace, where: str) -> tuple[int, ...]:
     return tuple(map(int, found))
 
 
-def _check_kept(kept: object, space: GSpace, where: str) -> None:
-    if not isinstance(kept, Subgroup):
-        remedy = "make one by escnn_relax.symmetry.subgroups.subgroup(gspace, id)"
-        raise SubgroupError(where, expected="kept to be a Subgroup", got=repr(kept), remedy=remedy)
-    if kept.gspace != space:
-        raise SubgroupError(where, expected=f"a subgroup of {space.name}", got=f"{kept.name} of {kept.gspace.name}")
-    if kept.order < 0:
-        raise SubgroupError(where, expected="a finite subgroup", got=kept.name, remedy="only finite groups permute pixels")
+def _kept(kept: Any, space: GSpace, where: str) -> Subgroup:
+    found = subgroup(space, kept, where)
+    if found.order < 0:
+        raise SubgroupError(where, expected="a finite subgroup", got=found.name, remedy="only finite groups permute pixels")
+    return found
 
 
 class DensePathway(SitePathway):

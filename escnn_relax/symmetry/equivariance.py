@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,8 +13,8 @@ from escnn.gspaces import GSpace
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor
 
-from ..errors import ArgumentError, FieldTypeError, RelaxError
-from .equivariance_record import EquivarianceError, default_elements, grid_elements
+from ..errors import ArgumentError, FieldTypeError, NotEquivariantError
+from .equivariance_record import EquivarianceError, default_elements, grid_elements, relative
 from .grid_action import acts_on_grid, axes_matrix, fiber_matrix, move_points, transform_field
 from .kernel_equivariance import kernel_equivariance_error
 
@@ -40,6 +41,8 @@ def equivariance_error(
     r"""Relative error of equivariance on the sampling grid, for each group element.
 
     .. math:: e(g) = \frac{\|f(g x) - g f(x)\|}{\tfrac12 (\|f(g x)\| + \|g f(x)\|)}
+
+    Where an output is not finite the error is NaN: nothing is known, and no tolerance is met.
 
     Elements that move pixels between pixels are interpolated by cubic splines; then input and comparison are cut to the
     inscribed disk, and the result holds the error of interpolation too.
@@ -144,8 +147,8 @@ def _one(
     if not exact and expected.ndim == 2 + gspace.dimensionality and min(expected.shape[2:]) > 1:
         mask = _disk(expected, gspace.dimensionality)
         expected, after = expected * mask, after * mask
-    scale = (expected.norm() + after.norm()).item() / 2
-    return (expected - after).norm().item() / scale if scale > 0 else 0.0
+    expected, after = expected.double(), after.double()  # squares of what float32 holds do not overflow
+    return relative((expected - after).norm().item(), (expected.norm() + after.norm()).item() / 2)
 
 
 def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -> GroupElement:
@@ -197,7 +200,8 @@ def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
-    """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.RelaxError` when it exceeds ``tolerance``.
+    """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.NotEquivariantError`, which is an ``AssertionError``
+    too, when it exceeds ``tolerance`` or is not finite.
 
     >>> import torch
     >>> from escnn import gspaces, nn
@@ -210,13 +214,20 @@ def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **ar
     >>> _ = torch.nn.init.normal_(layer.weights["irrep_1"])
     >>> assert_equivariant(layer)
     Traceback (most recent call last):
-    escnn_relax.errors.RelaxError: RelaxedR2Conv: not equivariant: relative error ... tolerance 1e-04
+    escnn_relax.errors.NotEquivariantError: RelaxedR2Conv: not equivariant: relative error ... tolerance 1e-04; ...
+
+    Raises:
+        ArgumentError: a tolerance that is no number of 0 or more.
     """
+    where = arguments.get("where") or type(module).__name__
+    if not tolerance >= 0:
+        raise ArgumentError(where, expected="a tolerance of 0 or more", got=tolerance, remedy="1e-4 is the default")
     error = equivariance_error(module, **arguments)
     if not error.max <= tolerance:
-        worst = error.elements[max(range(len(error)), key=error.errors.__getitem__)]
-        raise RelaxError(
-            arguments.get("where") or type(module).__name__,
-            f"not equivariant: relative error {error.max:.2e} under {worst}, tolerance {tolerance:.0e}",
-        )
+        if not math.isfinite(error.max):
+            problem, remedy = "the outputs are not finite", "look for NaN or infinite weights, statistics or inputs"
+        else:
+            problem = f"relative error {error.max:.2e} under {error.worst}, tolerance {tolerance:.0e}"
+            remedy = "print(report(model)) shows which layer breaks the symmetry"
+        raise NotEquivariantError(where, f"not equivariant: {problem}", remedy=remedy)
     return error

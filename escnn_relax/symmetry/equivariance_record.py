@@ -13,7 +13,18 @@ from escnn.gspaces import GSpace
 
 from .grid_action import acts_on_grid
 
-__all__ = ["EquivarianceError", "default_elements", "grid_elements"]
+__all__ = ["EquivarianceError", "default_elements", "grid_elements", "relative"]
+
+
+def relative(difference: float, scale: float) -> float:
+    """``difference / scale``; 0 where there is nothing at all, NaN where either is not finite.
+
+    >>> relative(0.0, 0.0), relative(math.nan, math.nan)
+    (0.0, nan)
+    """
+    if not (math.isfinite(difference) and math.isfinite(scale)):
+        return math.nan
+    return difference / scale if scale > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,14 @@ class EquivarianceError(Mapping[Any, Any]):
 
     @property
     def max(self) -> float:
-        """The largest error."""
-        return max(self.errors)
+        """The largest error; NaN if any is."""
+        return self[self.worst]
+
+    @property
+    def worst(self) -> Any:
+        """The element with the largest error, or the first whose error is NaN."""
+        nan = [g for g, error in zip(self.elements, self.errors) if math.isnan(error)]
+        return nan[0] if nan else self.elements[max(range(len(self)), key=self.errors.__getitem__)]
 
     @property
     def mean(self) -> float:

@@ -11,7 +11,7 @@ from escnn.nn import FieldType
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .equivariance_record import EquivarianceError, default_elements
+from .equivariance_record import EquivarianceError, default_elements, relative
 from .grid_action import acts_on_grid, axes_matrix, fiber_matrix, move_points
 
 __all__ = ["kernel_equivariance_error"]
@@ -28,6 +28,8 @@ def kernel_equivariance_error(
     r"""Relative distance of a kernel from its transforms, without any interpolation.
 
     .. math:: e(g) = \frac{\|\rho_{out}(g) K(g^{-1} x) \rho_{in}(g)^{-1} - K(x)\|}{\|K\|}
+
+    NaN for a kernel that is not finite.
 
     Args:
         kernel: sampled on a centred grid, shape ``(out, in, *space)``: then elements must act on the grid. Or a function
@@ -78,7 +80,6 @@ def kernel_equivariance_error(
                 moved = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel
             left, right = fiber_matrix(out_type, g, here), fiber_matrix(in_type, ~g, here)
             difference = torch.einsum("po,oi...,iq->pq...", left, moved, right) - here
-            scale = here.norm().item()
-            errors.append(difference.norm().item() / scale if scale > 0 else 0.0)
+            errors.append(relative(difference.double().norm().item(), here.double().norm().item()))
     exact = analytic or all(acts_on_grid(gspace, g) for g in elements)
     return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)

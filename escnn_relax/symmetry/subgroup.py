@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArgumentError, SubgroupError
 from .subgroup_ids import canonical_id, embedding
+from .subgroup_lookup import id_of_name, remedy
 from .subgroup_names import subgroup_name
 
 __all__ = ["Subgroup", "subgroup"]
@@ -221,27 +222,47 @@ def _component_representatives(group: g.Group) -> list[g.GroupElement]:
 
 
 def subgroup(gspace: gspaces.GSpace, id: Any, where: str = "") -> Subgroup:
-    """The subgroup of ``gspace.fibergroup`` with this id; the trivial one and G itself are valid.
+    """The subgroup of ``gspace.fibergroup`` that an id, a printed name or a :class:`Subgroup` says; the trivial one and G
+    itself are valid. Wherever this package takes a subgroup, it takes all three.
 
     Args:
         gspace: a G-space of escnn.
-        id: in the form that the group takes, see :mod:`escnn_relax.symmetry.subgroup_ids`.
+        id: in the form that the group takes, see :mod:`escnn_relax.symmetry.subgroup_ids`; or a name, as reports and
+            ``print(subgroups(gspace))`` have them; or a subgroup of the same group, on this G-space or another.
         where: the layer to name in an error.
 
     Raises:
         SubgroupError: the id has the wrong form for this group, or names no subgroup of it.
 
     >>> from escnn import gspaces
-    >>> subgroup(gspaces.rot2dOnR2(8), 4).name
-    'C4'
+    >>> subgroup(gspaces.rot2dOnR2(8), 4).name, subgroup(gspaces.rot2dOnR2(8), "C2").id
+    ('C4', 2)
     >>> subgroup(gspaces.rot2dOnR2(8), 3, where="conv1")
     Traceback (most recent call last):
     ...
     escnn_relax.errors.SubgroupError: conv1: C8 has no such subgroup in escnn, expected an int out of [1, 2, 4, 8], \
-got 3 of type int; print(subgroups(gspace)) lists them
+got 3 of type int; names are trivial, C2, C4, C8; ...
     """
     whole = gspace.fibergroup
-    group, embed, pull = embedding(whole, id, where)
+    if isinstance(id, Subgroup):
+        if id.gspace is gspace or id.gspace == gspace:
+            return id
+        if id.gspace.fibergroup != whole:
+            raise SubgroupError(
+                where,
+                expected=f"a subgroup of {whole.name}",
+                got=f"{id.name}, one of {id.gspace.fibergroup.name}",
+                remedy=f"make it by subgroup(gspace, id) with gspace = {gspace}",
+            )
+        id = id.id
+    if isinstance(id, str):
+        id = id_of_name(gspace, id, where)
+    try:
+        group, embed, pull = embedding(whole, id, where)
+    except SubgroupError as error:
+        raise SubgroupError(
+            where, error.problem, expected=error.expected, got=error.got, remedy=remedy(gspace, id)
+        ) from None
     id = canonical_id(whole, id)
     action = None
     if gspace.dimensionality:
