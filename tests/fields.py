@@ -7,13 +7,14 @@ import torch
 from escnn import gspaces
 from escnn.nn import FieldType, R2Conv
 from hypothesis import strategies as st
+from tolerances import accumulated
 
 #: escnn samples its kernels in float32, which bounds every statement about them that is exact in theory.
 SAMPLING = 2e-5
 #: Float64 throughout, a few hundred operations.
 ROUNDING = 1e-10
-#: Float32 throughout, relative to the largest value.
-SINGLE = 1e-6
+#: Float32 throughout, relative to the largest value: sums of up to 128 products in a row.
+SINGLE = accumulated(torch.float32, 128)
 
 #: Finite groups of the plane, and those of them that map the pixel grid to itself.
 SMALL = ("C2", "C3", "C4", "C6", "C8", "D1", "D2", "D4")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from tolerances import accumulated, autocast, central_difference
 from torch import nn
 
 from escnn_relax import relax_translation
@@ -24,8 +25,8 @@ from escnn_relax.symmetry.subgroups import subgroup
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 C4, D4 = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)
-#: half precision of the weights, not of the positions
-HALVED = 2e-3
+#: half precision of the weights, not of the positions, absolute for outputs up to 3
+HALVED = 3 * accumulated(torch.float16, 3)
 
 
 def gray(space=C4):
@@ -90,7 +91,7 @@ def test_half_precision_is_refused_by_the_layer_and_loses_no_positions(learn):
     pathway, again = (of[0].sites["sparse_C4"] for of in (model, back))
     assert torch.allclose(again(x.tensor), pathway(x.tensor), atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert (model(x).tensor - expected).abs().max() < 0.05 * expected.abs().max()
+        assert (model(x).tensor - expected).abs().max() < autocast(torch.bfloat16, 4) * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["dense", "factored"])
@@ -98,7 +99,7 @@ def test_pathways_without_anchors_work_in_half_precision(kind):
     pathway = relax_translation(enn.R2Conv(gray(), gray(), 3), gray()(torch.zeros(1, 1, 5, 5)), kind, silent=False)
     pathway, x = pathway.sites[f"{kind}_C4"], torch.randn(2, 1, 5, 5)
     expected = pathway(x)
-    assert (copy.deepcopy(pathway).half()(x.half()).float() - expected).abs().max() < 1e-2 * expected.abs().max()
+    assert (copy.deepcopy(pathway).half()(x.half()).float() - expected).abs().max() < autocast(torch.float16, 4) * expected.abs().max()
 
 
 def test_double_precision_is_exact_from_float32_on():
@@ -184,7 +185,9 @@ def test_derivatives_are_not_lost_in_what_is_kept():
     backwards = torch.func.jacrev(entries)(point)
     with torch.no_grad():
         finite = (entries(point + 1e-5) - entries(point - 1e-5)) / 2e-5
-    assert (forwards - finite).abs().max() < 1e-8 and (backwards - finite).abs().max() < 1e-8
+    # the values are solutions of linear systems whose jitter bounds their condition by 1e4
+    tolerance = central_difference(torch.float64, 1e-5, condition=1e4)
+    assert (forwards - finite).abs().max() < tolerance and (backwards - finite).abs().max() < tolerance
     assert finite.abs().max() > 0.1
 
 

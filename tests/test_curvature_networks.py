@@ -8,6 +8,7 @@ import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces, group
 from escnn import nn as enn
+from tolerances import accumulated, autocast_curvature
 from torch import nn
 
 from escnn_relax.curvature.collect import Curvature
@@ -26,7 +27,7 @@ from escnn_relax.nn import (
 ROUNDING = 1e-10
 
 #: some of escnn's nonlinearities put out float32, whatever goes in
-SINGLE = 1e-5
+SINGLE = accumulated(torch.float32, 256)
 
 C4, D4, C8 = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4), gspaces.rot2dOnR2(8)
 SO2, O2 = gspaces.rot2dOnR2(-1, maximum_frequency=2), gspaces.flipRot2dOnR2(-1, maximum_frequency=2)
@@ -197,15 +198,19 @@ def test_layer_before_an_escnn_nonlinearity(case):
 
 @pytest.mark.parametrize("case", ["relaxed, several representations", "mixed D4", "Conv1d", "relaxed 3D"])
 def test_forward_pass_in_half_precision(case):
-    """Autocast to bfloat16, which keeps 8 bits: exact blocks within 5 percent of the dense ones of the float64 network, and
-    in float64."""
+    """Autocast to bfloat16: exact blocks as near the dense ones of the float64 network as the roundings of three layers and
+    two nonlinearities allow, nearer than those at other weights, and in float64."""
     model = shaken(LAYERS[case]())
     batch = data()
     expected = dense_ggn(model, batch, "categorical")
     low = [(x.float(), y) for x, y in batch]
     with torch.autocast("cpu", torch.bfloat16):
         estimate = Curvature(model.float(), "categorical", "exact")(low)
+    tolerance = autocast_curvature(torch.bfloat16, 4)
+    wrong, apart = dense_ggn(shaken(model.double()), batch, "categorical"), []
     for name, (factor,) in estimate.factors.items():
         H = factor.dense()
         assert H.dtype == torch.float64
-        assert 1e-6 * expected[name].norm() < (H - expected[name]).norm() < 0.05 * expected[name].norm(), name
+        assert 1e-6 < (H - expected[name]).norm() / expected[name].norm() < tolerance, name
+        apart.append(float((H - wrong[name]).norm() / expected[name].norm()))
+    assert apart and max(apart) > 2 * tolerance

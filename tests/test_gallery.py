@@ -11,6 +11,7 @@ from types import SimpleNamespace as Record
 import matplotlib
 import pytest
 import torch
+from fields import SINGLE
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -102,7 +103,7 @@ def test_claim_of_the_spectrum(examples):
         with pytest.raises(AssertionError):
             check(right | {3: wrong})
     kernel = blossom(4)
-    assert torch.allclose(torch.rot90(kernel, 1, (-2, -1)), kernel, atol=1e-6)
+    assert torch.allclose(torch.rot90(kernel, 1, (-2, -1)), kernel, atol=SINGLE)
     assert not torch.allclose(torch.rot90(blossom(3), 1, (-2, -1)), blossom(3), atol=1e-2)
 
 

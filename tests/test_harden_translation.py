@@ -9,6 +9,7 @@ import torch
 from curvature_oracles import Tensors, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from tolerances import accumulated
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,7 +21,7 @@ from escnn_relax.symmetry.subgroups import common_subgroup, subgroup
 
 EXACT = 1e-10
 #: Of single precision, and of the rounding of escnn's kernels where they are expanded anew.
-SINGLE = 1e-6
+SINGLE = accumulated(torch.float32, 128)
 C4, O2 = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(-1, 2)
 GRAY, FIELDS = enn.FieldType(C4, [C4.trivial_repr]), enn.FieldType(C4, [C4.regular_repr, C4.irreps[1]])
 REGULAR = enn.FieldType(C4, [C4.regular_repr])

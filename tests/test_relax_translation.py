@@ -10,6 +10,7 @@ import torch
 from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from fields import SINGLE
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -128,7 +129,7 @@ def test_average_divides_by_the_number_of_summands():
     model, x = net(C4), torch.randn(2, 1, 6, 6)
     layer = relax_translation(model, x, ["factored", "dense"], average=True, layers="net.0").net[0]
     x = layer.in_type(x)
-    assert torch.allclose(3 * layer(x).tensor, model.net[0](x).tensor, atol=1e-6)
+    assert torch.allclose(3 * layer(x).tensor, model.net[0](x).tensor, atol=SINGLE)
 
 
 def test_beside_a_relaxed_convolution():
@@ -271,9 +272,9 @@ def test_state_moves_between_copies():
     a, b = (relax_translation(net(C4), x, ["factored", "sparse"], silent=False, seed=s) for s in (0, 1))
     assert not torch.equal(a(x), b(x))
     b.load_state_dict(a.state_dict())
-    assert torch.allclose(a(x), b(x), atol=1e-6)
+    assert torch.allclose(a(x), b(x), atol=SINGLE)
     for copied in (copy.deepcopy(a), pickle.loads(pickle.dumps(a)), copy.deepcopy(a).eval()):
-        assert torch.allclose(copied(x), a(x), atol=1e-6)
+        assert torch.allclose(copied(x), a(x), atol=SINGLE)
     assert torch.allclose(copy.deepcopy(a).double()(x.double()).float(), a(x), atol=1e-5)
 
 
@@ -353,13 +354,13 @@ def test_harden_leaves_a_convolution_where_the_pathways_died(average):
     model = relax_translation(relax(net(C4)), x, ["factored", ("dense", "free")], average=average)
     hardened = harden(model)
     assert type(hardened.net[0]) is enn.R2Conv and type(hardened.net[2]) is enn.R2Conv
-    assert torch.allclose(hardened(x), model(x), atol=1e-6)
+    assert torch.allclose(hardened(x), model(x), atol=SINGLE)
     assert hardened.hardening[1].removed == ("factored_C4", "dense_free")
     with torch.no_grad():
         model.net[0].sites["dense_free"].reset_parameters(silent=False)
     partly = harden(model)
     assert list(partly.net[0].sites) == ["dense_free"] and type(partly.net[0].convolution) is enn.R2Conv
-    assert torch.allclose(partly(x), model(x), atol=1e-6) and not torch.allclose(hardened(x), model(x), atol=1e-3)
+    assert torch.allclose(partly(x), model(x), atol=SINGLE) and not torch.allclose(hardened(x), model(x), atol=1e-3)
 
 
 def test_other_morphisms_refuse_pathways_between_images():

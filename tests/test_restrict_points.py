@@ -11,11 +11,12 @@ from escnn_relax.morphism.optimiser import carry_optimiser
 from escnn_relax.morphism.project import project
 from escnn_relax.morphism.restrict import restrict
 from escnn_relax.symmetry.equivariance import kernel_equivariance_error
+from tolerances import accumulated
 
 pytest.importorskip("torch_geometric")
 
 #: Relative. escnn keeps the coefficients of its analytic kernels in float32 whatever the layer's precision.
-SAME = 1e-6
+SAME = accumulated(torch.float32, 64)
 #: Exact, since no grid is involved: rounding only.
 EQUIVARIANT = 1e-5
 

@@ -9,7 +9,7 @@ import warnings
 import matplotlib
 import pytest
 import torch
-from fields import distance
+from fields import SINGLE, distance
 from search_cases import SmallNet, accuracy, loader, turned_bars
 from torch import nn
 
@@ -122,9 +122,9 @@ def test_retraining_starts_from_the_initial_weights_with_frozen_shares():
         layer, mixture = result.model.get_submodule(name), result.mixture.get_submodule(name)
         assert not layer.alpha.requires_grad
         for p in layer.pathways:
-            assert torch.allclose(layer.weights[p.name], model.get_submodule(name).weights[p.name], atol=1e-6)
+            assert torch.allclose(layer.weights[p.name], model.get_submodule(name).weights[p.name], atol=SINGLE)
         ratio = torch.tensor([mixture.shares[p.name] for p in layer.pathways])
-        assert torch.allclose(layer.kernel.shares, ratio / ratio.sum(), atol=1e-6)
+        assert torch.allclose(layer.kernel.shares, ratio / ratio.sum(), atol=SINGLE)
 
 
 # --- by evidence ------------------------------------------------------------------------------------------------------
