@@ -17,7 +17,8 @@ _escnn.make_picklable()
 
 from .errors import RelaxError  # noqa: E402
 from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
-from .morphism import carry_optimiser, harden, merge, mix, project, relax, relax_translation, restrict  # noqa: E402
+from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
+from .morphism import relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
 from .symmetry.equivariance import assert_equivariant, equivariance_error  # noqa: E402
 from .symmetry.subgroups import Subgroup, subgroup, subgroups  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "assert_equivariant",
     "carry_optimiser",
     "equivariance_error",
+    "equivariant_state",
     "fit",
     "harden",
     "merge",

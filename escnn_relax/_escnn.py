@@ -412,6 +412,14 @@ def block_modules(expansion: Any) -> Iterator[tuple[tuple[str, str], Any]]:
         yield pair, getattr(expansion, f"block_expansion_{escaped(pair)}" if escaped else f"block_sampler_{pair}")
 
 
+def block_name(in_name: str, out_name: str) -> str:
+    """The name under which a basis expansion holds the block of two representations."""
+    from escnn.nn.modules.basismanager import BlocksBasisExpansion
+
+    escape = BlocksBasisExpansion._escape_name
+    return f"block_expansion_{(escape(None, in_name), escape(None, out_name))}"
+
+
 def weight_range(expansion: Any, pair: tuple[str, str]) -> tuple[int, int]:
     """Start and stop of a block's coefficients, to be viewed as ``(out fields * in fields, kernels)``."""
     return expansion._weights_ranges[pair]

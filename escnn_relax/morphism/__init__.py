@@ -1,5 +1,6 @@
 """Functions from models to models: each returns a new one and leaves the caller's alone."""
 
+from .equivariant_state import equivariant_state
 from .harden import HardenedLayer, harden
 from .mix import merge, mix
 from .optimiser import carry_optimiser
@@ -8,4 +9,7 @@ from .relax import relax
 from .relax_translation import relax_translation
 from .restrict import restrict
 
-__all__ = ["HardenedLayer", "carry_optimiser", "harden", "merge", "mix", "project", "relax", "relax_translation", "restrict"]
+__all__ = [
+    *("HardenedLayer", "carry_optimiser", "equivariant_state", "harden", "merge", "mix", "project", "relax"),
+    *("relax_translation", "restrict"),
+]

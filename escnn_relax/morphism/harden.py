@@ -14,11 +14,11 @@ from ..nn.mixed import MixedConvolution
 from ..nn.recorded import DETERMINED, switched_off
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
+from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
 from .harden_subgroups import to_subgroups
 from .harden_translation import harden_translation, inside
 from .hardened_layer import HardenedLayer
-from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["harden", "HardenedLayer"]

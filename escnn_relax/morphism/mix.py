@@ -11,9 +11,9 @@ from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
 from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
+from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT
 from .conversion import convert_layers
-from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["mix", "merge", "mixed_layers"]

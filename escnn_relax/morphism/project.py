@@ -15,10 +15,10 @@ from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.sparse_convolution import SparseConvolution
+from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.span import pseudo_inverse
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
-from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["ProjectedLayer", "project"]

@@ -42,7 +42,8 @@ def relax(
             negative cutoff.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
-    A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
+    Layers on the trivial group are left as they are, unless there are no others: then they become layers with the equivariant
+    pathway only. A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
     of an escnn layer. Weights tied between two layers become separate ones.
 
     >>> from escnn import gspaces, nn as enn
@@ -71,7 +72,9 @@ def _chooser(
     model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
 ) -> Callable[[str, Any], bool]:
     if layers is None:
-        return lambda name, module: module.space.fibergroup.order() != 1
+        spaces = [module.space for module in model.modules() if type(module) in _RELAXED]
+        trivial = all(space.fibergroup.order() == 1 for space in spaces)  # then layers with the equivariant pathway only
+        return lambda name, module: trivial or module.space.fibergroup.order() != 1
     if callable(layers):
         return layers
     names = [layers] if isinstance(layers, str) else list(layers)

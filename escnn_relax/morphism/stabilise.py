@@ -13,6 +13,7 @@ from .. import _escnn
 from ..errors import ArgumentError, EmptyBasisError
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.stabiliser import KernelSymmetry
+from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.restriction import restriction
 from ..symmetry.span import pseudo_inverse, singular_values
@@ -21,7 +22,6 @@ from .intertwine import RANK_TOLERANCE, RESIDUAL_TOLERANCE, renamed
 from .relabel import Relabel
 from .restrict import restrict
 from .restriction_plan import RestrictionPlan
-from .strict_layer import strict_layer
 from .walk import replace_modules
 
 __all__ = ["by_depth", "by_layer"]

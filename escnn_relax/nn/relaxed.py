@@ -19,14 +19,17 @@ from ..symmetry.band import Band, FiberBand, band_of
 from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import Freedom, Relaxation, plan
+from .escnn_surface import EscnnSurface
 from .kernel import PathwayKernel
+from .pathway_weights import PathwayWeights
 from .recorded import Recorded
+from .strict_state import VERSION, read_strict_state
 from .types import PlainLayer, check_input, check_types
 
 __all__ = ["RelaxedConvolution"]
 
 
-class RelaxedConvolution(Recorded, EquivariantModule):
+class RelaxedConvolution(Recorded, EscnnSurface, EquivariantModule):
     r"""A steerable convolution whose kernel may leave the equivariant ones, by a learned amount and in named ways.
 
     .. math:: W = \Phi_0 w_0 + \sum_p \Phi_p w_p
@@ -39,12 +42,14 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         in_type, out_type: field types of the full group; the layers around keep working.
         pathways: the equivariant pathway, then the residual ones that have kernels here.
         empty_pathways: residual pathways without any kernel between these field types.
-        weights: coefficients of each pathway, by its name, each of shape ``(dimension,)``.
+        weights: coefficients of each pathway, by its name, each of shape ``(dimension,)``; where a tensor is meant, those
+            of the equivariant one (:class:`~escnn_relax.nn.pathway_weights.PathwayWeights`).
         bias: coefficients of the bias in the trivial irreps of ``out_type``, or ``None``.
         log_precision, effective_dimension: see :class:`~escnn_relax.nn.recorded.Recorded`.
     """
 
     kernel: PathwayKernel
+    _version = VERSION
 
     _strict: type  # the escnn class
     _gspace: type  # the G-spaces it lives on
@@ -68,6 +73,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
     def _begin(self) -> None:
         EquivariantModule.__init__(self)
         self._cache: Optional[tuple[Any, ...]] = None
+        self._expansion: Any = None
 
     @classmethod
     def from_strict(cls, convolution: EquivariantModule, *, where: str = "", **freedom: Any) -> "RelaxedConvolution":
@@ -148,7 +154,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         self.empty_pathways = tuple(p for p in rule.pathways if not dimensions[p.name])
         self._refuse_empty(where)
         self.kernel = PathwayKernel(in_reprs, out_reprs, {p.name: bases[p.name] for p in self.pathways})
-        self.weights = nn.ParameterDict()
+        self.weights = PathwayWeights()
         for p in self.pathways:  # one by one, since a dictionary would be sorted
             self.weights[p.name] = nn.Parameter(torch.zeros(self.kernel.dimensions[p.name]))
         self.weights[EQUIVARIANT.name] = _copy(strict.weights)
@@ -169,7 +175,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
                 f"the pathway of subgroup {named[0].subgroup!r} has no kernel that larger pathways do not already have",
                 remedy="leave it out, choose a smaller subgroup, or use a larger kernel or basis='pixel'",
             )
-        if nothing:
+        if nothing and not self.relaxation.unbreakable:
             size = f" of size {self.kernel_size}" if self.d else ""
             raise NothingToRelaxError(
                 where,
@@ -195,7 +201,7 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         return self._as_filter(kernel), None if self.bias is None else self.bias_expansion @ self.bias
 
     def _as_filter(self, kernel: Tensor) -> Tensor:
-        return kernel.view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
+        return kernel.contiguous().view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
 
     def pathway_kernel(self, name: str) -> Tensor:
         """The part of the kernel that one pathway contributes, in the shape of the whole kernel."""
@@ -297,7 +303,29 @@ class RelaxedConvolution(Recorded, EquivariantModule):
         return f"{text}{'' if self.bias is not None else ', bias=False'}, pathways=({names})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}
+        return {**self.__dict__, "_cache": None, "_expansion": None}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Take what a relaxed layer wrote, or what the escnn layer did: then residual weights become zero."""
+        written = local_metadata.get("version") or 0
+        if written > VERSION and f"{prefix}weights" not in state_dict:
+            error_msgs.append(f"{prefix or 'layer'}: written by a later escnn_relax (layout {written}, known: {VERSION}); update it")
+        problem = read_strict_state(self, state_dict, prefix, missing_keys)
+        if problem is not None:
+            error_msgs.append(problem)
+        self._expansion = None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def _copy(parameter: nn.Parameter) -> nn.Parameter:

@@ -24,7 +24,7 @@ class _Transposed(RelaxedConvolution):
         return self.in_type.representations, self.out_type.representations[: len(self.out_type) // self.groups]
 
     def _as_filter(self, kernel: Tensor) -> Tensor:
-        return super()._as_filter(kernel).transpose(0, 1)
+        return super()._as_filter(kernel).transpose(0, 1).contiguous()
 
     def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
         convolve = F.conv_transpose2d if self.d == 2 else F.conv_transpose3d

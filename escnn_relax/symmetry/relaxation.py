@@ -136,6 +136,11 @@ class Relaxation:
         found = {g: p for g, p in permutations.items() if p is not None}
         return found if len(found) == len(permutations) else None
 
+    @property
+    def unbreakable(self) -> bool:
+        """Whether there is no symmetry to break, and nothing was asked to break it."""
+        return self.gspace.fibergroup.order() == 1 and len(self.pathways) == 1
+
     @cached_property
     def residual(self) -> tuple[Pathway, ...]:
         """All pathways but the equivariant one."""
@@ -163,7 +168,8 @@ def plan(
 
     Raises:
         SubgroupError: an id that names no subgroup, or the whole group, or the same subgroup twice.
-        ArgumentError: an unknown ``relaxation`` or ``basis``; a group with no symmetry to relax; irreps that the group
+        ArgumentError: an unknown ``relaxation`` or ``basis``; subgroups or irreps of the trivial group, which has the equivariant
+            pathway only; irreps that the group
             lacks, a negative cutoff, or one that leaves no irrep at all.
 
     >>> from escnn import gspaces
@@ -181,8 +187,10 @@ def plan(
             where, expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"
         )
     group = gspace.fibergroup
-    if group.order() == 1:
-        raise ArgumentError(where, f"{gspace.name} has no symmetry to relax", remedy="leave the layer as it is")
+    if group.order() == 1 and subgroups is None and irreps is None and basis == "band-limited":
+        return Relaxation(gspace, (EQUIVARIANT,), basis)
+    if group.order() == 1 and basis != "pixel":
+        raise ArgumentError(where, f"{gspace.name} has no symmetry to relax", remedy="name no subgroups and no irreps for it")
     cutoff = _cutoff(group, frequencies, irreps, subgroups, reach, where)
     if subgroups is not None:
         ladder = _ladder(gspace, subgroups, where)

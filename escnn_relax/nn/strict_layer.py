@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from escnn.nn import EquivariantModule
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
-from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.band import Band
 from ..symmetry.pathway import EQUIVARIANT
+
+if TYPE_CHECKING:
+    from .relaxed import RelaxedConvolution
 
 __all__ = ["strict_layer"]
 
