@@ -16,7 +16,7 @@ from .linear_map import LinearMap, WeightBlock
 from .moments import MeanPatchMoments, Moments, accurate
 from .patch_moments import PatchMoments
 
-__all__ = ["Accumulator", "Batch", "Bias", "Expand", "Reduce"]
+__all__ = ["Accumulator", "Batch", "Bias", "Expand", "Reduce", "WrittenMoments"]
 
 
 class Batch:
@@ -70,6 +70,34 @@ class Accumulator(ABC):
         return f"{self.name}.{parameter}" if self.name else parameter
 
 
+class WrittenMoments:
+    """Second moments of the gradients of output fields: B of each block; blocks with the same fields share it.
+
+    Args:
+        reduce: sum over the places of a sample first.
+    """
+
+    def __init__(self, blocks: Sequence[WeightBlock], reduce: bool = False) -> None:
+        self._fields = {_output(block): block.channels for block in blocks}
+        self._moments = {key: Moments() for key in self._fields}
+        self.reduce = reduce
+
+    def add(self, gradients: Tensor) -> None:
+        """One column of a minibatch, ``(N, groups, out channels / groups, places)``."""
+        for key, channels in self._fields.items():
+            group = gradients[:, key[0]]
+            whole = key[1] == tuple(range(group.shape[1]))
+            fields = group.unflatten(1, channels.shape) if whole else group[:, channels]  # (N, O, o, places)
+            if self.reduce:
+                self._moments[key].add(fields.flatten(2).sum(-1).T)
+            else:
+                self._moments[key].add_samples(fields.flatten(2))
+
+    def total(self, block: WeightBlock) -> Tensor:
+        """B of a block, ``(O, O)``, float64."""
+        return self._moments[_output(block)].total
+
+
 class _Kronecker(Accumulator):
     """Both Kronecker forms: a moment of patches for each group, one of gradients for each output representation."""
 
@@ -78,8 +106,7 @@ class _Kronecker(Accumulator):
     def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
         super().__init__(name, layer, parameters)
         self._read = MeanPatchMoments(layer) if self.reduce else PatchMoments(layer)
-        self._fields = {_output(block): block.channels for block in self.blocks}
-        self._written = {key: Moments() for key in self._fields}
+        self._written = WrittenMoments(self.blocks, self.reduce)
         self._contracted: dict[int, list[Tensor]] = {}  # A of each block by the number of rows, shared with followers
 
     def read(self, batch: Batch) -> None:
@@ -89,14 +116,7 @@ class _Kronecker(Accumulator):
         self._read, self._contracted = leader._read, leader._contracted
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
-        for key, channels in self._fields.items():
-            group = gradients[:, key[0]]
-            whole = key[1] == tuple(range(group.shape[1]))
-            fields = group.unflatten(1, channels.shape) if whole else group[:, channels]  # (N, O, o, places)
-            if self.reduce:
-                self._written[key].add(fields.flatten(2).sum(-1).T)
-            else:
-                self._written[key].add_samples(fields.flatten(2))
+        self._written.add(gradients)
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}
@@ -105,7 +125,7 @@ class _Kronecker(Accumulator):
             mean = self._read.mean
             self._contracted[rows] = [contract(mean[block.group], block, self.reduce) for block in self.blocks]
         for block, A in zip(self.blocks, self._contracted[rows]):
-            B = self._written[_output(block)].total
+            B = self._written.total(block)
             factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, rows)
             found[block.parameter] = (*found.get(block.parameter, ()), factor)
         return found

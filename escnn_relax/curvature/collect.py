@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
@@ -18,11 +19,13 @@ from .layer import LayerCurvature
 from .layers import linear_map
 from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
-from .linear_map import LinearMap
+from .linear_map import LinearMap, width
 from .outputwise import Outputwise
-from .recipe import recipe
+from .recipe import AUTOMATIC, LARGEST_COLUMNS, LARGEST_PATCH, draws, recipe
 
 __all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
+
+_log = logging.getLogger(__name__)
 
 #: Largest relative difference of the loss between two passes over the same data in another order.
 SAME_DATA = 1e-3
@@ -35,9 +38,11 @@ class Curvature:
         model: any module; every relaxed layer, every convolution and linear layer of escnn and torch in it with a
             parameter that requires a gradient is covered, however they are connected.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"`` or a :class:`~escnn_relax.curvature.likelihood.Likelihood`.
-        approximation: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, or ``"auto"``
-            to choose by the size of each parameter.
-        samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly.
+        approximation: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"``, or
+            ``"auto"`` to choose by the size of each parameter; see :func:`~.recipe.recipe` for the rule, and ``recipe`` for
+            what it chose.
+        samples: Monte-Carlo columns a sample; ``None`` takes one column for each output, exactly; ``"auto"`` does so too unless
+            there are many or a layer is sketched, see :func:`~.recipe.draws`, and says so in the log.
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
         normalisation: cover the scales and shifts of batch normalisation too.
         apart: take each output by itself (dimension 1 of the outputs; Gaussian likelihood).
@@ -60,7 +65,7 @@ class Curvature:
         model: nn.Module,
         likelihood: Union[str, Likelihood] = "categorical",
         approximation: str = "expand",
-        samples: Optional[int] = None,
+        samples: Union[None, int, str] = AUTOMATIC,
         bias: str = "exact",
         normalisation: bool = False,
         apart: bool = False,
@@ -68,13 +73,22 @@ class Curvature:
     ) -> None:
         if bias not in ("exact", "kronecker"):
             raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
-        if samples is not None and samples < 1:
-            raise ArgumentError("samples", expected="a positive number, or None for all outputs", got=samples)
+        if not (samples in (None, AUTOMATIC) or (isinstance(samples, int) and samples >= 1)):
+            expected = "a positive number, None for all outputs, or 'auto'"
+            raise ArgumentError("samples", expected=expected, got=repr(samples))
         self.model, self.likelihood = model, likelihood_named(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
         self.coverage = coverage(model, normalisation)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
-        self.recipe, self.apart = recipe(approximation, self.coverage.parameters, memory), apart
+        patches = self._patches() if approximation == AUTOMATIC else None
+        self.recipe, self.apart = recipe(approximation, self.coverage.parameters, memory, patches), apart
+        self._announced: set[str] = set()
+        if "sketched" in self.recipe.values() and approximation == AUTOMATIC:
+            sketched = sorted({name.rpartition(".weight")[0] for name, of in self.recipe.items() if of == "sketched"})
+            self._announce(
+                f"curvature='auto': the kernels of {', '.join(sketched)} see more than {LARGEST_PATCH} numbers, so their "
+                "input factors are sketched and one column is drawn for each sample"
+            )
         if apart and not self.likelihood.noisy:
             problem = "only a 'gaussian' likelihood has a noise for each output"
             raise ArgumentError("noise", problem, got=repr(self.likelihood.name), remedy="use noise='shared'")
@@ -131,10 +145,35 @@ class Curvature:
 
     def refuse_indifferentiable(self) -> None:
         """Raise ``ArgumentError`` where :meth:`differentiable` will."""
-        if self.samples is not None or "eigenvalue-corrected" in self.recipe.values():
-            raise ArgumentError(
-                "hypergradient", "sampled or eigenvalue-corrected curvature cannot be differentiated", remedy="use 'expand'"
+        if self.samples not in (None, AUTOMATIC) or {"eigenvalue-corrected", "sketched"} & set(self.recipe.values()):
+            problem = "sampled, sketched or eigenvalue-corrected curvature cannot be differentiated"
+            raise ArgumentError("hypergradient", problem, remedy="use 'expand'")
+
+    def _patches(self) -> dict[str, int]:
+        """How many numbers the kernel that a parameter belongs to sees at a place."""
+        found = {}
+        with torch.no_grad():
+            for part in self.coverage.parts:
+                layer = linear_map(self.coverage.layers[part.layer], part.layer)
+                widths = {b.parameter: sum(width(piece) for piece in b.pieces) for b in layer.blocks}
+                found.update({join(part.layer, n): widths[n] for n in part.parameters if n in widths})
+        return found
+
+    def _announce(self, message: str) -> None:
+        if message not in self._announced:
+            self._announced.add(message)
+            _log.warning(message)
+
+    def _draws(self, output: Tensor) -> Optional[int]:
+        """How many columns are drawn for each sample of such outputs."""
+        columns = output[0].numel()
+        found = draws(self.samples, columns, self.recipe.values())
+        if found is not None and self.samples == AUTOMATIC and columns > LARGEST_COLUMNS:
+            self._announce(
+                f"samples='auto': one column is drawn for each sample, since there are {columns} outputs; samples=None takes "
+                "all of them, with a backward pass each"
             )
+        return found
 
     def differentiable(
         self, loader: Iterable[Any], parameters: Sequence[nn.Parameter], weights: Optional[Tensor] = None
@@ -192,10 +231,10 @@ class Curvature:
             with torch.no_grad():
                 if self.apart:
                     losses = losses + self.likelihood.losses(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns_apart(output, self.samples)
+                    columns = self.likelihood.columns_apart(output, self._draws(output))
                 else:
                     losses = losses + self.likelihood.loss(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns(output, self.samples)
+                    columns = self.likelihood.columns(output, self._draws(output))
             for index, uses in enumerate(self.extraction.backward(output, columns)):
                 _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
             num_data, observations = num_data + len(output), observations + output.numel()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import CurvatureError
 from .factors import DenseFactor, DiagonalFactor, Factor, GramFactor, KroneckerFactor
+from .sketched_factor import SketchedFactor
 
 __all__ = ["combine", "shares"]
 
@@ -30,6 +31,8 @@ def combine(factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
     first = factors[0]
     if isinstance(first, KroneckerFactor):
         return replace(first, B=_sum([f.B for f in _all(KroneckerFactor, factors)], weights))
+    if isinstance(first, SketchedFactor):
+        return replace(first, B=_sum([f.B for f in _all(SketchedFactor, factors)], weights))
     if isinstance(first, DiagonalFactor):
         return DiagonalFactor(first.where, _sum([f.diagonal for f in _all(DiagonalFactor, factors)], weights))
     grams = [f for f in factors if isinstance(f, GramFactor)]
@@ -53,6 +56,9 @@ def shares(factors: Sequence[Factor], whole: Factor) -> Tensor:
         U_A, U_B = whole.eigenbases
         a = _diagonal(whole.A, U_A)
         return torch.stack([torch.outer(_diagonal(f.B, U_B), a).flatten() for f in _all(KroneckerFactor, factors)])
+    if isinstance(whole, SketchedFactor):
+        U = whole.output_axes
+        return torch.stack([torch.outer(_diagonal(f.B, U), whole.A.values).flatten() for f in _all(SketchedFactor, factors)])
     if isinstance(whole, GramFactor):
         Q, R = torch.linalg.qr(whole.V.T.to("cpu", torch.float64))  # Q spans what V reads, however small a row of it is
         axes = Q @ DenseFactor(whole.where, R @ R.T)._eigen[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .linear_map import Piece, WeightBlock
 
-__all__ = ["contract", "pull_back"]
+__all__ = ["contract", "pull_back", "row_basis"]
 
 #: A kernel whose norm on a component of the output field is a smaller share of the whole is taken to vanish there: a few
 #: float32 roundings.
@@ -66,7 +66,7 @@ class _Side:
 
     @classmethod
     def of(cls, piece: Piece, moments: Tensor, start: int, frame: Optional[Tensor], average: bool) -> _Side:
-        rows, basis = _row_basis(piece, moments)
+        rows, basis = row_basis(piece, moments)
         alive = None
         if basis is not None and average:
             basis = basis.mean(1, keepdim=True)
@@ -104,7 +104,7 @@ def pull_back(kernels: Tensor, block: WeightBlock) -> Tensor:
     fields = _take(group, block.channels, 1)  # (N, O, o, C S)
     columns = []
     for piece in block.pieces:
-        rows, basis = _row_basis(piece, kernels)
+        rows, basis = row_basis(piece, kernels)
         part = _take(fields, rows, 3)  # (N, O, o, I, i S)
         if basis is None:
             columns.append(part.flatten(2))
@@ -121,7 +121,7 @@ def _take(tensor: Tensor, index: Tensor, dimension: int) -> Tensor:
     return tensor.index_select(dimension, index.flatten().to(tensor.device)).unflatten(dimension, index.shape)
 
 
-def _row_basis(piece: Piece, like: Tensor) -> tuple[Tensor, Optional[Tensor]]:
+def row_basis(piece: Piece, like: Tensor) -> tuple[Tensor, Optional[Tensor]]:
     """Where the piece's channels stand among the patch rows, ``(I, i S)``, and its basis as ``(K, o, i S)``."""
     fields = len(piece.channels)
     sites = like.shape[-1] // fields if piece.basis is None else piece.basis.shape[-1]

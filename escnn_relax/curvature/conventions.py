@@ -17,6 +17,8 @@ Approximations
     :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
     ``eigenvalue-corrected``: expand's eigenbasis with the exact diagonal in it,
     :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data.
+    ``sketched``: ``expand`` with the same B and the eigenvalues of A from products with vectors: the largest by subspace
+    iteration, the others by Lanczos quadrature, their sum exact (:mod:`.sketch`). A is that of a sample of the rows.
     ``exact``: H itself, of a whole parameter with all its blocks together.
     ``diagonal``: the diagonal of H.
     (Eschenhagen, Immer, Turner, Schneider, Hennig: *Kronecker-factored approximate curvature for modern neural network
@@ -44,7 +46,7 @@ import torch
 
 __all__ = ["APPROXIMATIONS", "FACTOR_DTYPE"]
 
-APPROXIMATIONS = ("expand", "reduce", "eigenvalue-corrected", "exact", "diagonal")
+APPROXIMATIONS = ("expand", "reduce", "eigenvalue-corrected", "exact", "diagonal", "sketched")
 
 #: Factors are summed and decomposed in float64, whatever the network's own precision.
 FACTOR_DTYPE = torch.float64

@@ -12,6 +12,7 @@ from .exact import Corrected, Diagonal, Exact
 from .extraction import Use
 from .factors import Factor
 from .linear_map import LinearMap
+from .sketched import Sketched
 
 __all__ = ["LayerCurvature"]
 
@@ -22,6 +23,7 @@ _FIRST_PASS: dict[str, type[Any]] = {
     "exact": Exact,
     "diagonal": Diagonal,
     "eigenvalue-corrected": Expand,
+    "sketched": Sketched,
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .places import Places
 
-__all__ = ["LinearMap", "WeightBlock", "Piece"]
+__all__ = ["LinearMap", "WeightBlock", "Piece", "width"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Piece:
 
     channels: Tensor
     basis: Optional[Tensor]
+
+
+def width(piece: Piece) -> int:
+    """How many numbers it reads at a place, where it has a basis; how many channels, where it has none."""
+    return piece.channels.numel() * (1 if piece.basis is None else piece.basis.shape[-1])
 
 
 @dataclass(frozen=True)

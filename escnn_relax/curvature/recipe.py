@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Optional
+from typing import Iterable, Mapping, Optional, Union
 
 from ..errors import ArgumentError
 from .conventions import APPROXIMATIONS
 
-__all__ = ["recipe", "AUTOMATIC"]
+__all__ = ["draws", "recipe", "AUTOMATIC"]
 
 #: The name of the choice by size.
 AUTOMATIC = "auto"
@@ -21,12 +21,39 @@ LARGEST_EXACT = 256
 #: Bytes of a number in an exact block.
 BYTES = 8
 
+#: ``auto`` sketches A in layers whose kernels see more than so many numbers (input channels of a group x sites). There the
+#: cost of forming and decomposing it, which grows with the cube, overtakes that of the sketch, which does not.
+LARGEST_PATCH = 2048
 
-def recipe(approximation: str, sizes: Mapping[str, int], memory: Optional[float] = None) -> dict[str, str]:
+#: Up to so many columns a sample (outputs x places) are taken one by one; of more, one is drawn.
+LARGEST_COLUMNS = 256
+
+
+def draws(samples: Union[None, int, str], columns: int, approximations: Iterable[str]) -> Optional[int]:
+    """How many columns are drawn for each sample; ``None`` for all of them, exactly.
+
+    With ``samples="auto"`` one is drawn where a layer is sketched, since a backward pass for each output would then be most of
+    the cost, and where there are more than :data:`LARGEST_COLUMNS` of them.
+
+    >>> draws("auto", 10, ["expand"]), draws("auto", 800, ["expand"]), draws(None, 800, ["expand"])
+    (None, 1, None)
+    """
+    if samples != AUTOMATIC:
+        return samples  # type: ignore[return-value]  # no other string comes here
+    return 1 if columns > LARGEST_COLUMNS or "sketched" in approximations else None
+
+
+def recipe(
+    approximation: str,
+    sizes: Mapping[str, int],
+    memory: Optional[float] = None,
+    patches: Optional[Mapping[str, int]] = None,
+) -> dict[str, str]:
     """The approximation of each parameter.
 
     Args:
         sizes: number of weights of each parameter.
+        patches: for ``auto``, how many numbers the kernel of its layer sees at a place; ``expand`` where nothing is said.
         memory: for ``auto``, what all exact blocks together may take (MiB; a block of P weights takes 8 P² bytes): the
             smallest parameters become exact, as many as fit. Without it, those of at most :data:`LARGEST_EXACT` weights.
 
@@ -35,6 +62,8 @@ def recipe(approximation: str, sizes: Mapping[str, int], memory: Optional[float]
     {'small': 'exact', 'middle': 'expand', 'large': 'expand'}
     >>> recipe("auto", sizes, memory=4)
     {'small': 'exact', 'middle': 'exact', 'large': 'expand'}
+    >>> recipe("auto", sizes, patches={"large": 4800})
+    {'small': 'exact', 'middle': 'expand', 'large': 'sketched'}
     """
     if memory is not None and approximation != AUTOMATIC:
         raise ArgumentError("memory", f"only {AUTOMATIC!r} has a choice", got=repr(approximation), remedy="leave memory out")
@@ -44,9 +73,12 @@ def recipe(approximation: str, sizes: Mapping[str, int], memory: Optional[float]
         exact, left = set(), 0.0 if memory is None else memory * 2**20
         for name in sorted(sizes, key=sizes.__getitem__):
             left -= BYTES * sizes[name] ** 2
+            if (patches or {}).get(name, 0) > LARGEST_PATCH:  # forms the kernel's gradient of every sample, too
+                continue
             if left >= 0 if memory is not None else sizes[name] <= LARGEST_EXACT:
                 exact.add(name)
-        return {name: "exact" if name in exact else "expand" for name in sizes}
+        wide = {name for name, size in (patches or {}).items() if size > LARGEST_PATCH}
+        return {name: "exact" if name in exact else "sketched" if name in wide else "expand" for name in sizes}
     if approximation not in APPROXIMATIONS:
         raise ArgumentError("curvature", expected=f"one of {(*APPROXIMATIONS, AUTOMATIC)}", got=repr(approximation))
     return dict.fromkeys(sizes, approximation)

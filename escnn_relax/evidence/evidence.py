@@ -25,6 +25,7 @@ from ..curvature.collect import Curvature
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
+from ..curvature.recipe import AUTOMATIC
 from ..errors import ArgumentError, CoverageError
 from ..nn.recorded import Recorded
 from .ascent import move
@@ -57,8 +58,10 @@ class Evidence:
     Args:
         model: a model with at least one relaxed layer.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
-        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"`` or ``"auto"``.
-        samples: Monte-Carlo columns a sample instead of the exact sum over outputs.
+        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"`` or
+            ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
+        samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one where
+            there are more than 256 outputs or a layer is sketched, and says so in the log.
         num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if ``refresh``
             comes before ``penalty``: then it is the largest number that a refresh has seen.
         log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
@@ -108,7 +111,7 @@ class Evidence:
         likelihood: Union[str, Likelihood] = "categorical",
         curvature: str = "expand",
         *,
-        samples: Optional[int] = None,
+        samples: Union[None, int, str] = AUTOMATIC,
         num_data: Optional[int] = None,
         log_precision: float = 0.0,
         residual_log_precision: float = 3.0,

@@ -1,0 +1,69 @@
+"""A uniform sample of the rows that a layer reads, whatever their number, and the exact second moment of its single fields."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .linear_map import LinearMap
+
+__all__ = ["RowSample"]
+
+
+class RowSample:
+    """Patches at places drawn from all places of all samples, each as likely as the other.
+
+    Every place draws a number, and the places with the smallest are kept (a reservoir): so the sample depends neither on how the
+    data are cut into minibatches nor on how many there will be.
+
+    Args:
+        layer: whose rows.
+        size: how many places are kept.
+        seed: of the draws.
+    """
+
+    def __init__(self, layer: LinearMap, size: int, seed: int) -> None:
+        self._layer, self.size, self.rows = layer, size, 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._keys = torch.zeros(0, dtype=torch.float64)
+        self._patches: list[Tensor] = []
+        self._of_patches: list[Tensor] = []
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        """Add one minibatch: the inputs of all uses of the layer."""
+        for input in inputs:
+            places = self._layer.places
+            table = places.table(places.shape(input))
+            count = table.shape[1]
+            keys = torch.rand(len(input), count, dtype=torch.float64, generator=self._generator)
+            self.rows += keys.numel()
+            least = torch.cat([self._keys, keys.flatten()])
+            limit = float(least.kthvalue(self.size).values) if len(least) > self.size else float("inf")
+            sample, place = (keys <= limit).nonzero(as_tuple=True)
+            if not len(sample):
+                continue
+            flat = F.pad(places.flatten(input), (0, 1)).transpose(1, 2)
+            found = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
+            self._keep(keys[sample, place], found.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit)
+
+    def _keep(self, keys: Tensor, patches: Tensor, limit: float) -> None:
+        self._patches.append(patches)
+        self._of_patches.append(keys)
+        self._keys = torch.cat([self._keys[self._keys <= limit], keys])
+        if sum(map(len, self._of_patches)) > 1.5 * self.size:
+            self._compact()
+
+    def _compact(self) -> None:
+        if not self._patches:
+            return
+        keys, patches = torch.cat(self._of_patches), torch.cat(self._patches)
+        order = keys.argsort()[: self.size]
+        self._keys, self._of_patches, self._patches = keys[order], [keys[order]], [patches[order.to(patches.device)]]
+
+    def group(self, index: int) -> Tensor:
+        """The sampled rows of one convolution group, ``(rows, C S)``."""
+        self._compact()
+        return self._patches[0][:, index]

@@ -1,0 +1,316 @@
+"""A refresh at the width of real networks, against a training step on the same images in the same run; one thread, processor time.
+
+1. agreement: ``sketched`` against ``expand`` where both run: the same choices of the precision, effective dimensions, traces
+2. growth: refresh and training step of a C8 layer of 4 to 32 regular fields, ``auto`` against ``expand`` up to 16, with exponents
+3. tutorial: escnn's own C8 network (24-48-48-96-96-64 regular fields on 29 x 29), all pathways open, with peak memory
+4. others: a wide residual network with D4 -> C1 restriction, an equivariant U-Net, a network of 24^3 voxels
+5. outputs: 10 to 800 classes, and outputs at every pixel
+
+    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs]
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import resource
+import statistics
+import sys
+import time
+import warnings
+
+import torch
+from escnn import gspaces
+from escnn import nn as enn
+from torch import nn
+
+from escnn_relax import Evidence, relax
+from escnn_relax.curvature.collect import Curvature
+
+
+class Tutorial(nn.Module):
+    """The network of escnn's introduction."""
+
+    def __init__(self, widths=(24, 48, 48, 96, 96, 64)):
+        super().__init__()
+        space = gspaces.rot2dOnR2(8)
+        self.gray = enn.FieldType(space, [space.trivial_repr])
+        last, blocks = self.gray, [enn.MaskModule(self.gray, 29, margin=1)]
+        kernels, paddings = (7, 5, 5, 5, 5, 5), (1, 2, 2, 2, 2, 1)
+        for index, (width, size, padding) in enumerate(zip(widths, kernels, paddings)):
+            fields = enn.FieldType(space, width * [space.regular_repr])
+            blocks += [enn.R2Conv(last, fields, size, padding=padding, bias=False), enn.InnerBatchNorm(fields)]
+            blocks.append(enn.ReLU(fields, inplace=True))
+            if index in (1, 3):
+                blocks.append(enn.PointwiseAvgPoolAntialiased(fields, sigma=0.66, stride=2))
+            last = fields
+        blocks.append(enn.PointwiseAvgPoolAntialiased(last, sigma=0.66, stride=1, padding=0))
+        self.body, self.pool = enn.SequentialModule(*blocks), enn.GroupPooling(last)
+        c = widths[-1]
+        self.head = nn.Sequential(nn.Linear(c, c), nn.BatchNorm1d(c), nn.ELU(inplace=True), nn.Linear(c, 10))
+
+    def forward(self, x):
+        x = self.pool(self.body(self.gray(x))).tensor
+        return self.head(x.mean((-2, -1)))
+
+
+class Residual(nn.Module):
+    """Wide residual network 16-8: D4 in the first block, C1 (plain fields) in the others; widths as escnn's examples keep them."""
+
+    def __init__(self, channels=(128, 256, 512), blocks=2):
+        super().__init__()
+        space = gspaces.flipRot2dOnR2(4)
+        self.rgb = enn.FieldType(space, 3 * [space.trivial_repr])
+        first = enn.FieldType(space, channels[0] // 8 * [space.regular_repr])
+        self.stem, self.norm = enn.R2Conv(self.rgb, first, 3, padding=1, bias=False), enn.InnerBatchNorm(first)
+        self.equivariant = nn.ModuleList()
+        for _ in range(2 * blocks):
+            self.equivariant += [enn.R2Conv(first, first, 3, padding=1, bias=False)]
+        self.relu = enn.ReLU(first)
+        self.plain, c = nn.ModuleList(), channels[0]
+        for width in channels[1:]:
+            self.plain += [nn.Conv2d(c, width, 3, 2, 1, bias=False), nn.Conv2d(width, width, 3, 1, 1, bias=False)]
+            c = width
+        self.linear = nn.Linear(c, 10)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(self.rgb(x))))
+        for one, two in zip(self.equivariant[::2], self.equivariant[1::2]):
+            x = x + two(self.relu(one(x)))
+        x = x.tensor
+        for one, two in zip(self.plain[::2], self.plain[1::2]):
+            x = one(x.relu())
+            x = x + two(x.relu())
+        return self.linear(x.mean((-2, -1)))
+
+
+class UNet(nn.Module):
+    """C4, three levels; classes at every pixel."""
+
+    def __init__(self, width=16, classes=4):
+        super().__init__()
+        space = gspaces.rot2dOnR2(4)
+        self.gray = enn.FieldType(space, [space.trivial_repr])
+        a, b = (enn.FieldType(space, n * width * [space.regular_repr]) for n in (1, 2))
+        joined, out = a + a, enn.FieldType(space, classes * [space.trivial_repr])
+        self.down = enn.SequentialModule(enn.R2Conv(self.gray, a, 5, padding=2), enn.ReLU(a))
+        self.deep = enn.SequentialModule(
+            *(enn.PointwiseMaxPool(a, 2), enn.R2Conv(a, b, 3, padding=1), enn.ReLU(b)),
+            *(enn.R2Conv(b, a, 3, padding=1), enn.ReLU(a), enn.R2Upsampling(a, 2, mode="nearest")),
+        )
+        self.joined = joined
+        self.up = enn.SequentialModule(enn.R2Conv(joined, a, 3, padding=1), enn.ReLU(a), enn.R2Conv(a, out, 3, padding=1))
+
+    def forward(self, x):
+        x = self.down(self.gray(x))
+        return self.up(self.joined(torch.cat([x.tensor, self.deep(x).tensor], 1))).tensor
+
+
+class Voxels(nn.Module):
+    """Octahedral group, three layers, 24^3 voxels."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        space = gspaces.octaOnR3()
+        self.gray = enn.FieldType(space, [space.trivial_repr])
+        fields = enn.FieldType(space, width * [space.regular_repr])
+        last = enn.FieldType(space, 16 * [space.trivial_repr])
+        self.body = enn.SequentialModule(
+            *(enn.R3Conv(self.gray, fields, 3, padding=1, stride=2, initialize=False), enn.ReLU(fields)),
+            *(enn.R3Conv(fields, fields, 3, padding=1, stride=2, initialize=False), enn.ReLU(fields)),
+            *(enn.R3Conv(fields, last, 3, padding=1, initialize=False), enn.ReLU(last)),
+        )
+        for module in self.body:
+            if hasattr(module, "weights"):
+                nn.init.normal_(module.weights, std=0.1)
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.linear(self.body(self.gray(x)).tensor.mean((-3, -2, -1)))
+
+
+def spent(run):
+    gc.collect()
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def trained(model, batches):
+    """One epoch of the penalised loss, as ``fit`` does it."""
+    evidence = Evidence(model, num_data=sum(len(y) for _, y in batches), relaxed_only=False, curvature="auto")
+    descent = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def epoch():
+        model.train()
+        for x, y in batches:
+            descent.zero_grad()
+            evidence.loss(model(x), y).backward()
+            descent.step()
+
+    return evidence, epoch
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def report(name, model, batches, times=(6, 10)):
+    """Cost is constant, once the sample of rows is full, plus linear in the images: two sizes give both, so that it is known for
+    1000."""
+    evidence, epoch = trained(model, batches)
+    count = len(batches[0][1])
+    epoch()
+    after = peak()
+    steps = spent(epoch) / len(batches) / count
+    found = []
+    for n in times:
+        found.append(spent(lambda: evidence.refresh((batches * max(times))[:n])))
+    slope = (found[1] - found[0]) / (times[1] - times[0]) / count
+    constant = max(found[0] - slope * times[0] * count, 0.0)
+    weights = sum(p.numel() for p in model.parameters())
+    print(
+        f"| {name} | {weights / 1e6:.2f} M | {steps:.3f} | {slope:.3f} | {constant:.1f} | {slope / steps:.2f} "
+        f"| {(constant + 1000 * slope) / (1000 * steps):.2f} | {after:.1f} | {peak():.1f} |",
+        flush=True,
+    )
+    return evidence
+
+
+HEAD = (
+    "| network | weights | step an image (s) | refresh an image (s) | constant (s) | ratio an image | ratio, 1000 images "
+    "| peak training (GiB) | with refreshes (GiB) |"
+)
+
+
+def images(count, size, channels=1, classes=10):
+    return torch.randn(count, channels, size, size), torch.randint(classes, (count,))
+
+
+def tutorial(count=8):
+    print(HEAD, "|" + "---|" * 9, sep="\n")
+    report("tutorial, C8, 7 layers relaxed", relax(Tutorial()), [images(count, 29) for _ in range(2)])
+
+
+def others(count=8):
+    print(HEAD, "|" + "---|" * 9, sep="\n")
+    report("wide residual, D4 then plain", relax(Residual()), [images(4, 32, 3) for _ in range(2)])
+    segments = [(torch.randn(count, 1, 32, 32), torch.randint(4, (count, 32, 32))) for _ in range(2)]
+    report("U-Net, C4", relax(UNet()), segments)
+    solids = [(torch.randn(count, 1, 24, 24, 24), torch.randint(10, (count,))) for _ in range(2)]
+    report("24^3 voxels, octahedral", relax(Voxels()), solids)
+
+
+class Layer(nn.Module):
+    def __init__(self, width, order=8, size=3):
+        super().__init__()
+        space = gspaces.rot2dOnR2(order)
+        fields = enn.FieldType(space, width * [space.regular_repr])
+        self.gray = enn.FieldType(space, [space.trivial_repr])
+        layers = [enn.R2Conv(self.gray, fields, 3, padding=1), enn.ReLU(fields)]
+        layers += [enn.R2Conv(fields, fields, size, padding=size // 2), enn.ReLU(fields)]
+        self.body, self.linear = enn.SequentialModule(*layers), nn.Linear(order * width, 10)
+
+    def forward(self, x):
+        return self.linear(self.body(self.gray(x)).tensor.mean((-2, -1)))
+
+
+def exponent(pairs):
+    (x, y), (u, v) = pairs[-2:]
+    return math.log(v / y) / math.log(u / x)
+
+
+def growth():
+    print("| what varies | value | training step (s) | refresh, auto | ratio | refresh, expand, one draw |", "|" + "---|" * 6, sep="\n")
+    for what, values in (("fields", (4, 8, 16, 32)), ("kernel size", (3, 5, 7)), ("order of the group", (4, 8, 16))):
+        found = {"step": [], "auto": [], "expand": []}
+        for value in values:
+            width, order, size = {"fields": (value, 8, 3), "kernel size": (12, 8, value)}.get(what, (12, value, 5))
+            model, batch = relax(Layer(width, order, size)), images(32, 14)
+            _, epoch = trained(model, [batch])
+            epoch()
+            times = {"step": spent(epoch)}
+            for curvature in ("auto", "expand"):
+                if curvature == "auto" or width * order * size**2 <= 1200:
+                    evidence = Evidence(model, curvature=curvature, samples=1)
+                    times[curvature] = spent(lambda: evidence.refresh([batch]))
+            for key, of in times.items():
+                found[key].append((value, of))
+            expand = f"{times['expand']:.2f}" if "expand" in times else "–"
+            print(f"| {what} | {value} | {times['step']:.3f} | {times['auto']:.2f} | {times['auto'] / times['step']:.1f} | {expand} |", flush=True)
+        print(f"exponents in the {what}, last two: " + ", ".join(f"{k} {exponent(v):.1f}" for k, v in found.items() if len(v) > 1))
+
+
+def outputs():
+    print("| classes | exact (s) | one draw (s) | peak (GiB) |", "|---|---|---|---|", sep="\n")
+    for classes in (10, 100, 800):
+        model = relax(Layer(2))
+        model.linear = nn.Linear(16, classes)
+        batch = images(32, 14, classes=classes)
+        exact = spent(lambda: Curvature(model, samples=None)([batch]))
+        one = spent(lambda: Curvature(model)([batch]))
+        print(f"| {classes} | {exact:.2f} | {one:.2f} | {peak():.1f} |", flush=True)
+    model, batch = relax(UNet(2, 20)), (torch.randn(4, 1, 64, 64), torch.randint(20, (4, 64, 64)))
+    _, epoch = trained(model, [batch])
+    epoch()
+    step, refresh = spent(epoch), spent(lambda: Curvature(model)([batch]))
+    print(f"64 x 64 x 20 outputs: refresh {refresh:.2f} s, training step {step:.2f} s, peak {peak():.1f} GiB", flush=True)
+
+
+def agreement():
+    from bench_curvature import Net, best, digits, irreps, regular, slope, train
+
+    C4, C8, D4, SO2 = gspaces.rot2dOnR2(4), gspaces.rot2dOnR2(8), gspaces.flipRot2dOnR2(4), gspaces.rot2dOnR2(-1, 3)
+
+    def plain():
+        return nn.Sequential(
+            *(nn.Conv2d(1, 64, 3, padding=1), nn.ELU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+        )
+
+    networks = {
+        "C4, 12 regular, 5x5": lambda: Net(C4, regular(C4, 12), residual=True),
+        "C8, 8 regular, 3x3": lambda: Net(C8, regular(C8, 8), 3, residual=True),
+        "D4, 6 regular, 3x3": lambda: Net(D4, regular(D4, 6), 3, residual=True),
+        "SO(2), 6 of 3 irreps, 5x5": lambda: Net(SO2, irreps(SO2, 6, [(0,), (1,), (2,)]), residual=True),
+        "C1, 64 channels, 3x3": plain,
+    }
+    print("| network | same choice | effective dimension, median | largest | largest at any δ | trace |", "|" + "---|" * 6, sep="\n")
+    for name, make in networks.items():
+        torch.manual_seed(0)
+        model, data = make(), digits(200)
+        for stage, epochs in (("early", 4), ("late", 26)):
+            train(model, data, epochs)
+            squares = {n: float(p.detach().double().square().sum()) for n, p in model.named_parameters()}
+            found = {}
+            for curvature in ("expand", "sketched"):
+                torch.manual_seed(1)
+                found[curvature] = Curvature(model, "categorical", curvature, 1)([data])
+            same, at_best, anywhere, traces = [], [], [], []
+            for n in squares:
+                if "weight" not in n or n not in found["expand"].factors:
+                    continue
+                a, b = (found[c].eigenvalues(n) for c in ("expand", "sketched"))
+
+                def error(log_delta):
+                    one, two = (float((v / (v + math.exp(log_delta))).sum()) for v in (a, b))
+                    return abs(two / one - 1)
+
+                grid = torch.linspace(-4, 9, 14).tolist()
+                same += [(slope(a, squares[n], d) > 0) == (slope(b, squares[n], d) > 0) for d in grid]
+                at_best.append(error(best(a, squares[n])))
+                anywhere.append(max(error(d) for d in grid))
+                traces.append(abs(float(b.sum() / a.sum()) - 1))
+            print(
+                f"| {name}, {stage} | {statistics.mean(same):.1%} | {statistics.median(at_best):.4f} | {max(at_best):.4f} "
+                f"| {max(anywhere):.3f} | {max(traces):.0e} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for part in sys.argv[1:] or ["agreement", "growth", "tutorial", "others", "outputs"]:
+        {"agreement": agreement, "growth": growth, "tutorial": tutorial, "others": others, "outputs": outputs}[part]()
