@@ -15,6 +15,7 @@ except metadata.PackageNotFoundError:  # sources that are not installed
 
 _escnn.make_picklable()
 
+from .curvature.reader import Batches  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
 from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
@@ -24,6 +25,7 @@ from .symmetry.equivariance import assert_equivariant, equivariance_error  # noq
 from .symmetry.subgroups import Subgroup, subgroup, subgroups  # noqa: E402
 
 __all__ = [
+    "Batches",
     "Evidence",
     "EvidenceTerms",
     "History",

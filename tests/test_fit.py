@@ -297,7 +297,7 @@ def test_bad_data_leaves_the_model_alone():
     untouched(lambda m: fit(m, [(x, y)], likelihood="gaussian", **SHORT), LikelihoodError, "real targets")
     untouched(lambda m: fit(m, [(x, y), (x, y), (broken, y)], **SHORT), DataError, "batch 2.*NaN")
     untouched(lambda m: fit(m, [(x.numpy(), y)], **SHORT), DataError, "torch.as_tensor")
-    untouched(lambda m: fit(m, [{"x": x}], **SHORT), DataError, "pair")
+    untouched(lambda m: fit(m, [{"x": x}], **SHORT), DataError, "one entry named as in .*'target'.*Batches")
     untouched(lambda m: fit(m, [(x, y)], num_data=-1, **SHORT), ArgumentError, "num_data")
 
     def poisoned():

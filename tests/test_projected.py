@@ -5,6 +5,7 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
+from tolerances import accumulated
 from torch.nn.functional import cross_entropy
 
 from escnn_relax import Evidence, relax
@@ -79,7 +80,9 @@ def test_losses_are_those_of_averaged_layers(trained):
         assert one.larger and set(one.losses) == {h.name for h in one.larger}
         for larger in one.larger:
             oracle = 2 * (loss(averaged(model, larger, depth), data) - loss(model, data))  # 12 samples stand for 24
-            assert one.losses[larger.name] == pytest.approx(oracle, rel=1e-6) and abs(oracle) > 1e-2
+            # a difference of two losses; escnn's matrices, by which the oracle averages, are float32
+            rounding = accumulated(torch.float32, 64) * loss(model, data)
+            assert one.losses[larger.name] == pytest.approx(oracle, rel=1e-6, abs=rounding) and abs(oracle) > 100 * rounding
         assert one.loss == min(one.losses.values())
     # the broken twin: one layer averaged is not two
     assert found.network.losses != pytest.approx({h.name: found.layers[0].losses.get(h.name, 0.0) for h in found.network.larger}, rel=1e-3)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Optional
+from inspect import signature
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
 
 import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import DataError, FieldTypeError
+from .reader import Weighted, mapped, read, tensors
 
-__all__ = ["answer", "batches", "check_weights", "detached", "halves"]
+__all__ = ["answer", "batches", "call", "check_weights", "detached", "halves"]
 
 #: Minibatches of at least so many samples are taken in two parts.
 LARGE = 64
@@ -18,24 +20,46 @@ LARGE = 64
 
 def detached(input: Any) -> Any:
     """So that no gradient ends up in the user's data."""
-    return GeometricTensor(input.tensor.detach(), input.type) if isinstance(input, GeometricTensor) else input.detach()
+
+    def alone(part: Any) -> Any:
+        return GeometricTensor(part.tensor.detach(), part.type) if isinstance(part, GeometricTensor) else part.detach()
+
+    return mapped(input, alone)
 
 
-def halves(pairs: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
+def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """Large minibatches in two parts: the sums over samples are the same, and need half the memory, no more than training."""
     for input, target in pairs:
         tensor = input.tensor if isinstance(input, GeometricTensor) else input
-        if len(target) < LARGE or len(tensor) != len(target) or getattr(input, "coords", None) is not None:
+        alone = isinstance(tensor, Tensor) and len(tensor) == len(target)
+        if len(target) < LARGE or not alone or getattr(input, "coords", None) is not None:
             yield input, target
             continue
         parts = zip(tensor.tensor_split(2), target.tensor_split(2))
         yield from ((GeometricTensor(x, input.type) if tensor is not input else x, y) for x, y in parts)
 
 
+def call(model: nn.Module, input: Any) -> Any:
+    """What a model says to an input: several tensors in a tuple by position, in a dictionary by name.
+
+    ``DataError`` for names and numbers of tensors that it does not take.
+    """
+    arguments = tuple(input) if isinstance(input, (tuple, list)) else () if isinstance(input, Mapping) else (input,)
+    names = dict(input) if isinstance(input, Mapping) else {}
+    if len(arguments) != 1:
+        try:
+            signature(model.forward).bind(*arguments, **names)
+        except TypeError as error:
+            got = f"{len(arguments)} tensors" if arguments else f"entries {list(names)}"
+            remedy = "wrap the loader in escnn_relax.Batches, whose function says what is the input"
+            raise DataError(f"forward of {type(model).__name__}", f"{error}", got=got, remedy=remedy) from error
+    return model(*arguments, **names)
+
+
 def answer(model: nn.Module, input: Any) -> Any:
-    """What a model says to an input; ``FieldTypeError`` where a bare assertion of escnn's refuses it."""
+    """:func:`call`, with ``FieldTypeError`` where a bare assertion of escnn's refuses the input."""
     try:
-        return model(input)
+        return call(model, input)
     except AssertionError as error:
         said = f": {error}" if str(error) else ""
         raise FieldTypeError(
@@ -55,19 +79,33 @@ def check_weights(model: nn.Module) -> None:
 
 def batches(
     loader: Iterable[Any], device: torch.device, progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None
-) -> Iterator[tuple[Any, Tensor]]:
-    """Pairs of input and target on ``device``; raises ``DataError`` for batches that are no pair or not finite."""
+) -> Iterator[tuple[Any, Any]]:
+    """Pairs of input and target on ``device``: the one way in which all of the package reads data.
+
+    The input may be several tensors, see :func:`answer`; the target is :class:`~.reader.Weighted` where samples have weights.
+    Raises ``DataError`` for batches that cannot be read (:mod:`.reader`) or are not finite.
+    """
     for index, batch in enumerate(progress(loader) if progress else loader):
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise DataError(f"batch {index}", expected="a pair (input, target)", got=type(batch).__name__)
-        input, target = batch
-        if not isinstance(input, (Tensor, GeometricTensor)) or not isinstance(target, Tensor):
-            got = f"({type(input).__name__}, {type(target).__name__})"
-            raise DataError(f"batch {index}", expected="tensors", got=got, remedy="convert them by torch.as_tensor")
-        if not len(target):
-            raise DataError(f"batch {index}", "no samples in it", remedy="leave empty batches out")
-        input, target = input.to(device), target.to(device)
-        tensor = input.tensor if isinstance(input, GeometricTensor) else input
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DataError(f"batch {index}", "NaN or infinite inputs", remedy="clean the data")
-        yield input, target
+        where = f"batch {index}"
+        input, target, weight = read(batch, where)
+        parts = tensors(input)
+        if not parts or not all(isinstance(part, Tensor) for part in (*parts, target)):
+            got = f"({', '.join(type(part).__name__ for part in parts)}), {type(target).__name__}"
+            remedy = "convert them by torch.as_tensor, or read them by escnn_relax.Batches"
+            raise DataError(where, expected="tensors", got=got, remedy=remedy)
+        if not target.dim() or not len(target):
+            raise DataError(where, "no samples in it", remedy="leave empty batches out")
+        input, target = mapped(input, lambda part: part.to(device)), target.to(device)
+        for tensor in tensors(input):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise DataError(where, "NaN or infinite inputs", remedy="clean the data")
+        yield input, target if weight is None else Weighted(target, _checked(weight, len(target), where).to(device))
+
+
+def _checked(weight: Any, samples: int, where: str) -> Tensor:
+    if not isinstance(weight, Tensor) or not weight.dim() or len(weight) != samples:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise DataError(where, expected=f"a tensor of weights for {samples} samples", got=got)
+    if not torch.isfinite(weight).all() or (weight < 0).any():
+        raise DataError(where, "weights that are negative or not finite", remedy="leave samples out by a weight of zero")
+    return weight.to(torch.get_default_dtype()) if not weight.is_floating_point() else weight

@@ -136,7 +136,7 @@ class Curvature:
             for found, of_part in zip(factors, c.factors(), strict=True):
                 found.update({join(part.layer, name): of for name, of in of_part.items()})
         each = sums.num_data * len(factors)
-        numbers = sums.observations / each if sums.observations % each else sums.observations // each
+        numbers = sums.observations / each if sums.observations % each else int(sums.observations) // each
         outputs = [
             CurvatureEstimate({name: found[name] for name in self.covered}, float(loss), sums.num_data, numbers)
             for found, loss in zip(factors, sums.losses)
@@ -193,7 +193,7 @@ class Curvature:
                 output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
                 self.likelihood.check(output, target)
                 layers = {part: self._layer(part) for part in self.coverage.parts}
-                columns = self.likelihood.columns(output)
+                columns = self.likelihood.columns(output, target=target)
                 if weights is not None:
                     columns = (column * weights.sqrt()[index % len(weights)] for index, column in enumerate(columns))
                 for index, uses in enumerate(self.extraction.differentiable(output, columns)):
@@ -222,7 +222,7 @@ class Curvature:
         progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]],
     ) -> _Sums:
         device = next(self.model.parameters()).device
-        losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0
+        losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
         for input, target in halves(batches(loader, device, progress)):
             output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
@@ -231,13 +231,13 @@ class Curvature:
             with torch.no_grad():
                 if self.apart:
                     losses = losses + self.likelihood.losses(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns_apart(output, self._draws(output))
+                    columns = self.likelihood.columns_apart(output, self._draws(output), target)
                 else:
                     losses = losses + self.likelihood.loss(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns(output, self._draws(output))
+                    columns = self.likelihood.columns(output, self._draws(output), target)
             for index, uses in enumerate(self.extraction.backward(output, columns)):
                 _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
-            num_data, observations = num_data + len(output), observations + output.numel()
+            num_data, observations = num_data + len(output), observations + self.likelihood.observations(output, target)
         return _Sums(losses, num_data, observations)
 
 
@@ -260,4 +260,4 @@ def _add(
 class _Sums(NamedTuple):
     losses: Tensor  # of each output, or of all together
     num_data: int
-    observations: int  # numbers put out for all samples together
+    observations: float  # numbers observed of all samples together, weights counted

@@ -14,6 +14,7 @@ from .contraction import pull_back
 from .coverage import Part, join
 from .layers import linear_map
 from .linear_map import LinearMap
+from .reader import mapped
 
 __all__ = ["jacobian"]
 
@@ -27,7 +28,7 @@ def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor
     device = next(curvature.model.parameters()).device
     rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
     with curvature.extraction.open(curvature.model):
-        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, detached(input).to(device)))
+        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, mapped(detached(input), lambda part: part.to(device))))
         if output.dim() != 2:
             raise LikelihoodError("posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them")
         columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ..curvature.collect import batches
+from ..curvature.batches import batches, call
 from ..errors import ArgumentError
 from ..evidence import Evidence
 from ..evidence.loading import data_size
@@ -225,7 +225,7 @@ def _losses(mixture: nn.Module, found: nn.Module, phase: Phase, loss: Loss) -> t
         model = copy.deepcopy(model).eval()
         total, seen = 0.0, 0
         for input, target in batches(train if held_out is None or phase.evidence is not None else held_out, phase.device):
-            output = model(input)
+            output = call(model, input)
             if phase.evidence is None:
                 value = float(loss(getattr(output, "tensor", output), target)) * len(target)
             else:

@@ -8,7 +8,7 @@ import torch
 from escnn.nn import EquivariantModule
 from torch import nn
 
-from ..curvature.collect import batches
+from ..curvature.batches import batches, call
 from ..errors import DataError, UnsupportedModuleError
 from ..evidence import checkpoint as disk
 from ..evidence.loading import generators
@@ -70,7 +70,7 @@ def calls(model: nn.Module, loader: Iterable[Any]) -> list[str]:
     try:
         with torch.no_grad():
             for input, _ in batches(loader, device):
-                copied.eval()(input)
+                call(copied.eval(), input)
                 return sequence
     finally:
         disk.set_random_state(state, device)

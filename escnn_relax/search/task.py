@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..curvature.collect import batches
+from ..curvature.batches import batches, call
 from ..errors import ArgumentError, CurvatureError, DataError, UnsupportedModuleError
 from ..evidence import Evidence
 from ..evidence.loading import data_size, generators
@@ -158,7 +158,7 @@ class Context:
 
     def _output(self, model: nn.Module, input: Any) -> Any:
         try:
-            return model(input)
+            return call(model, input)
         except AssertionError as error:  # escnn's word for fields of the wrong type
             raise UnsupportedModuleError(
                 type(model).__name__,

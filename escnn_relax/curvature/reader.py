@@ -1,0 +1,135 @@
+"""How a batch of a user's loader is read: which entries go into the network, which are the targets, which the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional
+
+from escnn.nn import GeometricTensor
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = ["Batch", "Batches", "Weighted", "mapped", "read", "tensors"]
+
+#: What entries of a dictionary or named tuple are called.
+TARGETS = ("target", "targets", "label", "labels", "y")
+WEIGHTS = ("weight", "weights", "sample_weight")
+#: Entries that say which samples these are, and are no input.
+NUMBERS = ("index", "indices", "idx", "id", "ids")
+
+_REMEDY = "wrap the loader: escnn_relax.Batches(loader, lambda batch: (input, target)), or (input, target, weight)"
+
+
+class Batch(NamedTuple):
+    """One minibatch.
+
+    Attributes:
+        input: what the network is called with: a tensor or ``GeometricTensor``; several in a tuple (by position) or a
+            dictionary (by name).
+        target: what the likelihood compares the output with.
+        weight: what each sample counts in the likelihood, ``(N,)``, or each number observed, of the output's shape. Zero
+            leaves it out. ``None`` counts each once.
+    """
+
+    input: Any
+    target: Any
+    weight: Optional[Tensor] = None
+
+
+class Batches:
+    """A loader whose batches are read by a function; it is taken wherever a loader is.
+
+    Dictionaries and named tuples are read without it if the target is called ``target(s)``, ``label(s)`` or ``y``: entries called
+    ``weight(s)`` or ``sample_weight`` weigh the samples, ``index``, ``idx``, ``id`` (plural too) are left out, and all others
+    are the network's input: by name, or by position where it is only one.
+
+    Args:
+        loader: re-iterable.
+        read: from a batch to ``(input, target)`` or ``(input, target, weight)``, see :class:`Batch`.
+
+    >>> import torch
+    >>> loader = Batches([{"image": torch.zeros(4, 1), "class": torch.ones(4), "path": "a"}], lambda b: (b["image"], b["class"]))
+    >>> next(iter(loader)).target
+    tensor([1., 1., 1., 1.])
+    """
+
+    def __init__(self, loader: Iterable[Any], read: Callable[[Any], Any]) -> None:
+        self.loader, self.read = loader, read
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index, batch in enumerate(self.loader):
+            found = self.read(batch)
+            if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
+                expected = "(input, target) or (input, target, weight) from the function that reads batches"
+                raise DataError(f"batch {index}", expected=expected, got=type(found).__name__)
+            yield Batch(*found)
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # a TypeError of its own where there is none
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sampler", "batch_sampler", "batch_size", "dataset", "generator"):
+            return getattr(self.loader, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class Weighted:
+    """Targets, and what each counts."""
+
+    def __init__(self, target: Tensor, weight: Tensor) -> None:
+        self.target, self.weight = target, weight
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def cpu(self) -> Weighted:
+        return Weighted(self.target.cpu(), self.weight.cpu())
+
+    def tensor_split(self, parts: int) -> list[Weighted]:
+        pairs = zip(self.target.tensor_split(parts), self.weight.tensor_split(parts))
+        return [Weighted(target, weight) for target, weight in pairs]
+
+
+def read(batch: Any, where: str) -> Batch:
+    """A batch by its form and the names in it; ``DataError`` where these do not tell what is what."""
+    if isinstance(batch, Batch):
+        return batch
+    if hasattr(batch, "_asdict"):  # a named tuple
+        named = batch._asdict()
+        return _named(named, where) if any(name in named for name in TARGETS) else _paired(batch, where)
+    if isinstance(batch, Mapping):
+        return _named(batch, where)
+    return _paired(batch, where)
+
+
+def _paired(batch: Any, where: str) -> Batch:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise DataError(where, expected="a pair (input, target)", got=got, remedy=_REMEDY)
+    return Batch(*batch)
+
+
+def _named(batch: Mapping[str, Any], where: str) -> Batch:
+    targets, weights = ([name for name in names if name in batch] for names in (TARGETS, WEIGHTS))
+    inputs = {n: v for n, v in batch.items() if n not in (*targets, *weights, *NUMBERS)}
+    if len(targets) != 1 or len(weights) > 1 or not inputs:
+        expected = f"one entry named as in {TARGETS}, at most one as in {WEIGHTS}, and an input"
+        raise DataError(where, expected=expected, got=f"entries {list(batch)}", remedy=_REMEDY)
+    input = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return Batch(input, batch[targets[0]], batch[weights[0]] if weights else None)
+
+
+def mapped(input: Any, function: Callable[[Any], Any]) -> Any:
+    """An input with a function applied to each tensor in it."""
+    if isinstance(input, Mapping):
+        return {name: function(value) for name, value in input.items()}
+    if isinstance(input, (tuple, list)):
+        return tuple(function(value) for value in input)
+    return function(input)
+
+
+def tensors(input: Any) -> list[Any]:
+    """All that an input consists of, ``GeometricTensor`` as its tensor."""
+    several = isinstance(input, (tuple, list, Mapping))
+    parts = list(input.values()) if isinstance(input, Mapping) else list(input) if several else [input]
+    return [part.tensor if isinstance(part, GeometricTensor) else part for part in parts]
