@@ -41,9 +41,9 @@ def vectors(outputs):
 
 
 def labels(shape, ignored=None):
-    y = torch.randint(C, shape)
+    y = (torch.arange(torch.Size(shape).numel()) * 2 + 1).remainder(C).view(shape)  # every class, in any part
     if ignored is not None:
-        y.view(-1)[::3] = ignored
+        y.view(-1)[::4] = ignored
     return y
 
 
