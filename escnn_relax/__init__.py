@@ -17,6 +17,7 @@ _escnn.make_picklable()
 
 from .curvature.reader import Batches  # noqa: E402
 from .errors import RelaxError  # noqa: E402
+from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
 from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
 from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
 from .morphism import relax, relax_translation, restrict  # noqa: E402
@@ -31,6 +32,8 @@ __all__ = [
     "History",
     "RelaxError",
     "Subgroup",
+    "PathwayTest",
+    "SymmetryTest",
     "assert_equivariant",
     "carry_optimiser",
     "equivariance_error",
@@ -47,4 +50,5 @@ __all__ = [
     "subgroup",
     "subgroups",
     "survivors",
+    "symmetry_test",
 ]

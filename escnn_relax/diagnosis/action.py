@@ -1,0 +1,158 @@
+r"""How a group acts on the gradient of a layer's kernel, pathway by pathway.
+
+Turning a sample, :math:`(x, y) \to (g x, g y)`, turns the gradient of its loss in the kernel of any layer of a strictly
+equivariant network: with :math:`(g \cdot K)(x) = \rho_{out}(g) K(g^{-1}x) \rho_{in}(g)^{-1}`,
+
+.. math:: \langle \nabla\ell(gx, gy), g \cdot K \rangle = \langle \nabla\ell(x, y), K \rangle \quad \text{for all } K.
+
+So in the orthonormal kernels :math:`\Phi` of a pathway the coefficients :math:`\Gamma = \Phi\,\nabla\ell` become
+:math:`M(g) \Gamma` with :math:`M(g)_{kj} = \langle g^{-1} \cdot \Phi_k, \Phi_j \rangle`. The same M acts for every pair of an
+input and an output field, so that combinations of pairs may be taken first: that is how a wide layer becomes small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+from escnn.group import GroupElement, Representation
+from torch import Tensor
+
+from ..errors import UnsupportedModuleError
+from ..nn.relaxed import RelaxedConvolution
+from ..symmetry.grid import grid_permutation, transform_kernels
+
+__all__ = ["LayerAction", "PathwayAction"]
+
+#: Kernels of one pair of representations beyond this number are represented by a random invariant part of so many.
+KERNELS = 128
+#: Pairs of fields beyond this number are represented by so many random combinations.
+PAIRS = 64
+#: Largest share of a turned kernel that may lie outside its pathway: escnn samples kernels in float32.
+CLOSED = 1e-3
+
+
+@dataclass(frozen=True)
+class PathwayAction:
+    """One pathway of one pair of representations.
+
+    Attributes:
+        rows: orthogonal kernels of one norm, ``(K, out size * in size * S)``, float64.
+        matrices: M(g) for each element, ``(order, K, K)``, orthogonal.
+    """
+
+    name: str
+    rows: Tensor
+    matrices: Tensor
+
+
+class _Pair:
+    """All field pairs of one input and one output representation: bucket and sign of each, and where its channels are."""
+
+    def __init__(self, into: Tensor, onto: Tensor, generator: torch.Generator) -> None:
+        self.into, self.onto = into, onto  # channels (fields, size)
+        count = len(into) * len(onto)
+        self.buckets = min(count, PAIRS)
+        self.bucket, self.sign = torch.arange(count), torch.ones(count)
+        if count > PAIRS:
+            self.bucket = torch.randint(PAIRS, (count,), generator=generator)
+            self.sign = 2.0 * torch.randint(2, (count,), generator=generator) - 1
+        self.pathways: list[PathwayAction] = []
+
+    def sketch(self, gradient: Tensor) -> Tensor:
+        """``(out channels, in channels, S)`` to ``(buckets, out size * in size * S)``: signed sums over field pairs."""
+        (outs, o), (ins, i) = self.onto.shape, self.into.shape
+        part = gradient[self.onto.flatten().to(gradient.device)][:, self.into.flatten().to(gradient.device)]
+        part = part.view(outs, o, ins, i, -1).transpose(1, 2).reshape(outs * ins, -1)
+        if self.buckets == len(self.bucket):
+            return part
+        signed = part * self.sign.to(part)[:, None]
+        return part.new_zeros(self.buckets, part.shape[1]).index_add_(0, self.bucket.to(part.device), signed)
+
+
+class LayerAction:
+    """The action on the gradient of one relaxed layer.
+
+    Args:
+        elements: of the layer's group, exact on its grid.
+        generator: what random combinations are drawn from.
+
+    Raises:
+        UnsupportedModuleError: kernels that an element moves out of their pathway, or by a matrix that is not orthogonal.
+    """
+
+    def __init__(
+        self, layer: RelaxedConvolution, elements: Sequence[GroupElement], generator: torch.Generator, where: str = ""
+    ) -> None:
+        self.where = where
+        in_reprs, out_reprs = ({r.name: r for r in of} for of in layer._kernel_fields())
+        self.pairs: list[_Pair] = []
+        permutations = [grid_permutation(layer.space, ~g, layer.band.points) for g in elements]
+        if any(p is None for p in permutations):
+            raise UnsupportedModuleError(where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers=")
+        for into, onto in layer.kernel.pairs:
+            channels = layer.kernel.in_fields[into].channels, layer.kernel.out_fields[onto].channels
+            pair = _Pair(*(c.cpu() for c in channels), generator)
+            for pathway in layer.pathways:
+                for block in layer.kernel.blocks[pathway.name]:
+                    if pathway.breaks and (block.in_name, block.out_name) == (into, onto):
+                        rows = layer.kernel.basis(block).detach().to("cpu", torch.float64)
+                        moves = [(~g, p) for g, p in zip(elements, permutations)]
+                        action = self._pathway(pathway.name, rows, moves, in_reprs[into], out_reprs[onto], generator)
+                        pair.pathways.append(action)
+            self.pairs.append(pair)
+
+    def _pathway(
+        self, name: str, rows: Tensor, moves: list[Any], ins: Representation, outs: Representation, generator: torch.Generator
+    ) -> PathwayAction:
+        count, scale = len(rows), 1.0
+        if count > KERNELS:  # the span of the orbits of a few random kernels
+            few = max(1, KERNELS // len(moves))
+            chosen = torch.randn(few, count, generator=generator, dtype=torch.float64) @ rows.flatten(1)
+            chosen = chosen.view(few, *rows.shape[1:])
+            orbit = torch.cat([transform_kernels(chosen, g, ins, outs, p) for g, p in moves])
+            _, values, basis = torch.linalg.svd(orbit.flatten(1), full_matrices=False)
+            rows = basis[values > 1e-6 * values[0]].view(-1, *rows.shape[1:])
+            scale = (count / len(rows)) ** 0.5
+        flat = rows.flatten(1)
+        matrices = []
+        for g, p in moves:
+            moved = transform_kernels(rows, g, ins, outs, p).flatten(1)
+            matrix = moved @ flat.T
+            outside = (moved - matrix @ flat).norm() / moved.norm()
+            skew = (matrix @ matrix.T - torch.eye(len(matrix), dtype=matrix.dtype)).abs().max()
+            if not max(float(outside), float(skew)) < CLOSED:
+                problem = f"the group does not act orthogonally on the kernels of {name} ({float(outside):.1e} leave them)"
+                raise UnsupportedModuleError(self.where, problem, remedy="use orthogonal representations, or leave it out")
+            matrices.append(matrix)
+        return PathwayAction(name, scale * flat, torch.stack(matrices))
+
+    @property
+    def names(self) -> list[str]:
+        """Its pathways."""
+        return list(dict.fromkeys(p.name for pair in self.pairs for p in pair.pathways))
+
+    def features(self, gradient: Tensor) -> tuple[dict[str, list[Tensor]], float]:
+        """Coefficients of each pathway, one tensor ``(buckets, K)`` a pair, and the square of the whole gradient."""
+        found: dict[str, list[Tensor]] = {}
+        for pair in self.pairs:
+            sketch = pair.sketch(gradient).to("cpu", torch.float64)
+            for pathway in pair.pathways:
+                found.setdefault(pathway.name, []).append(sketch @ pathway.rows.T)
+        return found, float(gradient.double().square().sum())
+
+    def moved(self, features: dict[str, list[Tensor]], element: int) -> dict[str, list[Tensor]]:
+        """What the features become when the samples are moved by an element (its position)."""
+        return {n: [f @ m[element].T for f, m in zip(of, self._matrices(n))] for n, of in features.items()}
+
+    def table(self, name: str, groups: Sequence[list[Tensor]]) -> Tensor:
+        r""":math:`\langle \Gamma_b, M(g) \Gamma_{b'} \rangle` for features of groups of samples, ``(order, B, B)``."""
+        parts = []
+        for index, matrices in enumerate(self._matrices(name)):
+            stack = torch.stack([g[index] for g in groups])
+            parts.append(torch.stack([stack.flatten(1) @ (stack @ m.T).flatten(1).T for m in matrices]))
+        return torch.stack(parts).sum(0)
+
+    def _matrices(self, name: str) -> list[Tensor]:
+        return [p.matrices for pair in self.pairs for p in pair.pathways if p.name == name]

@@ -1,0 +1,105 @@
+"""The elements of a network's group that move pixels onto pixels: those by which a test can randomise exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from escnn.group import GroupElement
+from escnn.gspaces import GSpace
+from torch import Tensor
+
+from ..errors import UnsupportedModuleError
+from ..symmetry.grid_action import acts_on_grid
+from ..symmetry.subgroups import Subgroup, subgroups
+
+__all__ = ["ExactGroup", "exact_group"]
+
+#: Cyclic subgroups of a continuous group that acts on no grid are listed up to this order.
+LARGEST_ORDER = 16
+
+
+@dataclass(frozen=True)
+class ExactGroup:
+    """A finite group of elements that act exactly, the identity first.
+
+    Attributes:
+        gspace: where the elements come from.
+        elements: of its fibergroup.
+        quotients: position of :math:`g_i^{-1} g_j`, shape ``(order, order)``.
+    """
+
+    gspace: GSpace
+    elements: tuple[GroupElement, ...]
+    quotients: Tensor
+
+    @property
+    def order(self) -> int:
+        return len(self.elements)
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are all elements of the layer's group."""
+        return bool(self.gspace.fibergroup.order() == self.order)
+
+    def elements_on(self, gspace: GSpace, where: str = "") -> tuple[GroupElement, ...]:
+        """The same elements in the group of another layer.
+
+        Raises:
+            UnsupportedModuleError: a layer of another group in which they are not known.
+        """
+        if gspace.fibergroup == self.gspace.fibergroup:
+            return self.elements
+        problem = f"its group {gspace.fibergroup.name} and {self.gspace.fibergroup.name} of other layers have no known embedding"
+        error = UnsupportedModuleError(where, problem, remedy="leave the layer out by layers=")
+        if not gspace.dimensionality or gspace.dimensionality != self.gspace.dimensionality:
+            raise error
+        others = exact_group(gspace).elements
+        found = []
+        for g in self.elements:
+            wanted = np.asarray(self.gspace.basespace_action(g))
+            alike = [h for h in others if np.abs(np.asarray(gspace.basespace_action(h)) - wanted).max() < 1e-6]
+            if len(alike) != 1:
+                raise error
+            found.append(alike[0])
+        return tuple(found)
+
+    @cached_property
+    def subgroups(self) -> tuple[tuple[Subgroup, tuple[int, ...]], ...]:
+        """The subgroups that lie inside, large to small, with the positions of their elements."""
+        found = []
+        for member in subgroups(self.gspace):
+            if 0 < member.order <= self.order:
+                positions = [_position(self.elements, g) for g in member.elements]
+                if all(p is not None for p in positions):
+                    found.append((member, tuple(p for p in positions if p is not None)))
+        return tuple(sorted(found, key=lambda one: -len(one[1])))
+
+
+def exact_group(*gspaces: GSpace) -> ExactGroup:
+    """The largest finite group that acts exactly on the grids of all these G-spaces.
+
+    >>> from escnn import gspaces
+    >>> [exact_group(space).order for space in (gspaces.rot2dOnR2(8), gspaces.flipRot2dOnR2(-1), gspaces.rot2dOnR2(3))]
+    [4, 8, 1]
+    """
+    candidates = [space for space in gspaces if space.dimensionality] or list(gspaces)
+    base = min(candidates, key=lambda space: space.fibergroup.order() if space.fibergroup.order() > 0 else 10**9)
+    group = base.fibergroup
+    if group.order() > 0:
+        elements = [g for g in group.elements if acts_on_grid(base, g)]
+    else:
+        bound = 8 if base.dimensionality else LARGEST_ORDER
+        finite = [h for h in subgroups(base, bound) if h.order > 0 and all(acts_on_grid(base, g) for g in h.elements)]
+        elements = list(max(finite, key=lambda h: h.order).elements)
+    elements = sorted(elements, key=lambda g: g != group.identity)
+    positions: Any = {g: n for n, g in enumerate(elements)} if group.order() > 0 else None
+    table = [[positions[~g @ h] if positions else _position(elements, ~g @ h) for h in elements] for g in elements]
+    return ExactGroup(base, tuple(elements), torch.tensor(table))
+
+
+def _position(elements: Sequence[GroupElement], wanted: GroupElement) -> int | None:
+    return next((n for n, g in enumerate(elements) if g == wanted), None)

@@ -1,0 +1,130 @@
+"""Gradients of a network's loss in whole kernels, at fixed weights, from a copy that is ours."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterator, Optional, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import _escnn
+from ..curvature.batches import answer
+from ..curvature.likelihood import Likelihood
+from ..errors import DataError
+from ..morphism.relax import relax
+from ..morphism.walk import replace_modules
+from ..nn.relaxed import RelaxedConvolution
+from ..symmetry.pathway import EQUIVARIANT
+
+__all__ = ["Probe", "relaxed_copy", "settle", "start_anew"]
+
+Objective = Union[Likelihood, Callable[[Any, Tensor], Tensor]]
+
+
+def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
+    """A copy in eval mode whose layers have pathways: relaxed if none is so far."""
+    if any(isinstance(m, RelaxedConvolution) for m in model.modules()):
+        return replace_modules(model, lambda name, module: None).eval()
+    return relax(model, **options).eval()
+
+
+def start_anew(model: nn.Module) -> None:
+    """Random strict weights, in place: kernels of the size that they have, everything else as torch begins it."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RelaxedConvolution):
+                for pathway in module.pathways:
+                    weight = module.weights[pathway.name]
+                    for block in module.kernel.blocks[pathway.name]:
+                        part = weight[block.start : block.stop]
+                        scale = part.square().mean().sqrt() if pathway == EQUIVARIANT else 0.0
+                        part.copy_(torch.randn_like(part) * scale)
+            elif hasattr(module, "basisexpansion") and hasattr(module, "weights"):
+                _escnn.initialise(module)
+            elif hasattr(module, "reset_parameters") and not any(True for _ in module.children()):
+                module.reset_parameters()
+
+
+def settle(model: nn.Module, batches: Iterator[Any]) -> None:
+    """Running statistics of normalisations that have seen nothing yet, from some batches; in place.
+
+    They are means over fields and samples, so that no statistic knows which member of an orbit was drawn.
+    """
+    fresh = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    fresh = [m for m in fresh if m.num_batches_tracked is not None and not int(m.num_batches_tracked)]
+    if not fresh:
+        return
+    momenta = [m.momentum for m in fresh]
+    for m in fresh:
+        m.train()
+        m.momentum = None
+    with torch.no_grad():
+        for input, _ in batches:
+            answer(model, input)
+    for m, momentum in zip(fresh, momenta):
+        m.eval()
+        m.momentum = momentum
+
+
+class Probe:
+    """A network whose relaxed layers read constant kernels that alone require a gradient.
+
+    Args:
+        model: a copy that nobody else uses.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self.model, self.objective = model.eval(), objective
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedConvolution)}
+        self.kernels = {name: self._fixed(layer) for name, layer in self.layers.items()}
+
+    @staticmethod
+    def _fixed(layer: RelaxedConvolution) -> Tensor:
+        with torch.no_grad():
+            _, bias = layer.expand_parameters()
+            kernel = layer.kernel(layer.weights)
+        kernel.requires_grad_()
+        layer._expanded = lambda: (layer._as_filter(kernel), bias)  # type: ignore[method-assign]
+        return kernel
+
+    def forward(self, input: Any) -> Any:
+        """What the network says, with a graph to its kernels."""
+        with torch.enable_grad():
+            return answer(self.model, input)
+
+    def loss(self, output: Any, target: Tensor) -> Tensor:
+        """Summed over the samples if a likelihood says what it is; a number of the user's else."""
+        if not isinstance(self.objective, Likelihood):
+            loss = self.objective(output, target)
+            return loss.sum()
+        tensor = self.objective.tensor(output)
+        self.objective.check(tensor, target)
+        return self.objective.loss(tensor, target)
+
+    def gradients(self, scalar: Tensor, again: bool = False) -> dict[str, Tensor]:
+        """In each kernel; zeros where no path leads.
+
+        Raises:
+            DataError: a gradient that is not finite.
+        """
+        if not scalar.requires_grad:
+            return {name: torch.zeros_like(kernel) for name, kernel in self.kernels.items()}
+        found = torch.autograd.grad(scalar, list(self.kernels.values()), allow_unused=True, retain_graph=again)
+        result = {}
+        for (name, kernel), gradient in zip(self.kernels.items(), found):
+            result[name] = torch.zeros_like(kernel) if gradient is None else gradient
+            if not torch.isfinite(result[name]).all():
+                raise DataError(name, "the gradient of the loss is not finite", remedy="look for NaN in data or loss")
+        return result
+
+    def columns(self, output: Any) -> Optional[Tensor]:
+        """A scalar whose gradient has the loss Hessian's trace as its mean square, ``None`` for a loss of the user's."""
+        if not isinstance(self.objective, Likelihood):
+            return None
+        tensor = self.objective.tensor(output)
+        with torch.no_grad():
+            column = next(iter(self.objective.columns(tensor, 1)))
+        return (column * tensor).sum()
