@@ -41,6 +41,10 @@ class PathwayTest:
         broken: testable, and the adjusted p-value at most the level.
         input_p_value: the same test of a function that knows no targets: small where the inputs alone lack the symmetry; NaN
             if not asked.
+
+    >>> wanted = [name for name in PathwayTest.__dataclass_fields__ if name.endswith("p_value")]
+    >>> wanted
+    ['p_value', 'adjusted_p_value', 'input_p_value']
     """
 
     layer: str
@@ -81,6 +85,24 @@ class SymmetryTest:
             if the type of the input is not known.
         level: family-wise error.
         notes: what the reader should know.
+
+    Made by :func:`escnn_relax.symmetry_test`:
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from torch import nn, randn
+    >>> from escnn_relax import symmetry_test
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> one = enn.FieldType(space, [space.trivial_repr])
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.convolution = enn.R2Conv(one, one, 3, padding=1)
+    ...     def forward(self, x):
+    ...         return self.convolution(one(x)).tensor
+    >>> data = [(x, x) for x in randn(20, 4, 1, 5, 5)]  # each pixel is its own target
+    >>> found = symmetry_test(Net(), data, likelihood="gaussian", progress=False)
+    >>> found.network.name, found.num_data, found.group
+    ('C4', 80, 'C4')
     """
 
     tests: tuple[PathwayTest, ...]
