@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Optional
 
 from escnn import nn as enn
 from escnn.gspaces import GSpace
-from escnn.nn import EquivariantModule, FieldType
+from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import nn
 
 from ..errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
-from ..symmetry.subgroups import subgroup
+from ..symmetry.subgroups import Subgroup, subgroup
+from .flow import Flow, flow, layers
 from .relabel import Relabel
 from .restrict_layer import CONTAINERS, RETYPED, SPARSE, STEERABLE
 from .restrict_layer import restrict_sparse, restrict_steerable, restricted_value, retype
 from .restriction_plan import RestrictionPlan
-from .walk import map_values, replace_modules
+from .trial import example_of, run_once, try_result
+from .walk import holds, map_values, replace_modules
 
 __all__ = ["restrict"]
 
@@ -25,7 +28,9 @@ __all__ = ["restrict"]
 STEPS = (enn.RestrictionModule, Relabel)
 
 
-def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = None, where: str = "") -> nn.Module:
+def restrict(
+    module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = None, where: str = "", *, example: Any = None
+) -> nn.Module:
     """A new module on the subgroup's G-space, computing the same function; the given one is left alone.
 
     Convolutions and Linear are rebuilt as escnn layers of H with H's own, more numerous coefficients: whatever these
@@ -37,16 +42,22 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
         module: an EquivariantModule, or any module that contains some.
         subgroup_id: escnn's id of H in G, the group of the module's first field type; see
             :mod:`escnn_relax.symmetry.subgroup_ids`.
-        from_layer: dotted name of a submodule; only it and the modules registered after it are restricted, and a
-            :class:`~escnn_relax.morphism.relabel.Relabel` is put before it. What skips over the boundary has to be
-            restricted by hand, and a module that serves both sides, as one ReLU for all layers, needs a copy for each.
+        from_layer: dotted name of a submodule; only it and the modules called after it are restricted, and a
+            :class:`~escnn_relax.morphism.relabel.Relabel` is put before it and before every other layer that is fed from
+            the other side. What the network's own code brings together (sums, ``tensor_directsum``, ``torch.cat``) must come from
+            one side, and a module that serves both sides, as one ReLU for all layers, needs a copy for each: both are refused
+            by name.
         where: name of the module for error messages.
+        example: an input of the module, or a tuple of arguments: a tensor or a GeometricTensor. The order of the layers is
+            that in which this run calls them, and the result is tried on it before it is returned. Without one an input is
+            made of the first field type; where the module does not run on that, the order of registration counts.
 
     Raises:
         SubgroupError: the id has the wrong form, names no subgroup, or names G itself.
-        UnsupportedModuleError: a module unknown to us, with its name and what to do.
         EmptyBasisError: a layer's basis filter keeps H's kernels from containing G's.
-        ArgumentError: ``from_layer`` names no module with an input type.
+        ArgumentError: ``from_layer`` names no module with an input type, or the module does not run on the example.
+        UnsupportedModuleError: a module unknown to us, with its name and what to do; nothing could be restricted, a module on both sides of the step, fields of both sides that
+            meet, or a result that does not run.
 
     >>> import torch
     >>> from escnn import gspaces, nn
@@ -71,19 +82,93 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
             f"{subgroup_id!r} names the whole group {root.gspace.fibergroup.name}",
             remedy="name a proper subgroup; print(subgroups(gspace)) lists them",
         )
+    _check_boundary(module, from_layer, where)
+    given = example is not None
+    example = example if given else example_of(module, root)
+    seen = None
+    if from_layer is not None and example is not None:
+        seen = flow(module, from_layer, lambda: run_once(module, example))
+        _refuse_both_sides(seen, module, from_layer, where)
+    elif from_layer is not None:
+        warnings.warn(
+            f"{where}: the order of its layers is taken from their registration, and the result was not tried; pass example=",
+            stacklevel=2,
+        )
+    result = _restricted(module, chosen, from_layer, where, seen)
+    if example is not None:
+
+        def retype(value: GeometricTensor) -> GeometricTensor:
+            wanted = getattr(result, "in_type", None)
+            on_h = isinstance(wanted, FieldType) and wanted.size == value.type.size
+            return GeometricTensor(value.tensor, wanted if on_h else value.type, value.coords)
+
+        try_result(module, result, example, where, retype, _hint(seen))
+    return result
+
+
+def _check_boundary(module: nn.Module, from_layer: Optional[str], where: str) -> None:
+    if from_layer is None:
+        return
+    order = dict(module.named_modules())
+    if not isinstance(from_layer, str) or from_layer not in order or not from_layer:
+        raise ArgumentError(
+            where,
+            expected="from_layer to be the dotted name of a submodule",
+            got=repr(from_layer),
+            remedy=f"e.g. {', '.join([n for n in order if n][:6])}",
+        )
+    if not isinstance(getattr(order[from_layer], "in_type", None), FieldType):
+        raise ArgumentError(
+            f"{where}.{from_layer}",
+            "from_layer must name a module with an in_type, since the step to the subgroup goes before it",
+        )
+
+
+def _refuse_both_sides(seen: Flow, module: nn.Module, from_layer: str, where: str) -> None:
+    if not seen.after:
+        raise ArgumentError(where, f"from_layer={from_layer!r} is never called", remedy="name a layer that the example reaches")
+    parts = dict(module.named_modules())
+    for name in seen.on_both_sides:
+        if holds(parts[name], (FieldType, GSpace)):
+            raise UnsupportedModuleError(
+                f"{where}.{name}",
+                f"this {type(parts[name]).__name__} is called before {from_layer!r} and again after it, so it would have to "
+                "live on both groups",
+                remedy="give each side a module of its own, or restrict from an earlier layer",
+            )
+
+
+def _hint(seen: Optional[Flow]) -> str:
+    if seen is not None and seen.meetings:
+        early, late, how = seen.meetings[0]
+        return (
+            f"the network brings the output of {early!r}, which keeps the group, together with that of {late!r}, which does "
+            f"not ({how}): choose a from_layer at or before {early!r}, or after they have met"
+        )
+    return (
+        "code of the network's own that names a field type or a representation has to be given that of the subgroup, e.g. "
+        "by taking it from a layer's out_type"
+    )
+
+
+def _restricted(
+    module: nn.Module, chosen: Subgroup, from_layer: Optional[str], where: str, seen: Optional[Flow] = None
+) -> nn.Module:
     plan = RestrictionPlan(chosen)
     for name, part in module.named_modules():  # steps that the network takes itself
         if type(part) in STEPS:
             plan.through(part, f"{where}.{name}")
-    early = _early(module, from_layer, where)
+    early = _early(module, from_layer, seen)
     replaced: list[nn.Module] = []
     kept: dict[str, str] = {}
     boundary = dict(module.named_modules()).get(from_layer) if from_layer is not None else None
+    fed = {} if seen is None else seen.fed
 
     def replacement(name: str, part: nn.Module) -> Optional[nn.Module]:
         title = f"{where}.{name}" if name else where
         if part is boundary:
-            on_h = restrict(part, _local_id(plan, part, title), where=title)
+            inner = subgroup(part.in_type.gspace, _local_id(plan, part, title), title)
+            on_h = _restricted(part, inner, None, title)
             new: Optional[nn.Module] = _Boundary(Relabel(part.in_type, on_h.in_type), on_h)
         elif id(part) in early:
             kept[name] = early[id(part)]
@@ -93,10 +178,18 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
         if new is None:
             kept[name] = "after"
             return None
+        if name in fed and part is not boundary and isinstance(getattr(part, "in_type", None), FieldType):
+            new = _Boundary(Relabel(part.in_type, new.in_type), new)
         replaced.append(new)
         return new
 
     result = replace_modules(module, replacement)
+    if not replaced:
+        raise UnsupportedModuleError(
+            where,
+            "nothing in it could be restricted: no module of it is one of escnn's",
+            remedy="restrict rebuilds escnn's own classes; compose the network of these",
+        )
     skip = {id(m) for new in replaced for m in new.modules()}
     for name, part in list(result.named_modules()):
         if id(part) in skip or kept.get(name, "after") == "before":
@@ -109,7 +202,7 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: Optional[str] = No
             return restricted_value(value, plan.restriction(value if isinstance(value, GSpace) else value.gspace, name))
 
         map_values(part, (FieldType, GSpace), change)
-    return _unfold(result) if boundary is not None else result
+    return _unfold(result)
 
 
 class _Boundary(enn.SequentialModule):
@@ -137,30 +230,33 @@ def _unfold(model: nn.Module) -> nn.Module:
 
 
 def _local_id(plan: RestrictionPlan, part: Any, title: str) -> Any:
-    if not isinstance(getattr(part, "in_type", None), FieldType):
-        raise ArgumentError(
-            title, "from_layer must name a module with an in_type, since the step to the subgroup goes before it"
-        )
     return plan.restriction(part.in_type.gspace, title).subgroup.id
 
 
-def _early(module: nn.Module, from_layer: Optional[str], where: str) -> dict[int, str]:
-    """The modules that keep G: those registered before the boundary, and those that contain it ("across")."""
+def _early(module: nn.Module, from_layer: Optional[str], seen: Optional[Flow]) -> dict[int, str]:
+    """The modules that keep G: those before the boundary, and those with layers on both sides ("across")."""
     if from_layer is None:
         return {}
-    order = dict(module.named_modules())
-    if not isinstance(from_layer, str) or from_layer not in order or not from_layer:
-        raise ArgumentError(
-            where,
-            expected="from_layer to be the dotted name of a submodule",
-            got=repr(from_layer),
-            remedy=f"e.g. {', '.join([n for n in order if n][:6])}",
-        )
     early: dict[int, str] = {}
+    order = dict(module.named_modules())
     for name, part in order.items():
         if name == from_layer:
             break
         early[id(part)] = "across" if not name or from_layer.startswith(name + ".") else "before"
+    if seen is None:
+        return early
+    inside = {name for name, _ in layers(order[from_layer])}
+    late = {*seen.after, from_layer, *(f"{from_layer}.{name}" for name in inside if name)}
+    called = {name: name in late for name in (*seen.before, *seen.after)}  # what is never called goes by registration
+    for name, part in order.items():
+        below = [beyond for layer, beyond in called.items() if not name or layer == name or layer.startswith(name + ".")]
+        if not below or name == from_layer or name.startswith(from_layer + "."):
+            continue
+        early.pop(id(part), None)
+        if not all(below):
+            early[id(part)] = "across" if any(below) or not name or from_layer.startswith(name + ".") else "before"
+        elif not name or from_layer.startswith(name + "."):
+            early[id(part)] = "across"
     return early
 
 
@@ -203,6 +299,12 @@ def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
                 remedy="replace it, or restrict the modules around it and put a Relabel on either side",
             )
         return None
+    if list(part.parameters(recurse=False)) and holds(part, (FieldType, GSpace)):
+        raise UnsupportedModuleError(
+            title,
+            f"{kind.__name__} has weights of its own between field types, and restrict cannot know what they do",
+            remedy="make it of escnn's modules, or restrict the modules around it and put a Relabel on either side",
+        )
     known = (*STEERABLE, *SPARSE, *RETYPED)
     if isinstance(part, known) or (isinstance(part, EquivariantModule) and not list(part.children())):
         raise UnsupportedModuleError(

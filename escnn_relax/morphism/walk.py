@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from ..errors import UnsupportedModuleError
 
-__all__ = ["replace_modules", "map_values"]
+__all__ = ["holds", "map_values", "replace_modules"]
 
 #: Values that a copy shares with its original: escnn compares some of them by identity and caches bases on others.
 SHARED = (FieldType, GSpace, Group, GroupElement, Representation, KernelBasis)
@@ -116,6 +116,12 @@ def map_values(module: Module, kinds: tuple[type, ...], change: Callable[[str, A
             continue
         if any(isinstance(v, kinds) for v in _values(value)):
             vars(module)[name] = mapped(name, value)
+
+
+def holds(module: Module, kinds: tuple[type, ...]) -> bool:
+    """Whether an attribute of the module is, or contains, a value of the given kinds; its children are not entered."""
+    values = [value for name, value in vars(module).items() if name not in _TORCH]
+    return any(isinstance(value, kinds) for value in _values(values))
 
 
 _TORCH = frozenset(vars(Module()))
