@@ -30,6 +30,7 @@ from ..errors import ArgumentError, CoverageError
 from ..nn.recorded import Recorded
 from .ascent import move
 from .bridge import to_laplace
+from .distinct import draws
 from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
@@ -63,7 +64,8 @@ class Evidence:
         samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one where
             there are more than 256 outputs or a layer is sketched, and says so in the log.
         num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if ``refresh``
-            comes before ``penalty``: then it is the largest number that a refresh has seen.
+            comes before ``penalty``: then it is the largest number of different samples that a refresh has seen (see
+            :func:`~escnn_relax.evidence.distinct.draws`).
         log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
         residual_log_precision: that of pathways that break the symmetry.
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all outputs.
@@ -210,7 +212,9 @@ class Evidence:
         sizes = {name: p.numel() for name, p in self._parameters.items()}
         num_data = self.num_data
         if num_data is None or self._counting:
-            num_data = max(num_data or 0, estimate.num_data)
+            known = draws(loader)  # a sample that is drawn again says nothing new
+            seen = estimate.num_data if known is None else round(estimate.num_data * known.distinct / known.drawn)
+            num_data = max(num_data or 0, seen)
         spectrum = Spectrum.of(estimate, sizes, num_data)
         self.estimate, self._previous, self._spectrum = estimate, previous, spectrum
         self.num_data = spectrum.num_data

@@ -11,6 +11,7 @@ import torch
 from ..curvature.collect import batches
 from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
+from .distinct import draws
 
 __all__ = ["Part", "Replayed", "data_size", "generators"]
 
@@ -71,18 +72,12 @@ class Replayed:
 
 
 def data_size(loader: Iterable[Any]) -> int:
-    """Number of different samples that a loader draws from.
-
-    Its sampler's length where there is one (a subset sampler holds fewer than the data set), else by counting.
-    """
+    """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting."""
     if iter(loader) is loader:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
-    sampler = getattr(loader, "sampler", None)
-    if getattr(loader, "batch_size", None) is not None and isinstance(sampler, Sized):
-        count = len(sampler)
-    else:
-        count = sum(len(target) for _, target in batches(loader, torch.device("cpu")))
+    known = draws(loader)
+    count = sum(len(target) for _, target in batches(loader, torch.device("cpu"))) if known is None else known.distinct
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
     return count

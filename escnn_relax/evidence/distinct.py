@@ -1,0 +1,120 @@
+"""How many different samples a loader draws from, which is not how many it draws."""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from typing import Any, Iterable, NamedTuple, Optional, Sized, Union
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from .checkpoint import random_state, set_random_state
+
+__all__ = ["Draws", "draws"]
+
+_KNOWN = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+
+_HERE = torch.device("cpu")
+
+
+class Draws(NamedTuple):
+    """Of one pass.
+
+    Attributes:
+        distinct: different samples that may come.
+        drawn: how many come.
+    """
+
+    distinct: int
+    drawn: int
+
+
+def draws(loader: Iterable[Any]) -> Optional[Draws]:
+    r"""Number of different samples, and of draws, where a loader's sampler and data set tell; else ``None``.
+
+    The evidence's N. Draws that repeat say nothing new: a pass over M draws of N samples sums losses and curvatures of M, and is
+    scaled by N / M. With a ``WeightedRandomSampler``, whose draws have probabilities :math:`p_n`, that is the log-likelihood
+    :math:`\sum_n N p_n \log p(y_n | x_n)` in expectation: the one that a descent along such draws climbs, so that the weights
+    are at its mode, with the information of N samples in all. Where the :math:`p_n` differ much, the N samples hold less: pass
+    Kish's number :math:`1 / \sum_n p_n^2` as ``num_data`` then.
+
+    Known are torch's samplers, alone or in a ``BatchSampler``, distributed ones that pad (N is that of all processes together),
+    ``Subset`` and ``ConcatDataset``, in which one data set may come several times. A sampler of another kind is gone through once,
+    its random numbers put back; it warns if it repeats samples, for others may come the next time.
+
+    >>> from torch.utils.data import DataLoader
+    >>> draws(DataLoader(range(10), 5, sampler=RandomSampler(range(10), replacement=True, num_samples=500)))
+    Draws(distinct=10, drawn=500)
+    >>> draws([1, 2, 3]) is None
+    True
+    """
+    dataset, sampler = getattr(loader, "dataset", None), _sampler(loader)
+    if sampler is None or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        return None
+    single = sampler.sampler if type(sampler) is BatchSampler else sampler
+    indices = _indices(single, dataset)
+    drawn = len(single) if type(single) in _KNOWN else len(indices)
+    if isinstance(indices, range) and type(dataset) not in (Subset, ConcatDataset):
+        return Draws(len(indices), drawn)
+    return Draws(len({_identity(dataset, index) for index in indices}), drawn)
+
+
+def _sampler(loader: Iterable[Any]) -> Any:
+    """What yields single indices, or lists of them."""
+    if getattr(loader, "batch_size", None) is not None:
+        return getattr(loader, "sampler", None)
+    of_batches = getattr(loader, "batch_sampler", None)
+    return of_batches.sampler if type(of_batches) is BatchSampler else of_batches
+
+
+def _indices(sampler: Any, dataset: Sized) -> Union[range, list[Any]]:
+    if type(sampler) in (SequentialSampler, RandomSampler):
+        return range(len(sampler.data_source))
+    if type(sampler) is DistributedSampler:
+        return range(len(sampler.dataset))  # all that any process sees, without what fills up its share
+    if type(sampler) is SubsetRandomSampler:
+        return list(sampler.indices)
+    if type(sampler) is WeightedRandomSampler:
+        return list(sampler.weights.nonzero().flatten().tolist())
+    return _once(sampler)
+
+
+def _once(sampler: Any) -> list[Any]:
+    """One pass over a sampler of a kind that is not known, of indices or of batches of them."""
+    generator = getattr(sampler, "generator", None)
+    state, own = random_state(_HERE), None if generator is None else generator.get_state()
+    try:
+        drawn = [i for item in sampler for i in (item if isinstance(item, (list, tuple)) else [item])]
+    finally:
+        set_random_state(state, _HERE)
+        if generator is not None:
+            generator.set_state(own)
+    found = len(set(drawn))
+    if found < len(drawn):
+        warnings.warn(
+            f"{type(sampler).__name__} draws some samples several times: the evidence counts the {found} different ones of one "
+            "pass; pass num_data= if there are more",
+            stacklevel=4,
+        )
+    return drawn
+
+
+def _identity(dataset: Any, index: Any) -> Any:
+    """The same for a sample wherever it comes from."""
+    if type(dataset) is Subset:
+        return _identity(dataset.dataset, dataset.indices[index])
+    if type(dataset) is ConcatDataset:
+        index = index + len(dataset) if index < 0 else index
+        part = bisect_right(dataset.cumulative_sizes, index)
+        return _identity(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    return id(dataset), int(index) if hasattr(index, "__index__") else index
