@@ -208,10 +208,10 @@ class Categorical(Likelihood):
 
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
         weight = None if self.weight is None else self.weight.to(output)
-        soft, options = target.is_floating_point(), {"label_smoothing": self.label_smoothing, "reduction": "none"}
-        if soft:
-            return F.cross_entropy(output, target.to(output), weight, **options)  # type: ignore[arg-type]
-        return F.cross_entropy(output, target.long(), weight, ignore_index=self.ignore_index, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"label_smoothing": self.label_smoothing, "reduction": "none"}
+        if target.is_floating_point():
+            return F.cross_entropy(output, target.to(output), weight, **options)
+        return F.cross_entropy(output, target.long(), weight, ignore_index=self.ignore_index, **options)
 
     def _importance(self, output: Tensor, target: Tensor) -> Optional[Tensor]:
         if target.is_floating_point() or self.weight is not None or (target == self.ignore_index).any():

@@ -54,7 +54,8 @@ class Batches:
     """
 
     def __init__(self, loader: Iterable[Any], read: Callable[[Any], Any]) -> None:
-        self.loader, self.read = loader, read
+        self.loader: Any = loader  # with a length or without
+        self.read = read
 
     def __iter__(self) -> Iterator[Batch]:
         for index, batch in enumerate(self.loader):
@@ -65,7 +66,7 @@ class Batches:
             yield Batch(*found)
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # a TypeError of its own where there is none
+        return len(self.loader)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("sampler", "batch_sampler", "batch_size", "dataset", "generator"):

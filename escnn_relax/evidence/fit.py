@@ -16,6 +16,7 @@ from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, DataError, RelaxError
 from .evidence import Evidence
+from .decay import warn_of_decay
 from .history import EpochRecord, History
 from .loading import Part, Replayed, data_size
 from .run import Run, Undo
@@ -66,7 +67,8 @@ def fit(
         likelihood: ``"categorical"`` or ``"gaussian"``.
         evidence: an :class:`~escnn_relax.Evidence` of this model; by default one is made with ``evidence_options``.
         optimizer: an optimiser, or a function from a list of parameters to one; Adam with ``lr`` by default. It must not
-            hold length scales (``log_omega``), which that list does not have.
+            hold length scales (``log_omega``), which that list does not have, and should decay no weight that the evidence has
+            a prior for: there is a warning if it does.
         scheduler: function from the optimiser to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
         burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights.
         refresh_every: epochs from one refresh to the next.
@@ -140,6 +142,7 @@ def fit(
     descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     scales.refuse_in(descent)
+    warn_of_decay(descent, evidence)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
     settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
     settings |= {"hypersteps": hypersteps, "share": share, "keep": keep}
