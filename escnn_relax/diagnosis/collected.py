@@ -23,7 +23,7 @@ __all__ = ["Collected", "collect"]
 #: where the first of equal values would be preferred always. Noise of equal variance everywhere keeps every symmetry.
 JITTER = 1e-4
 #: One minibatch out of so many is asked for the curvature's trace.
-EVERY = 8
+EVERY = 16
 
 Features = list[list[dict[str, dict[str, list[Tensor]]]]]
 

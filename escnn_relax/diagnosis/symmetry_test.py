@@ -33,7 +33,7 @@ STRICT = 1e-2
 #: A pathway whose gradients are a smaller share of the layer's (squared) has no way to the output (float32 roundings).
 SILENT = 1e-11
 #: Batches from which running statistics that have seen nothing are taken.
-SETTLING = 10
+SETTLING = 3
 
 
 def symmetry_test(
