@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, Sequence
+from typing import Any, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +62,10 @@ class Accumulator(ABC):
         """One column of the same minibatch."""
 
     @abstractmethod
+    def sums(self) -> Iterable[Any]:
+        """All that is summed over the data; each has a ``gather()`` that adds up the sums of all processes."""
+
+    @abstractmethod
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         """Factors by parameter name within the layer."""
 
@@ -93,6 +97,11 @@ class WrittenMoments:
             else:
                 self._moments[key].add_samples(fields.flatten(2))
 
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        for moments in self._moments.values():
+            moments.gather()
+
     def total(self, block: WeightBlock) -> Tensor:
         """B of a block, ``(O, O)``, float64."""
         return self._moments[_output(block)].total
@@ -117,6 +126,9 @@ class _Kronecker(Accumulator):
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         self._written.add(gradients)
+
+    def sums(self) -> Iterable[Any]:
+        return self._read, self._written
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}
@@ -155,6 +167,9 @@ class Bias(Accumulator):
         columns = gradients.flatten(1, 2)  # (N, out channels, places)
         columns = columns.transpose(0, 1).flatten(1) if self.shared else columns.sum(-1).T
         self._moments.add(self.expansion.T.to(columns) @ columns)
+
+    def sums(self) -> Iterable[Any]:
+        return (self._moments,)
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {"bias": (DenseFactor(self.where("bias"), self._moments.total),)}

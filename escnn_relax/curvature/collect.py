@@ -21,6 +21,7 @@ from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
 from .linear_map import LinearMap, width
 from .outputwise import Outputwise
+from .processes import check_alike, check_batches, several, summed, unpadded, unwrapped
 from .recipe import AUTOMATIC, LARGEST_COLUMNS, LARGEST_PATCH, draws, recipe
 
 __all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
@@ -76,6 +77,7 @@ class Curvature:
         if not (samples in (None, AUTOMATIC) or (isinstance(samples, int) and samples >= 1)):
             expected = "a positive number, None for all outputs, or 'auto'"
             raise ArgumentError("samples", expected=expected, got=repr(samples))
+        model = unwrapped(model)
         self.model, self.likelihood = model, likelihood_named(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
         self.coverage = coverage(model, normalisation)
@@ -114,6 +116,7 @@ class Curvature:
         that of one draw.
         """
         check_weights(self.model)
+        check_alike(self.model)
         check_samples(self.model)
         layers = {part: self._outputwise(part) for part in self.coverage.parts}
         with self.extraction.open(self.model):
@@ -223,7 +226,8 @@ class Curvature:
     ) -> _Sums:
         device = next(self.model.parameters()).device
         losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
-        for input, target in halves(batches(loader, device, progress)):
+        pairs = batches(loader, device, progress)
+        for input, target in halves(unpadded(loader, pairs) if several() else pairs):
             output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
                 raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
@@ -238,6 +242,12 @@ class Curvature:
             for index, uses in enumerate(self.extraction.backward(output, columns)):
                 _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
             num_data, observations = num_data + len(output), observations + self.likelihood.observations(output, target)
+        check_batches(num_data)
+        if several() and num_data:
+            for layer in layers.values():
+                layer.gather()
+            total = summed(torch.tensor([float(num_data), observations], dtype=torch.float64))
+            num_data, observations, losses = int(total[0]), float(total[1]), summed(losses)
         return _Sums(losses, num_data, observations)
 
 

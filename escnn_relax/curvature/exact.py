@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .conventions import FACTOR_DTYPE
 from .factors import DenseFactor, DiagonalFactor, EigenFactor, Factor, GramFactor, KroneckerFactor
 from .linear_map import LinearMap, WeightBlock
 from .moments import Moments
+from .processes import agreed, gathered, summed
 
 __all__ = ["Exact", "Diagonal", "Corrected", "in_order"]
 
@@ -44,6 +45,7 @@ class Exact(_Samplewise):
 
     def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
         super().__init__(name, layer, parameters)
+        self.parameters = tuple(parameters)
         self._columns: dict[str, list[Tensor]] = {}
         self._H: dict[str, Moments] = {}
 
@@ -58,6 +60,24 @@ class Exact(_Samplewise):
             self._H[parameter] = Moments()
             self._H[parameter].add(torch.cat(kept).T)
             del self._columns[parameter]
+
+    def sums(self) -> Iterable[Any]:
+        return (self,)
+
+    def gather(self) -> None:
+        """Add up those of all processes: as columns where they are fewer than weights in all of them together."""
+        for name in self.parameters:
+            kept = self._columns.get(name)
+            everywhere = gathered(None if kept is None else torch.cat(kept).cpu())
+            like = self._H[name].total if kept is None else kept[0]
+            if all(of is not None for of in everywhere) and sum(map(len, everywhere)) < like.shape[1]:
+                self._columns[name] = [torch.cat(everywhere).to(like)]
+                continue
+            if kept is not None:
+                self._H[name] = Moments()
+                self._H[name].add(torch.cat(kept).T)
+                del self._columns[name]
+            self._H[name].gather()
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {
@@ -79,6 +99,13 @@ class Diagonal(_Samplewise):
         squares = in_order(blocks, gradients).square().sum(0)
         self._squares[parameter] = self._squares[parameter] + squares.to(FACTOR_DTYPE)
 
+    def sums(self) -> Iterable[Any]:
+        return (self,)
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._squares = {name: summed(s) for name, s in self._squares.items()}
+
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}
 
@@ -93,7 +120,8 @@ class Corrected(_Samplewise):
     def __init__(self, name: str, layer: LinearMap, kronecker: Mapping[str, tuple[Factor, ...]]) -> None:
         super().__init__(name, layer, tuple(kronecker))
         self._bases = {
-            parameter: [f.eigenbases for f in of if isinstance(f, KroneckerFactor)] for parameter, of in kronecker.items()
+            parameter: [tuple(agreed(U) for U in f.eigenbases) for f in of if isinstance(f, KroneckerFactor)]
+            for parameter, of in kronecker.items()
         }
         self._squares: dict[str, list[Any]] = {parameter: [0.0] * len(of) for parameter, of in kronecker.items()}
 
@@ -102,6 +130,13 @@ class Corrected(_Samplewise):
             rotated = U_B.T.to(gradient) @ gradient @ U_A.to(gradient)  # (N, O, D)
             squares = rotated.square().sum(0).to(FACTOR_DTYPE)
             self._squares[parameter][index] = self._squares[parameter][index] + squares
+
+    def sums(self) -> Iterable[Any]:
+        return (self,)
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._squares = {name: [summed(s) for s in of] for name, of in self._squares.items()}
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -79,6 +79,11 @@ class LayerCurvature:
         self._batch = first._batch
         for part, leader in zip(self._parts, first._parts, strict=True):
             part.follow(leader)
+
+    def sums(self) -> Iterator[Any]:
+        """All that the pass summed over the data."""
+        for part in self._parts:
+            yield from part.sums()
 
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""

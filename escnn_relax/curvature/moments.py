@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .conventions import FACTOR_DTYPE
 from .linear_map import LinearMap
+from .processes import summed
 
 __all__ = ["Moments", "MeanPatchMoments", "accurate"]
 
@@ -53,6 +54,11 @@ class Moments:
             self._total = self._total + self._partial.to(FACTOR_DTYPE)
         self._partial, self._pending = None, 0
 
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._flush()
+        self._total, self.rows = summed(self._total), int(summed(torch.tensor(self.rows)))
+
     @property
     def total(self) -> Tensor:
         """The sum so far, shape ``(groups, D, D)``, float64."""
@@ -79,6 +85,10 @@ class MeanPatchMoments:
         # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
         mean = (total / places).to(FACTOR_DTYPE)
         self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._moments.gather()
 
     @property
     def rows(self) -> int:

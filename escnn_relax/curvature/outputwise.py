@@ -37,6 +37,14 @@ class Outputwise:
             self._of[-1].follow(self._of[0])
         self._of[output].add(uses)
 
+    def gather(self) -> None:
+        """Add up the sums of all processes."""
+        known: set[int] = set()  # outputs share what the layer read
+        for total in (total for of in self._of for total in of.sums()):
+            if id(total) not in known:
+                known.add(id(total))
+                total.gather()
+
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""
         return self._of[0].second_pass()

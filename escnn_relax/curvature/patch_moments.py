@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .linear_map import LinearMap
 from .moments import Moments
 from .places import Window
+from .processes import summed
 from .row_moments import RowMoments
 
 __all__ = ["PatchMoments"]
@@ -34,6 +35,11 @@ class PatchMoments:
         self._layer = layer
         self._sums: dict[tuple[Any, ...], Union[_Patches, _Whole, RowMoments]] = {}
         self.rows = 0
+        self._gathered: Optional[Tensor] = None
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._gathered, self.rows = summed(self._total), int(summed(torch.tensor(self.rows)))
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Add one minibatch: the inputs of all uses of the layer."""
@@ -50,8 +56,12 @@ class PatchMoments:
     @property
     def mean(self) -> Tensor:
         """Divided by the number of rows, float64."""
+        return (self._total if self._gathered is None else self._gathered) / self.rows
+
+    @property
+    def _total(self) -> Tensor:
         totals = [of.total for of in self._sums.values()]
-        return sum(totals[1:], totals[0]) / self.rows
+        return sum(totals[1:], totals[0])
 
     def _cheapest(self, input: Tensor, shape: tuple[int, ...]) -> Union[_Patches, _Whole, RowMoments]:
         """By the number of multiplications a sample."""

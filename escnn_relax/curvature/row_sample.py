@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .linear_map import LinearMap
+from .processes import gathered, rank, summed
 
 __all__ = ["RowSample"]
 
@@ -27,7 +28,7 @@ class RowSample:
 
     def __init__(self, layer: LinearMap, size: int, seed: int) -> None:
         self._layer, self.size, self.rows = layer, size, 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed + (rank() << 32))  # each process draws its own
         self._keys = torch.zeros(0, dtype=torch.float64)
         self._patches: list[Tensor] = []
         self._of_patches: list[Tensor] = []
@@ -62,6 +63,15 @@ class RowSample:
         keys, patches = torch.cat(self._of_patches), torch.cat(self._patches)
         order = keys.argsort()[: self.size]
         self._keys, self._of_patches, self._patches = keys[order], [keys[order]], [patches[order.to(patches.device)]]
+
+    def gather(self) -> None:
+        """The sample of the rows of all processes."""
+        self._compact()
+        keys, patches = zip(*gathered((self._keys, self._patches[0].cpu())))
+        like = self._patches[0]
+        self._of_patches, self._patches = [torch.cat(keys)], [torch.cat(patches).to(like)]
+        self._keys, self.rows = self._of_patches[0], int(summed(torch.tensor(self.rows)))
+        self._compact()
 
     def group(self, index: int) -> Tensor:
         """The sampled rows of one convolution group, ``(rows, C S)``."""

@@ -1,10 +1,10 @@
 r"""The spectrum of a large positive semi-definite matrix from products with few vectors.
 
-1. Axes Q of the largest eigenvalues, by subspace iteration from random vectors (Halko, Martinsson, Tropp, *Finding structure with
-   randomness*, SIAM Review 2011); their Ritz values are the eigenvalues of :math:`Q^\top A Q`.
-2. On what is left, :math:`(1 - QQ^\top) A (1 - QQ^\top)`, stochastic Lanczos quadrature: a few random vectors, a few steps each, whose
-   Ritz values and weights are the quantiles of the spectrum (Ubaru, Chen, Saad, *Fast estimation of tr f(A)*, SIAM Journal on Matrix
-   Analysis 2017).
+1. Axes Q of the largest eigenvalues, by subspace iteration from random vectors (Halko, Martinsson, Tropp, *Finding structure
+   with randomness*, SIAM Review 2011); their Ritz values are the eigenvalues of :math:`Q^\top A Q`.
+2. On what is left, :math:`(1 - QQ^\top) A (1 - QQ^\top)`, stochastic Lanczos quadrature: a few random vectors, a few steps
+   each, whose Ritz values and weights are the quantiles of the spectrum (Ubaru, Chen, Saad, *Fast estimation of tr f(A)*, SIAM
+   Journal on Matrix Analysis 2017).
 3. The trace is known, and what is left is scaled to it.
 
 Cutting a matrix into two diagonal blocks never lowers a sum of concave functions of its eigenvalues, so up to the noise of the
@@ -116,6 +116,8 @@ def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> 
         beside.append(torch.where(over, torch.zeros_like(norms), norms))
         bases.append(torch.where(over, torch.zeros_like(image), image / norms.clamp(min=torch.finfo(norms.dtype).tiny)))
     T = torch.diag_embed(torch.stack(diagonal, 1))
-    T = T + torch.diag_embed(torch.stack(beside[:-1], 1), 1) + torch.diag_embed(torch.stack(beside[:-1], 1), -1) if steps > 1 else T
+    if steps > 1:
+        upper = torch.diag_embed(torch.stack(beside[:-1], 1), 1)
+        T = T + upper + upper.transpose(1, 2)
     nodes, turns = torch.linalg.eigh(T)
     return nodes.clamp(min=0).flatten(), turns[:, 0].square().flatten()

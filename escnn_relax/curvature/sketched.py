@@ -1,13 +1,13 @@
 r"""``expand`` for layers whose rows are too many numbers to form and decompose their second moment.
 
-A is never formed. Its products with vectors are taken from a sample of the rows, two products with thin matrices for each; what it
-costs grows with the width as a convolution does, not with the cube. See :mod:`.sketch` for what is made of the products.
+A is never formed. Its products with vectors are taken from a sample of the rows, two products with thin matrices for each;
+what it costs grows with the width as a convolution does, not with the cube. See :mod:`.sketch` for what is made of them.
 """
 
 from __future__ import annotations
 
 import zlib
-from typing import Any, Optional, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .linear_map import LinearMap, Piece, WeightBlock
 from .moments import accurate
 from .patch_moments import PatchMoments
 from .places import Window
+from .processes import summed
 from .row_sample import RowSample
 from .sketch import Sketch, sketch
 from .sketched_factor import SketchedFactor
@@ -58,6 +59,9 @@ class Sketched(Accumulator):
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         self._written.add(gradients)
+
+    def sums(self) -> Iterable[Any]:
+        return self._rows, self._fields, self._written
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         rows = self._rows.rows
@@ -182,6 +186,12 @@ class FieldMoments:
                 of_group = grouped.select(-2 if places.channels_last else 1, key[0])
                 fields = of_group.index_select(axis, channels.flatten()).unflatten(axis, channels.shape)
                 moments.add([fields.movedim(-2 if places.channels_last else 1, 1).flatten(0, 1)])
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self.rows = int(summed(torch.tensor(self.rows)))
+        for moments in self._moments.values():
+            moments.gather()
 
     def trace(self, block: WeightBlock) -> Optional[float]:
         """Of the block's A; ``None`` where it was too dear."""

@@ -25,6 +25,7 @@ from ..curvature.collect import Curvature
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
+from ..curvature.processes import agreed, distributed, several, unwrapped
 from ..curvature.recipe import AUTOMATIC
 from ..errors import ArgumentError, CoverageError
 from ..nn.recorded import Recorded
@@ -57,7 +58,8 @@ class Evidence:
                 evidence.step()              # moves the precisions
 
     Args:
-        model: a model with at least one relaxed layer.
+        model: a model with at least one relaxed layer; of a ``DistributedDataParallel`` the one inside. In several processes
+            each refreshes with its share of the data: sums run over all of them, and all take the same decisions.
         likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
         curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"`` or
             ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
@@ -130,7 +132,7 @@ class Evidence:
     ) -> None:
         if num_data is not None and not num_data > 0:
             raise ArgumentError("num_data", expected="the number of training samples", got=num_data)
-        self.model = model
+        self.model = model = unwrapped(model)
         self._layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
         if not self._layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
@@ -212,10 +214,11 @@ class Evidence:
         sizes = {name: p.numel() for name, p in self._parameters.items()}
         num_data = self.num_data
         if num_data is None or self._counting:
-            known = draws(loader)  # a sample that is drawn again says nothing new
+            known = None if several() and distributed(loader) else draws(loader)
+            # a sample that is drawn again says nothing new; those of a distributed sampler were counted once already
             seen = estimate.num_data if known is None else round(estimate.num_data * known.distinct / known.drawn)
             num_data = max(num_data or 0, seen)
-        spectrum = Spectrum.of(estimate, sizes, num_data)
+        spectrum = Spectrum.of(estimate, sizes, num_data).agreed()
         self.estimate, self._previous, self._spectrum = estimate, previous, spectrum
         self.num_data = spectrum.num_data
         self.publish()
@@ -290,6 +293,11 @@ class Evidence:
             rate: Adam's learning rate, in units of the logarithms; for ``"gradient"``.
         """
         move(self, method, steps, damping, rate)
+        if several():  # another machine's processor may round otherwise
+            moved = agreed(torch.tensor([*self.log_precision.values()], dtype=torch.float64))
+            self.log_precision.update(zip(self.log_precision, moved.tolist()))
+            noise = agreed(torch.as_tensor(self.noise.log, dtype=torch.float64))
+            self.noise.log = noise if noise.dim() else float(noise)
         self.log_noise = self.noise.log  # with a noise of each output, the curvature is now another sum over them
         self.publish()
         return self.terms()

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
+from ..curvature.processes import summed, unwrapped
 from ..errors import ArgumentError, DataError, RelaxError
 from .evidence import Evidence
 from .decay import warn_of_decay
@@ -126,8 +127,9 @@ def fit(
         raise ArgumentError("fit", expected="epochs, burn_in, hypersteps >= 0 and refresh_every >= 1", got=got)
     if not 0 < share <= 1:
         raise ArgumentError("share", expected="a fraction above 0 and at most 1", got=share)
-    if evidence is not None and (evidence_options or evidence.model is not model):
-        problem = "an evidence of another model" if evidence.model is not model else "both evidence and options for one"
+    if evidence is not None and (evidence_options or evidence.model is not unwrapped(model)):
+        another = evidence.model is not unwrapped(model)
+        problem = "an evidence of another model" if another else "both evidence and options for one"
         raise ArgumentError("fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone")
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
@@ -206,7 +208,9 @@ def _epoch(run: Run) -> tuple[float, float]:
         targets.append(target)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return total / count, run.evidence.likelihood.constant_loss_of(targets)
+    constant = run.evidence.likelihood.constant_loss_of(targets)
+    total, of_constant, count = summed(torch.tensor([total, constant * count, count], dtype=torch.float64)).tolist()
+    return total / count, of_constant / count
 
 
 def _anneal(schedule: Any, loss: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Iterable, Iterator, Optional, Sized
 import torch
 
 from ..curvature.collect import batches
+from ..curvature.processes import check_batches, distributed, summed
 from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
 from .distinct import draws
@@ -72,15 +73,19 @@ class Replayed:
 
 
 def data_size(loader: Iterable[Any]) -> int:
-    """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting."""
+    """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting; of all
+    processes together, where there are several."""
     if iter(loader) is loader:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
     known = draws(loader)
+    if known is not None and distributed(loader):
+        return known.distinct
     count = sum(len(target) for _, target in batches(loader, torch.device("cpu"))) if known is None else known.distinct
+    check_batches(count)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return count
+    return int(summed(torch.tensor(count)))
 
 
 def generators(*loaders: Optional[Iterable[Any]]) -> Iterator[torch.Generator]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping
 
 import torch
 from torch import Tensor
 
 from ..curvature.estimate import CurvatureEstimate
+from ..curvature.processes import agreed
 from ..errors import CurvatureError
 from .noise import Noise
 from .terms import EvidenceTerms, complexity, effective_dimension
@@ -50,6 +51,10 @@ class Spectrum:
                 raise CurvatureError(name, expected=f"{size} eigenvalues", got=values[name].shape[-1])
         losses = torch.tensor([o.loss for o in estimate.outputs] or estimate.loss, dtype=torch.float64)
         return cls(values, share * losses, num_data, estimate.num_outputs)
+
+    def agreed(self) -> Spectrum:
+        """That of the first process, so that all decide alike."""
+        return replace(self, values={n: agreed(v) for n, v in self.values.items()}, losses=agreed(self.losses))
 
     @property
     def observations(self) -> float:

@@ -1,0 +1,135 @@
+"""Sums over the data of all processes, where ``torch.distributed`` is initialised; without it everything here does nothing."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Iterator, Optional
+
+import torch
+from escnn.nn import GeometricTensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data.distributed import DistributedSampler
+
+from ..errors import DataError, UnsupportedModuleError
+from .reader import Weighted, mapped
+
+__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "rank", "several", "summed", "unpadded", "unwrapped"]
+
+
+def several() -> bool:
+    """Whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if several() else 0
+
+
+def _device() -> torch.device:
+    """Where the processes exchange tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, the same bits in each."""
+    if not several():
+        return tensor
+    total = tensor.detach().to(_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def agreed(tensor: Tensor) -> Tensor:
+    """That of the first process."""
+    if not several():
+        return tensor
+    first = tensor.detach().to(_device(), copy=True).contiguous()
+    dist.broadcast(first, 0)
+    return first.to(tensor.device)
+
+
+def gathered(value: Any) -> list[Any]:
+    """That of every process, in their order; tensors come on the CPU."""
+    if not several():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside a ``DistributedDataParallel``; ``UnsupportedModuleError`` for what splits each batch by itself."""
+    if isinstance(model, DataParallel):
+        remedy = "use DistributedDataParallel, or pass the model inside"
+        raise UnsupportedModuleError("model", "a DataParallel runs copies that cannot be followed", remedy=remedy)
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def check_alike(model: nn.Module) -> None:
+    """Raise ``DataError`` in all processes where the models differ between them, in names, shapes or weights."""
+    if not several():
+        return
+    sums = {n: (tuple(t.shape), float(t.detach().double().sum())) for n, t in model.named_parameters()}
+    others = gathered(sums)
+    for number, other in enumerate(others):
+        names = sorted(n for n in {*others[0], *other} if others[0].get(n) != other.get(n))
+        if names:
+            raise DataError(
+                names[0],
+                f"its weights in process {number} are other than in process 0",
+                remedy="wrap the model in DistributedDataParallel, or broadcast its state before the first refresh",
+            )
+
+
+def check_batches(count: int) -> None:
+    """Raise ``DataError`` in all processes where one of them had no data."""
+    if not several():
+        return
+    empty = [number for number, of in enumerate(gathered(count)) if not of]
+    if empty:
+        raise DataError("loader", f"process {empty[0]} had no batch", remedy="give every process a share of the data")
+
+
+def unpadded(loader: Any, pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    """What a loader yields, read as pairs, without the samples that its ``DistributedSampler`` repeats to give all processes as
+    many."""
+    repeated, held = _repeated(loader), None
+    for pair in pairs:
+        if held is not None:
+            yield held
+        held = pair
+    if held is not None and repeated:
+        held = _shortened(*held, repeated)
+    if held is not None:
+        yield held
+
+
+def distributed(loader: Any) -> bool:
+    """Whether a loader's sampler gives each process a share of the data."""
+    return isinstance(getattr(loader, "sampler", None), DistributedSampler)
+
+
+def _repeated(loader: Any) -> int:
+    """How many of the last samples of this process another one has, too."""
+    if not distributed(loader):
+        return 0
+    sampler: DistributedSampler[Any] = loader.sampler
+    size = len(sampler.dataset)  # type: ignore[arg-type]
+    return sum(place >= size for place in range(sampler.rank, sampler.total_size, sampler.num_replicas))
+
+
+def _shortened(input: Any, target: Any, count: int) -> Optional[tuple[Any, Any]]:
+    left = len(target) - count
+    if left <= 0:
+        return None
+
+    def first(part: Any) -> Any:
+        return GeometricTensor(part.tensor[:left], part.type) if isinstance(part, GeometricTensor) else part[:left]
+
+    if isinstance(target, Weighted):
+        return mapped(input, first), Weighted(target.target[:left], target.weight[:left])
+    return mapped(input, first), target[:left]
