@@ -10,7 +10,7 @@
 #   make clean      remove all of it
 #
 # Variables, read when .venv is made (to change one later: make clean first):
-#   PYTHON     a Python 3.11 or 3.12; unless given, python3, python3.12 and python3.11 are tried in this order
+#   PYTHON     a Python from 3.11 on; unless given, python3, python3.12 and python3.11 are tried in this order
 #   TORCH      what pip is asked for, e.g. TORCH=torch==2.12.1
 #   PIP_ARGS   more options for pip, e.g. PIP_ARGS='--extra-index-url URL' for a torch built for another device
 #
@@ -69,12 +69,12 @@ docs: $(DOCS)
 
 $(VENV)/.python:
 	@for python in $(CANDIDATES); do \
-	    if $$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then \
+	    if $$python -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' 2>/dev/null; then \
 	        found=$$python; break; \
 	    fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "escnn_relax needs Python 3.11 or 3.12, which none of these is: $(CANDIDATES)." >&2; \
+	    echo "escnn_relax needs Python 3.11 or later, which none of these is: $(CANDIDATES)." >&2; \
 	    echo "Name one: make PYTHON=/path/to/python3.12" >&2; \
 	    exit 1; \
 	fi; \

@@ -5,6 +5,7 @@ from importlib import metadata
 from . import _escnn
 
 # Before anything else of ours, or the caller's, builds on escnn: see there for what is checked and mended, and why.
+_escnn.provide_wigner_matrices()
 _escnn.require()
 _escnn.prefer_scipy_svd()
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
 from .errors import InstallationError
@@ -24,14 +26,14 @@ Limit = tuple[tuple[float, int], ...]
 
 #: What must be importable, by import name. escnn is there by its parts because ``import escnn`` hides their errors.
 REQUIREMENTS = (
-    *("numpy", "scipy", "torch", "joblib", "autograd", "requests", "lie_learn", "pymanopt"),
+    *("numpy", "scipy", "torch", "joblib", "autograd", "requests", "pymanopt"),
     *("escnn", "escnn.group", "escnn.kernels", "escnn.gspaces", "escnn.nn"),
     *("einops", "unfoldNd", "backpack"),
 )
 
 #: How to install what pip cannot install by itself, on a machine without a Fortran compiler.
 RECIPE = """\
-    pip install torch "numpy>=1.26,<2" scipy joblib autograd requests einops unfoldNd lie_learn==0.0.2 pymanopt==2.2.1
+    pip install torch "numpy>=1.26" scipy joblib autograd requests einops unfoldNd pymanopt==2.2.1
     pip install --no-deps escnn==1.0.11 backpack-for-pytorch==1.7.1"""
 
 
@@ -51,19 +53,59 @@ def require() -> None:
         raise _unusable(f"not installed: {', '.join(missing)}")
     for name in REQUIREMENTS:
         try:
-            module = importlib.import_module(name)
+            importlib.import_module(name)
         except Exception as error:  # compiled modules fail in more ways than ImportError
             raise _unusable(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
-        # Before lie_learn, whose complaint about numpy 2 would only puzzle.
-        if name == "numpy" and not module.__version__.startswith("1."):
-            raise _unusable(f"numpy {module.__version__} is installed, but lie_learn, which escnn needs, wants numpy 1")
     found = getattr(importlib.import_module("escnn"), "__version__", "of an unknown version")
     if not found.startswith("1.0."):
         raise _unusable(f"escnn {found} is installed, but this version of escnn_relax works with escnn 1.0")
 
 
+#: What escnn imports of lie_learn.
+WIGNER = "lie_learn.representations.SO3.wigner_d"
+
+
+def provide_wigner_matrices() -> bool:
+    """Have escnn find Wigner matrices where lie_learn, which it takes them from, cannot be imported.
+
+    lie_learn is compiled, against numpy 1 and for no Python after 3.12, and escnn needs one function of it. Beside numpy 1
+    it is used where it works (beside numpy 2 even trying floods the terminal); elsewhere modules of its name hold :func:`escnn_relax._wigner.wigner_D_matrix`. This has to come
+    before the first import of escnn's groups, which ``import escnn_relax`` sees to; a process that imports escnn first finds
+    it without its parts until then.
+
+    Returns:
+        whether a stand-in was put in place. To undo it, take ``lie_learn`` and its parts out of ``sys.modules``.
+    """
+    if importlib.util.find_spec("numpy") is None:
+        return False  # what is missing is said by ``require``
+    from . import _wigner
+
+    if importlib.import_module("numpy").__version__.startswith("1."):
+        try:
+            importlib.import_module(WIGNER)
+            return False
+        except Exception:  # absent, or compiled for another numpy, which fails in more ways than ImportError
+            pass
+    if getattr(sys.modules.get(WIGNER), "wigner_D_matrix", None) is _wigner.wigner_D_matrix:
+        return True
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "lie_learn"]:
+        del sys.modules[name]
+    parts = WIGNER.split(".")
+    for depth in range(1, len(parts) + 1):
+        stand_in = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
+        sys.modules[stand_in.__name__] = stand_in
+        if depth == len(parts):
+            stand_in.wigner_D_matrix = _wigner.wigner_D_matrix  # type: ignore[attr-defined]
+        else:
+            stand_in.__path__ = []
+        if depth > 1:
+            setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], stand_in)
+    return True
+
+
 def _unusable(problem: str) -> InstallationError:
-    remedy = f"with Python 3.11 or 3.12, and without a Fortran compiler, install as follows:\n{RECIPE}"
+    remedy = f"with Python 3.11 or later, and without a Fortran compiler, install as follows:\n{RECIPE}"
     return InstallationError("escnn_relax", problem, remedy=remedy)
 
 

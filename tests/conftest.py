@@ -11,6 +11,8 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+
+import escnn_relax  # noqa: F401, I001 - before escnn, whose groups need what it provides where lie_learn is missing
 from escnn.group.groups import ico, octa
 from hypothesis import settings
 

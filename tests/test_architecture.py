@@ -12,7 +12,10 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / PACKAGE).
 FRONT_DOOR, ADAPTER = f"{PACKAGE}/__init__.py", f"{PACKAGE}/_escnn.py"
 
 #: The rooms, low to high. A file may import from its own room and from those before it.
-ROOMS = ("errors", "_escnn", "symmetry", "nn", "morphism", "curvature", "diagnosis", "evidence", "search", "report")
+ROOMS = (
+    *("errors", "_wigner", "_escnn", "symmetry", "nn", "morphism", "curvature", "diagnosis"),
+    *("evidence", "search", "report"),
+)
 
 
 def imported(source: str, path: str) -> list[tuple[int, str]]:

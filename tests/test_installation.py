@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from escnn_relax import _escnn
+from escnn_relax import _escnn, _wigner
 from escnn_relax.errors import InstallationError
 
 ROOT = Path(__file__).parents[1]
@@ -54,17 +55,16 @@ def test_all_that_is_missing_is_named_before_anything_is_imported():
 
 def test_broken_escnn_is_found_though_it_imports(tmp_path):
     """escnn drops the ImportError: the first run shows that it does, the second that we do not."""
-    fails = "raise ImportError('compiled for another numpy')"
-    write(tmp_path, {"lie_learn/__init__.py": "", "lie_learn/representations.py": fails})
+    write(tmp_path, {"joblib.py": "raise ImportError('compiled for another numpy')"})
     silent = run("import escnn; print(hasattr(escnn, 'nn'))", shadows=tmp_path)
     assert silent.stdout.split() == ["False"], silent.stderr
 
     result = run("import escnn_relax", shadows=tmp_path)
-    assert "escnn.group cannot be imported (ImportError: compiled for another numpy)" in result.stderr
+    assert "joblib cannot be imported (ImportError: compiled for another numpy)" in result.stderr
     assert _escnn.RECIPE in result.stderr
 
 
-@pytest.mark.parametrize(("module", "version"), [("escnn", "1.1.0"), ("escnn", "0.9"), ("numpy", "2.1.3")])
+@pytest.mark.parametrize(("module", "version"), [("escnn", "1.1.0"), ("escnn", "0.9")])
 def test_unsuitable_versions_are_refused(monkeypatch, module, version):
     monkeypatch.setattr(sys.modules[module], "__version__", version)
     with pytest.raises(InstallationError, match=f"{module} {version} is installed") as caught:
@@ -80,6 +80,72 @@ def test_recipes_install_what_the_tests_run_on():
         assert set(groups["without-dependencies"]) <= told <= pins
     makefile = (ROOT / "Makefile").read_text()
     assert "TORCH    ?= torch==2.13.0\n" in makefile
+
+
+# --- where lie_learn cannot be imported -------------------------------------------------------------------------------
+
+#: An irrep of SO(3) on one rotation, through escnn.
+IRREP = """
+import json, numpy
+from escnn.group import so3_group
+group = so3_group(4)
+print(json.dumps(group.irrep(4)(group.element(numpy.array([0.4, 1.1, -2.0]), "ZYZ")).tolist()))
+"""
+
+
+def test_wigner_matrices_where_lie_learn_fails(tmp_path):
+    """escnn alone loses its groups there; the stand-in gives it the same matrices."""
+    write(tmp_path, {"lie_learn/__init__.py": "raise ImportError('compiled for another numpy')"})
+    alone = run(IRREP, shadows=tmp_path)
+    assert alone.returncode != 0 and "ImportError" in alone.stderr
+    mended = run(IRREP, shadows=tmp_path, first="import escnn_relax")
+    assert mended.returncode == 0, mended.stderr
+    expected = _wigner.wigner_D_matrix(4, 0.4, 1.1, -2.0)
+    np.testing.assert_allclose(json.loads(mended.stdout), expected, atol=1e-12)
+
+
+def test_even_where_escnn_was_imported_before(tmp_path):
+    write(tmp_path, {"lie_learn/__init__.py": "raise ImportError('compiled for another numpy')"})
+    result = run(IRREP, shadows=tmp_path, first="import escnn, escnn_relax")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 5, 20])
+def test_wigner_matrices_are_the_rotations(degree):
+    """A homomorphism, orthogonal, and for degree 1 the rotation of space itself in the order y, z, x."""
+    angles = np.random.RandomState(degree).uniform(-7, 7, (2, 3))
+    one, two = Rotation.from_euler("ZYZ", angles[0]), Rotation.from_euler("ZYZ", angles[1])
+    of = lambda rotation: _wigner.wigner_D_matrix(degree, *rotation.as_euler("ZYZ"))
+    np.testing.assert_allclose(of(one) @ of(two), of(one * two), atol=1e-7)  # of Euler angles near the poles
+    np.testing.assert_allclose(of(one) @ of(one).T, np.eye(2 * degree + 1), atol=1e-12)
+    if degree == 1:
+        np.testing.assert_allclose(of(one), one.as_matrix()[np.ix_([1, 2, 0], [1, 2, 0])], atol=1e-12)
+
+
+def test_wigner_matrices_are_those_of_lie_learn():
+    theirs = pytest.importorskip(_escnn.WIGNER).wigner_D_matrix
+    if theirs is _wigner.wigner_D_matrix:
+        pytest.skip("lie_learn cannot be imported here")
+    for degree in range(13):
+        for angles in np.random.RandomState(degree).uniform(-7, 7, (3, 3)):
+            np.testing.assert_allclose(_wigner.wigner_D_matrix(degree, *angles), theirs(degree, *angles), atol=1e-12)
+
+
+def test_wigner_matrices_as_lie_learn_gave_them():
+    """Recorded from lie_learn 0.0.2, for machines without it: orders, signs and the direction of rotations."""
+    recorded = [
+        [-0.5338655240721000, 0.0052972853282672, 0.4934270462293460, -0.6852703827407600, -0.0435177384877486],
+        [0.6556846169108009, -0.3822483966759558, 0.2726623214187179, -0.2845254212665636, -0.5183284571744423],
+        [-0.5205599068247040, -0.6366704397859320, -0.1913758379415093, 0.2913770364059172, -0.4496029868861341],
+        [0.0549371123778485, -0.4193728940164246, 0.6449070357194616, 0.3861875581102424, 0.5060260612737821],
+        [-0.1051883189522354, 0.5221448351500653, 0.4792235516537774, 0.4641210831319452, -0.5208037983875342],
+    ]
+    np.testing.assert_allclose(_wigner.wigner_D_matrix(2, 0.4, 1.1, -2.0), recorded, atol=1e-14)
+
+
+def test_other_bases_are_refused():
+    with pytest.raises(NotImplementedError, match="escnn's basis"):
+        _wigner.wigner_D_matrix(1, 0.0, 0.0, 0.0, field="complex")
 
 
 # --- scikit-learn beside escnn ----------------------------------------------------------------------------------------
