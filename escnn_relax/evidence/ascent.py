@@ -78,7 +78,8 @@ def climb(evidence: "Evidence", steps: int, rate: float) -> None:
 
 def _free(evidence: "Evidence", squares: dict[str, float]) -> Iterator[tuple[str, ...]]:
     """The groups whose precision moves: weights that nothing has moved yet say nothing about their scale."""
-    for group, members in evidence.prior.groups.items():
+    for group, everyone in evidence.prior.groups.items():
+        members = tuple(n for n in everyone if n in squares)  # not the closed ones
         if group not in evidence.prior.fixed and any(squares[n] for n in members):
             yield members
 

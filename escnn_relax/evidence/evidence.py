@@ -28,10 +28,12 @@ from ..curvature.likelihood import Likelihood
 from ..curvature.processes import agreed, distributed, several, unwrapped
 from ..curvature.recipe import AUTOMATIC
 from ..errors import ArgumentError, CoverageError
+from ..diagnosis import SymmetryTest
 from ..nn.recorded import Recorded
 from .ascent import move
 from .bridge import to_laplace
 from .distinct import draws
+from .gating import closed_weights, move_gates, opened, starts
 from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
@@ -137,7 +139,10 @@ class Evidence:
         if not self._layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self.curvature = Curvature(model, likelihood, curvature, samples, bias, normalisation, noise == "output", memory)
+        self._settings = (likelihood, curvature, samples, bias, normalisation, noise == "output", memory)
+        shut = closed_weights(self._layers)
+        with opened(model, shut):
+            self.curvature = Curvature(model, *self._settings)
         self.likelihood, self.uncovered = self.curvature.likelihood, self.curvature.uncovered
         self.noise = Noise(self.likelihood, noise, log_noise, temperature)
         self.num_data, self.temperature = num_data, temperature
@@ -146,10 +151,53 @@ class Evidence:
         start = {n: residual_log_precision if n in breaking else log_precision for n in self.curvature.covered}
         self.prior = Prior.of(start, ties, fixed or (), bounds)
         self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
+        self._start = dict(self.log_precision)
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
         self.estimate: Optional[CurvatureEstimate] = None
         self._previous: Optional[dict[str, Any]] = None
         self._spectrum: Optional[Spectrum] = None
+        if shut:
+            self.close(shut)
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Names of the weights of closed pathways: exactly zero, without curvature, prior or a share in the evidence."""
+        return tuple(n for n, value in self.log_precision.items() if value == math.inf)
+
+    def close(self, names: Iterable[str]) -> None:
+        """Set pathways to exactly zero, by their weights' names, and leave them out of everything until they are opened.
+
+        Raises:
+            CoverageError: a name that is not of a covered pathway that breaks a symmetry.
+        """
+        move_gates(self, {name: math.inf for name in names})
+
+    def open(self, precisions: Union[Mapping[str, float], SymmetryTest]) -> tuple[str, ...]:
+        """Open closed pathways, each with the log precision it starts from; those that are open already stay as they are.
+
+        Args:
+            precisions: log precision by the name of the weights; or a :class:`~escnn_relax.diagnosis.SymmetryTest`, which
+                opens what it found broken.
+
+        Returns:
+            the names of the weights that were opened; an optimiser made before has to hold them to move them.
+
+        >>> import torch
+        >>> from escnn import gspaces, nn as enn
+        >>> from escnn_relax import relax
+        >>> space = gspaces.rot2dOnR2(4)
+        >>> one = enn.FieldType(space, [space.regular_repr])
+        >>> evidence = Evidence(nn.Sequential(relax(enn.R2Conv(one, one, 3, bias=False))), num_data=10)
+        >>> evidence.close(["0.weights.irrep_1", "0.weights.irrep_2"])
+        >>> evidence.open({"0.weights.irrep_2": 4.0})
+        ('0.weights.irrep_2',)
+        >>> evidence.closed
+        ('0.weights.irrep_1',)
+        """
+        if isinstance(precisions, SymmetryTest):
+            precisions = starts(self, precisions)
+        shut = set(self.closed)
+        return move_gates(self, {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision})
 
     @property
     def log_noise(self) -> Union[float, Tensor]:
@@ -326,7 +374,7 @@ class Evidence:
             own = {w: join(name, w) for of in layer.pathway_weights().values() for w in of}
             layer.record(
                 {w: self.log_precision[key] for w, key in own.items() if key in self.log_precision},
-                {w: gammas[key] for w, key in own.items() if key in gammas},
+                {w: gammas.get(key, 0.0) for w, key in own.items() if key in gammas or self.log_precision.get(key) == math.inf},
             )
 
     def state_dict(self) -> dict[str, Any]:

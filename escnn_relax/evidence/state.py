@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..errors import CoverageError
+from .gating import move_gates
 from .spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -36,10 +38,15 @@ def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
     spectrum = None if state["spectrum"] is None else Spectrum(**state["spectrum"])
     if spectrum is not None and (spectrum.losses.dim() == 1) != evidence.noise.each:
         raise CoverageError("state_dict", "it has another kind of noise", remedy="pass the same noise= to Evidence")
-    for name, p in evidence._parameters.items():
-        if spectrum is not None and spectrum.values[name].shape[-1] != p.numel():
-            there = spectrum.values[name].shape[-1]
+    shut = {name for name, value in state["log_precision"].items() if value == math.inf}
+    for name, p in evidence.model.named_parameters():
+        if spectrum is None or name not in evidence.log_precision or name in shut:
+            continue
+        if name not in spectrum.values or spectrum.values[name].shape[-1] != p.numel():
+            there = spectrum.values[name].shape[-1] if name in spectrum.values else "no"
             raise CoverageError("state_dict", f"it is another model's: {name} has {there} weights there, {p.numel()} here")
+    gates = {name: state["log_precision"][name] for name in shut | set(evidence.closed)}
+    move_gates(evidence, gates)
     evidence.log_precision, evidence.num_data = dict(state["log_precision"]), state["num_data"]
     evidence.noise.log = state["log_noise"]
     evidence.estimate, evidence._previous, evidence._spectrum = None, state["previous"], spectrum

@@ -46,7 +46,7 @@ class Recorded:
 
     Attributes:
         log_precision: log prior precision of each pathway, shape ``(pathways,)``; of several weights the largest, since
-            what switches one of them off switches off the pathway. NaN until an evidence sets it.
+            what switches one of them off switches off the pathway. NaN until an evidence sets it; infinite for a closed pathway.
         effective_dimension: effective number of weights of each pathway; NaN until an evidence sets it.
     """
 

@@ -197,7 +197,7 @@ class RelaxedConvolution(Recorded, EscnnSurface, EquivariantModule):
 
     def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
         """The kernel, in the shape that torch's own layer of this kind has it, and the bias ``(out channels,)``."""
-        kernel = self.kernel(self.weights)
+        kernel = self.kernel(self.open_weights())
         return self._as_filter(kernel), None if self.bias is None else self.bias_expansion @ self.bias
 
     def _as_filter(self, kernel: Tensor) -> Tensor:
