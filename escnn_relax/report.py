@@ -33,13 +33,14 @@ class PathwayReport:
         name: ``"equivariant"``, or the irrep or subgroup of the pathway.
         breaks: whether it breaks the symmetry.
         dimension: number of its weights, biases aside.
-        log_precision: log prior precision, NaN where no evidence set it; of a convolution beside other pathways the smallest
-            of its weights'.
+        log_precision: log prior precision, NaN where no evidence set it, infinite where closed; of a convolution beside other
+            pathways the smallest of its weights'.
         effective_dimension: how many of its weights the data determine, NaN where no evidence measured it.
         fraction: ``effective_dimension / dimension``.
         share: the fraction relative to the sum of the fractions of the layer's pathways.
         energy: share of the kernel's energy; beside pathways that break translations see
             :meth:`escnn_relax.nn.RelaxedTranslation.energies`.
+        closed: kept at zero, for nothing in the data asked for it (:class:`~escnn_relax.nn.gates.Gated`).
 
     In a pathway that breaks translations and keeps a group, fields at sites that some elements leave in place have weights
     that depend on each other (a dense scalar C4 pathway from 2 x 2 pixels to one has four, of rank 1; one of D4 between
@@ -56,6 +57,7 @@ class PathwayReport:
     fraction: float
     share: float
     energy: float
+    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,9 @@ class Report:
         lines = [head, "-" * len(head)]
         for layer in self.layers:
             for index, p in enumerate(layer.pathways):
+                precision = "  closed" if p.closed else _number(p.log_precision, "8.2f")
                 lines.append(
-                    f"{layer.name if index == 0 else '':<{width}}  {p.name:<{names}}  {_number(p.log_precision, '8.2f')}"
+                    f"{layer.name if index == 0 else '':<{width}}  {p.name:<{names}}  {precision}"
                     f"  {_number(p.effective_dimension, '8.1f')}  {p.dimension:6d}  {_number(p.fraction, '8.1%')}"
                     f"  {_number(p.share, '5.0%')}  {_percent(p.energy):>7}"
                     + (f"  {_percent(layer.equivariance_error):>9}" if index == 0 else "")
@@ -217,9 +220,11 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
     sizes = [layer.kernel.dimensions[p.name] for p in layer.pathways]
     gammas = layer.effective_dimension.tolist()
     fractions = [gamma / size for gamma, size in zip(gammas, sizes)]
-    total = sum(fractions)
+    total, shut = sum(fractions), getattr(layer, "closed", frozenset())
     pathways = tuple(
-        PathwayReport(p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name])
+        PathwayReport(
+            p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name], closed=p.name in shut
+        )
         for p, size, delta, gamma, f in zip(layer.pathways, sizes, layer.log_precision.tolist(), gammas, fractions)
     )
     elements = [g for g in grid_elements(layer.space) if g != layer.space.fibergroup.identity]

@@ -57,7 +57,7 @@ def run(arguments: tuple[str, str, int, dict]) -> dict:
             for layer in ("conv1", "conv2", "conv3"):
                 setattr(model, layer, Overlapping(getattr(model, layer)))
         evidence = Evidence(model, num_data=len(data.train[0]), relaxed_only=kind == "relaxed")
-        options = {"evidence_loader": data.evidence_loader(), "progress": False, **options}
+        options = {"evidence_loader": data.evidence_loader(), "progress": False, "gates": kind == "relaxed", **options}
         history = fit(model, data.loader(seed=seed), evidence=evidence, **options)
         result["evidence"] = history.evidence.log_marginal_likelihood() / len(data.train[0])
     result["accuracy"] = accuracy(model, data.test)

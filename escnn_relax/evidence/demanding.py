@@ -13,7 +13,7 @@ from ..errors import ArgumentError, CoverageError
 from ..nn.kernel import Block
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import Pathway
-from ..symmetry.span import complement
+from ..symmetry.span import complement, singular_values
 from ..symmetry.subgroups import Subgroup
 from .dropping import LARGEST, Constraint, gain_of_dropping, gain_of_zero
 
@@ -34,7 +34,8 @@ def gain_of_demanding(
 ) -> float:
     r"""The change of the log evidence (nats) if the layer's kernel had to be equivariant under ``kept``.
 
-    Precisions, curvature and the other weights stay; see :mod:`escnn_relax.evidence.dropping`.
+    Precisions, curvature and the other weights stay; see :mod:`escnn_relax.evidence.dropping`. Closed pathways stay closed:
+    they are zero without any freedom, so of what H contradicts only the part among the open ones costs anything.
 
     Args:
         kept: the subgroup H.
@@ -46,14 +47,18 @@ def gain_of_demanding(
         CoverageError: a pathway that the evidence does not cover.
         ArgumentError: more coupled coefficients than can be decomposed.
     """
-    names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual}
+    shut = getattr(symmetry.layer, "closed", frozenset())
+    names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
     missing = [n for n in names.values() if n not in factors or n not in log_precision]
     if missing:
         raise CoverageError(symmetry.where, f"no curvature of {missing[0]}", remedy="only covered weights have a margin")
     fixed = {pair: symmetry.fixed(pair, kept) for pair in symmetry.pairs}
     total = 0.0
-    for members in _coupled(symmetry, fixed):
-        lost = {pair: _lost(symmetry, pair, members, basis) for pair, basis in fixed.items()}
+    for group in _coupled(symmetry, fixed):
+        members = [p for p in group if p.name not in shut]
+        if not members:
+            continue
+        lost = {pair: _lost(symmetry, pair, group, members, basis) for pair, basis in fixed.items()}
         if not any(len(n) for n in lost.values()):
             continue
         own = {p.name: factors[names[p.name]] for p in members}
@@ -84,14 +89,21 @@ def _coupled(symmetry: KernelSymmetry, fixed: Mapping[Pair, Tensor]) -> list[lis
     return [[p for p in symmetry.residual if p in g] for g in groups]
 
 
-def _lost(symmetry: KernelSymmetry, pair: Pair, members: Sequence[Pathway], basis: Tensor) -> Tensor:
-    """Orthonormal coefficient vectors of these pathways that the subgroup does not fix."""
+def _lost(
+    symmetry: KernelSymmetry, pair: Pair, group: Sequence[Pathway], members: Sequence[Pathway], basis: Tensor
+) -> Tensor:
+    """Orthonormal coefficient vectors of the open pathways of a group that the subgroup does not fix."""
     sections = symmetry.pairs[pair].sections
     of = dict(zip(symmetry.pairs[pair].pathways, sections))
-    columns = torch.cat([torch.arange(of[p].start, of[p].stop) for p in members])
+    columns = torch.cat([torch.arange(of[p].start, of[p].stop) for p in group])
     rows = basis[:, columns]
     rows = rows[rows.norm(dim=1) > 0.5]  # each lives in one group of pathways only
-    return complement(rows)
+    lost = complement(rows)
+    if len(members) == len(group):
+        return lost
+    opened = torch.cat([torch.full((of[p].stop - of[p].start,), p in members) for p in group])
+    _, sines, directions = singular_values(lost[:, opened])
+    return directions[sines > REACHES]
 
 
 def _part(weights: Tensor, factor: Factor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
 from ..curvature.processes import summed, unwrapped
 from ..errors import ArgumentError, DataError, RelaxError
-from .evidence import Evidence
 from .decay import warn_of_decay
+from .evidence import Evidence
+from .gates import Gates
 from .history import EpochRecord, History
 from .loading import Part, Replayed, data_size
 from .run import Run, Undo
@@ -49,6 +51,7 @@ def fit(
     share: float = 1.0,
     keep: float = 0.0,
     omega_rate: float = 0.1,
+    gates: Optional[bool] = None,
     checkpoint: Union[None, str, Path] = None,
     progress: bool = True,
     callback: Optional[Callable[[EpochRecord], None]] = None,
@@ -56,7 +59,8 @@ def fit(
 ) -> History:
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
-    Each epoch descends the penalised loss (the negative log posterior); after ``burn_in`` epochs, every
+    Before the training the residual pathways are closed, exactly zero, and a symmetry test opens those that the data ask for, each
+    with a precision of its own (:class:`~escnn_relax.evidence.gates.Gates`). Each epoch descends the penalised loss (the negative log posterior); after ``burn_in`` epochs, every
     ``refresh_every``-th one ends with a refresh of the curvature and ``hypersteps`` updates of the precisions. Where a
     strict network can learn nothing, the evidence of an untrained one is best with everything switched off: so in the
     first half of the training the precisions wait until the network is clearly better than a constant output.
@@ -80,6 +84,9 @@ def fit(
             all looks at every batch.
         keep: share of the previous curvature that a refresh keeps (fraction), for a running average over such parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
+        gates: keep residual pathways closed until a symmetry test opens them, at the start, at the first refresh and half-way.
+            With ``False`` all are open from the start, at ``residual_log_precision``; that is also meant where this is
+            given, or an ``evidence``, and ``gates`` is not.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
             result as if it had never stopped.
         progress: show a progress bar.
@@ -133,6 +140,7 @@ def fit(
         raise ArgumentError("fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone")
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
+    gates = evidence is None and "residual_log_precision" not in evidence_options if gates is None else gates
     all_of = train_loader if evidence_loader is None else evidence_loader
     part_of: Callable[[int], Iterable[Any]] = (lambda index: all_of) if share == 1 else partial(Part, all_of, share)
     part_of(0)  # to fail before anything is trained
@@ -140,14 +148,15 @@ def fit(
         evidence_options.setdefault("num_data", data_size(train_loader))
         evidence = Evidence(model, likelihood, **evidence_options)
     scales = Scales(evidence, omega_rate)
-    parameters = scales.others(p for p in model.parameters() if p.requires_grad)
+    shut = set(evidence.closed)  # what opens later is the optimiser's as well; what is closed has no gradient
+    parameters = scales.others(p for n, p in model.named_parameters() if p.requires_grad or n in shut)
     descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     scales.refuse_in(descent)
     warn_of_decay(descent, evidence)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
     settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
-    settings |= {"hypersteps": hypersteps, "share": share, "keep": keep}
+    settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gates}
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
     run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales)
     modes = [(module, module.training) for module in model.modules()]
@@ -155,29 +164,39 @@ def fit(
     if checkpoint is not None and Path(checkpoint).exists():
         history.records = run.load(checkpoint)
     first = len(history.records)
+    gate = Gates(evidence, train_loader) if gates else None
+    moves = ""
+    tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}
     bar = _bar(range(first, epochs), first, epochs, progress)
     try:
         for epoch in bar:
             undo = Undo(run, modes)
             try:
+                if gate is not None and not epoch:
+                    moves = gate.start()
                 with scales.held():
                     loss, constant = _epoch(run)
             except RelaxError:
                 undo()
                 raise
             _anneal(schedule, loss)
-            record = EpochRecord(epoch, loss)
+            record = EpochRecord(epoch, loss, note=moves)
             if epoch >= burn_in and (epoch - burn_in) % refresh_every == 0:
                 part = part_of((epoch - burn_in) // refresh_every)
                 part = Replayed(part, all_of, run.device) if scales else part
+                if gate is not None and epoch in tests:
+                    moves = _also(moves, gate.again())
                 terms, note = evidence.refresh(part, keep=keep), ""
                 if epoch < epochs // 2 and evidence.mean_loss > LEARNED * constant:
                     note = "no better than a constant yet: the precisions wait"
                 else:
                     terms = evidence.step(hypersteps)
                     scales.step(part, keep)
+                    if gate is not None:
+                        note = gate.prune(descent)
                 gammas = evidence.effective_dimension()
-                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, note, scales.values())
+                record = EpochRecord(epoch, loss, terms, dict(evidence.log_precision), gammas, _also(moves, note), scales.values())
+            moves = ""
             history.records.append(record)
             if checkpoint is not None:
                 run.save(checkpoint, history)
@@ -191,6 +210,10 @@ def fit(
     if epochs:
         evidence.refresh(all_of)
     return history
+
+
+def _also(one: str, other: str) -> str:
+    return "; ".join(note for note in (one, other) if note)
 
 
 def _epoch(run: Run) -> tuple[float, float]:

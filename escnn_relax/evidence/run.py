@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Optional, Union
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from ..errors import CheckpointError
 from . import checkpoint as disk
 from .evidence import Evidence
+from .gating import move_gates
 from .history import EpochRecord, History
 from .loading import generators
 from .scales import Scales
@@ -96,16 +98,21 @@ class Run:
 
 
 class Undo:
-    """Remembers weights, buffers, optimiser and modes, to put them back after a failed epoch."""
+    """Remembers weights, buffers, gates, optimiser and modes, to put them back after a failed epoch."""
 
     def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
         self.run, self.modes = run, modes
         run.model.train()
         self.model = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
         self.descent = copy.deepcopy(run.descent.state_dict())
+        self.precisions = dict(run.evidence.log_precision)
 
     def __call__(self) -> None:
         self.run.model.train()
+        evidence = self.run.evidence
+        moved = {n: v for n, v in self.precisions.items() if (v == math.inf) != (evidence.log_precision[n] == math.inf)}
+        move_gates(evidence, moved)
+        evidence.log_precision.update(self.precisions)
         self.run.model.load_state_dict(self.model)
         self.run.descent.load_state_dict(self.descent)
         self.run.descent.zero_grad()

@@ -20,6 +20,7 @@ from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import Freedom, Relaxation, plan
 from .escnn_surface import EscnnSurface
+from .gates import Gated
 from .kernel import PathwayKernel
 from .pathway_weights import PathwayWeights
 from .recorded import Recorded
@@ -29,7 +30,7 @@ from .types import PlainLayer, check_input, check_types
 __all__ = ["RelaxedConvolution"]
 
 
-class RelaxedConvolution(Recorded, EscnnSurface, EquivariantModule):
+class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
     r"""A steerable convolution whose kernel may leave the equivariant ones, by a learned amount and in named ways.
 
     .. math:: W = \Phi_0 w_0 + \sum_p \Phi_p w_p

@@ -1,0 +1,102 @@
+"""Which pathways a training run opens and closes: the symmetry test opens, the evidence sizes, what has died is closed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Iterable
+
+from torch.optim import Optimizer
+
+from ..diagnosis import symmetry_test
+from ..errors import RelaxError
+from ..nn.recorded import DETERMINED
+from ..symmetry.pathway import SWITCHED_OFF
+from .evidence import Evidence
+from .gating import gateable, starts
+
+__all__ = ["Gates", "LEVEL"]
+
+#: Family-wise error of each test. What it opens wrongly the evidence closes again.
+LEVEL = 0.01
+#: Random elements drawn for the null distribution.
+DRAWS = 999
+#: A pathway is closed when it was switched off at so many refreshes in a row.
+PATIENCE = 2
+
+
+class Gates:
+    """Keeps pathways closed until the data ask for them.
+
+    A pathway opens if :func:`~escnn_relax.symmetry_test` finds its irrep broken in its layer (adjusted p-value at most
+    :data:`LEVEL`), with the precision that the test suggests. The test runs before the training, when it is exact whatever the
+    weights, at the first refresh and half-way: later ones can find what had no first-order way to the output before. Once a
+    pathway is open they test by the elements that this one keeps only. The evidence closes a pathway which holds at most
+    :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension the data determine, at
+    :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there are two of them, so nothing thrashes.
+
+    Pathways that hold weights already stay open, and so do all where the test cannot be had: then they start at the precision
+    that the evidence was made with, and :attr:`note` says why.
+
+    Args:
+        evidence: of a relaxed model.
+        loader: all the data.
+    """
+
+    def __init__(self, evidence: Evidence, loader: Iterable[Any]) -> None:
+        self.evidence, self.loader = evidence, loader
+        self.note = ""
+        self.idle: dict[str, int] = {}
+
+    def start(self) -> str:
+        """Close what is zero, test, open what is broken; returns what happened, in words."""
+        known = gateable(self.evidence)
+        silent = [name for name, (layer, pathway) in known.items() if not bool(layer.weights[pathway].any())]
+        if not silent:
+            return ""
+        before = {name: self.evidence.log_precision[name] for name in silent}
+        self.evidence.close(silent)
+        return self._test(otherwise={n: v for n, v in before.items() if v != math.inf})
+
+    def again(self) -> str:
+        """Test what is closed once more; returns what happened, in words."""
+        return self._test() if self.evidence.closed and not self.note else ""
+
+    def _test(self, otherwise: dict[str, float] | None = None) -> str:
+        try:
+            found = symmetry_test(
+                self.evidence.model,
+                self.loader,
+                likelihood=self.evidence.likelihood,
+                draws=DRAWS,
+                level=LEVEL,
+                progress=False,
+            )
+        except RelaxError as error:
+            self.note = f"no symmetry test ({error})"
+            if otherwise:
+                self.evidence.open(otherwise)
+                self.note += ": all pathways are open"
+            return self.note
+        shut = set(self.evidence.closed)
+        opened = self.evidence.open({n: v for n, v in starts(self.evidence, found).items() if n in shut})
+        return f"opened {', '.join(opened)}" if opened else ""
+
+    def prune(self, descent: Optimizer) -> str:
+        """Close what the evidence has switched off; to be called after its precisions moved."""
+        gammas = self.evidence.effective_dimension()
+        gone = []
+        for name, (layer, pathway) in gateable(self.evidence).items():
+            if pathway in layer.closed:
+                continue
+            weights = layer.weights[pathway]
+            share = layer.energies().get(pathway, 0.0)  # type: ignore[attr-defined]
+            dead = share <= SWITCHED_OFF and gammas.get(name, math.inf) <= DETERMINED * weights.numel()
+            self.idle[name] = self.idle.get(name, 0) + 1 if dead and bool(weights.any()) else 0
+            if self.idle[name] >= PATIENCE:
+                gone.append(name)
+                descent.state.pop(weights, None)
+        if gone:
+            self.evidence.close(gone)
+            for name in gone:
+                del self.idle[name]
+        return f"closed {', '.join(gone)}" if gone else ""
