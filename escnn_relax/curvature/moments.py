@@ -39,6 +39,9 @@ class Moments:
 
     def add_samples(self, samples: Tensor) -> None:
         """Add the columns ``(D, rows)`` of each of N samples, shape ``(N, D, rows)``, where they lie."""
+        if samples.shape[1] > samples.shape[2]:  # N products (D, D) would be larger than a copy of the columns
+            self.add(samples.transpose(0, 1).flatten(1))
+            return
         product = (samples @ samples.transpose(1, 2)).sum(0)
         self._partial = product if self._partial is None else self._partial + product
         self._count(len(samples) * samples.shape[-1])
