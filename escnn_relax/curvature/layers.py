@@ -176,7 +176,8 @@ def _(module: GroupedLinear, where: str = "") -> LinearMap:
 
 @linear_map.register
 def _(module: RelaxedConvolution, where: str = "") -> LinearMap:
-    blocks = [b for p in module.pathways for b in _steerable(module, f"weights.{p.name}", module.kernel, p.name)]
+    open_pathways = [p.name for p in module.pathways if p.name not in module.closed]  # of the others no kernel is even looked at
+    blocks = [b for name in open_pathways for b in _steerable(module, f"weights.{name}", module.kernel, name)]
     return _steerable_map(module, blocks)
 
 
