@@ -6,10 +6,16 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from torch import nn
 
-from escnn_relax import RelaxError, assert_equivariant, equivariance_error
-from escnn_relax.errors import ArgumentError, NotEquivariantError
+from escnn_relax import Evidence, RelaxError, assert_equivariant, equivariance_error
+from escnn_relax import harden, mix, project, report, restrict, survivors
+from escnn_relax.curvature.factors import DenseFactor
+from escnn_relax.errors import ArgumentError, DataError, NotEquivariantError
+from escnn_relax.evidence.calibration import calibration
+from escnn_relax.evidence.dropping import Constraint, gain_of_dropping, gain_of_zero
 from escnn_relax.nn import RelaxedR2Conv
+from escnn_relax.search.architecture import chosen_summands
 from escnn_relax.symmetry.equivariance import kernel_equivariance_error
 from escnn_relax.symmetry.equivariance_record import EquivarianceError
 
@@ -70,3 +76,90 @@ def test_large_outputs_do_not_overflow():
     fields = layer().in_type
     error = equivariance_error(lambda x: 1e25 * x, torch.randn(2, 4, 5, 5), in_type=fields, out_type=fields)
     assert error.max < 1e-6
+
+
+def net():
+    space = gspaces.rot2dOnR2(4)
+    gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.pool = RelaxedR2Conv(gray, fields, 3), enn.GroupPooling(fields)
+            self.linear = nn.Linear(1, 2)
+
+        def forward(self, x):
+            return self.linear(self.pool(self.convolution(gray(x))).tensor.mean((-2, -1)))
+
+    return Net()
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_steps_of_the_evidence_refuse_weights_that_are_not_finite(value):
+    model = net()
+    evidence = Evidence(model)
+    evidence.refresh([(torch.randn(8, 1, 5, 5), torch.randint(2, (8,)))])
+    with torch.no_grad():
+        model.convolution.weights["equivariant"][0] = value
+    before = dict(evidence.log_precision)
+    for method in ("mackay", "gradient"):
+        with pytest.raises(DataError, match=r"convolution\.weights\.equivariant: NaN or infinite weights; go back"):
+            evidence.step(method=method)
+    assert evidence.log_precision == before
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_readings_refuse_weights_that_are_not_finite(value):
+    model = net()
+    with torch.no_grad():
+        model.convolution.weights["irrep_1"][0] = value
+    for reading in (report, survivors, harden, lambda m: harden(m, to="stabiliser")):
+        with pytest.raises(DataError, match="convolution"):
+            reading(model)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_savage_and_dickey_refuse_weights_that_are_not_finite(value):
+    factor = DenseFactor("w", torch.eye(2).double())
+    weights = torch.tensor([1.0, value]).double()
+    with pytest.raises(DataError, match="w: NaN"):
+        gain_of_zero(factor, weights, 1.0, 0.0)
+    with pytest.raises(DataError, match="w: NaN"):
+        gain_of_dropping([Constraint(factor, weights[None], 0.0, torch.eye(2).double())], 1.0)
+
+
+def test_thresholds_that_are_not_numbers():
+    for name in ("energy", "determined"):
+        with pytest.raises(ArgumentError, match=f"{name}: expected a fraction in 0 ... 1, got nan; leave it out"):
+            harden(net(), **{name: math.nan})
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_mixtures(value):
+    space = gspaces.rot2dOnR2(4)
+    fields = enn.FieldType(space, [space.regular_repr])
+    model = mix(enn.SequentialModule(enn.R2Conv(fields, fields, 3)), [2, 1])
+    with torch.no_grad():
+        model[0].weights["C2"][0] = value
+    assert not math.isfinite(model[0].breaking_energy)
+    with torch.no_grad():
+        model[0].weights["C2"][0] = 1
+        model[0].kernel.alpha[1] = math.nan
+    for by, monotone in (("argmax", False), ("argmax", True), (0.2, False)):
+        with pytest.raises(DataError, match="0: its shares are not finite"):
+            chosen_summands(model, by, monotone)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_projections(value):
+    strict = enn.SequentialModule(enn.R2Conv(*2 * (layer().in_type,), 3))
+    on_c2 = restrict(strict, 2)
+    with torch.no_grad():
+        on_c2[0].weights[0] = value
+    (record,) = project(on_c2, strict).projection
+    assert math.isnan(record.lost)
+
+
+def test_calibration():
+    with pytest.raises(DataError, match="the probabilities are not finite"):
+        calibration(torch.tensor([[0.5, 0.5], [math.nan, 0.5]]), torch.tensor([0, 1]))

@@ -127,8 +127,10 @@ class Corrected(_Samplewise):
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         for index, (gradient, (U_A, U_B)) in enumerate(zip(gradients, self._bases[parameter])):
-            rotated = U_B.T.to(gradient) @ gradient @ U_A.to(gradient)  # (N, O, D)
-            squares = rotated.square().sum(0).to(FACTOR_DTYPE)
+            # in float64: the small eigenvalues are differences of large numbers
+            wide = gradient.to(FACTOR_DTYPE)
+            rotated = U_B.T.to(wide) @ wide @ U_A.to(wide)  # (N, O, D)
+            squares = rotated.square().sum(0)
             self._squares[parameter][index] = self._squares[parameter][index] + squares
 
     def sums(self) -> Iterable[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Callable, Iterator, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from .noise import LARGEST
 from .terms import complexity
 
@@ -28,6 +28,9 @@ def move(evidence: "Evidence", method: str, steps: int, damping: float, rate: fl
     if method not in ("mackay", "gradient"):
         raise ArgumentError("step", expected="method='mackay' or 'gradient'", got=repr(method))
     evidence.spectrum  # there must be one
+    for name, square in evidence.squares().items():
+        if not math.isfinite(square):
+            raise DataError(name, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
     ascend(evidence, steps, damping) if method == "mackay" else climb(evidence, steps, rate)
 
 

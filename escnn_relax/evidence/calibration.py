@@ -41,6 +41,9 @@ def calibration(probabilities: Tensor, targets: Tensor, bins: int = 15) -> Calib
     """
     if not len(targets):
         raise DataError("calibration", "no samples", remedy="pass a non-empty loader")
+    if not torch.isfinite(probabilities).all():
+        remedy = "look for NaN or infinite weights or inputs"
+        raise DataError("calibration", "the probabilities are not finite", remedy=remedy)
     confidence, chosen = probabilities.max(1)
     right = (chosen == targets).double()
     indicator = torch.nn.functional.one_hot(targets, probabilities.shape[1])

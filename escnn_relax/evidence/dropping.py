@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.factors import EigenFactor, Factor, KroneckerFactor
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 
 __all__ = ["Constraint", "gain_of_dropping", "gain_of_zero", "LARGEST"]
 
@@ -55,6 +55,7 @@ def gain_of_zero(factor: Factor, weights: Tensor, scale: float, log_precision: f
     0.0
     """
     delta = math.exp(log_precision)
+    _finite(weights, factor.where)
     occam = 0.5 * float(torch.log1p(scale * factor.spectrum / delta).sum())
     rotated = factor.whiten(weights.flatten(), 0.0, 1.0)  # in H's eigenbasis
     white = factor.whiten(weights.flatten(), scale, delta)  # the same over the root of each eigenvalue of hH + delta
@@ -72,6 +73,8 @@ def gain_of_dropping(constraints: Sequence[Constraint], scale: float, where: str
     Raises:
         ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
     """
+    for c in constraints:
+        _finite(c.weights, where or c.factor.where)
     rows, n = len(constraints[0].weights), len(constraints[0].matrix)
     if not n:
         return 0.0
@@ -104,6 +107,11 @@ def gain_of_dropping(constraints: Sequence[Constraint], scale: float, where: str
         solved = torch.linalg.solve_triangular(root, v[:, None], upper=False)
         total += 2 * float(root.diagonal().log().sum()) + float(solved.square().sum())
     return 0.5 * (log_prior - total)
+
+
+def _finite(weights: Tensor, where: str) -> None:
+    if not torch.isfinite(weights).all():
+        raise DataError(where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
 
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:

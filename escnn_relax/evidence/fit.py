@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import warnings
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
 from ..curvature.processes import summed, unwrapped
-from ..errors import ArgumentError, DataError, RelaxError
+from ..errors import ArgumentError, DataError, RelaxError, nearest
 from .decay import warn_of_decay
 from .evidence import Evidence
 from .gates import Gates
@@ -138,6 +139,11 @@ def fit(
         another = evidence.model is not unwrapped(model)
         problem = "an evidence of another model" if another else "both evidence and options for one"
         raise ArgumentError("fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone")
+    known = [n for n in inspect.signature(Evidence.__init__).parameters if n not in ("self", "model", "likelihood")]
+    for name in evidence_options:
+        if name not in known:
+            own = [n for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY]
+            raise ArgumentError("fit", f"it has no argument {name!r}", remedy=nearest(name, [*known, *own], most=30))
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
     gates = evidence is None and "residual_log_precision" not in evidence_options if gates is None else gates

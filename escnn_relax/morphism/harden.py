@@ -87,6 +87,9 @@ def harden(
     """
     if per not in ("depth", "network", "layer"):
         raise ArgumentError("per", expected="'depth', 'network' or 'layer'", got=repr(per))
+    for name, value in (("energy", energy), ("determined", determined)):
+        if not 0 <= value <= 1:
+            raise ArgumentError(name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default")
     if to is not None:
         return to_subgroups(model, to, per, energy, determined)
     records: list[HardenedLayer] = []

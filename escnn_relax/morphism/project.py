@@ -16,6 +16,7 @@ from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.sparse_convolution import SparseConvolution
 from ..nn.strict_layer import strict_layer
+from ..symmetry.equivariance_record import relative
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.span import pseudo_inverse
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
@@ -166,7 +167,7 @@ def _on_group(name: str, source: EquivariantModule, target: EquivariantModule) -
         lost_bias = _project_bias(source, target, new)
         new.train(source.training)
     norm = float(kernel.norm())
-    lost = float((kernel - after).norm()) / norm if norm > 0 else 0.0
+    lost = relative(float((kernel - after).norm()), norm)
     return new, ProjectedLayer(name, norm, lost, lost_bias)
 
 
@@ -179,8 +180,7 @@ def _project_bias(source: EquivariantModule, target: EquivariantModule, new: Equ
     bias: Tensor = source.bias_expansion.double() @ source.bias.double()
     expansion = new.bias_expansion.double()
     new.bias.copy_(torch.linalg.pinv(expansion) @ bias)
-    norm = float(bias.norm())
-    return float((bias - expansion @ new.bias.double()).norm()) / norm if norm > 0 else 0.0
+    return relative(float((bias - expansion @ new.bias.double()).norm()), float(bias.norm()))
 
 
 def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, NothingToRelaxError
 from ..symmetry.band import band_of
+from ..symmetry.equivariance_record import relative
 from ..symmetry.irreps import highest_frequency
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.subgroups import subgroup
@@ -195,7 +196,7 @@ class MixedConvolution(RelaxedConvolution):
         """Share of the whole kernel's energy outside the kernels that G keeps (fraction)."""
         with torch.no_grad():
             broken, total = self.kernel.breaking(dict(self.weights.items()))
-        return float(broken / total) if float(total) > 0 else 0.0
+        return relative(float(broken), float(total))
 
     def summand_parameters(self, name: str) -> tuple[Tensor, Optional[Tensor]]:
         """Kernel and bias of one summand by itself, without its share, in the shapes of :meth:`expand_parameters`."""

@@ -9,7 +9,7 @@ import torch
 from escnn.gspaces import GSpace
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, DataError
 from ..morphism.mix import mixed_layers
 from ..morphism.walk import replace_modules
 from ..nn.mixed import MixedConvolution
@@ -70,6 +70,9 @@ def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], neare
 def chosen_summands(model: nn.Module, by: Union[str, float], monotone: bool) -> dict[str, tuple[str, ...]]:
     """For each mixed layer the names of the summands that :func:`discretise` keeps."""
     layers = mixed_layers(model, "discretise")
+    for name, layer in layers.items():
+        if not all(map(math.isfinite, layer.shares.values())):
+            raise DataError(name, "its shares are not finite", got=layer.shares, remedy="go back to a checkpoint before that")
     if by == "argmax":
         if monotone:
             return {name: (summand,) for name, summand in zip(layers, _best_chain(layers))}

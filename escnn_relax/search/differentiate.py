@@ -185,7 +185,7 @@ def differentiate(
     if chosen is not None:
         found = keep_summands(searched, chosen)
         losses = _losses(searched, found, phase, loss)
-        if losses[1] > losses[0] + SPOILED and not retrain:
+        if not losses[1] <= losses[0] + SPOILED and not retrain:
             remedy = "train the found model on, pass retrain=, or keep more groups: discretise=0.2"
             warnings.warn(f"discretising raised the loss from {losses[0]:.3f} to {losses[1]:.3f}; {remedy}", stacklevel=2)
     if retrain:
