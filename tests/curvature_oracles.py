@@ -51,7 +51,7 @@ def dense_ggn(model: nn.Module, data: list, likelihood: str) -> dict[str, Tensor
                 p = f.detach().softmax(0)
                 hessian = torch.diag(p) - torch.outer(p, p)
             for n in names:
-                Jn = J[n].flatten(1)
+                Jn = J[n].reshape(len(f), -1)
                 blocks[n] += Jn.T @ hessian @ Jn
     return blocks
 

@@ -21,6 +21,7 @@ from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
 from .linear_map import LinearMap, width
 from .outputwise import Outputwise
+from .probe import probe
 from .processes import check_alike, check_batches, several, summed, unpadded, unwrapped
 from .recipe import AUTOMATIC, LARGEST_COLUMNS, LARGEST_PATCH, draws, recipe
 
@@ -109,7 +110,8 @@ class Curvature:
                 yields other data than the first.
             LikelihoodError: targets or outputs that do not fit the likelihood.
             CoverageError: a layer that the forward pass does not use.
-            UnsupportedModuleError: a layer that mixes samples, or reads several tensors.
+            UnsupportedModuleError: a layer or a network that mixes samples, a layer that reads several tensors, a weight that is
+                used beside its layer.
 
         The model is in evaluation mode meanwhile: batch normalisation takes its running statistics, which do not move, and
         dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the curvature
@@ -218,6 +220,11 @@ class Curvature:
             layer = linear_map(self.coverage.layers[part.layer], part.layer)
         return Outputwise(lambda: self._layer(part, layer))
 
+    def _probe(self, input: Any) -> None:
+        """Refuse what the uses of layers do not show, see :func:`~.probe.probe`."""
+        covered = {name: self.model.get_parameter(name) for name in self.covered}
+        probe(self.coverage.layers, covered, lambda x: self.likelihood.tensor(self.extraction.forward(self.model, x)), input)
+
     def _pass(
         self,
         loader: Iterable[Any],
@@ -228,6 +235,8 @@ class Curvature:
         losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
         pairs = batches(loader, device, progress)
         for input, target in halves(unpadded(loader, pairs) if several() else pairs):
+            if not num_data:
+                self._probe(input)
             output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
             if len(output) != len(target):
                 raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))

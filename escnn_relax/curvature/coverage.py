@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import CoverageError, UnsupportedModuleError
 from ..nn.anchors import Anchors
 from ..nn.mixed_kernel import MixtureKernel
 from .layers import alike, obstacle
 
-__all__ = ["Coverage", "Part", "check_samples", "coverage", "join"]
+__all__ = ["Coverage", "Part", "check_built", "check_samples", "coverage", "join"]
 
 #: What the layers that are known call their weights. Pruning, and norms of weights by hooks, put others in their place.
 WEIGHTS = ("weight", "weights", "bias")
@@ -55,8 +56,9 @@ def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
     """Look a model through; scales and shifts of batch normalisation only if asked for.
 
     Raises:
-        CoverageError: nothing is covered.
+        CoverageError: nothing is covered, or a layer has no weights yet.
     """
+    check_built(model)
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -117,12 +119,21 @@ def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation:
     for layer in modules:
         if problem := obstacle(modules[layer], normalisation):
             return problem if layer == first else f"the same parameter as {join(layer, users[layer])}, but {problem}"
-    if users[first].partition(".")[0] not in WEIGHTS:
-        return f"no weight of {kind} itself: how the layer uses it (pruning, spectral norm) is not known"
+    own = users[first].split(".")
+    if own[0] not in WEIGHTS or "parametrizations" in own:
+        return f"no weight of {kind} itself: how the layer uses it (pruning, spectral norm, a parametrisation) is not known"
     for layer in others:
         if users[layer] != users[first] or not alike(modules[first], modules[layer], users[first]):
             return f"the same parameter as {join(layer, users[layer])}, which another kind of layer uses"
     return ""
+
+
+def check_built(model: nn.Module) -> None:
+    """Raise ``CoverageError`` for a lazy layer that waits for its first input."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            problem = "a lazy layer, whose weights wait for the first input"
+            raise CoverageError(name, problem, remedy="run the model once on a batch, before its optimiser is made too")
 
 
 def check_samples(model: nn.Module) -> None:

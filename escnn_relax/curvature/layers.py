@@ -10,7 +10,6 @@ import torch
 from escnn.nn import EquivariantModule, FieldType, Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
@@ -41,7 +40,7 @@ def linear_map(module: nn.Module, where: str = "") -> LinearMap:
 def obstacle(module: nn.Module, normalisation: bool = False) -> str:
     """Why the curvature does not know this layer; empty if it does.
 
-    A subclass is known if it computes what its parent does: if it has the parent's ``forward`` and no parametrisation.
+    A subclass is known if it computes what its parent does: if it has the parent's ``forward``.
 
     Args:
         normalisation: whether scales and shifts of batch normalisation are wanted.
@@ -56,8 +55,6 @@ def obstacle(module: nn.Module, normalisation: bool = False) -> str:
         return f"scale and shift of {kind} are covered with normalisation=True only"
     if isinstance(module, _BatchNorm) and module.running_mean is None:
         return f"{kind} without running statistics mixes the samples of a batch"
-    if parametrize.is_parametrized(module):
-        return f"the weights of {kind} are functions of other parameters"
     if any(getattr(type(module), name, None) is not getattr(known, name, None) for name in ("forward", "_conv_forward")):
         return f"{kind} has another forward than {known.__name__}"
     return ""

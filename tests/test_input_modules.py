@@ -1,0 +1,259 @@
+"""Networks of others: each weight has the dense oracle's curvature, or is listed as uncovered with the reason, or the network is
+refused before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from curvature_oracles import dense_ggn, own_filters  # noqa: F401
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from escnn_relax import Evidence
+from escnn_relax.curvature.collect import Curvature
+from escnn_relax.errors import CoverageError, UnsupportedModuleError
+
+#: float64; the two sides sum the same numbers in another order
+ROUNDING = 1e-10
+
+
+class Two(nn.Module):
+    """Two layers, and something between."""
+
+    def __init__(self, first=None):
+        super().__init__()
+        self.first = nn.Linear(4, 4) if first is None else first
+        self.last = nn.Linear(4, 3)
+
+    def between(self, h):
+        return h.tanh()
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x)))
+
+
+class OwnNorm(nn.Module):
+    """A root-mean-square norm of someone's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.scale * x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+class WithNorm(Two):
+    def __init__(self):
+        super().__init__()
+        self.norm = OwnNorm()
+
+    def between(self, h):
+        return self.norm(h).tanh()
+
+
+class WithScale(Two):
+    """A parameter that the module itself holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+
+    def between(self, h):
+        return (h * self.temperature).tanh()
+
+
+class Shared(Two):
+    def between(self, h):
+        return self.first(h.tanh()).tanh()
+
+
+class Tied(Two):
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def between(self, h):
+        return self.second(h.tanh()).tanh()
+
+
+class Adapter(nn.Module):
+    """A frozen layer and a product of two narrow ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(4, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False)
+        self.base.requires_grad_(False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class AdapterOfTensors(nn.Module):
+    """The same with plain parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(4, 4).requires_grad_(False)
+        self.A, self.B = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.A.T @ self.B.T
+
+
+class Dictionary(Two):
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleDict({"left": nn.Linear(4, 4), "right": nn.Linear(4, 4)})
+
+    def between(self, h):
+        return sum(branch(h).tanh() for branch in self.branches.values())
+
+
+class Symmetric(nn.Module):
+    def forward(self, w):
+        return (w + w.T) / 2
+
+
+def parametrized():
+    net = Two()
+    parametrize.register_parametrization(net.first, "weight", Symmetric())
+    return net
+
+
+def spectral():
+    net = Two()
+    parametrizations.spectral_norm(net.first)
+    return net
+
+
+def weight_norm():
+    net = Two()
+    parametrizations.weight_norm(net.first)
+    return net
+
+
+def lazy():
+    net = Two(nn.LazyLinear(4))
+    net(torch.zeros(1, 4))
+    return net
+
+
+LAST = {"last.weight", "last.bias"}
+FIRST = {"first.weight", "first.bias"}
+#: a network, the weights that must be covered, and a word of the reason for each that may not be
+NETWORKS = {
+    "plain": (Two, FIRST | LAST, {}),
+    "norm of one's own": (WithNorm, FIRST | LAST, {"norm.scale": "OwnNorm"}),
+    "parameter of the module itself": (WithScale, FIRST | LAST, {"temperature": "WithScale"}),
+    "one layer used twice": (Shared, FIRST | LAST, {}),
+    "tied weights": (Tied, FIRST | LAST | {"second.bias"}, {}),
+    "adapter": (lambda: Two(Adapter()), {"first.down.weight", "first.up.weight"} | LAST, dict.fromkeys(("first.base.weight", "first.base.bias"), "frozen")),
+    "adapter of tensors": (lambda: Two(AdapterOfTensors()), LAST, {"first.A": "AdapterOfTensors", "first.B": "AdapterOfTensors", "first.base.weight": "frozen", "first.base.bias": "frozen"}),
+    "dictionary of modules": (Dictionary, FIRST | LAST | {f"branches.{n}.{w}" for n in ("left", "right") for w in ("weight", "bias")}, {}),
+    "parametrized": (parametrized, {"first.bias"} | LAST, {"first.parametrizations.weight.original": "not known"}),
+    "spectral norm": (spectral, {"first.bias"} | LAST, {"first.parametrizations.weight.original": "not known"}),
+    "weight norm": (weight_norm, {"first.bias"} | LAST, {"first.parametrizations.weight.original0": "not known", "first.parametrizations.weight.original1": "not known"}),
+    "lazy": (lazy, FIRST | LAST, {}),
+}  # fmt: skip
+
+
+def data():
+    return [(torch.randn(7, 4).double(), torch.randint(3, (7,)))]
+
+
+@pytest.mark.parametrize("which", NETWORKS)
+def test_covered_like_the_oracle_or_listed(which):
+    make, covered, uncovered = NETWORKS[which]
+    model, batch = make().double(), data()
+    curvature = Curvature(model, "categorical", "exact")
+    assert set(curvature.covered) == covered
+    assert set(curvature.uncovered) == set(uncovered)
+    assert all(word in curvature.uncovered[name] for name, word in uncovered.items()), curvature.uncovered
+    model.eval()  # the estimates of a spectral norm move in training mode
+    expected = dense_ggn(model, batch, "categorical")
+    for name, (factor,) in curvature(batch).factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+        assert expected[name].norm() > 1e-8
+
+
+def test_lazy_layers_without_a_shape():
+    with pytest.raises(CoverageError, match="^first.weight: a lazy layer.*run the model once"):
+        Evidence(Two(nn.LazyLinear(4)), relaxed_only=False)
+
+
+class Stray(Two):
+    """Adds the layer's own weight to the features."""
+
+    def between(self, h):
+        return (h + F.linear(h, self.first.weight)).tanh()
+
+
+class Decoder(Two):
+    """Reads a weight of another layer transposed, as an autoencoder with tied weights does."""
+
+    def forward(self, x):
+        return super().forward(x @ self.first.weight.T @ self.first.weight)
+
+
+class Centred(Two):
+    def between(self, h):
+        return (h - h.mean(0)).tanh()
+
+
+class Running(Two):
+    def between(self, h):
+        return h.cumsum(0).tanh()
+
+
+class Rolled(Two):
+    def between(self, h):
+        return h + h.roll(1, 0)
+
+
+class Attention(Two):
+    """With the dimensions of batch and sequence mistaken for each other."""
+
+    def between(self, h):
+        return (h @ h.T).softmax(1) @ h
+
+
+@pytest.mark.parametrize("make", [Stray, Decoder])
+@pytest.mark.parametrize("curvature", ["expand", "exact"])
+def test_a_weight_used_beside_its_layer_is_refused(make, curvature):
+    model = make().double()
+    with pytest.raises(UnsupportedModuleError, match="^first.weight: the network uses this weight as a tensor too.*call the layer"):
+        Curvature(model, "categorical", curvature)(data())
+    assert all(p.requires_grad for p in model.parameters()) and "forward" not in vars(model.first)
+    model.first.weight.requires_grad_(False)
+    assert "first.weight" not in Curvature(model, "categorical", curvature)(data()).factors
+
+
+@pytest.mark.parametrize("make", [Centred, Running, Rolled, Attention])
+def test_samples_that_know_of_each_other_are_refused(make):
+    with pytest.raises(UnsupportedModuleError, match="^model: the output of a sample depends on other samples"):
+        Evidence(make().double(), relaxed_only=False).refresh(data())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_any_number_of_samples_is_tried(count):
+    batch = [(torch.randn(count, 4).double(), torch.randint(3, (count,)))]
+    assert Evidence(Two().double(), relaxed_only=False).refresh(batch).num_data == count
+    if count > 1:
+        with pytest.raises(UnsupportedModuleError):
+            Evidence(Centred().double(), relaxed_only=False).refresh(batch)
+
+
+def test_what_a_network_draws_is_not_taken_for_a_mixture():
+    class Noisy(Two):
+        def between(self, h):
+            return (h + torch.randn_like(h)).tanh()
+
+    torch.manual_seed(3)
+    model, batch = Noisy().double(), data()
+    torch.manual_seed(4)
+    first = Evidence(model, relaxed_only=False).refresh(batch)
+    torch.manual_seed(4)
+    assert Evidence(model, relaxed_only=False).refresh(batch) == first
