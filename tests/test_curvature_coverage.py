@@ -512,7 +512,7 @@ def test_lopsided_padding_is_refused():
         Curvature(model, "categorical")(images())
 
 
-def test_batch_dimension_must_come_first():
+def test_a_batch_that_is_folded_into_rows():
     class Folded(nn.Module):
         def __init__(self):
             super().__init__()
@@ -521,8 +521,24 @@ def test_batch_dimension_must_come_first():
         def forward(self, x):
             return self.head(self.linear(x.flatten(0, 2)).reshape(len(x), -1))
 
-    with pytest.raises(UnsupportedModuleError, match="linear.*batch"):
-        Curvature(Folded().double(), "categorical")(images())
+    model, data = Folded().double(), images()
+    expected = dense_ggn(model, data, "categorical")
+    for name, (factor,) in Curvature(model, "categorical", "exact")(data).factors.items():
+        assert (factor.dense() - expected[name]).norm() < 1e-10 * expected[name].norm()
+
+
+def test_rows_that_no_sample_owns():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.head = nn.Linear(5, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            rows = self.linear(x.flatten(0, 2))
+            return self.head((rows + rows.roll(1, 0))[::5])
+
+    with pytest.raises(UnsupportedModuleError, match="^model: the output of a sample depends on other samples"):
+        Curvature(Sums().double(), "categorical")(images())
 
 
 def test_users_own_hooks_and_forward_survive():

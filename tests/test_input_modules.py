@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from escnn_relax import Evidence
 from escnn_relax.curvature.collect import Curvature
+from escnn_relax.curvature.jacobian import jacobian
 from escnn_relax.errors import CoverageError, UnsupportedModuleError
 
 #: float64; the two sides sum the same numbers in another order
@@ -235,6 +236,93 @@ def test_a_weight_used_beside_its_layer_is_refused(make, curvature):
 def test_samples_that_know_of_each_other_are_refused(make):
     with pytest.raises(UnsupportedModuleError, match="^model: the output of a sample depends on other samples"):
         Evidence(make().double(), relaxed_only=False).refresh(data())
+
+
+def test_mixtures_that_neighbours_do_not_show():
+    """The gradients show them: what is made of sample 0 reaches the output of sample 2, and of no odd one."""
+
+    class Apart(Two):
+        def between(self, h):
+            return h + h.roll(2, 0)
+
+    batch = [(torch.randn(8, 4).double(), torch.randint(3, (8,)))]
+    with pytest.raises(UnsupportedModuleError, match="^first: what it makes of a sample changes the outputs of other samples"):
+        Evidence(Apart().double(), relaxed_only=False).refresh(batch)
+
+
+class Frames(Two):
+    """All frames of all samples go through one encoder as one batch."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    def forward(self, x):
+        samples, frames = x.shape[:2]
+        weigh = torch.arange(1, frames + 1).to(x).view(1, -1, 1)
+        if self.order == "sample by sample":
+            h = self.first(x.flatten(0, 1)).unflatten(0, (samples, frames))
+        elif self.order == "frame by frame":
+            h = self.first(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (frames, samples)).transpose(0, 1)
+        else:
+            h = self.first(x.transpose(0, 1)).transpose(0, 1)
+        return self.last((h.tanh() * weigh).sum(1).tanh())
+
+
+@pytest.mark.parametrize("samples, frames", [(5, 3), (3, 3), (1, 3), (2, 2), (4, 1)])
+@pytest.mark.parametrize("order", ["sample by sample", "frame by frame", "batch second"])
+def test_frames_that_share_an_encoder(order, samples, frames):
+    model = Frames(order).double()
+    batch = [(torch.randn(samples, frames, 4).double(), torch.randint(3, (samples,)))]
+    expected = dense_ggn(model, batch, "categorical")
+    curvature = Curvature(model, "categorical", "exact")
+    found = curvature(batch)
+    assert found.num_data == samples and len(found.factors) == 4
+    for name, (factor,) in found.factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+    outputs, derivatives = jacobian(curvature, batch[0][0])
+    wanted = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (batch[0][0],)))(dict(model.named_parameters()))
+    for name, rows in derivatives.items():
+        assert (rows - wanted[name].flatten(2)).norm() < ROUNDING * rows.norm(), name
+
+
+@pytest.mark.parametrize("order", ["sample by sample", "frame by frame", "batch second"])
+def test_frames_under_a_hypergradient(order):
+    model, batch = Frames(order).double(), [(torch.randn(5, 3, 4).double(), torch.randint(3, (5,)))]
+    evidence = Evidence(model, curvature="expand", relaxed_only=False)
+    slope, = evidence.hypergradient(batch, [model.first.bias])
+    step = torch.zeros_like(slope)
+    step[1] = 1e-5
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            model.first.bias += sign * step
+        values.append(evidence.refresh(batch).total)
+        with torch.no_grad():
+            model.first.bias -= sign * step
+    difference = (values[0] - values[1]) / 2e-5
+    assert abs(float(slope[1]) - difference) < 1e-4 * abs(difference) + 1e-6
+
+
+def test_frames_as_many_as_they_come():
+    """Videos of other lengths in other batches."""
+    model = Frames("frame by frame").double()
+    data = [(torch.randn(4, frames, 4).double(), torch.randint(3, (4,))) for frames in (2, 5, 1)]
+    expected = dense_ggn(model, data, "categorical")
+    for name, (factor,) in Curvature(model, "categorical", "exact")(data).factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+
+
+def test_frames_in_no_order():
+    class Shuffled(Frames):
+        def forward(self, x):
+            order = torch.tensor([0, 5, 2, 7, 1, 4, 3, 6])
+            h = self.first(x.flatten(0, 1)[order])[order.argsort()]
+            return self.last(h.unflatten(0, x.shape[:2]).sum(1).tanh())
+
+    batch = [(torch.randn(4, 2, 4).double(), torch.randint(3, (4,)))]
+    with pytest.raises(UnsupportedModuleError, match="^first: the layer sees 8 samples where the network has 4"):
+        Curvature(Shuffled("any").double(), "categorical")(batch)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
