@@ -36,7 +36,7 @@ def equivariant_state(model: nn.Module, like: Optional[nn.Module] = None) -> dic
     <All keys matched successfully>
     """
     plain = project(model).eval()  # eval: only then are the derived entries those of the weights
-    state = dict(plain.state_dict())
+    state = {k: v.contiguous() for k, v in plain.state_dict().items()}  # escnn's kernels may lie in another order
     if like is not None:
         known = like.state_dict()
         state = {k: v for k, v in state.items() if k in known or k.rsplit(".", 1)[-1] not in DERIVED}

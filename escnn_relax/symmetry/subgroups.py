@@ -23,8 +23,8 @@ class SubgroupLattice:
     Iterates over :class:`Subgroup`; ``lattice["C4"]`` and ``lattice[id]`` look one up.
     """
 
-    def __init__(self, gspace: gspaces.GSpace, members: list[Subgroup]) -> None:
-        self.gspace = gspace
+    def __init__(self, gspace: gspaces.GSpace, members: list[Subgroup], max_order: int = 8) -> None:
+        self.gspace, self.max_order = gspace, max_order
         self.members = tuple(members)
 
     def __iter__(self) -> Iterator[Subgroup]:
@@ -90,6 +90,24 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
     """
     if max_order < 1:
         raise ArgumentError("subgroups", expected="max_order of 1 or more", got=max_order)
+    for known in _LISTED:
+        if known.max_order == max_order and (known.gspace is gspace or known.gspace == gspace):
+            return known
+    found = _listed(gspace, max_order)
+    _LISTED.append(found)
+    del _LISTED[:-MOST]
+    return found
+
+
+#: Lattices that were listed before: naming a subgroup takes milliseconds, and a report asks for all at each layer several
+#: times. Searched one by one, since escnn's G-spaces can be compared but not all be hashed.
+_LISTED: list[SubgroupLattice] = []
+
+#: How many are kept.
+MOST = 64
+
+
+def _listed(gspace: gspaces.GSpace, max_order: int) -> SubgroupLattice:
     whole = gspace.fibergroup
     found: list[Subgroup] = []
     known: set[frozenset[Any]] = set()
@@ -103,7 +121,7 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
             continue
         found.append(member)
     found.sort(key=lambda m: group_size(m.group))
-    return SubgroupLattice(gspace, found)
+    return SubgroupLattice(gspace, found, max_order)
 
 
 def common_subgroup(first: Subgroup, *others: Subgroup) -> Subgroup:
