@@ -66,6 +66,22 @@ def test_claim_of_five_lines(examples):
     refuses(check, [right], report=layers((0, 0), (0, 0)))
 
 
+def test_claim_of_the_symmetry_test(examples):
+    from plot_symmetry_test import check
+
+    def found(left, *broken):
+        names = [(layer, irrep) for layer in ("conv1", "conv2", "conv3") for irrep in ("irrep_1", "irrep_2")]
+        tests = [Record(layer=a, pathway=b, testable=True, broken=b in broken, adjusted_p_value=0.1) for a, b in names]
+        return Record(tests=tests, network=Record(name=left))
+
+    right = {"rot": found("C4"), "half-turn": found("C2", "irrep_2"), "turn": found("trivial", "irrep_1", "irrep_2")}
+    refuses(check, [right], rot=found("C2", "irrep_2"), turn=found("trivial", "irrep_1"))
+    refuses(check, [right], rot=found("C2"), turn=Record(tests=[], network=Record(name="trivial")))
+    late = found("C2", "irrep_2")
+    late.tests[1].broken = False
+    refuses(check, [right], **{"half-turn": late})
+
+
 def test_claim_of_symmetry_kept(examples):
     from plot_symmetry_kept import check
 
