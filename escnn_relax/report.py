@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Optional, Union
 
 import torch
 from escnn.nn import FieldType
 from torch import nn
 
-from .errors import ArgumentError, UnsupportedModuleError
+from .errors import ArgumentError, UnsupportedModuleError, nearest
 from .evidence import Evidence, survivors
+from .nn.decided import remember
 from .nn.mixed import MixedConvolution
 from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
 from .nn.relaxed_translation import RelaxedTranslation
+from .symmetry.decision import Decided, Decisions
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
@@ -101,14 +103,17 @@ class Report:
     Attributes:
         layers: in the order of the model.
         uncovered: parameters without a prior, with the reason; known if an evidence was given.
+        decisions: which subgroup each layer keeps and why, for :func:`~escnn_relax.harden`; ``None`` if it was not asked for.
     """
 
     layers: tuple[LayerReport, ...]
     uncovered: dict[str, str]
+    decisions: Optional[Decisions] = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is not known, and for margins that are infinite."""
-        return _plain(asdict(self))
+        decided = {} if self.decisions is None else self.decisions.to_dict()
+        return _plain({"layers": [asdict(layer) for layer in self.layers], "uncovered": self.uncovered, "decisions": decided})
 
     def __str__(self) -> str:
         width = max([5, *(len(layer.name) for layer in self.layers)])
@@ -178,17 +183,27 @@ class Report:
         return axes
 
 
-def report(model: nn.Module, evidence: Optional[Evidence] = None, *, subgroups: bool = True) -> Report:
+def report(
+    model: nn.Module,
+    evidence: Optional[Evidence] = None,
+    *,
+    data: Optional[Iterable[Any]] = None,
+    decisions: Union[None, Decisions, Decided] = None,
+    subgroups: bool = True,
+) -> Report:
     """Read off what each relaxed layer of a model learned.
 
     Args:
         model: any model with relaxed layers. What an evidence found is kept in the layers, state dict included.
         evidence: names the parameters without a prior, too, and gives the margins of the surviving subgroups.
+        data: what more symmetry would cost in these, too, see :func:`~escnn_relax.survivors`.
+        decisions: show these, of :func:`~escnn_relax.survivors`, instead of deciding anew; of a
+            :func:`~escnn_relax.symmetry_test` the reasons are added to the decision of this report.
         subgroups: find those. Takes seconds for groups with many subgroups.
 
     Raises:
         UnsupportedModuleError: no relaxed layer in the model.
-        ArgumentError: an evidence of another model.
+        ArgumentError: an evidence of another model; data without an evidence; decisions about other layers.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax import relax
@@ -202,17 +217,36 @@ def report(model: nn.Module, evidence: Optional[Evidence] = None, *, subgroups: 
     if not relaxed:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
     layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
+    decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
+    for own in () if decided is None else decided.layers:
+        known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin}
+        if decided is not None and decided.depth:
+            known |= {"by_depth": own.by_depth.name, "margin_by_depth": own.margin_by_depth}
+        layers[own.layer] = replace(layers[own.layer], **known)
+    return Report(tuple(layers.values()), {} if evidence is None else dict(evidence.uncovered), decided)
+
+
+def _decide(
+    model: nn.Module,
+    relaxed: dict[str, Any],
+    evidence: Optional[Evidence],
+    data: Optional[Iterable[Any]],
+    decisions: Union[None, Decisions, Decided],
+    subgroups: bool,
+) -> Optional[Decisions]:
     found = {n: m for n, m in relaxed.items() if isinstance(m, RelaxedConvolution)}
-    if subgroups:
-        readable = [m for m in found.values() if hasattr(m, "relaxation")]  # a mixture's summands overlap
-        groups = {m.space.fibergroup.name for m in readable}
-        read = survivors(model, evidence, depth=len(groups) == 1) if readable else None
-        for own, depth in zip(read.layers, read.by_depth) if read else ():
-            known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin}
-            if len(groups) == 1:
-                known |= {"by_depth": depth.subgroup.name, "margin_by_depth": depth.margin}
-            layers[own.name] = replace(layers[own.name], **known)
-    return Report(tuple(layers.values()), {} if evidence is None else dict(evidence.uncovered))
+    readable = {n: m for n, m in found.items() if hasattr(m, "relaxation")}  # a mixture's summands overlap
+    given = decisions.decisions if isinstance(decisions, Decided) else decisions
+    for name in given or ():
+        if name not in readable:
+            raise ArgumentError("decisions", f"no relaxed layer {name!r} in the model", remedy=nearest(name, readable))
+    if given is not None and any(d.source != "test" for d in given.layers):
+        return remember(readable, given) if set(given) == set(readable) else given
+    if not subgroups or not readable:
+        return given
+    groups = {m.space.fibergroup.name for m in readable.values()}
+    own = survivors(model, evidence, data=data, depth=len(groups) == 1).decisions
+    return own if given is None else remember(readable, own.beside(given))
 
 
 def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:

@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..symmetry.subgroups import Subgroup
+from ..symmetry.decision import Decision, Decisions
+from ..symmetry.subgroups import Subgroup, common_subgroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,6 +117,22 @@ class SymmetryTest:
     equivariance_error: float
     level: float
     notes: tuple[str, ...]
+
+    @property
+    def decisions(self) -> Decisions:
+        """What nothing contradicts, as a record for :func:`~escnn_relax.harden` and :func:`~escnn_relax.report`: of each layer,
+        and by depth what is left in common."""
+        made: list[Decision] = []
+        for layer, kept in self.subgroups.items():
+            by_depth = common_subgroup(made[-1].by_depth, kept) if made else kept
+            own = [t for t in self.tests if t.layer == layer]
+            least = min((t.adjusted_p_value for t in own if t.testable), default=math.nan)
+            broken = [f"{t.pathway} (p = {t.adjusted_p_value:.3f})" for t in own if t.broken]
+            reasons = [f"the symmetry test found broken: {', '.join(broken)}" if broken else "the symmetry test found nothing broken"]
+            unknown = [f"{t.pathway} ({t.reason})" for t in own if not t.testable]
+            reasons += [f"it could not test {', '.join(unknown)}"] if unknown else []
+            made.append(Decision(layer, kept, by_depth, "test", tuple(reasons), p_value=least))
+        return Decisions(tuple(made))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is not known or infinite."""

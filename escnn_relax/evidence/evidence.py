@@ -30,6 +30,9 @@ from ..curvature.recipe import AUTOMATIC
 from ..errors import ArgumentError, CoverageError
 from ..diagnosis import SymmetryTest
 from ..nn.recorded import Recorded
+from ..nn.relaxed import RelaxedConvolution
+from ..symmetry.decision import Decisions
+from ..symmetry.pathway import SWITCHED_OFF
 from .ascent import move
 from .bridge import to_laplace
 from .distinct import draws
@@ -198,6 +201,13 @@ class Evidence:
             precisions = starts(self, precisions)
         shut = set(self.closed)
         return move_gates(self, {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision})
+
+    def decide(self, data: Optional[Iterable[Any]] = None, energy: float = SWITCHED_OFF) -> Decisions:
+        """What each layer of the model keeps: the record of :func:`~escnn_relax.survivors`, with its arguments and errors."""
+        from .survival import survivors  # which reads evidences
+
+        groups = {m.space.fibergroup.name for m in self._layers.values() if isinstance(m, RelaxedConvolution)}
+        return survivors(self.model, self, data=data, energy=energy, depth=len(groups) == 1).decisions
 
     @property
     def log_noise(self) -> Union[float, Tensor]:

@@ -9,9 +9,11 @@ from typing import Any, Callable, Iterable, Optional
 from torch import nn
 
 from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
+from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
-from ..nn.stabiliser import KernelSymmetry, stabiliser
+from ..nn.stabiliser import INDIFFERENT, KernelSymmetry, stabiliser
+from ..symmetry.decision import Decision, Decisions
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
@@ -82,6 +84,8 @@ class Survivors:
         by_depth: for each layer the largest subgroup that survives in it and in all before it; ``gain`` and ``costs`` add
             up those of these layers. Symmetry lost early is not found again, so it never grows.
         network: the last of these, that of the whole network.
+        energy: the largest share of a layer's energy that counted as none (fraction).
+        depth: whether the network was read by depth; else ``by_depth`` repeats ``layers``.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax import relax
@@ -94,6 +98,8 @@ class Survivors:
 
     layers: tuple[LayerSurvivor, ...]
     by_depth: tuple[LayerSurvivor, ...]
+    energy: float = SWITCHED_OFF
+    depth: bool = True
 
     @property
     def network(self) -> LayerSurvivor:
@@ -103,6 +109,12 @@ class Survivors:
     def subgroups(self) -> dict[str, Subgroup]:
         """By depth, the subgroup of each layer by its name, as ``harden(model, to=...)`` takes them."""
         return {own.name: depth.subgroup for own, depth in zip(self.layers, self.by_depth)}
+
+    @property
+    def decisions(self) -> Decisions:
+        """The record that :func:`~escnn_relax.harden` and :func:`~escnn_relax.report` take."""
+        made = (_decision(own, depth) for own, depth in zip(self.layers, self.by_depth))
+        return Decisions(tuple(made), self.energy, self.depth)
 
     def __str__(self) -> str:
         width = max([5, *(len(s.name) for s in self.layers)])
@@ -135,6 +147,8 @@ def survivors(
     (:meth:`escnn_relax.nn.RelaxedTranslation.living`), only what these keep as well survives; where that is less, there are
     no margins: they would be those of the kernel alone. By depth such pathways count wherever they are, those after the
     last relaxed convolution for this one.
+
+    What was found is kept with the layers while their weights are what they are: ``harden(model, to="stabiliser")`` follows it.
 
     Args:
         model: any model with relaxed layers.
@@ -191,7 +205,10 @@ def survivors(
         return replace(one, losses={h.name: projected(layers, h) for h in one.larger})
 
     layers = tuple(read(s.name, [s], of) for s, of in zip(found, own))
-    return Survivors(layers, tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers)
+    by_depth = tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers
+    survived = Survivors(layers, by_depth, energy, depth)
+    remember({s.name: s.layer for s in found}, survived.decisions)
+    return survived
 
 
 def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
@@ -247,6 +264,23 @@ def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) ->
     search = SubgroupSearch(space, max([*(s.search().highest for s in layers), kept.order]))
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
     return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, f"no margin: {', '.join(breaking)}")
+
+
+def _decision(own: LayerSurvivor, depth: LayerSurvivor) -> Decision:
+    name = own.subgroup.name
+    reasons = [f"all but {own.remainder:.1e} of the kernel's energy is equivariant under {name}"]
+    if math.isfinite(own.margin):
+        rival = min(own.costs, key=own.costs.__getitem__)
+        indifferent = f"the evidence hardly tells it from {rival} ({own.margin:+.1f} nats)"
+        reasons.append(indifferent if own.margin < INDIFFERENT else f"the evidence prefers it to {rival} by {own.margin:.1f} nats")
+    if math.isfinite(own.loss):
+        rival = min(own.losses, key=own.losses.__getitem__)
+        reasons.append(f"{rival} would cost {own.loss:.1f} nats in the data")
+    if own.note:
+        reasons.append(own.note)
+    source = "energy" if math.isnan(own.gain) else "evidence"
+    numbers = {"remainder": own.remainder, "margin": own.margin, "loss": own.loss, "margin_by_depth": depth.margin}
+    return Decision(own.name, own.subgroup, depth.subgroup, source, tuple(reasons), **numbers)
 
 
 def _nats(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Iterable, Mapping, Optional, Union
 
 import torch
 from escnn.nn import EquivariantModule
@@ -15,6 +15,7 @@ from ..nn.recorded import DETERMINED, switched_off
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.strict_layer import strict_layer
+from ..symmetry.decision import Decided, Decides
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
 from .harden_subgroups import to_subgroups
 from .harden_translation import harden_translation, inside
@@ -27,7 +28,9 @@ __all__ = ["harden", "HardenedLayer"]
 def harden(
     model: nn.Module,
     *,
-    to: Union[None, str, Mapping[str, Any]] = None,
+    to: Union[None, str, Mapping[str, Any], Decided] = None,
+    evidence: Optional[Decides] = None,
+    data: Optional[Iterable[Any]] = None,
     per: str = "depth",
     energy: float = SWITCHED_OFF,
     determined: float = DETERMINED,
@@ -50,15 +53,20 @@ def harden(
     most :math:`\sqrt{e}\,|W|` with e its removed energy, which is reported in the result's attribute
     ``hardening``, a tuple of :class:`HardenedLayer`.
 
-    With ``to="stabiliser"`` every layer becomes escnn's own of the largest subgroup H that survives in it, with H's
+    With ``to`` or ``evidence`` every layer becomes escnn's own of the subgroup H that was decided on, with H's
     coefficients and the kernel :math:`P_H W`, the nearest that is equivariant under H. The result is a plain escnn network
     that keeps H whatever it is trained on. Pathways that break translations are switched off before; of those that are
     still alive only such as keep G can stay, in a layer that keeps G.
 
     Args:
-        to: ``"stabiliser"``, or the subgroup of each relaxed layer by its name (ids as ``gspace.restrict`` takes them, or
-            ``survivors(model, evidence).subgroups``, which weighs the evidence besides the energy).
-        per: of ``to``. ``"depth"``: symmetry never grows with depth; the network is restricted from its input on, and again
+        to: what :func:`~escnn_relax.survivors`, :func:`~escnn_relax.report` or :func:`~escnn_relax.symmetry_test` returned, whose
+            decisions are followed; or the subgroup of each relaxed layer by its name (ids, printed names or subgroups); or
+            ``"stabiliser"``: what survivors or report last decided about these weights with this ``energy``, and where nothing
+            was decided the largest subgroup that leaves no more than ``energy`` of a kernel. So the result is never at odds
+            with a table printed just before.
+        evidence: decide by this evidence of the model, as ``survivors(model, evidence, data=data)`` does.
+        data: of ``evidence``.
+        per: of ``to`` and ``evidence``. ``"depth"``: symmetry never grows with depth; the network is restricted from its input on, and again
             before each layer that keeps less (:func:`~escnn_relax.restrict` with ``from_layer``), so modules used on
             both sides of such a step, an activation shared by two layers say, need ``"network"``: one subgroup for all.
             ``"layer"``: each layer its own, between fields of G as before.
@@ -69,7 +77,8 @@ def harden(
         UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
             convolution that break its subgroup, or any where that is not G.
         DataError: NaN or infinite weights.
-        ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, or subgroups that grow with depth.
+        ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, subgroups that grow with depth, data without
+            an evidence, an evidence of another model or beside decisions.
         EmptyBasisError: a kernel outside the span of escnn's, of a layer with ``basis="pixel"``.
 
     >>> from escnn import gspaces, nn as enn
@@ -90,8 +99,8 @@ def harden(
     for name, value in (("energy", energy), ("determined", determined)):
         if not 0 <= value <= 1:
             raise ArgumentError(name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default")
-    if to is not None:
-        return to_subgroups(model, to, per, energy, determined)
+    if to is not None or evidence is not None or data is not None:
+        return to_subgroups(model, to, evidence, data, per, energy, determined)
     records: list[HardenedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:

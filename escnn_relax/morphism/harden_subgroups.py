@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Mapping, Union
+from typing import Any, Iterable, Mapping, Optional, Union
 
 from torch import nn
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..nn.decided import remembered
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.stabiliser import KernelSymmetry, stabiliser, stabilisers
+from ..symmetry.decision import Decided, Decides, Decision, Decisions
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.subgroups import Subgroup, subgroup
 from .harden_translation import inside, only_living, refuse_living
@@ -22,33 +24,30 @@ __all__ = ["to_subgroups"]
 
 
 def to_subgroups(
-    model: nn.Module, to: Union[str, Mapping[str, Any]], per: str, energy: float, determined: float
+    model: nn.Module,
+    to: Any,
+    evidence: Optional[Decides],
+    data: Optional[Iterable[Any]],
+    per: str,
+    energy: float,
+    determined: float,
 ) -> nn.Module:
     """See :func:`~escnn_relax.harden` for the arguments and errors."""
     position = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    decided = _decided(model, to, evidence, data, per, energy)
     records: tuple[HardenedLayer, ...] = ()
     if any(isinstance(module, RelaxedTranslation) for module in model.modules()):
         model, records = only_living(model, energy, determined)
     outer = {inside(r.name): r.name for r in records}
-    found = [
-        KernelSymmetry(module, name or "model")
-        for name, module in model.named_modules()
-        if isinstance(module, RelaxedConvolution) and not isinstance(module, MixedConvolution)
-    ]
-    names = [name for name, module in model.named_modules() if any(module is s.layer for s in found)]
+    found = [KernelSymmetry(layer, name or "model") for name, layer in readable(model).items()]
+    names = list(readable(model))
     if not found and not records:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden")
-    if isinstance(to, Mapping):
-        titles = {r.name: inside(r.name) for r in records}  # a convolution that is left alone takes the place of the layer
-        kept = _given(to, found, [titles.get(name, name) for name in names])
-    elif to == "stabiliser":
-        kept = {
-            "depth": lambda: [s.subgroup for s in stabilisers(found, energy)],
-            "network": lambda: len(found) * [stabiliser(found, energy).subgroup] if found else [],
-            "layer": lambda: [stabiliser([s], energy).subgroup for s in found],
-        }[per]()
-    else:
-        raise ArgumentError("to", expected="'stabiliser' or a subgroup for each relaxed layer", got=repr(to))
+    titles = {r.name: inside(r.name) for r in records}  # a convolution that is left alone takes the place of the layer
+    if decided is None:
+        decided = _by_energy(found, [titles.get(name, name) for name in names], per, energy)
+    chosen_by = decided.chosen(per) if isinstance(decided, Decisions) else decided
+    kept = _given(chosen_by, found, [titles.get(name, name) for name in names])
     if per == "network" and any(not k <= kept[0] or not kept[0] <= k for k in kept):
         raise ArgumentError("per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'")
     chosen = dict(zip(names, kept))
@@ -56,18 +55,74 @@ def to_subgroups(
     hardened: Any = (by_layer if per == "layer" else by_depth)(model, chosen)
     left = {name for name, module in model.named_modules() if isinstance(module, RelaxedTranslation)}
     own = {name: _record(name, s, chosen[name]) for name, s in zip(names, found)}
+    if isinstance(decided, Decisions):
+        own = {n: replace(r, reasons=decided.of(titles.get(n, n)).reasons) for n, r in own.items()}
     relaxed = [replace(r, name=inside(n)) if n in outer.values() else r for n, r in own.items()]
     beside = [replace(r, kind=own[r.name].kind) if r.name in own and r.name not in left else r for r in records]
     hardened.hardening = tuple(sorted([*relaxed, *beside], key=lambda r: position[outer.get(r.name, r.name)]))
     return hardened
 
 
+def readable(model: nn.Module) -> dict[str, Any]:
+    """The layers that keep a subgroup, by name: all relaxed ones but mixtures, whose summands overlap."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, RelaxedConvolution) and not isinstance(module, MixedConvolution)
+    }
+
+
+def _decided(
+    model: nn.Module, to: Any, evidence: Optional[Decides], data: Optional[Iterable[Any]], per: str, energy: float
+) -> Union[None, Decisions, Mapping[str, Any]]:
+    """The decisions to follow; ``None`` where there are none yet."""
+    if isinstance(to, Decided):
+        to = to.decisions
+        if to is None:
+            remedy = "make the report with subgroups=True"
+            raise ArgumentError("to", "a report without decisions", expected="one with subgroups", remedy=remedy)
+    if to is not None and to != "stabiliser" and not isinstance(to, Mapping):
+        remedy = "pass survivors(model, evidence), a report or a symmetry test, {layer: subgroup}, or 'stabiliser'"
+        raise ArgumentError("to", expected="'stabiliser' or a subgroup for each relaxed layer", got=repr(to), remedy=remedy)
+    if isinstance(to, Decisions) and per != "layer" and not to.depth:
+        raise ArgumentError("to", "the decisions are of single layers", expected="some by depth", remedy="per='layer'")
+    if evidence is not None:
+        if isinstance(to, Mapping):
+            raise ArgumentError("harden", "both decisions and an evidence to decide by", remedy="pass one: to= or evidence=")
+        if evidence.model is not model:
+            raise ArgumentError("harden", "an evidence of another model", remedy="pass the one that this model was fitted with")
+        return evidence.decide(data, energy)
+    if data is not None:
+        raise ArgumentError("data", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")
+    if isinstance(to, Mapping):
+        return to
+    known = remembered(readable(model))
+    usable = known is not None and known.energy == energy and (known.depth or per == "layer")
+    return known if usable else None
+
+
+def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: float) -> Decisions:
+    if per == "network":
+        deep = len(found) * [stabiliser(found, energy)] if found else []
+    else:
+        deep = stabilisers(found, energy) if per == "depth" else [stabiliser([s], energy) for s in found]
+    made = []
+    for name, s, kept in zip(names, found, deep):
+        remainder = s.remainder(kept.subgroup)
+        reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
+        made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", (reason,), remainder))
+    return Decisions(tuple(made), energy)
+
+
 def _given(to: Mapping[str, Any], found: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
-    missing = [name for name in names if name not in to] + [name for name in to if name not in names]
-    if missing:
-        raise ArgumentError("to", expected=f"a subgroup for each of {names}", got=sorted(to))
-    ids = [to[name].id if isinstance(to[name], Subgroup) else to[name] for name in names]
-    return [subgroup(s.layer.space, id, s.where) for s, id in zip(found, ids)]
+    for name in names:
+        if name not in to:
+            got, remedy = sorted(to), f"add {name!r}, or pass survivors(model)"
+            raise ArgumentError("to", expected=f"a subgroup for each of {names}", got=got, remedy=remedy)
+    for name in to:
+        if name not in names:
+            raise ArgumentError("to", f"no relaxed layer {name!r} in the model", remedy=nearest(name, names))
+    return [subgroup(s.layer.space, to[name], s.where) for s, name in zip(found, names)]
 
 
 def _record(name: str, symmetry: KernelSymmetry, kept: Subgroup) -> HardenedLayer:

@@ -21,6 +21,7 @@ class HardenedLayer:
             pathways included unless the convolution's bias says them now.
         kind: class of the new layer.
         subgroup: name of the subgroup that the new layer is equivariant under; empty if it is none of escnn's.
+        reasons: why that one, with ``to`` or ``evidence``, see :class:`~escnn_relax.symmetry.decision.Decision`.
     """
 
     name: str
@@ -29,3 +30,4 @@ class HardenedLayer:
     removed_energy: float
     kind: str
     subgroup: str = ""
+    reasons: tuple[str, ...] = ()

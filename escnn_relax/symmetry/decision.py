@@ -1,0 +1,163 @@
+"""One record of what was decided about the subgroup of each layer, by what, and for which reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from ..errors import ArgumentError, nearest
+from .subgroups import Subgroup
+
+__all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES"]
+
+#: What can decide: the symmetry test, the evidence, the energy of the kernels alone, or the user.
+SOURCES = ("test", "evidence", "energy", "choice")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one layer keeps.
+
+    Attributes:
+        layer: as in ``model.named_modules()``.
+        subgroup: the subgroup H of the layer by itself.
+        by_depth: that of the layer and all before it, which is never larger.
+        source: what decided, one of :data:`SOURCES`.
+        reasons: sentences, each with its numbers.
+        remainder: share of the kernel's energy that H does not fix (fraction); NaN where no kernel was asked.
+        margin: by how much the evidence prefers H to the next larger subgroup (nats); infinite for the whole group, NaN without
+            an evidence.
+        loss: what the next larger subgroup would cost in the data (nats); NaN without data.
+        p_value: the least adjusted p-value of the layer in a symmetry test; NaN without one.
+        margin_by_depth: the margin of the layer and all before it together (nats).
+
+    >>> from escnn import gspaces
+    >>> from escnn_relax.symmetry.subgroups import subgroup
+    >>> c2 = subgroup(gspaces.rot2dOnR2(4), 2)
+    >>> print(Decision("conv", c2, c2, "energy", ("all of the kernel is equivariant under C2",)))
+    conv keeps C2, by the energy: all of the kernel is equivariant under C2
+    """
+
+    layer: str
+    subgroup: Subgroup
+    by_depth: Subgroup
+    source: str
+    reasons: tuple[str, ...] = ()
+    remainder: float = math.nan
+    margin: float = math.nan
+    loss: float = math.nan
+    p_value: float = math.nan
+    margin_by_depth: float = math.nan
+
+    def __str__(self) -> str:
+        depth = "" if self.same else f" ({self.by_depth.name} by depth)"
+        who = {"choice": "as was asked"}.get(self.source, f"by the {self.source}")
+        reasons = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        return f"{self.layer or 'model'} keeps {self.subgroup.name}{depth}, {who}{reasons}"
+
+    @property
+    def same(self) -> bool:
+        """Whether the layers before it take nothing away."""
+        return self.subgroup is self.by_depth or self.subgroup <= self.by_depth <= self.subgroup
+
+
+@dataclass(frozen=True)
+class Decisions(Mapping[str, Subgroup]):
+    """What was decided about all relaxed layers of a model: a mapping from a layer's name to its subgroup by depth.
+
+    :func:`~escnn_relax.report` shows it and :func:`~escnn_relax.harden` follows it (``harden(model, to=...)``); what
+    :func:`~escnn_relax.survivors`, :func:`~escnn_relax.report` and :func:`~escnn_relax.symmetry_test` return has one as its
+    ``decisions``.
+
+    Attributes:
+        layers: one record each, in the order of the model.
+        energy: share of a kernel's energy that counted as none (fraction).
+        depth: whether the network was read by depth, too; else ``by_depth`` repeats ``subgroup``.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax, survivors
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> fields = enn.FieldType(space, [space.regular_repr])
+    >>> found = survivors(relax(enn.SequentialModule(enn.R2Conv(fields, fields, 3)))).decisions
+    >>> found["0"].name, found.network.name, found.layers[0].source
+    ('C4', 'C4', 'energy')
+    """
+
+    layers: tuple[Decision, ...]
+    energy: float = math.nan
+    depth: bool = True
+
+    def __getitem__(self, layer: str) -> Subgroup:
+        return self.of(layer).by_depth
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(decision.layer for decision in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def of(self, layer: str) -> Decision:
+        """The whole record of one layer; ``KeyError`` for another name."""
+        for decision in self.layers:
+            if decision.layer == layer:
+                return decision
+        raise KeyError(layer)
+
+    @property
+    def network(self) -> Subgroup:
+        """What the whole network keeps: the last subgroup by depth."""
+        return self.layers[-1].by_depth
+
+    def chosen(self, per: str) -> dict[str, Subgroup]:
+        """The subgroup of each layer as :func:`~escnn_relax.harden` takes it: ``per="depth"``, ``"network"`` or ``"layer"``."""
+        if per == "layer":
+            return {decision.layer: decision.subgroup for decision in self.layers}
+        return {decision.layer: self.network if per == "network" else decision.by_depth for decision in self.layers}
+
+    def beside(self, other: "Decisions") -> "Decisions":
+        """The same decisions, with the reasons of another record, such as a symmetry test's, and a word where it differs.
+
+        Raises:
+            ArgumentError: records of other layers.
+        """
+        merged = []
+        for own in self.layers:
+            if own.layer not in other:
+                remedy = nearest(own.layer, other)
+                raise ArgumentError("decisions", f"nothing is said about the layer {own.layer!r}", remedy=remedy)
+            its = other.of(own.layer)
+            differs = own.subgroup.name != its.subgroup.name
+            word = (f"the {its.source} says {its.subgroup.name}",) if differs else ()
+            p = its.p_value if math.isnan(own.p_value) else own.p_value
+            merged.append(replace(own, reasons=(*own.reasons, *word, *its.reasons), p_value=p))
+        return Decisions(tuple(merged), self.energy, self.depth)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and names, for machines; ``None`` for what is not known or infinite."""
+        numbers = ("remainder", "margin", "loss", "p_value")
+        return {
+            d.layer: {"subgroup": d.subgroup.name, "by_depth": d.by_depth.name, "source": d.source, "reasons": list(d.reasons)}
+            | {n: getattr(d, n) if math.isfinite(getattr(d, n)) else None for n in numbers}
+            for d in self.layers
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.layers))
+
+
+@runtime_checkable
+class Decided(Protocol):
+    """Whatever holds a record of decisions: survivors, a report, a symmetry test."""
+
+    @property
+    def decisions(self) -> Decisions | None: ...
+
+
+class Decides(Protocol):
+    """Whatever can decide about the model that it belongs to, such as an :class:`~escnn_relax.Evidence`."""
+
+    model: Any
+
+    def decide(self, data: Iterable[Any] | None = None, energy: float = ...) -> Decisions: ...
