@@ -64,6 +64,14 @@ class RelaxError(Exception):
         expected: what would have been right.
         got: what came.
         remedy: what the user can do.
+
+    All of it is kept as attributes:
+
+    >>> try:
+    ...     raise ArgumentError("energy", expected="a fraction in 0 ... 1", got=2, remedy="leave it out for the default")
+    ... except RelaxError as error:
+    ...     print(error.where, error.got, error.remedy, sep=" | ")
+    energy | 2 | leave it out for the default
     """
 
     def __init__(
