@@ -103,8 +103,8 @@ def test_each_refresh_looks_at_the_next_part():
 
     model = net()
     history = fit(model, loader(), evidence_loader=Watched(batches), share=0.3, keep=0.5, num_data=24, **SHORT)
-    # epochs 1, 3, 5, one batch more than the part is ever fetched; the last refresh is of all
-    assert [i for i, after in zip(seen, [*seen[1:], 0]) if after <= i] == [0, 1, 2, 2]
+    # one before anything is trained; epochs 1, 3, 5, one batch more than the part is ever fetched; the last refresh is of all
+    assert [i for i, after in zip(seen, [*seen[1:], 0]) if after <= i] == [0, 0, 1, 2, 2]
     again = Evidence(model, num_data=24)
     again.log_precision = dict(history.evidence.log_precision)
     assert again.refresh(batches).total == pytest.approx(history.evidence.log_marginal_likelihood(), rel=1e-5)
@@ -324,3 +324,16 @@ def test_untouched_residual_weights_keep_their_precision():
     evidence.step(3)
     assert evidence.log_precision["convolution.weights.irrep_1"] == 3.0
     assert evidence.log_precision["convolution.weights.equivariant"] != 0.0
+
+
+def test_what_a_refresh_cannot_do_is_said_before_anything_is_trained():
+    """Data that only a refresh reads would come up at epoch 1."""
+    model, epochs = net(), []
+    evidence_loader = [(torch.randn(8, 1, 5, 5), torch.full((8,), 7))]  # no class 7, and only where a refresh looks
+    before = [p.detach().clone() for p in model.parameters()]
+    data = loader()
+    with pytest.raises(DataError, match="labels"):
+        fit(model, data, evidence_loader=evidence_loader, callback=epochs.append, **SHORT)
+    assert not epochs and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    fit(model, data, callback=epochs.append, **SHORT)
+    assert len(epochs) == SHORT["epochs"]

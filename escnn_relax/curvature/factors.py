@@ -14,8 +14,9 @@ from ..errors import CurvatureError
 
 __all__ = ["Factor", "KroneckerFactor", "EigenFactor", "DenseFactor", "GramFactor", "DiagonalFactor"]
 
-#: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero.
-INDEFINITE_TOLERANCE = 1e-6
+#: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero: sums in single precision
+#: of 1600 products in a row may be off by that, and 5e-6 has been seen.
+INDEFINITE_TOLERANCE = 1e-4
 #: So are those down to this: products of tiny float32 gradients underflow. No prior precision comes anywhere near it.
 VANISHING = 1e-24
 

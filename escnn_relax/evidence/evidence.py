@@ -36,7 +36,7 @@ from ..symmetry.pathway import SWITCHED_OFF
 from .ascent import move
 from .bridge import to_laplace
 from .distinct import draws
-from .gating import closed_weights, move_gates, opened, starts
+from .gating import closed_weights, gateable, move_gates, opened, starts
 from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
@@ -167,13 +167,15 @@ class Evidence:
         """Names of the weights of closed pathways: exactly zero, without curvature, prior or a share in the evidence."""
         return tuple(n for n, value in self.log_precision.items() if value == math.inf)
 
-    def close(self, names: Iterable[str]) -> None:
+    def close(self, names: Optional[Iterable[str]] = None) -> None:
         """Set pathways to exactly zero, by their weights' names, and leave them out of everything until they are opened.
+
+        Without names all that break a symmetry.
 
         Raises:
             CoverageError: a name that is not of a covered pathway that breaks a symmetry.
         """
-        move_gates(self, {name: math.inf for name in names})
+        move_gates(self, {name: math.inf for name in (gateable(self) if names is None else names)})
 
     def open(self, precisions: Union[Mapping[str, float], SymmetryTest]) -> tuple[str, ...]:
         """Open closed pathways, each with the log precision it starts from; those that are open already stay as they are.

@@ -23,6 +23,7 @@ from .evidence import Evidence
 from .gates import Gates
 from .history import EpochRecord, History
 from .loading import Part, Replayed, data_size
+from .rehearsal import rehearse
 from .run import Run, Undo
 from .scales import Scales
 
@@ -111,6 +112,7 @@ def fit(
     and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.3 times as long as
     without evidence (``tests/benchmarks/refresh.md``), for precisions that are somewhat noisier.
 
+    One batch goes through all that later epochs need before the first one begins, so that what cannot work fails in seconds.
     After an error of ours in an epoch, weights, buffers, optimiser and modes are those from before that epoch.
 
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -170,6 +172,8 @@ def fit(
     if checkpoint is not None and Path(checkpoint).exists():
         history.records = run.load(checkpoint)
     first = len(history.records)
+    if not first and epochs > burn_in:
+        rehearse(evidence, train_loader, evidence_loader)
     gate = Gates(evidence, train_loader) if gates else None
     moves = ""
     tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}

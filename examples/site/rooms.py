@@ -14,6 +14,7 @@ ROOT = Path(escnn_relax.__file__).parent
 #: The rooms with what they hold, in the order in which a reader meets them.
 ROOMS = {
     "nn": "layers that may break their symmetry",
+    "diagnosis": "which layer breaks which symmetry, before anything is trained",
     "morphism": "from module to module",
     "evidence": "the log marginal likelihood and training by it",
     "search": "architecture searches",
