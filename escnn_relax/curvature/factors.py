@@ -17,8 +17,9 @@ __all__ = ["Factor", "KroneckerFactor", "EigenFactor", "DenseFactor", "GramFacto
 #: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero: sums in single precision
 #: of 1600 products in a row may be off by that, and 5e-6 has been seen.
 INDEFINITE_TOLERANCE = 1e-4
-#: So are those down to this: products of tiny float32 gradients underflow. No prior precision comes anywhere near it.
-VANISHING = 1e-24
+#: So are those down to this: products of tiny gradients underflow, and a factor that vanishes in theory is nothing but roundings,
+#: the square of a double precision one for each unit of what cancelled. No prior precision comes anywhere near it.
+VANISHING = 1e-15
 
 
 class Factor(ABC):
