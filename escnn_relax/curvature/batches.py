@@ -10,7 +10,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import DataError, FieldTypeError
-from .reader import Weighted, mapped, read, tensors
+from .reader import Asked, Weighted, mapped, of_samples, read, tensors
 
 __all__ = ["answer", "batches", "call", "check_weights", "detached", "halves"]
 
@@ -30,20 +30,29 @@ def detached(input: Any) -> Any:
 def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """Large minibatches in two parts: the sums over samples are the same, and need half the memory, no more than training."""
     for input, target in pairs:
-        tensor = input.tensor if isinstance(input, GeometricTensor) else input
-        alone = isinstance(tensor, Tensor) and len(tensor) == len(target)
-        if len(target) < LARGE or not alone or getattr(input, "coords", None) is not None:
+        count, parts = len(target), tensors(input)
+        alone = all(part.dim() and len(part) == count for part in parts)
+        if count < LARGE or not alone or _has_points(input):
             yield input, target
             continue
-        parts = zip(tensor.tensor_split(2), target.tensor_split(2))
-        yield from ((GeometricTensor(x, input.type) if tensor is not input else x, y) for x, y in parts)
+        for rows in torch.arange(count).tensor_split(2):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            yield of_samples(input, part, count), target[part]
+
+
+def _has_points(input: Any) -> bool:
+    found: list[Any] = []
+    mapped(input, lambda part: found.append(getattr(part, "coords", None)))
+    return any(coords is not None for coords in found)
 
 
 def call(model: nn.Module, input: Any) -> Any:
-    """What a model says to an input: several tensors in a tuple by position, in a dictionary by name.
+    """What a model says to an input: several tensors in a tuple by position, in a dictionary by name; or as the user asks.
 
     ``DataError`` for names and numbers of tensors that it does not take.
     """
+    if isinstance(input, Asked):
+        return input.forward(model, input.input)
     arguments = tuple(input) if isinstance(input, (tuple, list)) else () if isinstance(input, Mapping) else (input,)
     names = dict(input) if isinstance(input, Mapping) else {}
     if len(arguments) != 1:

@@ -65,7 +65,7 @@ class Curvature:
     def __init__(
         self,
         model: nn.Module,
-        likelihood: Union[str, Likelihood] = "categorical",
+        likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
         approximation: str = "expand",
         samples: Union[None, int, str] = AUTOMATIC,
         bias: str = "exact",

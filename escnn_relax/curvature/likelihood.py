@@ -142,12 +142,15 @@ class Likelihood(ABC):
         if isinstance(output, GeometricTensor):
             output = output.tensor
         if isinstance(output, Tensor) and not output.dim():
-            problem, remedy = "the model returns one number, as if it were a loss", "return the outputs that the loss is of"
+            problem = "the model returns one number, as if it were a loss"
+            remedy = "return the outputs that the loss is of, in training and evaluation mode, or pick them by Batches(forward=)"
             raise LikelihoodError(f"likelihood {self.name!r}", problem, remedy=remedy)
         if not isinstance(output, Tensor) or output.dim() < 2:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            got: Any = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            got = f"{got} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else got
             expected = "an output of shape (N, outputs) or (N, outputs, *space)"
-            raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=got, remedy="return one such tensor")
+            remedy = "return one such tensor, or pick it by escnn_relax.Batches(loader, forward=lambda model, x: model(x)...)"
+            raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=got, remedy=remedy)
         if not torch.isfinite(output).all():
             raise DataError("model", "the output is not finite", remedy="look for NaN or infinite weights or inputs")
         return output
@@ -454,11 +457,17 @@ _KNOWN: dict[str, Callable[[], Likelihood]] = {
 }
 
 
-def likelihood(given: Union[str, Likelihood]) -> Likelihood:
+def likelihood(given: Union[str, Likelihood, Callable[..., Any]]) -> Likelihood:
     """A likelihood by its name: ``"categorical"`` (``"classification"``), ``"bernoulli"`` (``"binary"``),
-    ``"gaussian"`` (``"regression"``) or ``"heteroscedastic"``."""
+    ``"gaussian"`` (``"regression"``) or ``"heteroscedastic"``; or the one of a loss of torch's (:mod:`.losses`)."""
     if isinstance(given, Likelihood):
         return given
+    if isinstance(given, type) and issubclass(given, Likelihood):
+        return given()
+    if callable(given):
+        from .losses import of_loss  # which needs the classes here
+
+        return of_loss(given)
     if not isinstance(given, str) or given not in _KNOWN:
         raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given))
     return _KNOWN[given]()

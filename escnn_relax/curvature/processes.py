@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, Iterable, Iterator, Optional
 
 import torch
-from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import DataError, UnsupportedModuleError
-from .reader import Weighted, mapped
+from .reader import of_samples
 
 __all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "rank", "several", "summed", "unpadded", "unwrapped"]
 
@@ -127,9 +126,4 @@ def _shortened(input: Any, target: Any, count: int) -> Optional[tuple[Any, Any]]
     if left <= 0:
         return None
 
-    def first(part: Any) -> Any:
-        return GeometricTensor(part.tensor[:left], part.type) if isinstance(part, GeometricTensor) else part[:left]
-
-    if isinstance(target, Weighted):
-        return mapped(input, first), Weighted(target.target[:left], target.weight[:left])
-    return mapped(input, first), target[:left]
+    return of_samples(input, slice(left), len(target)), target[:left]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
+import torch
 from escnn.nn import GeometricTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import DataError
 
-__all__ = ["Batch", "Batches", "Weighted", "mapped", "read", "tensors"]
+__all__ = ["Asked", "Batch", "Batches", "Weighted", "mapped", "of_samples", "read", "tensors"]
 
 #: What entries of a dictionary or named tuple are called.
 TARGETS = ("target", "targets", "label", "labels", "y")
@@ -36,8 +37,20 @@ class Batch(NamedTuple):
     weight: Optional[Tensor] = None
 
 
+class Asked:
+    """An input, and how the network is asked about it.
+
+    Args:
+        input: see :class:`Batch`.
+        forward: from the network and the input to the outputs.
+    """
+
+    def __init__(self, input: Any, forward: Callable[[nn.Module, Any], Any]) -> None:
+        self.input, self.forward = input, forward
+
+
 class Batches:
-    """A loader whose batches are read by a function; it is taken wherever a loader is.
+    """A loader whose batches are read by a function; it is taken wherever a loader is, and says how the network is called.
 
     Dictionaries and named tuples are read without it if the target is called ``target(s)``, ``label(s)`` or ``y``: entries called
     ``weight(s)`` or ``sample_weight`` weigh the samples, ``index``, ``idx``, ``id`` (plural too) are left out, and all others
@@ -45,25 +58,41 @@ class Batches:
 
     Args:
         loader: re-iterable.
-        read: from a batch to ``(input, target)`` or ``(input, target, weight)``, see :class:`Batch`.
+        read: from a batch to ``(input, target)`` or ``(input, target, weight)``, see :class:`Batch`; by the names in it if
+            ``None``.
+        forward: from the network and the input to the outputs, for networks that return something else than the outputs of the
+            likelihood, or want to be asked in another way than ``model(input)``.
 
     >>> import torch
     >>> loader = Batches([{"image": torch.zeros(4, 1), "class": torch.ones(4), "path": "a"}], lambda b: (b["image"], b["class"]))
     >>> next(iter(loader)).target
     tensor([1., 1., 1., 1.])
+    >>> from escnn_relax import Evidence
+    >>> class Detector(nn.Sequential):
+    ...     def forward(self, image):
+    ...         return {"classes": super().forward(image), "boxes": None}
+    >>> loader = Batches([(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))], forward=lambda model, x: model(x)["classes"])
+    >>> Evidence(Detector(nn.Linear(3, 2)), relaxed_only=False).refresh(loader).num_data
+    4
     """
 
-    def __init__(self, loader: Iterable[Any], read: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        read: Optional[Callable[[Any], Any]] = None,
+        forward: Optional[Callable[[nn.Module, Any], Any]] = None,
+    ) -> None:
         self.loader: Any = loader  # with a length or without
-        self.read = read
+        self.read, self.forward = read, forward
 
     def __iter__(self) -> Iterator[Batch]:
         for index, batch in enumerate(self.loader):
-            found = self.read(batch)
+            found = read(batch, f"batch {index}") if self.read is None else self.read(batch)
             if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
                 expected = "(input, target) or (input, target, weight) from the function that reads batches"
                 raise DataError(f"batch {index}", expected=expected, got=type(found).__name__)
-            yield Batch(*found)
+            input, *others = found
+            yield Batch(input if self.forward is None else Asked(input, self.forward), *others)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -83,12 +112,19 @@ class Weighted:
     def __len__(self) -> int:
         return len(self.target)
 
+    def __getitem__(self, rows: Any) -> Weighted:
+        return Weighted(self.target[rows], self.weight[rows])
+
     def cpu(self) -> Weighted:
         return Weighted(self.target.cpu(), self.weight.cpu())
 
     def tensor_split(self, parts: int) -> list[Weighted]:
         pairs = zip(self.target.tensor_split(parts), self.weight.tensor_split(parts))
         return [Weighted(target, weight) for target, weight in pairs]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Weighted]) -> Weighted:
+        return cls(torch.cat([p.target for p in parts]), torch.cat([p.weight for p in parts]))
 
 
 def read(batch: Any, where: str) -> Batch:
@@ -122,6 +158,8 @@ def _named(batch: Mapping[str, Any], where: str) -> Batch:
 
 def mapped(input: Any, function: Callable[[Any], Any]) -> Any:
     """An input with a function applied to each tensor in it."""
+    if isinstance(input, Asked):
+        return Asked(mapped(input.input, function), input.forward)
     if isinstance(input, Mapping):
         return {name: function(value) for name, value in input.items()}
     if isinstance(input, (tuple, list)):
@@ -129,8 +167,22 @@ def mapped(input: Any, function: Callable[[Any], Any]) -> Any:
     return function(input)
 
 
+def of_samples(input: Any, rows: Any, samples: int) -> Any:
+    """Some samples of an input, by index or slice; what it holds beside ``samples`` rows stays whole."""
+
+    def chosen(part: Any) -> Any:
+        tensor = part.tensor if isinstance(part, GeometricTensor) else part
+        if not tensor.dim() or len(tensor) != samples:
+            return part
+        return GeometricTensor(tensor[rows], part.type) if tensor is not part else tensor[rows]
+
+    return mapped(input, chosen)
+
+
 def tensors(input: Any) -> list[Any]:
     """All that an input consists of, ``GeometricTensor`` as its tensor."""
+    if isinstance(input, Asked):
+        return tensors(input.input)
     several = isinstance(input, (tuple, list, Mapping))
     parts = list(input.values()) if isinstance(input, Mapping) else list(input) if several else [input]
     return [part.tensor if isinstance(part, GeometricTensor) else part for part in parts]

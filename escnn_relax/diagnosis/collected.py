@@ -10,12 +10,13 @@ from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor
 
 from ..curvature.batches import batches
+from ..curvature.reader import Weighted, mapped
 from ..errors import DataError
 from .action import LayerAction
 from .exact_group import ExactGroup
 from .gradients import Probe
-from .samples import Grouping, group_size, raw
-from .strictness import input_type, law_errors
+from .samples import Grouping, group_size, length, raw
+from .strictness import input_type, law_errors, movable
 
 __all__ = ["Collected", "collect"]
 
@@ -77,7 +78,7 @@ def collect(
     count, traced, constant, first_target = 0, 0, True, None
     norms: list[Tensor] = []
 
-    def take(member: int, input: Any, target: Tensor) -> None:
+    def take(member: int, input: Any, target: Any) -> None:
         nonlocal count, traced
         with torch.no_grad():
             input = _jittered(input, generator)
@@ -85,7 +86,7 @@ def collect(
         for n, probe in enumerate(probes):
             output = probe.forward(input)
             asked = count % EVERY == 0
-            scalar = probe.columns(output) if asked else None
+            scalar = probe.columns(output, target) if asked else None
             rest = inputs or scalar is not None
             gradients = probe.gradients(probe.loss(output, target), again=rest)
             for name, action in actions.items():
@@ -93,7 +94,7 @@ def collect(
                 found.squares[n][name] += square
                 _add(found.gradients[n][member], name, features)
             if inputs:
-                gradients = probe.gradients(0.5 * raw(output).square().sum(), again=scalar is not None)
+                gradients = probe.gradients(0.5 * probe.tensor(output).square().sum(), again=scalar is not None)
                 for name, action in actions.items():
                     _add(found.unlabelled[n][member], name, action.features(gradients[name])[0])
             if scalar is not None:
@@ -108,12 +109,13 @@ def collect(
     for input, target in batches(loader, device, progress):
         if found.errors is None:
             in_type = in_type or input_type(probes[0], input)
-            if in_type is not None:
+            if in_type is not None and movable(input, in_type):
                 shaken = _jittered(input, generator)
                 found.errors = law_errors(probes[0], actions, group, shaken, target, in_type, out_type)
         first_target = target[:1] if first_target is None else first_target
-        constant = constant and target.shape[1:] == first_target.shape[1:] and bool((target == first_target).all())
-        norms.append(raw(input).detach().double().flatten(1).norm(dim=1).cpu())
+        aims, first = (aim.target if isinstance(aim, Weighted) else aim for aim in (target, first_target))
+        constant = constant and aims.shape[1:] == first.shape[1:] and bool((aims == first).all())
+        norms.append(length(input, len(target)))
         for ready in grouping.add(input, target):
             take(*ready)
     for ready in grouping.rest():
@@ -140,13 +142,18 @@ def collect(
 
 
 def _jittered(input: Any, generator: torch.Generator) -> Any:
-    tensor = raw(input)
-    if not tensor.is_floating_point():
-        return input
-    scale = JITTER * float(tensor.double().std()) if tensor.numel() > 1 else 0.0
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
-    moved = tensor.detach() + scale * noise
-    return GeometricTensor(moved, input.type) if isinstance(input, GeometricTensor) else moved
+    def shaken(part: Any) -> Any:
+        tensor = raw(part)
+        if not tensor.is_floating_point():
+            return part
+        scale = JITTER * float(tensor.double().std()) if tensor.numel() > 1 else 0.0
+        if not scale:
+            return part
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+        moved = tensor.detach() + scale * noise
+        return GeometricTensor(moved, part.type) if isinstance(part, GeometricTensor) else moved
+
+    return mapped(input, shaken)
 
 
 def _add(sums: dict[str, dict[str, list[Tensor]]], layer: str, features: dict[str, list[Tensor]]) -> None:

@@ -11,11 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import _escnn
 from ..curvature.batches import answer
 from ..curvature.likelihood import Likelihood
-from ..errors import DataError
+from ..curvature.reader import Weighted
+from ..errors import ArgumentError, DataError
 from ..morphism.relax import relax
 from ..morphism.walk import replace_modules
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.pathway import EQUIVARIANT
+from .samples import raw
 
 __all__ = ["Probe", "relaxed_copy", "settle", "start_anew"]
 
@@ -95,9 +97,18 @@ class Probe:
         with torch.enable_grad():
             return answer(self.model, input)
 
-    def loss(self, output: Any, target: Tensor) -> Tensor:
+    def tensor(self, output: Any) -> Tensor:
+        """What the network says, as a tensor."""
+        if isinstance(self.objective, Likelihood):
+            return self.objective.tensor(output)
+        return raw(output)
+
+    def loss(self, output: Any, target: Any) -> Tensor:
         """Summed over the samples if a likelihood says what it is; a number of the user's else."""
         if not isinstance(self.objective, Likelihood):
+            if isinstance(target, Weighted):
+                problem = "the batches hold weights, of which a loss of your own is not told"
+                raise ArgumentError("loss", problem, remedy="pass likelihood= instead, or weigh within the loss")
             loss = self.objective(output, target)
             return loss.sum()
         tensor = self.objective.tensor(output)
@@ -120,11 +131,11 @@ class Probe:
                 raise DataError(name, "the gradient of the loss is not finite", remedy="look for NaN in data or loss")
         return result
 
-    def columns(self, output: Any) -> Optional[Tensor]:
+    def columns(self, output: Any, target: Any) -> Optional[Tensor]:
         """A scalar whose gradient has the loss Hessian's trace as its mean square, ``None`` for a loss of the user's."""
         if not isinstance(self.objective, Likelihood):
             return None
         tensor = self.objective.tensor(output)
         with torch.no_grad():
-            column = next(iter(self.objective.columns(tensor, 1)))
+            column = next(iter(self.objective.columns(tensor, 1, target)))
         return (column * tensor).sum()

@@ -40,7 +40,7 @@ def symmetry_test(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    likelihood: Union[str, Likelihood] = "categorical",
+    likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
     loss: Optional[Callable[[Any, Tensor], Tensor]] = None,
     draws: int = 999,
     initialisations: int = 1,
@@ -65,7 +65,7 @@ def symmetry_test(
             one of the subgroup that these still keep.
         loader: yields ``(input, target)``; gone through once. Samples that come again count once as far as independence
             goes: they share one element with their first appearance.
-        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``.
+        likelihood: as of :class:`~escnn_relax.Evidence`.
         loss: instead, a function of output and target that stays the same if both are moved.
         draws: of the null distribution; the smallest p-value is ``1 / (1 + draws)``.
         initialisations: 1 takes the weights as they are; more take so many random ones, and add the studentised statistics.

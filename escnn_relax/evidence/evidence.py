@@ -25,6 +25,7 @@ from ..curvature.collect import Curvature
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
+from ..curvature.reader import Weighted
 from ..curvature.processes import agreed, distributed, several, unwrapped
 from ..curvature.recipe import AUTOMATIC
 from ..errors import ArgumentError, CoverageError
@@ -65,7 +66,8 @@ class Evidence:
     Args:
         model: a model with at least one relaxed layer; of a ``DistributedDataParallel`` the one inside. In several processes
             each refreshes with its share of the data: sums run over all of them, and all take the same decisions.
-        likelihood: ``"categorical"``, ``"bernoulli"`` or ``"gaussian"``.
+        likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, ``"heteroscedastic"``, a
+            :class:`~escnn_relax.curvature.likelihood.Likelihood`, or a loss of torch's (``nn.CrossEntropyLoss(...)``).
         curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"`` or
             ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
         samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one where
@@ -117,7 +119,7 @@ class Evidence:
     def __init__(
         self,
         model: nn.Module,
-        likelihood: Union[str, Likelihood] = "categorical",
+        likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
         curvature: str = "expand",
         *,
         samples: Union[None, int, str] = AUTOMATIC,
@@ -373,9 +375,16 @@ class Evidence:
         terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self._parameters.items()]
         return torch.stack(terms).sum() / (2 * self.num_data)
 
-    def loss(self, output: Any, target: Tensor) -> Tensor:
-        """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N."""
+    def loss(self, output: Any, target: Any, weight: Optional[Tensor] = None) -> Tensor:
+        """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N.
+
+        Args:
+            output: of the model.
+            target: what the likelihood compares it with.
+            weight: what each sample counts, or each number observed; see :class:`~escnn_relax.Batches`.
+        """
         output = self.likelihood.tensor(output)
+        target = target if weight is None else Weighted(target, weight)
         self.likelihood.check(output, target)
         return self.noise.loss(output, target) / len(output) + self.penalty()
 

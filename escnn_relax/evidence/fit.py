@@ -41,7 +41,7 @@ def fit(
     train_loader: Iterable[Any],
     *,
     epochs: int = 100,
-    likelihood: Union[str, Likelihood] = "categorical",
+    likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
     evidence: Optional[Evidence] = None,
     optimizer: Union[None, Optimizer, Callable[[list[Any]], Optimizer]] = None,
     scheduler: Optional[Callable[[Optimizer], Any]] = None,
@@ -71,7 +71,7 @@ def fit(
         model: a model with relaxed layers; trained in place.
         train_loader: yields ``(input, target)``; re-iterable.
         epochs: passes over it.
-        likelihood: ``"categorical"`` or ``"gaussian"``.
+        likelihood: as of :class:`~escnn_relax.Evidence`.
         evidence: an :class:`~escnn_relax.Evidence` of this model; by default one is made with ``evidence_options``.
         optimizer: an optimiser, or a function from a list of parameters to one; Adam with ``lr`` by default. It must not
             hold length scales (``log_omega``), which that list does not have, and should decay no weight that the evidence has
