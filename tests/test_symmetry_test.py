@@ -16,7 +16,7 @@ from escnn_relax.curvature.likelihood import likelihood
 from escnn_relax.diagnosis.action import LayerAction
 from escnn_relax.diagnosis.exact_group import exact_group
 from escnn_relax.diagnosis.gradients import Probe
-from escnn_relax.diagnosis.randomisation import randomise
+from escnn_relax.diagnosis.randomisation import factor, randomise
 from escnn_relax.errors import ArgumentError, DataError
 from escnn_relax.symmetry.grid_action import transform_field
 
@@ -199,27 +199,48 @@ def test_own_loss_and_several_initialisations():
 
 def p_values(fault="", runs=500, groups=20):
     """Of features of C4, far from symmetric, each moved by a random element; two pathways, without a network."""
-    sign = -1 if fault == "no action" else 1  # T* of "no action" takes elements that do not belong together
-    quotients = torch.tensor([[(j - sign * i) % 4 for j in range(4)] for i in range(4)])
     generator = torch.Generator().manual_seed(1)
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     actions = [torch.stack([torch.linalg.matrix_power(turn, k) for k in range(4)])]
     actions.append(torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1, 1))
+    claimed = actions
+    if fault == "no action":  # matrices of other turns: by 0, 45, 90, 135 degrees
+        half = torch.tensor([[0.5, -0.5], [0.5, 0.5]], dtype=torch.float64) * 2**0.5
+        claimed = [torch.stack([torch.linalg.matrix_power(half, k) for k in range(4)]), actions[1]]
     values, adjusted = [], []
     for _ in range(runs):
         member = torch.randint(4, (groups,), generator=generator)
-        tables = []
-        for action in actions:
+        moved = []
+        for action, claim in zip(actions, claimed):
             base = torch.randn(groups, 3, action.shape[-1], generator=generator, dtype=torch.float64) + 2.0
             features = torch.einsum("bij,brj->bri", action[member], base)
             if fault == "seen":  # whatever has been fitted to the samples as they lie
                 features = features + 0.3 * features.abs()
-            moved = [(features @ m.T).flatten(1) for m in action]
-            tables.append(torch.stack([features.flatten(1) @ m.T for m in moved]))
-        found = randomise(tables, quotients, range(4), 99, generator)
+            moved.append(torch.stack([(features @ m.T).flatten(1) for m in claim]))
+        found = randomise(moved, range(4), 99, generator)
         values.append(found.p_values)
         adjusted.append(found.adjusted)
     return torch.stack(values), torch.stack(adjusted)
+
+
+def test_factor_keeps_inner_products():
+    """Against moved features as they are; the tables' draws against sums over all pairs."""
+    generator = torch.Generator().manual_seed(0)
+    psi = [torch.as_tensor(D4.irrep(1, 1)(g)) for g in D4.fibergroup.elements]
+    position = {g: n for n, g in enumerate(D4.fibergroup.elements)}
+    quotients = torch.tensor([[position[~g @ h] for h in position] for g in position])
+    features = torch.randn(20, 9, 2, generator=generator, dtype=torch.float64)
+    moved = torch.stack([(features @ m.T).flatten(1) for m in psi])
+    table = torch.stack([moved[0] @ m.T for m in moved])
+    found = factor(table, quotients)
+    assert found.shape[-1] == 18
+    assert torch.allclose(found.flatten(0, 1) @ found.flatten(0, 1).T, moved.flatten(0, 1) @ moved.flatten(0, 1).T, rtol=1e-10)
+    one, two = (randomise([of], range(8), 99, torch.Generator().manual_seed(1)) for of in (moved, found))
+    assert torch.allclose(one.statistics, two.statistics, rtol=1e-10) and torch.equal(one.p_values, two.p_values)
+    drawn = torch.randint(8, (99, 20), generator=torch.Generator().manual_seed(1))
+    squares = [sum(moved[h, b] for b, h in enumerate(of)).square().sum() for of in drawn]
+    observed = moved[0].sum(0).square().sum()
+    assert one.p_values.item() == pytest.approx((1 + sum(bool(t >= observed) for t in squares)) / 100)
 
 
 def uniform(values):

@@ -8,6 +8,10 @@ with :math:`h_b` uniform and independent, given the orbits (Lehmann and Romano, 
 The identity counts among the draws: :math:`p = (1 + \#\{T^* \ge T\}) / (1 + R)` (Phipson and Smyth, 2010). One set of draws
 for all tests keeps their dependence, so that the largest of them on one scale adjusts for their number (Westfall and Young,
 1993). For a subgroup H the draws come from H, and the part that H leaves in place is taken out first.
+
+All that a draw needs are the inner products of moved features. A pivoted Cholesky factor of their matrix turns each moved group
+of samples into a few numbers, as many as the features have dimensions, whatever the width of the layer; T* is the square of
+their sum.
 """
 
 from __future__ import annotations
@@ -15,17 +19,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-__all__ = ["Randomisation", "randomise"]
+__all__ = ["Randomisation", "factor", "randomise"]
 
-#: Draws that are looked at together.
-CHUNK = 64
 #: Statistics closer than this are equal (relative): sums of some thousand products in float64.
 EQUAL = 1e-9
 #: A part smaller than this share of the whole is not moved: kernels are sampled in float32.
 STILL = 1e-5
+#: Inner products are reproduced up to this share of the largest: kernels are sampled in float32.
+EXACT = 1e-7
 
 
 @dataclass(frozen=True)
@@ -46,44 +53,65 @@ class Randomisation:
     moved: Tensor
 
 
+def factor(table: Tensor, quotients: Tensor) -> Tensor:
+    r"""Coordinates of moved features from their inner products.
+
+    Args:
+        table: :math:`\Gamma_b^\top M(g) \Gamma_{b'}`, ``(order, B, B)``, float64.
+        quotients: position of :math:`g_i^{-1} g_j`.
+
+    Returns:
+        z, ``(order, B, rank)``, with :math:`z_{gb} \cdot z_{hb'} = \Gamma_b^\top M(g^{-1}h) \Gamma_{b'}`.
+
+    >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    >>> features = torch.randn(5, 2, dtype=torch.float64)
+    >>> table = torch.stack([features @ torch.linalg.matrix_power(turn, k).T @ features.T for k in range(4)])
+    >>> factor(table, torch.tensor([[(j - i) % 4 for j in range(4)] for i in range(4)])).shape
+    torch.Size([4, 5, 2])
+    """
+    order, groups = len(quotients), table.shape[-1]
+    whole = table[quotients].transpose(1, 2).reshape(order * groups, order * groups)
+    whole = (whole + whole.T) / 2
+    largest = float(whole.diagonal().max())
+    if not largest > 0:
+        return table.new_zeros(order, groups, 1)
+    found, pivots, rank, _ = dpstrf(whole.numpy(), lower=1, tol=EXACT * largest)
+    coordinates = np.empty((order * groups, rank))
+    coordinates[pivots - 1] = np.tril(found)[:, :rank]
+    return torch.from_numpy(coordinates).view(order, groups, rank)
+
+
 def randomise(
-    tables: Sequence[Tensor], quotients: Tensor, positions: Sequence[int], draws: int, generator: torch.Generator
+    coordinates: Sequence[Tensor], positions: Sequence[int], draws: int, generator: torch.Generator
 ) -> Randomisation:
     r"""Test invariance under a subgroup.
 
     Args:
-        tables: for each test :math:`\Gamma_b^\top M(g) \Gamma_{b'}`, ``(order, B, B)``, float64.
-        quotients: position of :math:`g_i^{-1} g_j`.
-        positions: of the subgroup's elements.
+        coordinates: for each test the features of each group of samples, moved by each element, ``(order, B, rank)``, float64.
+        positions: of the subgroup's elements; the identity is at 0.
     """
     inside = torch.as_tensor(list(positions))
-    groups = tables[0].shape[-1]
-    chosen = inside[torch.randint(len(inside), (draws, groups), generator=generator)]
-    chosen = torch.cat([torch.zeros(1, groups, dtype=torch.long), chosen])
-    cells = torch.arange(groups * groups).view(groups, groups)
-    parts, means, moved = [], [], []
-    for table in tables:
-        fixed = table[inside].mean(0)
-        trace, still = float(table[0].trace()), float(fixed.trace())
-        share = (trace - still) / trace if trace > 0 else 0.0
-        moved.append(share if share > STILL else 0.0)
-        parts.append((table - fixed).flatten())
-        means.append(max(trace - still, 1e-300))
-    drawn = torch.zeros(len(tables), draws + 1, dtype=torch.float64)
-    for start in range(0, draws + 1, CHUNK):
-        h = chosen[start : start + CHUNK]
-        index = quotients[h[:, :, None], h[:, None, :]] * groups * groups + cells
-        for n, part in enumerate(parts):
-            if moved[n]:
-                drawn[n, start : start + CHUNK] = part[index].sum((1, 2)) / means[n]
+    groups = coordinates[0].shape[1]
+    chosen = torch.randint(len(inside), (draws, groups), generator=generator)
+    first = torch.full((1, groups), positions.index(0))
+    cells = torch.cat([first, chosen]) * groups + torch.arange(groups)
+    moved = torch.zeros(len(coordinates), dtype=torch.float64)
+    drawn = torch.zeros(len(coordinates), draws + 1, dtype=torch.float64)
+    for n, whole in enumerate(coordinates):
+        part = whole[inside]
+        fixed = part.mean(0)
+        trace, still = float(whole[0].square().sum()), float(fixed.square().sum())
+        if trace > 0 and trace - still > STILL * trace:
+            moved[n] = (trace - still) / trace
+            drawn[n] = embedding_bag(cells, (part - fixed).flatten(0, 1), mode="sum").square().sum(1) / (trace - still)
     observed = drawn[:, :1] - EQUAL * drawn[:, :1].abs()
     p = (drawn >= observed).double().mean(1)
     scores = _normal(drawn)
     adjusted = (scores.max(0).values >= scores[:, :1] - EQUAL).double().mean(1)
     for values in (p, adjusted):
-        values[torch.tensor(moved) == 0] = torch.nan
-    largest = drawn[:, 1:].max(1).values if draws else torch.full((len(tables),), torch.nan)
-    return Randomisation(drawn[:, 0], largest, p, adjusted, torch.tensor(moved, dtype=torch.float64))
+        values[moved == 0] = torch.nan
+    largest = drawn[:, 1:].max(1).values if draws else torch.full((len(coordinates),), torch.nan)
+    return Randomisation(drawn[:, 0], largest, p, adjusted, moved)
 
 
 def _normal(drawn: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from .action import LayerAction
 from .collected import Collected, collect
 from .exact_group import ExactGroup, exact_group
 from .gradients import Probe, relaxed_copy, settle, start_anew
-from .randomisation import Randomisation, randomise
+from .randomisation import Randomisation, factor, randomise
 from .result import PathwayTest, SymmetryTest
 from .strictness import kept_elements
 
@@ -171,14 +171,14 @@ def _judged(
     worst = max(found.errors.values()) if found.errors else math.nan
     loose = not math.isnan(worst) and worst > STRICT
     everything = list(range(group.order))
-    first = randomise(list(tables.values()), group.quotients, everything, draws, generator)
+    coordinates = [factor(table, group.quotients) for table in tables.values()]
+    first = randomise(coordinates, everything, draws, generator)
     live = [n for n, key in enumerate(keys) if not silent[key] and float(first.moved[n]) > 0 and not loose]
-    adjusted, verdicts = _closure(group, list(tables.values()), live, first, draws, level, generator)
+    adjusted, verdicts = _closure(group, coordinates, live, first, draws, level, generator)
     blind = None
     if inputs:
-        blind = randomise(
-            [_table(found.unlabelled, actions, *key) for key in keys], group.quotients, everything, draws, generator
-        )
+        blind_tables = [_table(found.unlabelled, actions, *key) for key in keys]
+        blind = randomise([factor(table, group.quotients) for table in blind_tables], everything, draws, generator)
     tests = []
     for n, (layer, name) in enumerate(keys):
         pathway = next(p for p in probe.layers[layer].pathways if p.name == name)
@@ -238,7 +238,7 @@ def _table(features: Any, actions: dict[str, LayerAction], layer: str, name: str
 
 def _closure(
     group: ExactGroup,
-    tables: list[Tensor],
+    coordinates: list[Tensor],
     live: list[int],
     first: Randomisation,
     draws: int,
@@ -252,7 +252,7 @@ def _closure(
     if any(a <= level for a in adjusted.values()):
         for h, inside in subgroups:
             if 1 < len(inside) < group.order:
-                found = randomise(tables, group.quotients, inside, draws, generator)
+                found = randomise(coordinates, inside, draws, generator)
                 verdicts.append((h, found))
                 for n in live:
                     if float(found.moved[n]) > 1 - 1e-4:
