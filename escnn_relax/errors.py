@@ -147,6 +147,10 @@ class CurvatureError(RelaxError, RuntimeError):
     """Non-finite or indefinite factors, or an eigendecomposition that fails."""
 
 
+class MemoryLimitError(RelaxError, MemoryError):
+    """Less memory was allowed than the smallest step takes."""
+
+
 class LikelihoodError(RelaxError, ValueError):
     """The likelihood does not fit the outputs or the targets."""
 

@@ -69,6 +69,14 @@ class Accumulator(ABC):
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         """Factors by parameter name within the layer."""
 
+    def rehearsed(self) -> dict[str, tuple[Factor, ...]]:
+        """:meth:`factors` of the sums so far, which go on; of the size that they will have in the end."""
+        return self.factors()
+
+    def growth(self) -> tuple[int, int]:
+        """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
+        return 0, 0
+
     def where(self, parameter: str) -> str:
         """The parameter as error messages call it."""
         return f"{self.name}.{parameter}" if self.name else parameter
@@ -129,6 +137,11 @@ class _Kronecker(Accumulator):
 
     def sums(self) -> Iterable[Any]:
         return self._read, self._written
+
+    def rehearsed(self) -> dict[str, tuple[Factor, ...]]:
+        found = self.factors()
+        self._contracted.clear()
+        return found
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         found: dict[str, tuple[Factor, ...]] = {}

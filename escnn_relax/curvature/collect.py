@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import nullcontext
 from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence, Union
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError, LikelihoodError
 from .batches import batches, check_weights, detached, halves
+from .budget import Budget
+from .conventions import DECOMPOSED, FACTOR_BYTES
 from .coverage import Part, check_samples, coverage, join
 from .estimate import CurvatureEstimate
 from .extraction import Extraction, Use
@@ -33,6 +36,10 @@ _log = logging.getLogger(__name__)
 SAME_DATA = 1e-3
 
 
+#: Bytes of a weight's eigenvalue: in its factor, in the spectrum of all, and on the way.
+SPECTRA = 3 * FACTOR_BYTES
+
+
 class Curvature:
     """Extracts the curvature of a model's layers with BackPACK, see :mod:`.conventions`.
 
@@ -48,7 +55,9 @@ class Curvature:
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
         normalisation: cover the scales and shifts of batch normalisation too.
         apart: take each output by itself (dimension 1 of the outputs; Gaussian likelihood).
-        memory: what the exact blocks of ``"auto"`` may take together (MiB); see :func:`~.recipe.recipe`.
+        memory: what a refresh may take beside what is there already (MiB); see :mod:`.budget` for what is counted. Minibatches
+            are cut so that it holds. With ``"auto"`` the smallest parameters become exact, as many as fit into a part of it; see
+            :func:`~.recipe.recipe`.
 
     Attributes:
         covered: names of the parameters that get factors.
@@ -99,6 +108,8 @@ class Curvature:
             problem = "outputs cannot be taken apart under 'eigenvalue-corrected', whose basis changes with their noise"
             raise ArgumentError("curvature", problem, remedy="use 'expand'")
         self.extraction = Extraction(self.coverage.layers)
+        self.memory = memory
+        self._ending: Optional[int] = None  # bytes that factors and their spectra take at the end, beside the sums
 
     def __call__(
         self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None
@@ -112,6 +123,7 @@ class Curvature:
             CoverageError: a layer that the forward pass does not use.
             UnsupportedModuleError: a layer or a network that mixes samples, a layer that reads several tensors, a weight that is
                 used beside its layer.
+            MemoryLimitError: less ``memory`` than a single sample takes.
 
         The model is in evaluation mode meanwhile: batch normalisation takes its running statistics, which do not move, and
         dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the curvature
@@ -121,13 +133,14 @@ class Curvature:
         check_alike(self.model)
         check_samples(self.model)
         layers = {part: self._outputwise(part) for part in self.coverage.parts}
-        with self.extraction.open(self.model):
-            sums = self._pass(loader, layers, progress)
+        budget = None if self.memory is None else Budget(self.memory)
+        with budget or nullcontext(), self.extraction.open(self.model):
+            sums = self._pass(loader, layers, progress, budget)
             if not sums.num_data:
                 raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
             unfinished = {name: layer for name, layer in layers.items() if layer.second_pass()}
             if unfinished:
-                again = self._pass(loader, unfinished, progress)
+                again = self._pass(loader, unfinished, progress, budget)
                 one, two = float(sums.losses.sum()), float(again.losses.sum())
                 if again.num_data != sums.num_data or not math.isclose(two, one, rel_tol=SAME_DATA):
                     raise DataError(
@@ -136,10 +149,10 @@ class Curvature:
                         f"the first {sums.num_data} with {one:.6g}",
                         remedy="pass a loader without random augmentation, or another curvature",
                     )
-        factors: list[dict[str, tuple[Factor, ...]]] = [{} for _ in sums.losses]
-        for part, c in layers.items():
-            for found, of_part in zip(factors, c.factors(), strict=True):
-                found.update({join(part.layer, name): of for name, of in of_part.items()})
+            factors: list[dict[str, tuple[Factor, ...]]] = [{} for _ in sums.losses]
+            for part, c in layers.items():
+                for found, of_part in zip(factors, c.factors(), strict=True):
+                    found.update({join(part.layer, name): of for name, of in of_part.items()})
         each = sums.num_data * len(factors)
         numbers = sums.observations / each if sums.observations % each else int(sums.observations) // each
         outputs = [
@@ -230,27 +243,28 @@ class Curvature:
         loader: Iterable[Any],
         layers: dict[Part, Outputwise],
         progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]],
+        budget: Optional[Budget] = None,
     ) -> _Sums:
         device = next(self.model.parameters()).device
         losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
         pairs = batches(loader, device, progress)
-        for input, target in halves(unpadded(loader, pairs) if several() else pairs):
-            if not num_data:
+        pairs = unpadded(loader, pairs) if several() else pairs
+        if budget is None:
+            parts = halves(pairs)
+        else:
+            kind = "again" if any(layer.corrects for layer in layers.values()) else "first"
+            parts = budget.chunks(pairs, kind, lambda: _growth(layers))
+        probed = False
+        for input, target in parts:
+            if not num_data or (budget is not None and not probed):  # which samples know of each other two of them can show
                 self._probe(input)
-            output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
-            if len(output) != len(target):
-                raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
-            self.likelihood.check(output, target)
-            with torch.no_grad():
-                if self.apart:
-                    losses = losses + self.likelihood.losses(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns_apart(output, self._draws(output), target)
-                else:
-                    losses = losses + self.likelihood.loss(output, target).to("cpu", torch.float64)
-                    columns = self.likelihood.columns(output, self._draws(output), target)
-            for index, uses in enumerate(self.extraction.backward(output, columns)):
-                _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
-            num_data, observations = num_data + len(output), observations + self.likelihood.observations(output, target)
+                probed = len(target) > 1
+            loss, observed = self._part(input, target, layers)
+            losses, observations, num_data = losses + loss, observations + observed, num_data + len(target)
+            if budget is not None and self._ending is None:
+                self._ending = self._rehearse(layers, budget)
+            if budget is not None:
+                budget.check(_growth(layers) + (self._ending or 0), "the sums, their factors and their spectra")
         check_batches(num_data)
         if several() and num_data:
             for layer in layers.values():
@@ -258,6 +272,39 @@ class Curvature:
             total = summed(torch.tensor([float(num_data), observations], dtype=torch.float64))
             num_data, observations, losses = int(total[0]), float(total[1]), summed(losses)
         return _Sums(losses, num_data, observations)
+
+    def _part(self, input: Any, target: Any, layers: dict[Part, Outputwise]) -> tuple[Tensor, float]:
+        """Loss of each output, or of all together, and numbers observed, of samples that are handed to the layers."""
+        output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
+        if len(output) != len(target):
+            raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
+        self.likelihood.check(output, target)
+        with torch.no_grad():
+            if self.apart:
+                losses = self.likelihood.losses(output, target).to("cpu", torch.float64)
+                columns = self.likelihood.columns_apart(output, self._draws(output), target)
+            else:
+                losses = self.likelihood.loss(output, target).to("cpu", torch.float64)
+                columns = self.likelihood.columns(output, self._draws(output), target)
+        for index, uses in enumerate(self.extraction.backward(output, columns)):
+            _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
+        self.extraction.forget()
+        for layer in layers.values():
+            layer.forget()
+        return losses, self.likelihood.observations(output, target)
+
+    def _rehearse(self, layers: dict[Part, Outputwise], budget: Budget) -> int:
+        """Bytes that the end takes beside the sums: all factors, then the decomposition of one after the other."""
+        found, taken = budget.taken(lambda: [factor for layer in layers.values() for factor in layer.rehearsed()])
+        side = max((max(factor.sides) for factor in found), default=0)
+        spectra = SPECTRA * sum(self.coverage.parameters.values())
+        return taken + DECOMPOSED * side**2 + spectra
+
+
+def _growth(layers: Mapping[Part, Outputwise]) -> int:
+    """Bytes that have to stay free for sums that still grow."""
+    grown = [layer.growth() for layer in layers.values()]
+    return sum(stays for stays, _ in grown) + max(passing for _, passing in grown)
 
 
 def _add(

@@ -44,9 +44,14 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["APPROXIMATIONS", "FACTOR_DTYPE"]
+__all__ = ["APPROXIMATIONS", "DECOMPOSED", "FACTOR_BYTES", "FACTOR_DTYPE"]
 
 APPROXIMATIONS = ("expand", "reduce", "eigenvalue-corrected", "exact", "diagonal", "sketched")
 
 #: Factors are summed and decomposed in float64, whatever the network's own precision.
 FACTOR_DTYPE = torch.float64
+
+FACTOR_BYTES = 8
+
+#: Bytes for each entry of a matrix while it is decomposed: symmetrised, copied, eigenvectors, working space.
+DECOMPOSED = 5 * FACTOR_BYTES

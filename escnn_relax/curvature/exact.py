@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .accumulation import Accumulator, Batch
 from .contraction import pull_back
-from .conventions import FACTOR_DTYPE
+from .conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
 from .factors import DenseFactor, DiagonalFactor, EigenFactor, Factor, GramFactor, KroneckerFactor
 from .linear_map import LinearMap, WeightBlock
 from .moments import Moments
@@ -63,6 +63,14 @@ class Exact(_Samplewise):
 
     def sums(self) -> Iterable[Any]:
         return (self,)
+
+    def growth(self) -> tuple[int, int]:
+        sizes = [sum(b.positions.numel() for b in blocks) ** 2 for blocks in self._by_parameter().values()]
+        item = max((of[0].element_size() for of in self._columns.values() if of), default=4)
+        held = sum(c.numel() * c.element_size() for of in self._columns.values() for c in of)
+        held += sum(moments.total.numel() * FACTOR_BYTES for moments in self._H.values())
+        # columns become one matrix (item), its square (item) a sum in float64, which is decomposed
+        return max(sum(sizes) * (item + FACTOR_BYTES) - held, 0), max(sizes, default=0) * (item + DECOMPOSED)
 
     def gather(self) -> None:
         """Add up those of all processes: as columns where they are fewer than weights in all of them together."""

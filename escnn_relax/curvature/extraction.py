@@ -127,8 +127,7 @@ class Extraction:
                     module.forward = patched[name]
                 else:
                     vars(module).pop("forward", None)
-            for tap in (tap for taps in self._taps.values() for tap in taps):
-                _forget(tap)
+            self.forget()
             self._taps, self._layouts = {name: [] for name in self.layers}, {}
             for handle in self._handles:
                 handle.remove()
@@ -166,6 +165,11 @@ class Extraction:
             torch.autograd.backward(output, column, retain_graph=True)
         return {name: [tap.use() for tap in of] for name, of in taps.items()}
 
+    def forget(self) -> None:
+        """Let go of what the last pass recorded."""
+        for tap in (tap for taps in self._taps.values() for tap in taps):
+            _forget(tap)
+
     def differentiable(self, output: Tensor, columns: Iterable[Tensor]) -> Iterator[dict[str, list[Use]]]:
         """As :meth:`backward`, within :meth:`open` with something to keep: inputs and gradients have graphs to it."""
         taps = self._taps_in_use()
@@ -188,7 +192,7 @@ class Extraction:
         """Find out about the rows of uses that are new, by the gradients of some samples' outputs alone."""
         samples = len(output)
         new = [(name, index) for name, of in taps.items() for index in range(len(of)) if (name, index) not in self._layouts]
-        if not new or samples < 2 and all(len(taps[name][index].input0) == samples for name, index in new):
+        if not new or samples < 2:  # the rows of a single sample are its own in every layout
             return
         # of any size and sign, so that nothing cancels
         column = torch.linspace(1, 2, output.numel(), dtype=output.dtype, device=output.device).view_as(output).cos()

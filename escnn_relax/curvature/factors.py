@@ -38,6 +38,11 @@ class Factor(ABC):
     def dimension(self) -> int:
         """P, the number of weights."""
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the matrices that are decomposed."""
+        return (self.dimension,)
+
     @cached_property
     @abstractmethod
     def spectrum(self) -> Tensor:
@@ -83,6 +88,10 @@ class KroneckerFactor(Factor):
     def dimension(self) -> int:
         return len(self.A) * len(self.B)
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return len(self.A), len(self.B)
+
     @cached_property
     def spectrum(self) -> Tensor:
         return torch.outer(eigenvalues(self.B, self.where), eigenvalues(self.A, self.where)).flatten()
@@ -114,6 +123,10 @@ class EigenFactor(Factor):
     @property
     def dimension(self) -> int:
         return self.values.numel()
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return (0,)
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -182,6 +195,10 @@ class DiagonalFactor(Factor):
     @property
     def dimension(self) -> int:
         return len(self.diagonal)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        return (0,)
 
     @cached_property
     def spectrum(self) -> Tensor:

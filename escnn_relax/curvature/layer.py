@@ -37,7 +37,7 @@ class LayerCurvature:
         exact_bias: whether the bias is exact; else it gets the output factor of ``expand``.
     """
 
-    _batch: Batch  # the last that was read
+    _batch: Batch  # that which is being read
 
     def __init__(self, name: str, layer: LinearMap, recipe: Mapping[str, str], exact_bias: bool = True) -> None:
         self.name, self.layer = name, layer
@@ -74,6 +74,19 @@ class LayerCurvature:
         for part in self._parts:
             part.add(self._batch, gradients)
 
+    def forget(self) -> None:
+        """Let go of the minibatch."""
+        vars(self).pop("_batch", None)
+
+    def rehearsed(self) -> list[Factor]:
+        """Factors of the sums so far, which go on; of the size that they will have in the end."""
+        return [factor for part in self._parts for of in part.rehearsed().values() for factor in of]
+
+    def growth(self) -> tuple[int, int]:
+        """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
+        grown = [part.growth() for part in self._parts]
+        return sum(stays for stays, _ in grown), max((passing for _, passing in grown), default=0)
+
     def follow(self, first: LayerCurvature) -> None:
         """Take over what another one of the same layer has read, and the sums over it."""
         self._batch = first._batch
@@ -84,6 +97,11 @@ class LayerCurvature:
         """All that the pass summed over the data."""
         for part in self._parts:
             yield from part.sums()
+
+    @property
+    def corrects(self) -> bool:
+        """Whether this is the second pass."""
+        return any(isinstance(part, Corrected) for part in self._parts)
 
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""

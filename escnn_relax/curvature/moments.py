@@ -16,6 +16,9 @@ __all__ = ["Moments", "MeanPatchMoments", "accurate"]
 #: Sums in the network's own precision are carried over to float64 after so many rows.
 FLUSH = 1 << 16
 
+#: So many rows of a moment at a time.
+BAND = 128
+
 
 class Moments:
     r""":math:`\sum_r x_r x_r^\top` for batches of columns, shape ``(groups, D, rows)``; float64 at the end."""
@@ -54,7 +57,12 @@ class Moments:
 
     def _flush(self) -> None:
         if self._partial is not None:
-            self._total = self._total + self._partial.to(FACTOR_DTYPE)
+            if not self._total.dim() or self._partial.requires_grad:
+                self._total = self._total + self._partial.to(FACTOR_DTYPE)
+            else:  # a copy of all in float64 would be as large again
+                for start in range(0, self._total.shape[-2], BAND):
+                    band = slice(start, start + BAND)
+                    self._total[..., band, :] += self._partial[..., band, :]
         self._partial, self._pending = None, 0
 
     def gather(self) -> None:

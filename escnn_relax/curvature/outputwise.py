@@ -37,6 +37,20 @@ class Outputwise:
             self._of[-1].follow(self._of[0])
         self._of[output].add(uses)
 
+    def forget(self) -> None:
+        """Let go of the minibatch."""
+        for of in self._of:
+            of.forget()
+
+    def rehearsed(self) -> list[Factor]:
+        """Factors of the sums so far, which go on; of the size that they will have in the end."""
+        return [factor for of in self._of for factor in of.rehearsed()]
+
+    def growth(self) -> tuple[int, int]:
+        """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
+        grown = [of.growth() for of in self._of]
+        return sum(stays for stays, _ in grown), max(passing for _, passing in grown)
+
     def gather(self) -> None:
         """Add up the sums of all processes."""
         known: set[int] = set()  # outputs share what the layer read
@@ -44,6 +58,11 @@ class Outputwise:
             if id(total) not in known:
                 known.add(id(total))
                 total.gather()
+
+    @property
+    def corrects(self) -> bool:
+        """Whether this is the second pass."""
+        return self._of[0].corrects
 
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""

@@ -18,12 +18,12 @@ AUTOMATIC = "auto"
 LARGEST_EXACT = 256
 
 
-#: Bytes of a number in an exact block.
-BYTES = 8
+#: Bytes that exact blocks take for each of their entries, and the part of the memory that is left to them.
+BYTES, EXACT_PART = 16, 1 / 4
 
 #: ``auto`` sketches A in layers whose kernels see more than so many numbers (input channels of a group x sites). There the
 #: cost of forming and decomposing it, which grows with the cube, overtakes that of the sketch, which does not.
-LARGEST_PATCH = 2048
+LARGEST_PATCH = 1024
 
 #: Up to so many columns a sample (outputs x places) are taken one by one; of more, one is drawn.
 LARGEST_COLUMNS = 256
@@ -54,23 +54,21 @@ def recipe(
     Args:
         sizes: number of weights of each parameter.
         patches: for ``auto``, how many numbers the kernel of its layer sees at a place; ``expand`` where nothing is said.
-        memory: for ``auto``, what all exact blocks together may take (MiB; a block of P weights takes 8 P² bytes): the
+        memory: MiB that a refresh may take, of which ``auto`` gives a quarter to exact blocks (16 P² bytes for P weights): the
             smallest parameters become exact, as many as fit. Without it, those of at most :data:`LARGEST_EXACT` weights.
 
     >>> sizes = {"small": 100, "middle": 500, "large": 10000}
     >>> recipe("auto", sizes)
     {'small': 'exact', 'middle': 'expand', 'large': 'expand'}
-    >>> recipe("auto", sizes, memory=4)
+    >>> recipe("auto", sizes, memory=16)
     {'small': 'exact', 'middle': 'exact', 'large': 'expand'}
     >>> recipe("auto", sizes, patches={"large": 4800})
     {'small': 'exact', 'middle': 'expand', 'large': 'sketched'}
     """
-    if memory is not None and approximation != AUTOMATIC:
-        raise ArgumentError("memory", f"only {AUTOMATIC!r} has a choice", got=repr(approximation), remedy="leave memory out")
-    if memory is not None and not memory >= 0:
-        raise ArgumentError("memory", expected="MiB for the exact blocks, 0 or more", got=memory)
+    if memory is not None and not memory > 0:
+        raise ArgumentError("memory", expected="MiB, more than 0", got=memory)
     if approximation == AUTOMATIC:
-        exact, left = set(), 0.0 if memory is None else memory * 2**20
+        exact, left = set(), 0.0 if memory is None else memory * 2**20 * EXACT_PART
         for name in sorted(sizes, key=sizes.__getitem__):
             left -= BYTES * sizes[name] ** 2
             if (patches or {}).get(name, 0) > LARGEST_PATCH:  # forms the kernel's gradient of every sample, too

@@ -14,6 +14,10 @@ from .processes import gathered, rank, summed
 __all__ = ["RowSample"]
 
 
+#: Times as many as wanted are kept before the surplus is thrown out.
+SPARE = 1.5
+
+
 class RowSample:
     """Patches at places drawn from all places of all samples, each as likely as the other.
 
@@ -50,11 +54,24 @@ class RowSample:
             found = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
             self._keep(keys[sample, place], found.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit)
 
+    @property
+    def item_size(self) -> int:
+        """Bytes of a number in them."""
+        return self._patches[0].element_size() if self._patches else torch.finfo(torch.get_default_dtype()).bits // 8
+
+    def growth(self) -> tuple[int, int]:
+        """Bytes by which what is kept may still grow, and bytes more that sorting it takes for a while."""
+        if not self._patches:
+            return 0, 0
+        each = self._patches[0][0].numel() * self._patches[0].element_size()
+        most = int(SPARE * self.size) * each
+        return max(most - sum(map(len, self._patches)) * each, 0), most + self.size * each
+
     def _keep(self, keys: Tensor, patches: Tensor, limit: float) -> None:
         self._patches.append(patches)
         self._of_patches.append(keys)
         self._keys = torch.cat([self._keys[self._keys <= limit], keys])
-        if sum(map(len, self._of_patches)) > 1.5 * self.size:
+        if sum(map(len, self._of_patches)) > SPARE * self.size:
             self._compact()
 
     def _compact(self) -> None:

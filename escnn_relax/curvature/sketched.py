@@ -7,6 +7,7 @@ what it costs grows with the width as a convolution does, not with the cube. See
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from typing import Any, Iterable, Optional, Sequence
 
 import torch
@@ -14,21 +15,23 @@ from torch import Tensor
 
 from .accumulation import Accumulator, Batch, WrittenMoments
 from .contraction import row_basis
+from .conventions import FACTOR_BYTES
 from .factors import Factor
-from .linear_map import LinearMap, Piece, WeightBlock
+from .linear_map import LinearMap, Piece, WeightBlock, width
 from .moments import accurate
 from .patch_moments import PatchMoments
 from .places import Window
 from .processes import summed
 from .row_sample import RowSample
-from .sketch import Sketch, sketch
+from .sketch import AXES, PROBES, STEPS, Sketch, sketch
 from .sketched_factor import SketchedFactor
 
 __all__ = ["RowOperator", "Sketched"]
 
 
-#: Sampled rows: places times components of the output field; at least so many places.
-ROWS, PLACES = 16384, 1024
+#: Sampled rows, which are places times components of the output field: so many for each coefficient, at most so many, and at
+#: least so many places. In ``tests/benchmarks/width.md`` a quarter of that decides as ``expand`` does, too.
+RATIO, ROWS, PLACES = 4, 16384, 256
 
 #: Numbers in what one product writes at a time.
 PART = 1 << 24
@@ -44,7 +47,8 @@ class Sketched(Accumulator):
         super().__init__(name, layer, parameters)
         members = min(block.channels.shape[1] for block in self.blocks)
         seed = zlib.crc32(name.encode())
-        self._rows = RowSample(layer, max(PLACES, ROWS // members), seed)
+        wanted = min(ROWS, RATIO * max(block.positions.shape[1] for block in self.blocks))
+        self._rows = RowSample(layer, max(PLACES, wanted // members), seed)
         self._fields = FieldMoments(layer, self.blocks)
         self._written = WrittenMoments(self.blocks)
         self._seed = seed
@@ -63,6 +67,24 @@ class Sketched(Accumulator):
     def sums(self) -> Iterable[Any]:
         return self._rows, self._fields, self._written
 
+    def rehearsed(self) -> dict[str, tuple[Factor, ...]]:
+        return {}  # it would cost as much as the real one; growth() says what it takes
+
+    def growth(self) -> tuple[int, int]:
+        stays, sorting = self._rows.growth()
+        return stays, max(sorting, *(self._sketching(block) for block in self.blocks))
+
+    def _sketching(self, block: WeightBlock) -> int:
+        """Bytes that the sketch of a block's A takes for a while, at most."""
+        rows, item = self._rows.size, self._rows.item_size
+        read = sum(width(piece) for piece in block.pieces)
+        size = block.positions.shape[1]
+        vectors = min(AXES, size)
+        at_a_time = max(min(PART, read * vectors * block.channels.shape[1]), read * vectors)  # numbers in one product's kernels
+        product = 5 * at_a_time + rows * (at_a_time // read)
+        kernels = sum(0 if piece.basis is None else piece.basis.numel() for piece in block.pieces)
+        return item * (3 * rows * read + product + 4 * kernels) + FACTOR_BYTES * size * (6 * AXES + PROBES * (STEPS + 6))
+
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         rows = self._rows.rows
         if rows not in self._sketches:
@@ -76,11 +98,12 @@ class Sketched(Accumulator):
 
     def _sketched(self) -> list[Sketch]:
         found = []
+        moments: dict[int, dict[tuple[int, ...], Tensor]] = {}
         for index, block in enumerate(self.blocks):
             operator = RowOperator(block, self._rows.group(block.group))
-            trace = self._fields.trace(block)
+            trace = self._fields.trace(block, operator.grams)
             generator = torch.Generator().manual_seed(self._seed + index)
-            own = operator.trace()
+            own = operator.trace(moments.setdefault(block.group, {}))
             of = sketch(operator, operator.size, own, generator)
             ratio = 1.0 if trace is None else trace / max(own, torch.finfo(torch.float64).tiny)
             found.append(Sketch(of.axes, of.top * ratio, of.rest * ratio))
@@ -117,13 +140,22 @@ class RowOperator:
             total += torch.cat([p.coefficients(image, members) for p, image in zip(self._pieces, cut)]).to(total)
         return total / (len(self._patches) * self._members)
 
-    def trace(self) -> float:
-        """Exactly, of the rows at hand."""
+    @property
+    def grams(self) -> list[Optional[Tensor]]:
+        """Of each piece's kernels, see :func:`gram`; ``None`` where it has none."""
+        return [piece.gram for piece in self._pieces]
+
+    def trace(self, known: Optional[dict[tuple[int, ...], Tensor]] = None) -> float:
+        """Exactly, of the rows at hand; moments of single fields are kept in ``known``, for other blocks of the same patches."""
+        known = {} if known is None else known
         total = 0.0
         for piece in self._pieces:
-            fields = self._patches[:, piece.rows.flatten().to(self._patches.device)].unflatten(1, piece.rows.shape)
-            flat = fields.flatten(0, 1)
-            total += piece.trace((flat.T @ flat).to(torch.float64))
+            key = tuple(piece.rows[:, 0].tolist())
+            if key not in known:
+                fields = self._patches[:, piece.rows.flatten().to(self._patches.device)].unflatten(1, piece.rows.shape)
+                flat = fields.flatten(0, 1)
+                known[key] = (flat.T @ flat).to(torch.float64)
+            total += traced(known[key], piece.gram)
         return total / (len(self._patches) * self._members)
 
 
@@ -137,25 +169,32 @@ class _Piece:
     def kernels(self, part: Tensor, members: slice) -> Tensor:
         if self.basis is None:
             return part.unsqueeze(1)
-        fields, basis = part.unflatten(0, (len(self.rows), -1)), self.basis[:, members].flatten(1)  # (I, K, m), (K, o i S)
-        turned = (basis.T @ fields).unflatten(1, (-1, self.rows.shape[1]))  # (I, o, i S, m)
-        return turned.transpose(1, 2).flatten(0, 1)
+        fields = part.unflatten(0, (len(self.rows), -1)).transpose(0, 1)  # (K, I, m)
+        turned = self.basis[:, members].flatten(1).T @ fields.flatten(1)  # (o i S, I m), one product for all fields
+        turned = turned.view(-1, self.rows.shape[1], *fields.shape[1:])  # (o, i S, I, m)
+        return turned.permute(2, 1, 0, 3).flatten(0, 1)
 
     def coefficients(self, image: Tensor, members: slice) -> Tensor:
         if self.basis is None:
             return image.squeeze(1)
-        fields = image.unflatten(0, self.rows.shape).transpose(1, 2).flatten(1, 2)  # (I, o i S, m)
-        return (self.basis[:, members].flatten(1) @ fields).flatten(0, 1)
+        fields = image.unflatten(0, self.rows.shape).permute(2, 1, 0, 3)  # (o, i S, I, m)
+        found = self.basis[:, members].flatten(1) @ fields.flatten(2).flatten(0, 1)  # (K, I m)
+        return found.view(len(found), len(self.rows), -1).transpose(0, 1).flatten(0, 1)
 
-    def trace(self, moment: Tensor) -> float:
-        """Sum of the squares of all coefficients, given the second moment of single fields ``(i S, i S)``."""
-        return float(moment.trace() if self.basis is None else (moment * gram(self.basis)).sum())
+    @cached_property
+    def gram(self) -> Optional[Tensor]:
+        return None if self.basis is None else gram(self.basis)
 
 
 def gram(basis: Tensor) -> Tensor:
-    r""":math:`\sum_{k,d} \Phi_{kd} \Phi_{kd}^\top` of kernels ``(K, o, i S)``, float64."""
-    flat = basis.flatten(0, 1).to(torch.float64)
+    r""":math:`\sum_{k,d} \Phi_{kd} \Phi_{kd}^\top` of kernels ``(K, o, i S)``."""
+    flat = basis.flatten(0, 1)
     return flat.T @ flat
+
+
+def traced(moment: Tensor, gram: Optional[Tensor]) -> float:
+    """Sum of the squares of all coefficients, given the second moment of single fields ``(i S, i S)``."""
+    return float(moment.trace() if gram is None else (moment * gram).sum())
 
 
 class FieldMoments:
@@ -193,17 +232,20 @@ class FieldMoments:
         for moments in self._moments.values():
             moments.gather()
 
-    def trace(self, block: WeightBlock) -> Optional[float]:
-        """Of the block's A; ``None`` where it was too dear."""
+    def trace(self, block: WeightBlock, grams: Optional[Sequence[Optional[Tensor]]] = None) -> Optional[float]:
+        """Of the block's A; ``None`` where it was too dear. ``grams`` are those of its pieces, where they are known."""
         total = 0.0
-        for piece in block.pieces:
+        for index, piece in enumerate(block.pieces):
             key = _kind(block, piece)
             if key not in self._moments:
                 return None
             moments = self._moments[key]
             moment = moments.mean[0] * (moments.rows / self.rows)
-            _, basis = row_basis(piece, moment)
-            total += float(moment.trace() if basis is None else (moment * gram(basis)).sum())
+            if grams is None:
+                _, basis = row_basis(piece, moment)
+                total += traced(moment, None if basis is None else gram(basis))
+            else:
+                total += traced(moment, grams[index])
         return total / block.channels.shape[1]
 
 

@@ -82,8 +82,10 @@ class Evidence:
         temperature: divides log-likelihood and curvature.
         bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
         normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
-        memory: with ``curvature="auto"``, what the exact blocks may take together (MiB): the smallest parameters become
-            exact, as many as fit. Without it, those of at most 256 weights.
+        memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and less than
+            a single sample takes is a ``MemoryLimitError``. With
+            ``curvature="auto"`` the smallest parameters become exact, as many as fit into a quarter of it; without, those of
+            at most 256 weights.
         ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
             function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.

@@ -54,34 +54,54 @@ class Tutorial(nn.Module):
         return self.head(x.mean((-2, -1)))
 
 
+class Step(nn.Module):
+    """A residual block of two convolutions, normalisation first."""
+
+    def __init__(self, into, onto, stride=1):
+        super().__init__()
+        self.norms = nn.ModuleList([enn.InnerBatchNorm(into), enn.InnerBatchNorm(onto)])
+        self.relus = nn.ModuleList([enn.ReLU(into), enn.ReLU(onto)])
+        options = [{"stride": stride}, {}]
+        pairs = [(into, onto), (onto, onto)]
+        self.convolutions = nn.ModuleList(
+            [enn.R2Conv(*pair, 3, padding=1, bias=False, **option) for pair, option in zip(pairs, options)]
+        )
+        self.shortcut = None if into == onto else enn.R2Conv(into, onto, 1, stride=stride, bias=False)
+
+    def forward(self, x):
+        y = self.relus[0](self.norms[0](x))
+        skip = x if self.shortcut is None else self.shortcut(y)
+        y = self.convolutions[1](self.relus[1](self.norms[1](self.convolutions[0](y))))
+        return y + skip
+
+
 class Residual(nn.Module):
-    """Wide residual network 16-8: D4 in the first block, C1 (plain fields) in the others; widths as escnn's examples keep them."""
+    """A wide residual network 16-8, restricted from D4 to C4 to C1 before its second and third stage; as many channels as the
+    plain one."""
 
     def __init__(self, channels=(128, 256, 512), blocks=2):
         super().__init__()
-        space = gspaces.flipRot2dOnR2(4)
-        self.rgb = enn.FieldType(space, 3 * [space.trivial_repr])
-        first = enn.FieldType(space, channels[0] // 8 * [space.regular_repr])
-        self.stem, self.norm = enn.R2Conv(self.rgb, first, 3, padding=1, bias=False), enn.InnerBatchNorm(first)
-        self.equivariant = nn.ModuleList()
-        for _ in range(2 * blocks):
-            self.equivariant += [enn.R2Conv(first, first, 3, padding=1, bias=False)]
-        self.relu = enn.ReLU(first)
-        self.plain, c = nn.ModuleList(), channels[0]
-        for width in channels[1:]:
-            self.plain += [nn.Conv2d(c, width, 3, 2, 1, bias=False), nn.Conv2d(width, width, 3, 1, 1, bias=False)]
-            c = width
-        self.linear = nn.Linear(c, 10)
+        spaces = [gspaces.flipRot2dOnR2(4), gspaces.rot2dOnR2(4), gspaces.trivialOnR2()]
+        self.rgb = enn.FieldType(spaces[0], 3 * [spaces[0].trivial_repr])
+        last = enn.FieldType(spaces[0], 2 * [spaces[0].regular_repr])
+        self.stem = enn.R2Conv(self.rgb, last, 3, padding=1, bias=False)
+        body = []
+        for stage, (space, width) in enumerate(zip(spaces, channels)):
+            if stage:
+                down = enn.RestrictionModule(last, ((None, 4), 1)[stage - 1])
+                body += [down, enn.DisentangleModule(down.out_type)]
+                last = body[-1].out_type
+            order = space.fibergroup.order()
+            for block in range(blocks):
+                fields = enn.FieldType(space, width // order * [space.regular_repr])
+                body.append(Step(last, fields, 2 if stage and not block else 1))
+                last = fields
+        self.body, self.norm, self.relu = nn.Sequential(*body), enn.InnerBatchNorm(last), enn.ReLU(last)
+        self.linear = nn.Linear(channels[-1], 10)
 
     def forward(self, x):
-        x = self.relu(self.norm(self.stem(self.rgb(x))))
-        for one, two in zip(self.equivariant[::2], self.equivariant[1::2]):
-            x = x + two(self.relu(one(x)))
-        x = x.tensor
-        for one, two in zip(self.plain[::2], self.plain[1::2]):
-            x = one(x.relu())
-            x = x + two(x.relu())
-        return self.linear(x.mean((-2, -1)))
+        x = self.relu(self.norm(self.body(self.stem(self.rgb(x)))))
+        return self.linear(x.tensor.mean((-2, -1)))
 
 
 class UNet(nn.Module):
@@ -194,7 +214,7 @@ def tutorial(count=8):
 
 def others(count=8):
     print(HEAD, "|" + "---|" * 9, sep="\n")
-    report("wide residual, D4 then plain", relax(Residual()), [images(4, 32, 3) for _ in range(2)])
+    report("wide residual 16-8, D4 then C4 then C1", relax(Residual()), [images(4, 32, 3) for _ in range(2)])
     segments = [(torch.randn(count, 1, 32, 32), torch.randint(4, (count, 32, 32))) for _ in range(2)]
     report("U-Net, C4", relax(UNet()), segments)
     solids = [(torch.randn(count, 1, 24, 24, 24), torch.randint(10, (count,))) for _ in range(2)]
