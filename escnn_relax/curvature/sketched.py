@@ -29,9 +29,9 @@ from .sketched_factor import SketchedFactor
 __all__ = ["RowOperator", "Sketched"]
 
 
-#: Sampled rows, which are places times components of the output field: so many for each coefficient, at most so many, and at
+#: Sampled rows, which are places times components of the output field: so many for each coefficient, within these bounds, and at
 #: least so many places. In ``tests/benchmarks/width.md`` a quarter of that decides as ``expand`` does, too.
-RATIO, ROWS, PLACES = 4, 16384, 256
+RATIO, FEWEST, ROWS, PLACES = 4, 4096, 16384, 256
 
 #: Numbers in what one product writes at a time.
 PART = 1 << 24
@@ -47,7 +47,7 @@ class Sketched(Accumulator):
         super().__init__(name, layer, parameters)
         members = min(block.channels.shape[1] for block in self.blocks)
         seed = zlib.crc32(name.encode())
-        wanted = min(ROWS, RATIO * max(block.positions.shape[1] for block in self.blocks))
+        wanted = min(ROWS, max(FEWEST, RATIO * max(block.positions.shape[1] for block in self.blocks)))
         self._rows = RowSample(layer, max(PLACES, wanted // members), seed)
         self._fields = FieldMoments(layer, self.blocks)
         self._written = WrittenMoments(self.blocks)
