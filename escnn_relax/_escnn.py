@@ -334,6 +334,13 @@ def make_picklable() -> None:
     copyreg.pickle(FieldType, lambda t: (FieldType, (t.gspace, t.representations)))
 
 
+def register_group(kind: Any) -> None:
+    """Let escnn find a group class that it does not have: it computes Clebsh-Gordan coefficients by the class's name."""
+    from escnn.group import groups_dict
+
+    groups_dict.setdefault(kind.__name__, kind)
+
+
 # --- rebuilding steerable layers on other field types ------------------------------------------------------------------
 
 

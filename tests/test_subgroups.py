@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from escnn import gspaces
-from escnn.group import dihedral_group
+from escnn.group import cyclic_group, dihedral_group, direct_product
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +13,7 @@ from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError
 from escnn_relax.symmetry.decomposition import decompose, generating_elements
 from escnn_relax.symmetry.restriction import restriction
 from escnn_relax.symmetry.subgroups import subgroup, subgroups
+from escnn_relax.symmetry.tetrahedral import tetrahedral_group
 
 FINITE = {
     "C8": gspaces.rot2dOnR2(8),
@@ -34,8 +35,8 @@ CONTINUOUS = {
     "O3": gspaces.flipRot3dOnR3(),
     "full cylinder": gspaces.fullCylindricalOnR3(),
 }
-#: counted by hand: divisors of N; divisors plus sum of divisors for D_N; conjugates of what escnn has ids for
-COUNTS = {"C8": 4, "C12": 6, "D4": 10, "D6": 16, "flip": 2, "Octa": 20, "inversion": 2, "no base": 10}
+#: counted by hand: divisors of N; divisors plus sum of divisors for D_N; in tables of point groups for the octahedral one
+COUNTS = {"C8": 4, "C12": 6, "D4": 10, "D6": 16, "flip": 2, "Octa": 30, "inversion": 2, "no base": 10}
 
 
 @pytest.mark.parametrize("name", [*FINITE, *CONTINUOUS])
@@ -56,42 +57,105 @@ def test_lattice_members_are_subgroups(name):
         assert len(lattice) == COUNTS[name]
 
 
-def _closures(group):
+def _closures(space):
     """All subgroups of a finite group, by closing sets of generators: an oracle that knows no ids."""
+    group = space.fibergroup
     elements = list(group.elements)
-    table = np.array([[elements.index(a @ b) for b in elements] for a in elements])
+    position = {e: i for i, e in enumerate(elements)}
+    if space.dimensionality == 3:  # by matrices: escnn multiplies slowly
+        flat = np.stack([np.asarray(space.basespace_action(e)) for e in elements])
+        products = np.einsum("aij,bjk->abik", flat, flat).reshape(-1, 9)
+        table = (products @ flat.reshape(-1, 9).T).argmax(1).reshape(len(elements), -1)
+    else:
+        table = np.array([[position[a @ b] for b in elements] for a in elements])
 
     def closed(seed):
-        found = set(seed) | {elements.index(group.identity)}
+        found = np.zeros(len(elements), dtype=bool)
+        found[[*seed, position[group.identity]]] = True
         while True:
-            more = {int(table[a, b]) for a in found for b in found} - found
-            if not more:
-                return frozenset(found)
-            found |= more
+            inside = np.flatnonzero(found)
+            more = found.copy()
+            more[table[np.ix_(inside, inside)].ravel()] = True
+            if (more == found).all():
+                return frozenset(inside.tolist())
+            found = more
 
-    found = {closed([])} | {closed([i]) for i in range(len(elements))}
-    while True:
-        more = {closed(a | b) for a in found for b in found} - found
-        if not more:
-            return found
-        found |= more
-
-
-@pytest.mark.parametrize("name", ["C8", "C12", "D4", "D6", "flip"])
-def test_planar_lattices_are_complete(name):
-    group = FINITE[name].fibergroup
-    elements = list(group.elements)
-    listed = {frozenset(elements.index(e) for e in m.elements) for m in subgroups(FINITE[name])}
-    assert listed == _closures(group)
+    cyclic = {closed([i]) for i in range(len(elements))}
+    found, last = set(cyclic), set(cyclic)
+    while last:
+        last = {closed(a | b) for a in last for b in cyclic} - found
+        found |= last
+    return found
 
 
-def test_octahedral_lattice_lacks_only_what_escnn_cannot_name():
-    """Of the 30 subgroups, the tetrahedral one, the edge half turns (6) and their Klein groups (3) have no id."""
-    group = FINITE["Octa"].fibergroup
-    elements = list(group.elements)
-    listed = {frozenset(elements.index(e) for e in m.elements) for m in subgroups(FINITE["Octa"])}
-    missing = sorted(len(s) for s in _closures(group) - listed)
-    assert missing == [2] * 6 + [4] * 3 + [12]
+def _listed(space):
+    position = {e: i for i, e in enumerate(space.fibergroup.elements)}
+    return {frozenset(position[e] for e in m.elements) for m in subgroups(space)}
+
+
+COMPLETE = ["C8", "C12", "D4", "D6", "flip", "Octa", "cylinder", "dihedral", "cone", "inversion", "tetrahedral"]
+COMPLETE += [pytest.param("full octahedral", marks=pytest.mark.slow), pytest.param("icosahedral", marks=pytest.mark.slow)]
+COMPLETE += [pytest.param("full icosahedral", marks=pytest.mark.slow)]
+MORE = {
+    "tetrahedral": lambda: gspaces.no_base_space(tetrahedral_group()),
+    "full octahedral": gspaces.fullOctaOnR3,
+    "icosahedral": gspaces.icoOnR3,
+    "full icosahedral": gspaces.fullIcoOnR3,
+}
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_lattices_are_complete(name):
+    """Each set of elements that is closed, once; the counts are those of the tables of point groups."""
+    space = FINITE[name] if name in FINITE else MORE[name]()
+    lattice, closed = subgroups(space), _closures(space)
+    assert _listed(space) == closed and len(lattice) == len(closed)
+    assert not lattice.unlisted and "not listed" not in str(lattice)
+    assert len({m.name for m in lattice}) == len(lattice)
+    known = {"Octa": 30, "full octahedral": 98, "icosahedral": 59, "full icosahedral": 164, "tetrahedral": 10}
+    assert len(closed) == known.get(name, len(closed))
+
+
+def test_what_is_not_listed_is_said():
+    for space in (CONTINUOUS["SO2"], CONTINUOUS["O2"]):
+        assert "not listed: " in str(subgroups(space, max_order=2))
+    mixed = gspaces.no_base_space(direct_product(cyclic_group(3), cyclic_group(3)))
+    lattice, closed = subgroups(mixed), _closures(mixed)
+    assert _listed(mixed) < closed and "no product" in lattice.unlisted
+
+
+#: elements and mirrors of the point groups that escnn has no id for, from their geometry
+ROTOREFLECTIONS = {"S4": (4, 0), "D2d": (8, 2), "FullTetra": (24, 6), "TetraxInv": (24, 3), "Tetra": (12, 0)}
+
+
+def test_point_groups_without_an_id_in_escnn():
+    """By matrices alone: traces of -1 - 2 cos, mirrors have trace 1 and determinant -1."""
+    space = gspaces.fullOctaOnR3()
+    assert len(subgroups(space)) == 98
+    for name, (order, mirrors) in ROTOREFLECTIONS.items():
+        member = subgroup(space, name)
+        matrices = np.stack([np.asarray(space.basespace_action(e)) for e in member.elements])
+        reflections = (np.linalg.det(matrices) < 0) & (np.abs(np.trace(matrices, axis1=1, axis2=2) - 1) < 1e-6)
+        assert (member.order, int(reflections.sum())) == (order, mirrors), name
+    with pytest.raises(SubgroupError, match="no such subgroup"):
+        subgroup(space, ("twisted", "octa", (False, 4)))
+
+
+@pytest.mark.parametrize("name", ["S8", "C3h", "D3d", "D3h", "D4d", "Tetra", "TetraxInv", "FullTetra"])
+def test_point_groups_in_O3(name):
+    space = CONTINUOUS["O3"]
+    if name == "D3d":  # contains the inversion
+        member = subgroup(space, "D3xInv")
+    else:
+        member = subgroup(space, name)
+        assert member.name == name
+    elements = member.group.elements
+    for a in elements[:5]:
+        assert member.pull(member.embed(a)) == a
+        for b in elements[:5]:
+            assert member.embed(a @ b) == member.embed(a) @ member.embed(b)
+    outside = space.fibergroup.element((0, np.array([0.6, 0.0, 0.0, 0.8])), "Q")
+    assert member.pull(outside) is None and member <= subgroup(space, "O3")
 
 
 @given(st.sampled_from(sorted(FINITE)), st.data())
@@ -140,10 +204,10 @@ def test_continuous_relations():
         *[("D4", id) for id in (4, (4, 1), (0.0, 1), (1, 3), (None,), None)],
         *[("SO2", id) for id in ((None, 4), 0, -2)],
         *[("O2", id) for id in (4, (1, 4), (7.0, 2), (None, 0))],
-        *[("Octa", id) for id in (4, (False, 5), "tetra", "ico", (True, 5))],
-        *[("SO3", id) for id in (4, "tetra", (None, 3), ("cone", 3))],
-        *[("O3", id) for id in (4, ("cone", 0), (True,), "tetra")],
-        *[("cylinder", id) for id in (4, (3, (None, 1)), (1, 4))],
+        *[("Octa", id) for id in (4, (False, 5), "tetr", "ico", (True, 5), ("edges", 3))],
+        *[("SO3", id) for id in (4, "dodeca", (None, 3), ("cone", 3))],
+        *[("O3", id) for id in (4, ("cone", 0), (True,), "tetra", ("twisted", "octa", "ico"))],
+        *[("cylinder", id) for id in (4, (3, (None, 1)), (1, 4), ("twisted", (None, 4), (None, 1)))],
     ],
 )
 def test_bad_ids(space, id):

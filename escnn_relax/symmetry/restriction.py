@@ -1,8 +1,9 @@
 """G-spaces, representations and field types of G seen by a subgroup H, with one embedding H -> G for all of them.
 
 escnn's own ``gspace.restrict`` fails for the octahedral, icosahedral and several axial groups; here the G-space of H is
-found from the matrices by which H moves points, and representations are decomposed numerically, so that every
-representation of G keeps its channels and their order.
+found from the matrices by which H moves points, or made of them where escnn has none
+(:mod:`escnn_relax.symmetry.embedded_space`), and representations are decomposed numerically, so that every representation of
+G keeps its channels and their order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 
 from ..errors import FieldTypeError, SubgroupError
 from .decomposition import decompose, generating_elements
+from .embedded_space import EmbeddedGSpace
+from .finite import elements_of
 from .subgroup import Subgroup
 
 __all__ = ["Restriction", "restriction"]
@@ -137,6 +140,9 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
             space = gspaces.GSpace3D(id if adjoint is True else (*id, adjoint), **options)
             if _agree(space, own, action):
                 return space
+        if own.order() > 0:
+            matrices = np.stack([action(h) for h in elements_of(own)])
+            return EmbeddedGSpace(own, matrices, subgroup.name)
     raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}")
 
 
@@ -180,8 +186,12 @@ def _spatial_ids(own: g.Group) -> list[Any]:
     if isinstance(own, g.DirectProductGroup):
         rest = type(own.G2).__name__
         turns = {"CyclicGroup": own.G2.order(), "DihedralGroup": own.G2.order() // 2}.get(rest, -1)
+        if rest == "Tetrahedral":
+            return []
         solids: dict[str, tuple[Any, ...]] = {"Octahedral": (True, "octa"), "Icosahedral": (True, "ico"), "SO3": ("o3",)}
         return [solids.get(rest, (True, rest in ("DihedralGroup", "O2"), turns))]
+    if kind == "Tetrahedral":
+        return []
     named: dict[str, Any] = {"Octahedral": (False, "octa"), "Icosahedral": (False, "ico"), "SO3": ("so3",), "O3": ("o3",)}
     smooth: dict[str, list[Any]] = {"SO2": [(False, False, -1)], "O2": [(False, True, -1), ("cone", -1)]}
     return smooth.get(kind, [named.get(kind)])

@@ -11,21 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from escnn import group as g
 from escnn import gspaces
-from numpy.typing import NDArray
 
 from ..errors import ArgumentError, SubgroupError
+from .finite import elements_of, order_of
 from .subgroup_ids import canonical_id, embedding
-from .subgroup_lookup import id_of_name, remedy
+from .subgroup_lookup import id_of_name, moves, remedy
 from .subgroup_names import subgroup_name
 
 __all__ = ["Subgroup", "subgroup"]
-
-
-def _base_matrix(gspace: gspaces.GSpace, element: g.GroupElement) -> NDArray[Any]:
-    return np.asarray(gspace.basespace_action(element), dtype=np.float64)
 
 
 _TABLES: dict[int, tuple[g.Group, dict[g.GroupElement, int]]] = {}
@@ -34,7 +29,7 @@ _TABLES: dict[int, tuple[g.Group, dict[g.GroupElement, int]]] = {}
 def _positions(group: g.Group) -> dict[g.GroupElement, int]:
     """Where each element stands in ``group.elements``; escnn's groups cannot be hashed, and are never freed."""
     if id(group) not in _TABLES:
-        _TABLES[id(group)] = group, {e: i for i, e in enumerate(group.elements)}
+        _TABLES[id(group)] = group, {e: i for i, e in enumerate(elements_of(group))}
     return _TABLES[id(group)][1]
 
 
@@ -46,7 +41,7 @@ def group_size(group: g.Group) -> tuple[int, int]:
     if isinstance(group, g.DirectProductGroup):
         (a, m), (b, n) = group_size(group.G1), group_size(group.G2)
         return a + b, m * n
-    return 0, group.order()
+    return 0, order_of(group)
 
 
 @dataclass(frozen=True)
@@ -78,12 +73,12 @@ class Subgroup:
     @cached_property
     def order(self) -> int:
         """Number of elements, -1 for a continuous group."""
-        return self.group.order()
+        return order_of(self.group)
 
     @cached_property
     def _finite(self) -> bool:
         """Whether G is finite; escnn's product groups build all their elements to answer that."""
-        return self.gspace.fibergroup.order() > 0
+        return not self.gspace.fibergroup.continuous
 
     @cached_property
     def index(self) -> int | float:
@@ -106,7 +101,7 @@ class Subgroup:
             raise SubgroupError(
                 self.name, "a continuous group has no list of elements", remedy="use testing_elements"
             )
-        found = [self.embed(h) for h in self.group.elements]
+        found = [self.embed(h) for h in elements_of(self.group)]
         identity = self.gspace.fibergroup.identity
         return tuple(sorted(found, key=lambda e: e != identity))
 
@@ -166,7 +161,7 @@ class Subgroup:
         whole = self.gspace.fibergroup
         if self.index == math.inf:
             raise SubgroupError(self.name, f"infinitely many cosets in {whole.name}")
-        candidates = whole.elements if self._finite else _component_representatives(whole)
+        candidates = elements_of(whole) if self._finite else _component_representatives(whole)
         chosen = [whole.identity]
         for t in candidates:
             if len(chosen) == self.index:
@@ -264,7 +259,5 @@ got 3 of type int; names are trivial, C2, C4, C8; ...
             where, error.problem, expected=error.expected, got=error.got, remedy=remedy(gspace, id)
         ) from None
     id = canonical_id(whole, id)
-    action = None
-    if gspace.dimensionality:
-        action = lambda h: _base_matrix(gspace, embed(h))
+    action = moves(gspace, embed)
     return Subgroup(gspace, id, subgroup_name(group, id, whole, action), group, embed, pull)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 from escnn import gspaces
+from numpy.typing import NDArray
 
 from ..errors import SubgroupError, nearest
 from .subgroup_ids import accepted_ids, embedding, listed_ids
-from .subgroup_names import subgroup_name
+from .finite import order_of
+from .subgroup_names import natural_action, subgroup_name
 
-__all__ = ["id_of_name", "remedy"]
+__all__ = ["id_of_name", "moves", "remedy"]
 
 #: Names of the subgroups that are listed, by G-space: (gspace, {name: id}).
 _NAMES: dict[int, tuple[gspaces.GSpace, dict[str, Any]]] = {}
@@ -41,7 +43,7 @@ def id_of_name(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
     if name in known:
         return known[name]
     group = gspace.fibergroup
-    if group.order() <= 0:
+    if order_of(group) <= 0:
         for id in _beyond(gspace, name):
             if _named(gspace, id) == name:
                 return id
@@ -68,7 +70,7 @@ def names(gspace: gspaces.GSpace) -> dict[str, Any]:
     if id(gspace) not in _NAMES:
         found: dict[str, tuple[int, Any]] = {}
         for member in listed_ids(gspace.fibergroup, TURNS):
-            order = embedding(gspace.fibergroup, member)[0].order()
+            order = order_of(embedding(gspace.fibergroup, member)[0])
             found.setdefault(_named(gspace, member), (order if order > 0 else 10**9, member))
         ranked = sorted(found.items(), key=lambda item: item[1][0])
         _NAMES[id(gspace)] = gspace, {name: member for name, (_, member) in ranked}
@@ -77,10 +79,15 @@ def names(gspace: gspaces.GSpace) -> dict[str, Any]:
 
 def _named(gspace: gspaces.GSpace, id: Any) -> str:
     group, embed, _ = embedding(gspace.fibergroup, id)
-    action = None
+    return subgroup_name(group, id, gspace.fibergroup, moves(gspace, embed))
+
+
+def moves(gspace: gspaces.GSpace, embed: Callable[..., Any]) -> Optional[Callable[..., NDArray[Any]]]:
+    """How elements of a subgroup move points, by its map into the group of ``gspace``; None where nothing is moved."""
     if gspace.dimensionality:
-        action = lambda h: np.asarray(gspace.basespace_action(embed(h)), dtype=np.float64)
-    return subgroup_name(group, id, gspace.fibergroup, action)
+        return lambda h: np.asarray(gspace.basespace_action(embed(h)), dtype=np.float64)
+    natural = natural_action(gspace.fibergroup)
+    return None if natural is None else lambda h: natural(embed(h))
 
 
 def _beyond(gspace: gspaces.GSpace, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ from escnn import gspaces
 
 from ..errors import ArgumentError, SubgroupError
 from .subgroup import Subgroup, group_size, short, subgroup
-from .subgroup_ids import listed_ids
+from .subgroup_ids import listed_ids, unlisted
 
 __all__ = ["Subgroup", "SubgroupLattice", "common_subgroup", "subgroup", "subgroups"]
 
@@ -21,11 +21,17 @@ class SubgroupLattice:
     """The subgroups of a G-space, small to large; made by :func:`subgroups`.
 
     Iterates over :class:`Subgroup`; ``lattice["C4"]`` and ``lattice[id]`` look one up.
+
+    Attributes:
+        gspace: the G-space.
+        members: the subgroups.
+        unlisted: what there is besides, in words; empty where the lattice is complete.
     """
 
     def __init__(self, gspace: gspaces.GSpace, members: list[Subgroup], max_order: int = 8) -> None:
         self.gspace, self.max_order = gspace, max_order
         self.members = tuple(members)
+        self.unlisted = unlisted(gspace.fibergroup, max_order)
 
     def __iter__(self) -> Iterator[Subgroup]:
         return iter(self.members)
@@ -67,17 +73,21 @@ class SubgroupLattice:
             line = f"  {member.name:<{width}}  {size:<10}  id {short(member.id)}"
             under = ", ".join(m.name for m in self.below(member))
             lines.append(f"{line}  > {under}" if under else line)
+        if self.unlisted:
+            lines.append(f"not listed: {self.unlisted}")
         return "\n".join(lines)
 
     __repr__ = __str__
 
 
 def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
-    """The lattice of subgroups that escnn has ids for, from the trivial one to G itself.
+    """The lattice of subgroups, from the trivial one to G itself.
 
-    Complete for C_N and D_N (every reflection axis) and, as far as escnn has ids, for the other finite groups, with all
-    conjugates. Of a continuous group the families are listed up to ``max_order`` turns, planar reflections along the
-    axes at multiples of 45 degrees; any other axis and order is a valid id nevertheless.
+    Complete, with all conjugates, for C_N and D_N (every reflection axis), for the tetrahedral, octahedral and icosahedral
+    groups, and for each of these with the inversion: 30 subgroups of the octahedral group, 98 of the full one. Of another
+    product those are listed that are products themselves. Of a continuous group the families are listed up to
+    ``max_order`` turns, in the plane reflections along the axes at multiples of 45 degrees; any other axis, position and
+    order is a valid id nevertheless. What is left out is said in ``unlisted``, and printed.
 
     >>> from escnn import gspaces
     >>> print(subgroups(gspaces.flipRot2dOnR2(2)))
@@ -113,7 +123,7 @@ def _listed(gspace: gspaces.GSpace, max_order: int) -> SubgroupLattice:
     known: set[frozenset[Any]] = set()
     for id in listed_ids(whole, max_order):
         member = subgroup(gspace, id)
-        if whole.order() > 0:
+        if not whole.continuous:
             if member._members in known:
                 continue
             known.add(member._members)
