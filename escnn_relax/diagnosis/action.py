@@ -59,6 +59,7 @@ class _Pair:
             self.bucket = torch.randint(PAIRS, (count,), generator=generator)
             self.sign = 2.0 * torch.randint(2, (count,), generator=generator) - 1
         self.pathways: list[PathwayAction] = []
+        self.strict: list[Tensor] = []  # orthonormal equivariant kernels
 
     def sketch(self, gradient: Tensor) -> Tensor:
         """``(out channels, in channels, S)`` to ``(buckets, out size * in size * S)``: signed sums over field pairs."""
@@ -96,6 +97,9 @@ class LayerAction:
             pair = _Pair(*(c.cpu() for c in channels), generator)
             for pathway in layer.pathways:
                 for block in layer.kernel.blocks[pathway.name]:
+                    if not pathway.breaks and (block.in_name, block.out_name) == (into, onto):
+                        rows = layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1)
+                        pair.strict.append(torch.linalg.qr(rows.T).Q.T)
                     if pathway.breaks and (block.in_name, block.out_name) == (into, onto):
                         rows = layer.kernel.basis(block).detach().to("cpu", torch.float64)
                         moves = [(~g, p) for g, p in zip(elements, permutations)]
@@ -141,6 +145,14 @@ class LayerAction:
             for pathway in pair.pathways:
                 found.setdefault(pathway.name, []).append(sketch @ pathway.rows.T)
         return found, float(gradient.double().square().sum())
+
+    def strict(self, gradient: Tensor) -> list[Tensor]:
+        """Coefficients of the equivariant kernels: what training a strict network makes vanish."""
+        found = []
+        for pair in self.pairs:
+            sketch = pair.sketch(gradient).to("cpu", torch.float64)
+            found += [sketch @ rows.T for rows in pair.strict]
+        return found
 
     def moved(self, features: dict[str, list[Tensor]], element: int) -> dict[str, list[Tensor]]:
         """What the features become when the samples are moved by an element (its position)."""

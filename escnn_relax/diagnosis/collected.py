@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Any, Callable, Hashable, Iterable, Optional, Sequence
 
 import torch
+from escnn.group import GroupElement
+from escnn.gspaces import GSpace
 from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor
 
 from ..curvature.batches import batches
-from ..curvature.reader import Weighted, mapped
+from ..curvature.reader import Weighted, mapped, of_samples, tensors
 from ..errors import DataError
 from .action import LayerAction
-from .exact_group import ExactGroup
+from .centre import Centre
+from .effect import Sizes
+from .exact_group import ExactGroup, random_elements
 from .gradients import Probe
-from .samples import Grouping, group_size, length, raw
-from .strictness import input_type, law_errors, movable
+from .numbered import numbered
+from .orbit import Orbit
+from .samples import Grouping, group_size, joined, raw
+from .strictness import Motion, input_type, law_errors, movable
 
-__all__ = ["Collected", "collect"]
+__all__ = ["Collected", "Plan", "collect"]
 
 #: Standard deviation of the noise on the inputs, relative to theirs: ties in pooling (a black background) are broken evenly,
 #: where the first of equal values would be preferred always. Noise of equal variance everywhere keeps every symmetry.
 JITTER = 1e-4
-#: One minibatch out of so many is asked for the curvature's trace.
+#: One minibatch out of so many is asked for the curvature, unless gains are wanted: then each.
 EVERY = 16
+#: So many samples are turned by elements that are not exact on the grid.
+TURNED = 2048
+#: Parts of a minibatch that are turned by an element each.
+PARTS = 8
 
 Features = list[list[dict[str, dict[str, list[Tensor]]]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one pass is to find out.
+
+    Attributes:
+        groups: of samples.
+        units: what samples belong together, see :class:`~.samples.Grouping`.
+        in_type, out_type: where the network does not tell.
+        inputs: gradients of a function that knows no targets, and of the strict kernels.
+        curvature: at each minibatch.
+        turned: gradients of samples that are turned by any element of the group.
+    """
+
+    groups: int
+    units: Optional[Sequence[Hashable]] = None
+    in_type: Optional[FieldType] = None
+    out_type: Optional[FieldType] = None
+    inputs: bool = False
+    curvature: bool = False
+    turned: bool = False
 
 
 @dataclass
@@ -35,18 +67,123 @@ class Collected:
 
     Attributes:
         gradients, unlabelled: features of the loss, and of a function of the outputs alone.
+        turned: of the loss of samples turned by random elements, exact on the grid or not; empty where that cannot be done.
+        curvature: of random columns, whose mean square is the curvature; empty for a loss of the user's.
+        strict: of the loss in equivariant kernels, by group, layer, pair; first initialisation only, like the two before.
         squares: of the whole kernel gradients, by initialisation and layer, summed over groups.
-        traces: of the curvature of one sample, by initialisation, layer and pathway; empty for a loss of the user's.
+        sizes, turned_sizes: of the groups.
+        asked: number of samples whose curvature was looked at.
         errors: of the law that gradients follow, by layer; empty where the input's type is not known.
+        offset: of the images from the middle of the grid (pixels).
     """
 
     gradients: Features = field(default_factory=list)
     unlabelled: Features = field(default_factory=list)
+    turned: Features = field(default_factory=list)
+    curvature: Features = field(default_factory=list)
+    strict: list[dict[str, list[Tensor]]] = field(default_factory=list)
     squares: list[dict[str, float]] = field(default_factory=list)
-    traces: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    sizes: Sizes = field(default_factory=lambda: Sizes(torch.zeros(0), torch.zeros(0)))
+    turned_sizes: Sizes = field(default_factory=lambda: Sizes(torch.zeros(0), torch.zeros(0)))
+    asked: int = 0
     errors: Optional[dict[str, float]] = None
+    offset: Optional[list[float]] = None
     num_data: int = 0
     repeated: int = 0
+
+
+class _Pass:
+    """One pass over the data, minibatch by minibatch."""
+
+    def __init__(
+        self, probes: Sequence[Probe], actions: dict[str, LayerAction], group: ExactGroup, plan: Plan, generator: torch.Generator
+    ) -> None:
+        self.probes, self.actions, self.group, self.plan, self.generator = probes, actions, group, plan, generator
+        self.found = Collected()
+        self.found.squares = [dict.fromkeys(actions, 0.0) for _ in probes]
+        self.gradients: list[dict[int, Any]] = [{} for _ in probes]
+        self.unlabelled: list[dict[int, Any]] = [{} for _ in probes]
+        self.turned: dict[int, Any] = {}
+        self.curvature: dict[int, Any] = {}
+        self.strict: dict[int, dict[str, list[Tensor]]] = {}
+        self.turns: dict[int, int] = {}
+        self.motion: Optional[Motion] = None
+        self.count = 0
+
+    def check(self, input: Any, target: Any) -> None:
+        """See on a first batch whether the network is strict."""
+        in_type = self.plan.in_type or input_type(self.probes[0], input)
+        if in_type is not None and movable(input, in_type):
+            self.motion = Motion(self.probes[0], in_type, self.plan.out_type, input)
+            shaken = _jittered(input, self.generator)
+            self.found.errors = law_errors(self.probes[0], self.actions, self.group, shaken, target, self.motion)
+
+    def take(self, member: int, input: Any, target: Any) -> None:
+        """A minibatch of one group."""
+        input = _jittered(input, self.generator)
+        asked = self.plan.curvature or self.count % EVERY == 0
+        for n, probe in enumerate(self.probes):
+            output = probe.forward(input)
+            scalar = probe.columns(output, target) if asked and not n else None
+            gradients = probe.gradients(probe.loss(output, target), again=self.plan.inputs or scalar is not None)
+            self._add(self.gradients[n], member, gradients, self.found.squares[n])
+            if self.plan.inputs:
+                if not n:
+                    for name, action in self.actions.items():
+                        own = self.strict.setdefault(member, {})
+                        new = action.strict(gradients[name])
+                        own[name] = [a + b for a, b in zip(own[name], new)] if name in own else new
+                gradients = probe.gradients(0.5 * probe.tensor(output).square().sum(), again=scalar is not None)
+                self._add(self.unlabelled[n], member, gradients)
+            if scalar is not None:
+                self._add(self.curvature, member, probe.gradients(scalar))
+                self.found.asked += len(target)
+        if self.motion is not None and self.plan.turned and sum(self.turns.values()) < TURNED:
+            same = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
+            if same and self.motion.smooth(target):
+                self._turn(self.motion, member, input, target)
+        self.count += 1
+
+    def _turn(self, motion: Motion, member: int, input: Any, target: Any) -> None:
+        inputs, targets = [], []
+        parts = torch.arange(len(target)).tensor_split(min(PARTS, len(target)))
+        for part, element in zip(parts, random_elements(self.group.gspace, len(parts), self.generator)):
+
+            def alike(gspace: GSpace, element: GroupElement = element) -> GroupElement:
+                return element
+
+            where = slice(int(part[0]), int(part[-1]) + 1)
+            inputs.append(motion.input(of_samples(input, where, len(target)), alike))
+            targets.append(motion.target(target[where], alike))
+        probe, (input, target) = self.probes[0], joined(inputs, targets)
+        self._add(self.turned, member, probe.gradients(probe.loss(probe.forward(input), target)))
+        self.turns[member] = self.turns.get(member, 0) + len(target)
+
+    def _add(
+        self, sums: dict[int, Any], member: int, gradients: dict[str, Tensor], squares: Optional[dict[str, float]] = None
+    ) -> None:
+        own = sums.setdefault(member, {})
+        for layer, action in self.actions.items():
+            features, square = action.features(gradients[layer])
+            if squares is not None:
+                squares[layer] += square
+            if layer in own:
+                features = {name: [a + b for a, b in zip(own[layer][name], of)] for name, of in features.items()}
+            own[layer] = features
+
+    def result(self, grouping: Grouping) -> Collected:
+        """What was found, of groups in one order."""
+        members = sorted(self.gradients[0])
+        self.found.gradients = [[of[m] for m in members] for of in self.gradients]
+        self.found.unlabelled = [[of[m] for m in members] for of in self.unlabelled] if self.plan.inputs else []
+        self.found.turned = [[self.turned[m] for m in sorted(self.turned)]] if len(self.turned) > 1 else []
+        self.found.curvature = [[self.curvature[m] for m in sorted(self.curvature)]] if self.curvature else []
+        self.found.strict = [self.strict[m] for m in sorted(self.strict)]
+        self.found.num_data, self.found.repeated = grouping.distinct, grouping.repeated
+        self.found.sizes = grouping.sizes(members)
+        turns = torch.tensor([self.turns[m] for m in sorted(self.turns)], dtype=torch.float64)
+        self.found.turned_sizes = Sizes(turns, turns)
+        return self.found
 
 
 def collect(
@@ -54,10 +191,7 @@ def collect(
     actions: dict[str, LayerAction],
     group: ExactGroup,
     loader: Iterable[Any],
-    groups: int,
-    in_type: Optional[FieldType],
-    out_type: Optional[FieldType],
-    inputs: bool,
+    plan: Plan,
     generator: torch.Generator,
     progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None,
 ) -> Collected:
@@ -67,77 +201,38 @@ def collect(
         DataError: an empty loader, fewer than 20 different samples, targets that are all the same, samples of one orbit.
     """
     device = next(iter(probes[0].kernels.values())).device
-    grouping = Grouping(groups, group_size(loader, groups))
-    found = Collected()
-    filled: set[int] = set()
-    for _ in probes:
-        found.gradients.append([{} for _ in range(groups)])
-        found.unlabelled.append([{} for _ in range(groups)])
-        found.squares.append(dict.fromkeys(actions, 0.0))
-        found.traces.append({})
-    count, traced, constant, first_target = 0, 0, True, None
-    norms: list[Tensor] = []
-
-    def take(member: int, input: Any, target: Any) -> None:
-        nonlocal count, traced
-        with torch.no_grad():
-            input = _jittered(input, generator)
-        filled.add(member)
-        for n, probe in enumerate(probes):
-            output = probe.forward(input)
-            asked = count % EVERY == 0
-            scalar = probe.columns(output, target) if asked else None
-            rest = inputs or scalar is not None
-            gradients = probe.gradients(probe.loss(output, target), again=rest)
-            for name, action in actions.items():
-                features, square = action.features(gradients[name])
-                found.squares[n][name] += square
-                _add(found.gradients[n][member], name, features)
-            if inputs:
-                gradients = probe.gradients(0.5 * probe.tensor(output).square().sum(), again=scalar is not None)
-                for name, action in actions.items():
-                    _add(found.unlabelled[n][member], name, action.features(gradients[name])[0])
-            if scalar is not None:
-                gradients = probe.gradients(scalar)
-                for name, action in actions.items():
-                    sums = found.traces[n].setdefault(name, {})
-                    for key, of in action.features(gradients[name])[0].items():
-                        sums[key] = sums.get(key, 0.0) + sum(float(f.square().sum()) for f in of)
-        traced += len(target) if count % EVERY == 0 else 0
-        count += 1
-
-    for input, target in batches(loader, device, progress):
-        if found.errors is None:
-            in_type = in_type or input_type(probes[0], input)
-            if in_type is not None and movable(input, in_type):
-                shaken = _jittered(input, generator)
-                found.errors = law_errors(probes[0], actions, group, shaken, target, in_type, out_type)
+    grouping = Grouping(plan.groups, group_size(loader, plan.groups, plan.units), plan.units)
+    through = _Pass(probes, actions, group, plan, generator)
+    constant, first_target, orbit, centre = True, None, None, Centre()
+    again, numbers = numbered(loader)
+    for input, target in batches(again, device, progress):
+        if orbit is None:
+            through.check(input, target)
+            orbit = Orbit(input, len(target), group, through.motion)
         first_target = target[:1] if first_target is None else first_target
         aims, first = (aim.target if isinstance(aim, Weighted) else aim for aim in (target, first_target))
         constant = constant and aims.shape[1:] == first.shape[1:] and bool((aims == first).all())
-        norms.append(length(input, len(target)))
-        for ready in grouping.add(input, target):
-            take(*ready)
+        orbit.add(input, len(target))
+        images = [part for part in tensors(input) if through.motion is not None and through.motion.image(part)]
+        if images:
+            centre.add(images[0])
+        for ready in grouping.add(input, target, numbers.last if numbers is not None else None):
+            through.take(*ready)
     for ready in grouping.rest():
-        take(*ready)
-    found.num_data, found.repeated = len(grouping.known), grouping.repeated
-    if not grouping.seen:
+        through.take(*ready)
+    if not grouping.seen or orbit is None:
         raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
     if constant:
         raise DataError("targets", "they are all the same", remedy="nothing can be learned from them: check the labels")
-    lengths = torch.cat(norms)
-    if float(lengths.max() - lengths.min()) <= 1e-6 * float(lengths.max()):
-        problem = "all inputs have the same norm, as the members of one orbit have"
-        raise DataError("loader", problem, remedy="pass different samples; normalise them by a common factor only")
-    if len(filled) < 20:
-        problem = f"{found.num_data} different samples make {len(filled)} groups, too few for a test"
+    if orbit.only:
+        raise DataError("loader", "all inputs are members of one orbit", remedy="pass different samples")
+    found = through.result(grouping)
+    filled = len(found.gradients[0])
+    if filled < 20:
+        what = "units of samples" if plan.units is not None else "different samples"
+        problem = f"{grouping.opened} {what} make {filled} groups, too few for a test"
         raise DataError("loader", problem, expected="at least 20", remedy="pass more data, or groups= of 20 or more")
-    for n in range(len(probes)):
-        found.gradients[n] = [g for m, g in enumerate(found.gradients[n]) if m in filled]
-        found.unlabelled[n] = [g for m, g in enumerate(found.unlabelled[n]) if m in filled]
-        for sums in found.traces[n].values():
-            for key in sums:
-                sums[key] /= traced
+    found.offset = centre.offset()
     return found
 
 
@@ -154,11 +249,3 @@ def _jittered(input: Any, generator: torch.Generator) -> Any:
         return GeometricTensor(moved, part.type) if isinstance(part, GeometricTensor) else moved
 
     return mapped(input, shaken)
-
-
-def _add(sums: dict[str, dict[str, list[Tensor]]], layer: str, features: dict[str, list[Tensor]]) -> None:
-    if layer not in sums:
-        sums[layer] = features
-        return
-    for name, of in features.items():
-        sums[layer][name] = [a + b for a, b in zip(sums[layer][name], of)]

@@ -16,7 +16,7 @@ from ..errors import UnsupportedModuleError
 from ..symmetry.grid_action import acts_on_grid
 from ..symmetry.subgroups import Subgroup, subgroups
 
-__all__ = ["ExactGroup", "exact_group"]
+__all__ = ["ExactGroup", "exact_group", "random_elements"]
 
 #: Cyclic subgroups of a continuous group that acts on no grid are listed up to this order.
 LARGEST_ORDER = 16
@@ -99,6 +99,20 @@ def exact_group(*gspaces: GSpace) -> ExactGroup:
     positions: Any = {g: n for n, g in enumerate(elements)} if group.order() > 0 else None
     table = [[positions[~g @ h] if positions else _position(elements, ~g @ h) for h in elements] for g in elements]
     return ExactGroup(base, tuple(elements), torch.tensor(table))
+
+
+def random_elements(gspace: GSpace, count: int, generator: torch.Generator) -> list[GroupElement]:
+    """Elements of a G-space's group, exact on the grid or not: of a finite group in random order, each as often as the others;
+    of a continuous one by Haar's measure."""
+    group = gspace.fibergroup
+    if group.order() > 0:
+        return [group.elements[n] for n in (torch.randperm(max(count, group.order()), generator=generator) % group.order())[:count]]
+    state = np.random.get_state()  # escnn draws from numpy's global generator
+    np.random.seed(int(torch.randint(2**31, (1,), generator=generator)))
+    try:
+        return [group.sample() for _ in range(count)]
+    finally:
+        np.random.set_state(state)
 
 
 def _position(elements: Sequence[GroupElement], wanted: GroupElement) -> int | None:

@@ -28,20 +28,25 @@ class PathwayTest:
         statistic: :math:`T = |\sum_b \Gamma_b|^2`, the part that exact elements move ((nats / unit of weight) squared).
         ratio: T over its mean under the hypothesis.
         largest_null: the largest of the draws over the same mean.
-        effect: :math:`(ratio - 1) / N`, the squared mean of one sample's gradient over its mean square (fraction), free of
-            bias; where no exact element moves the pathway, of all of it.
+        effect: the squared mean of one sample's gradient over its mean square (fraction), free of bias, so that it may be
+            negative; of the part that exact elements move, and of all of it where they move nothing.
         p_value: exact, by draws from the group that acts exactly; NaN where nothing can be tested.
         adjusted_p_value: for all tests of the call: the largest over all subgroups that move the pathway of the p-values
             adjusted by the largest statistic. So it holds whichever of them is the symmetry of the data.
         gain: estimate of the evidence gained by letting the pathway in (nats), see :func:`.symmetry_test`; NaN if not asked.
         log_precision: log prior precision to start it with; infinite where nothing speaks for it.
-        over_dispersion: variance of the gradients over the curvature: how far the likelihood is from well specified.
+        over_dispersion: mean square of one sample's gradient over its curvature: how far the likelihood is from well specified;
+            1 where the curvature is not known.
         testable: whether a p-value could be had.
         reason: why not; or what to bear in mind.
         exact: whether elements that act exactly on the grid move all of the pathway.
         broken: testable, and the adjusted p-value at most the level.
         input_p_value: the same test of a function that knows no targets: small where the inputs alone lack the symmetry; NaN
             if not asked.
+        cause: of what is broken, if asked: "question" where the inputs alone are not contradicted, else "inputs or question".
+        inexact_effect: effect in the part that no exact element moves, over the mean square of all (fraction); NaN if ``exact``.
+        explained_effect: the same after each sample has been turned by a random element of the whole group, with interpolation:
+            what the network's own discretisation explains, since data like these have the symmetry; NaN where not measured.
 
     >>> wanted = [name for name in PathwayTest.__dataclass_fields__ if name.endswith("p_value")]
     >>> wanted
@@ -67,6 +72,9 @@ class PathwayTest:
     exact: bool
     broken: bool
     input_p_value: float = math.nan
+    cause: str = ""
+    inexact_effect: float = math.nan
+    explained_effect: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,9 @@ class SymmetryTest:
     def _verdict(test: PathwayTest) -> str:
         if not test.testable:
             return f"not testable: {test.reason}"
-        return "broken" if test.broken else "not contradicted" + (f" ({test.reason})" if test.reason else "")
+        if test.broken:
+            return "broken" + (f" ({test.cause})" if test.cause else "")
+        return "not contradicted" + (f" ({test.reason})" if test.reason else "")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """A heat map, layers x pathways: the statistic in units of its mean under the hypothesis, a star where broken.

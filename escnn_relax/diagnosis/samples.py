@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Iterator, Sized
+from typing import Any, Hashable, Iterator, Optional, Sequence, Sized
 
 import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor
 
 from ..curvature.reader import Batches, Weighted, mapped, of_samples, read, tensors
-from ..errors import DataError
+from ..errors import ArgumentError, DataError
+from .effect import Sizes
 
-__all__ = ["Grouping", "group_size", "length", "raw"]
+__all__ = ["Grouping", "group_size", "joined", "raw"]
 
 #: Repeated samples of a group wait until there are so many, instead of being looked at one by one.
 TOGETHER = 16
@@ -26,22 +27,18 @@ def raw(input: Any) -> Tensor:
     return tensor
 
 
-def length(input: Any, samples: int) -> Tensor:
-    """Euclidean norm of each sample of an input, over all its tensors, ``(N,)``, float64 on the CPU."""
-    parts = [part.detach().double().flatten(1) for part in tensors(input) if _of_samples(part, samples)]
-    return torch.stack([part.norm(dim=1).cpu() for part in parts]).norm(dim=0) if parts else torch.zeros(samples).double()
-
-
 def _of_samples(part: Tensor, samples: int) -> bool:
     return part.dim() > 0 and len(part) == samples
 
 
-def group_size(loader: Any, groups: int) -> int:
-    """How many samples a group gets, so that the different ones of a loader fill all groups about once.
+def group_size(loader: Any, groups: int, units: Optional[Sequence[Hashable]] = None) -> int:
+    """How many different samples, or units of them, a group gets, so that they fill all groups about once.
 
     >>> group_size(torch.utils.data.DataLoader(range(1300), 100), 64)
     20
     """
+    if units is not None:
+        return max(1, len(set(units)) // groups)
     counts = [len(of) for of in (getattr(loader, name, None) for name in ("dataset", "sampler")) if isinstance(of, Sized)]
     if not counts and isinstance(loader.loader if isinstance(loader, Batches) else loader, (list, tuple)):
         counts = [sum(len(read(batch, f"batch {index}").target) for index, batch in enumerate(loader))]
@@ -49,42 +46,89 @@ def group_size(loader: Any, groups: int) -> int:
 
 
 class Grouping:
-    """Hands every sample to a group; one that comes again goes to the group where it was before.
+    """Hands every sample to a group; one that comes again, by its number or its content, goes to the group where it was before.
 
     Args:
         groups: how many there are, filled one after the other.
-        size: samples of one group; more than ``groups * size`` different ones begin anew with the first.
+        size: samples (or units) of one group; more than ``groups * size`` different ones begin anew with the first.
+        units: for each sample what it belongs to, by its index in the data set, or in the order in which they come.
 
     Attributes:
-        known: the group of each different sample.
         seen: number of samples, repeated ones too.
+        distinct: of different samples.
     """
 
-    def __init__(self, groups: int, size: int) -> None:
-        self.groups, self.size = groups, size
-        self.known: dict[bytes, int] = {}
-        self.seen = 0
+    def __init__(self, groups: int, size: int, units: Optional[Sequence[Hashable]] = None) -> None:
+        self.groups, self.size, self.units = groups, size, units
+        self.seen = self.distinct = self.opened = 0
+        self._known: dict[Hashable, int] = {}  # groups of units
+        self._number: dict[Hashable, int] = {}
+        self._times: list[int] = []
+        self._group: list[int] = []
         self._waiting: dict[int, list[tuple[Any, Any]]] = {}
 
     @property
     def repeated(self) -> int:
         """How many samples had come before."""
-        return self.seen - len(self.known)
+        return self.seen - self.distinct
 
-    def add(self, input: Any, target: Any) -> Iterator[tuple[int, Any, Any]]:
-        """One batch; yields ``(group, input, target)`` whenever a minibatch of one group is full."""
+    def sizes(self, groups: Sequence[int]) -> Sizes:
+        """Of these groups: draws, and sums of squares of how often each sample came."""
+        times, member = torch.tensor(self._times, dtype=torch.float64), torch.tensor(self._group)
+        zeros = torch.zeros(self.groups, dtype=torch.float64)
+        chosen = torch.tensor(list(groups))
+        return Sizes(zeros.index_add(0, member, times)[chosen], zeros.index_add(0, member, times.square())[chosen])
+
+    def _placed(self, content: bytes, index: Optional[int], number: Optional[Hashable]) -> int:
+        """The group of one sample."""
+        sample = self._number.get(content)
+        if sample is None and number is not None:
+            sample = self._number.get(number)
+        unit = None if self.units is None else self._unit(self.seen if index is None else index)
+        if sample is None:
+            group = self._known.get(unit) if unit is not None else None
+            if group is None:
+                group, self.opened = self.opened // self.size % self.groups, self.opened + 1
+            sample, self.distinct = self.distinct, self.distinct + 1
+            self._times.append(0)
+            self._group.append(group)
+        self._times[sample] += 1
+        if unit is not None:
+            self._known.setdefault(unit, self._group[sample])
+        self._number[content] = sample
+        if number is not None:
+            self._number.setdefault(number, sample)
+        self.seen += 1
+        return self._group[sample]
+
+    def _unit(self, index: int) -> Hashable:
+        try:
+            return self.units[index]  # type: ignore[index]
+        except (IndexError, KeyError) as error:
+            remedy = "give one for each sample of the data set"
+            raise ArgumentError("units", "no unit of a sample", got=f"sample {index}", remedy=remedy) from error
+
+    def add(
+        self, input: Any, target: Any, numbers: Optional[Sequence[tuple[Any, Hashable]]] = None
+    ) -> Iterator[tuple[int, Any, Any]]:
+        """One batch; yields ``(group, input, target)`` whenever a minibatch of one group is full.
+
+        Args:
+            numbers: index of each sample, and what tells it from others beside its content.
+        """
         count, parts = len(target), [part.detach().to("cpu") for part in tensors(input)]
         if len(parts) == 1 and len(parts[0]) != count:
             raise DataError("batch", expected=f"as many targets as inputs, {len(parts[0])}", got=count)
         aims = [target.target, target.weight] if isinstance(target, Weighted) else [target]
         told = [part for part in (*parts, *(aim.detach().to("cpu") for aim in aims)) if _of_samples(part, count)]
         chosen_groups = []
-        for sample in zip(*told):
+        for n, sample in enumerate(zip(*told)):
             key = hashlib.blake2b(b"".join(map(_bytes, sample)), digest_size=16).digest()
-            chosen_groups.append(self.known.setdefault(key, len(self.known) // self.size % self.groups))
+            number = numbers[n] if numbers is not None and len(numbers) == count else (None, None)
+            chosen_groups.append(self._placed(key, *number))
         chosen = torch.tensor(chosen_groups)
-        self.seen += count
-        full = max(self.size, TOGETHER) if self.repeated else self.size
+        full = min(self.size, max(count, TOGETHER))  # no minibatch is larger than the loader's
+        full = max(full, TOGETHER) if self.repeated or self.units is not None else full
         for group in chosen.unique().tolist():
             where = (chosen == group).nonzero().flatten().to(tensors(input)[0].device)
             self._waiting.setdefault(group, []).append((of_samples(input, where, count), target[where]))
@@ -97,19 +141,23 @@ class Grouping:
             yield self._joined(group)
 
     def _joined(self, group: int) -> tuple[int, Any, Any]:
-        inputs, targets = zip(*self._waiting.pop(group))
-        if len(inputs) == 1:
-            return group, inputs[0], targets[0]
-        target = Weighted.cat(targets) if isinstance(targets[0], Weighted) else torch.cat(targets)
-        columns = zip(*map(tensors, inputs))
+        return group, *joined(*zip(*self._waiting.pop(group)))
 
-        def joined(part: Any) -> Any:
-            column = next(columns)
-            alike = all(_of_samples(tensor, len(of)) for tensor, of in zip(column, targets))
-            tensor = torch.cat(column) if alike else column[0]
-            return GeometricTensor(tensor, part.type) if isinstance(part, GeometricTensor) else tensor
 
-        return group, mapped(inputs[0], joined), target
+def joined(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
+    """Several batches as one; a part of the inputs that is not one for each sample is that of the first."""
+    if len(inputs) == 1:
+        return inputs[0], targets[0]
+    target = Weighted.cat(targets) if isinstance(targets[0], Weighted) else torch.cat(tuple(targets))
+    columns = zip(*map(tensors, inputs))
+
+    def whole(part: Any) -> Any:
+        column = next(columns)
+        alike = all(_of_samples(tensor, len(of)) for tensor, of in zip(column, targets))
+        tensor = torch.cat(column) if alike else column[0]
+        return GeometricTensor(tensor, part.type) if isinstance(part, GeometricTensor) else tensor
+
+    return mapped(inputs[0], whole), target
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from escnn.group import GroupElement
+from escnn.gspaces import GSpace
 from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
@@ -18,10 +19,12 @@ from .exact_group import ExactGroup
 from .gradients import Probe
 from .samples import raw
 
-__all__ = ["input_type", "kept_elements", "law_errors", "movable", "TRIED"]
+__all__ = ["Motion", "input_type", "kept_elements", "law_errors", "movable", "TRIED"]
 
 #: Samples and elements that the law of the gradients is checked with, at most.
 TRIED = 8
+#: Gradients smaller than this share of the layer's whole are roundings (float32, summed over samples and places).
+ROUNDING = 1e-5
 #: A breaking kernel that an element moves by less than this share of its norm is left in place by it (float32 kernels).
 STILL = 1e-4
 
@@ -88,57 +91,84 @@ def kept_elements(layers: dict[str, RelaxedConvolution], group: ExactGroup) -> l
     return kept
 
 
-def law_errors(
-    probe: Probe,
-    actions: dict[str, LayerAction],
-    group: ExactGroup,
-    input: Any,
-    target: Any,
-    in_type: FieldType,
-    out_type: Optional[FieldType],
-) -> dict[str, float]:
-    r"""For each layer the largest :math:`|\Gamma(gx, gy) - M(g)\Gamma(x, y)| / |\Gamma|`, on a few samples and elements."""
-    input, target = of_samples(input, slice(TRIED), len(target)), target[:TRIED]
-    chosen = range(1, group.order) if group.order <= TRIED else range(1, group.order, max(1, group.order // TRIED))
+class Motion:
+    """Moves inputs and targets of a network by group elements, as far as it is plain what these do to them.
 
-    def moved(n: int) -> Any:
+    Args:
+        probe: whose output tells whether targets are images.
+        in_type, out_type: of input and output; floating targets with as many components as ``out_type`` move with it.
+        input: one batch.
+    """
+
+    def __init__(self, probe: Probe, in_type: FieldType, out_type: Optional[FieldType], input: Any) -> None:
+        self.in_type = in_type
+        output = probe.forward(input)
+        self.out_type = out_type or (output.type if isinstance(output, GeometricTensor) else None)
+        self.space = in_type.gspace.dimensionality
+        self.dense = bool(self.space) and probe.tensor(output).dim() == 2 + self.space
+
+    def input(self, input: Any, element: Callable[[GSpace], GroupElement]) -> Any:
+        """An input moved by the element that a function names in the group of each G-space."""
+
         def of(part: Any) -> Any:
-            own = part.type if isinstance(part, GeometricTensor) else in_type
-            if part is not raw(part) or _image(part, in_type):
-                tensor = transform_field(raw(part), own, group.elements_on(own.gspace, "input")[n])
+            own = part.type if isinstance(part, GeometricTensor) else self.in_type
+            if part is not raw(part) or _image(part, self.in_type):
+                tensor = transform_field(raw(part), own, element(own.gspace))
                 return GeometricTensor(tensor, own) if part is not raw(part) else tensor
             return part
 
         return mapped(input, of)
 
-    output = probe.forward(input)
-    if isinstance(output, GeometricTensor):
-        out_type = out_type or output.type
-    space = in_type.gspace.dimensionality
-    gradients = probe.gradients(probe.loss(output, target))
-    here = {name: actions[name].features(gradients[name])[0] for name in actions}
-    errors = dict.fromkeys(actions, 0.0)
-    for n in chosen:
-        matrix = axes_matrix(in_type.gspace, group.elements_on(in_type.gspace, "input")[n]) if space else None
+    def target(self, target: Any, element: Callable[[GSpace], GroupElement]) -> Any:
+        """A target moved alike; one that does not move as it is."""
 
-        def aimed(aim: Tensor) -> Tensor:
-            if out_type is not None and aim.is_floating_point() and aim.dim() > 1 and aim.shape[1] == out_type.size:
-                return transform_field(aim, out_type, _counterpart(group, out_type, n))
-            if matrix is not None and probe.tensor(output).dim() == 2 + space and aim.dim() >= 1 + space:
-                return move_points(aim, matrix)
+        def of(aim: Tensor) -> Tensor:
+            if self.field(aim):
+                return transform_field(aim, self.out_type, element(self.out_type.gspace))  # type: ignore[union-attr,arg-type]
+            if self.dense and aim.dim() >= 1 + self.space:
+                return move_points(aim, axes_matrix(self.in_type.gspace, element(self.in_type.gspace)))
             return aim
 
-        aim = Weighted(aimed(target.target), aimed(target.weight)) if isinstance(target, Weighted) else aimed(target)
-        gradients = probe.gradients(probe.loss(probe.forward(moved(n)), aim))
+        return Weighted(of(target.target), of(target.weight)) if isinstance(target, Weighted) else of(target)
+
+    def image(self, part: Any) -> bool:
+        """Whether a tensor of the input lies on a grid that the group turns."""
+        return bool(self.space) and _image(part, self.in_type)
+
+    def field(self, aim: Tensor) -> bool:
+        """Whether a target moves as a field."""
+        components = aim.is_floating_point() and aim.dim() > 1
+        return self.out_type is not None and components and bool(aim.shape[1] == self.out_type.size)
+
+    def smooth(self, target: Any) -> bool:
+        """Whether elements that are not exact on the grid can move it: not where it holds classes of pixels."""
+        aim = target.target if isinstance(target, Weighted) else target
+        return not (self.dense and aim.dim() >= 1 + self.space)
+
+
+def law_errors(
+    probe: Probe, actions: dict[str, LayerAction], group: ExactGroup, input: Any, target: Any, motion: Motion
+) -> dict[str, float]:
+    r"""For each layer the largest :math:`|\Gamma(gx, gy) - M(g)\Gamma(x, y)| / |\Gamma|`, on a few samples and elements.
+
+    A layer whose breaking kernels get no more than roundings of its whole gradient cannot depart from the law.
+    """
+    input, target = of_samples(input, slice(TRIED), len(target)), target[:TRIED]
+    chosen = range(1, group.order) if group.order <= TRIED else range(1, group.order, max(1, group.order // TRIED))
+    gradients = probe.gradients(probe.loss(probe.forward(input), target))
+    here = {name: actions[name].features(gradients[name]) for name in actions}
+    errors = dict.fromkeys(actions, 0.0)
+    for n in chosen:
+
+        def element(gspace: GSpace) -> GroupElement:
+            return group.elements_on(gspace, "input or output")[n]
+
+        loss = probe.loss(probe.forward(motion.input(input, element)), motion.target(target, element))
+        gradients = probe.gradients(loss)
         for name, action in actions.items():
-            expected, found = action.moved(here[name], n), action.features(gradients[name])[0]
+            expected, found = action.moved(here[name][0], n), action.features(gradients[name])[0]
             pairs = [(e, f) for key in expected for e, f in zip(expected[key], found[key])]
             gap = sum(float((e - f).square().sum()) for e, f in pairs) ** 0.5
-            size = sum(float(e.square().sum()) for e, _ in pairs) ** 0.5
+            size = max(sum(float(e.square().sum()) for e, _ in pairs), ROUNDING**2 * here[name][1]) ** 0.5
             errors[name] = max(errors[name], gap / size if size > 0 else 0.0)
     return errors
-
-
-def _counterpart(group: ExactGroup, out_type: FieldType, position: int) -> GroupElement:
-    return group.elements_on(out_type.gspace, "output")[position]
-

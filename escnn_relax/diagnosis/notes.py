@@ -1,0 +1,95 @@
+"""What the reader of a symmetry test should know beside its numbers."""
+
+from __future__ import annotations
+
+import math
+from itertools import islice
+from typing import Any, Sequence
+
+from .collected import Collected
+from .exact_group import ExactGroup
+from .result import PathwayTest
+
+__all__ = ["notes"]
+
+#: A network whose strict kernels have a squared gradient of at most so many times its mean for independent samples has converged.
+CONVERGED = 4.0
+#: Elements by which a vector is told from other irreps.
+ELEMENTS = 64
+
+
+def notes(
+    tests: Sequence[PathwayTest],
+    found: Collected,
+    group: ExactGroup,
+    opened: bool,
+    inputs: bool,
+    strided: Sequence[str],
+    worst: float,
+    loose: bool,
+    converged: float,
+) -> tuple[str, ...]:
+    """Sentences, the most important first."""
+    said = []
+    name = group.gspace.fibergroup.name
+    if loose:
+        likely = f"strides on sizes that they do not divide evenly ({', '.join(strided)}), " if strided else ""
+        said.append(f"Gradients depart by {worst:.1%} from the law of a strict network: {likely}one-sided padding or code of "
+                    "your own; nothing was tested. Look at equivariance_error of each part.")  # fmt: skip
+    if not group.whole and not opened:
+        said.append(f"{name}: only {group.order} of its elements are exact on the grid; p-values are of these.")
+    if opened:
+        said.append(f"Pathways are open: the test is one of the {group.order} elements that they keep.")
+    if math.isnan(worst):
+        said.append("The type of the input is not known, so that the network's strictness was not checked: pass in_type=.")
+    beyond = [t for t in tests if not math.isnan(t.explained_effect)]
+    if beyond:
+        said.append("Effects beyond the exact elements, and what the pixels explain: the same after turning each sample by a random "
+                    "element, interpolated.")  # fmt: skip
+        said += [f"  {t.layer} {t.pathway}: {t.inexact_effect:.1e}, explained {t.explained_effect:.1e}" for t in beyond]
+    if found.repeated:
+        said.append(f"{found.repeated} samples came again; they share the random element of their first appearance.")
+    broken = [t for t in tests if t.broken]
+    off = _off_centre(tests, broken, found, group)
+    if off:
+        said.append(off)
+    if broken and not inputs:
+        said.append("Broken may be the question or the law of the inputs alone: inputs=True tells, where it can be told.")
+    if broken and inputs:
+        said += _causes(broken, converged)
+    return tuple(said)
+
+
+def _off_centre(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], found: Collected, group: ExactGroup) -> str:
+    """Vectors and nothing else, in every layer: what images that sit off the centre look like."""
+    pathways, layers = {t.pathway for t in broken}, {t.layer for t in tests if t.testable}
+    if len(pathways) != 1 or {t.layer for t in broken} != layers or broken[0].irrep is None:
+        return ""
+    if not _is_vector(group, group.gspace.fibergroup.irrep(*broken[0].irrep)):
+        return ""
+    said = "Only the vectors (frequency 1) are broken, in every layer: off-centre images look like that; check centring, one-sided "
+    said += "padding and strides before the network."
+    if found.offset is not None:
+        said += f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in found.offset)} pixels off the middle (along the axes)."
+    return said
+
+
+def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
+    """Inputs alone, or the question."""
+    both = sorted({t.layer for t in broken if t.cause != "question"})
+    if not both:
+        return ["The inputs alone are not contradicted: it is the question that breaks the symmetry."]
+    said = f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from this: "
+    if converged <= CONVERGED:
+        return [said + "but the strict weights have converged, and what is left in a broken pathway then comes from the question, as "
+                "far as the strict network fits."]  # fmt: skip
+    return [said + "train the strict network and test it again; what is left then comes from the question."]
+
+
+def _is_vector(group: ExactGroup, psi: Any) -> bool:
+    """Whether an irrep is the action on points of the plane or of space."""
+    d, space = group.gspace.dimensionality, group.gspace
+    if d != psi.size or not d:
+        return False
+    elements = islice(space.fibergroup.testing_elements(), ELEMENTS)
+    return all(abs(float(psi(g).trace()) - float(space.basespace_action(g).trace())) < 1e-6 for g in elements)
