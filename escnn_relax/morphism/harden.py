@@ -34,6 +34,7 @@ def harden(
     per: str = "depth",
     energy: float = SWITCHED_OFF,
     determined: float = DETERMINED,
+    example: Any = None,
 ) -> nn.Module:
     r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
 
@@ -68,14 +69,19 @@ def harden(
         data: of ``evidence``.
         per: of ``to`` and ``evidence``. ``"depth"``: symmetry never grows with depth; the network is restricted from its input on, and again
             before each layer that keeps less (:func:`~escnn_relax.restrict` with ``from_layer``), so modules used on
-            both sides of such a step, an activation shared by two layers say, need ``"network"``: one subgroup for all.
+            both sides of such a step, an activation shared by two layers say, need ``"network"``: one subgroup for all. Where
+            branches of the network meet, decisions of this package let them step down together, before the first of them; a
+            subgroup that you name for a layer is never changed.
             ``"layer"``: each layer its own, between fields of G as before.
         energy: largest share of a layer's energy that is removed (fraction).
         determined: largest fraction of effective dimension that is removed.
+        example: an input of the model, or a tuple of arguments, as ``restrict`` takes it: the order of the layers is that of a run on
+            it, and the result is tried on it. Without one an input is made of the first field type.
 
     Raises:
         UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
-            convolution that break its subgroup, or any where that is not G.
+            convolution that break its subgroup, or any where that is not G; a network that cannot be taken there, or whose
+            result would not run, with the way out.
         DataError: NaN or infinite weights.
         ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, subgroups that grow with depth, data without
             an evidence, an evidence of another model or beside decisions.
@@ -100,7 +106,7 @@ def harden(
         if not 0 <= value <= 1:
             raise ArgumentError(name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default")
     if to is not None or evidence is not None or data is not None:
-        return to_subgroups(model, to, evidence, data, per, energy, determined)
+        return to_subgroups(model, to, evidence, data, per, energy, determined, example)
     records: list[HardenedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:

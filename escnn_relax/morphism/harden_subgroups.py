@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Iterable, Mapping, Optional, Union
 
+from escnn.nn import FieldType
 from torch import nn
 
 from ..errors import ArgumentError, UnsupportedModuleError, nearest
@@ -19,8 +20,17 @@ from ..symmetry.subgroups import Subgroup, subgroup
 from .harden_translation import inside, only_living, refuse_living
 from .hardened_layer import HardenedLayer
 from .stabilise import by_depth, by_layer
+from .trial import example_of, try_result
 
 __all__ = ["to_subgroups"]
+
+
+#: What to do where the network around the layers cannot go along.
+WAYS_OUT = {
+    "depth": "per='network' keeps one subgroup in all layers",
+    "network": "per='layer' leaves the fields between the layers on the whole group",
+    "layer": "harden without to= leaves all fields as they are",
+}
 
 
 def to_subgroups(
@@ -31,6 +41,7 @@ def to_subgroups(
     per: str,
     energy: float,
     determined: float,
+    example: Any = None,
 ) -> nn.Module:
     """See :func:`~escnn_relax.harden` for the arguments and errors."""
     position = {name: index for index, (name, _) in enumerate(model.named_modules())}
@@ -52,11 +63,26 @@ def to_subgroups(
         raise ArgumentError("per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'")
     chosen = dict(zip(names, kept))
     refuse_living(model, chosen, everywhere=per != "layer")
-    hardened: Any = (by_layer if per == "layer" else by_depth)(model, chosen)
+    hardened: Any
+    example = example if example is not None else _example(model)
+    try:
+        if per == "layer":
+            hardened = by_layer(model, chosen)
+        else:
+            hardened, chosen = by_depth(model, chosen, example=example, flexible=isinstance(decided, Decisions))
+        if example is not None:
+            try_result(model, hardened, example, type(model).__name__, same=False)
+    except UnsupportedModuleError as error:
+        problem = f"harden cannot take the network to these subgroups: {error.problem}"
+        raise UnsupportedModuleError(error.where, problem, remedy=_way_out(isinstance(decided, Decisions), per)) from error
     left = {name for name, module in model.named_modules() if isinstance(module, RelaxedTranslation)}
     own = {name: _record(name, s, chosen[name]) for name, s in zip(names, found)}
     if isinstance(decided, Decisions):
         own = {n: replace(r, reasons=decided.of(titles.get(n, n)).reasons) for n, r in own.items()}
+        for n, decision in zip(names, kept):
+            if not decision <= chosen[n]:
+                reason = f"{chosen[n].name} instead of {decision.name}, since its output meets that of layers that keep no more"
+                own[n] = replace(own[n], reasons=(*own[n].reasons, reason))
     relaxed = [replace(r, name=inside(n)) if n in outer.values() else r for n, r in own.items()]
     beside = [replace(r, kind=own[r.name].kind) if r.name in own and r.name not in left else r for r in records]
     hardened.hardening = tuple(sorted([*relaxed, *beside], key=lambda r: position[outer.get(r.name, r.name)]))
@@ -112,6 +138,21 @@ def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: 
         reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
         made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", (reason,), remainder))
     return Decisions(tuple(made), energy)
+
+
+def _example(model: nn.Module) -> Any:
+    """An input on which the model runs, ``None`` where none is found."""
+    for part in model.modules():
+        in_type = getattr(part, "in_type", None)
+        if isinstance(in_type, FieldType):
+            return example_of(model, in_type)
+    return None
+
+
+def _way_out(flexible: bool, per: str) -> str:
+    own = "give the layers that meet one subgroup; " if per == "depth" and not flexible else ""
+    modes = list(WAYS_OUT)
+    return own + ", ".join(WAYS_OUT[mode] for mode in modes[modes.index(per) :])
 
 
 def _given(to: Mapping[str, Any], found: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:

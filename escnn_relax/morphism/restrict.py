@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from escnn import nn as enn
 from escnn.gspaces import GSpace
-from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from escnn.nn import EquivariantModule, FieldType
 from torch import nn
 
 from ..errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
@@ -96,13 +96,8 @@ def restrict(
         )
     result = _restricted(module, chosen, from_layer, where, seen)
     if example is not None:
-
-        def retype(value: GeometricTensor) -> GeometricTensor:
-            wanted = getattr(result, "in_type", None)
-            on_h = isinstance(wanted, FieldType) and wanted.size == value.type.size
-            return GeometricTensor(value.tensor, wanted if on_h else value.type, value.coords)
-
-        try_result(module, result, example, where, retype, _hint(seen))
+        cause, remedy = _hint(seen)
+        try_result(module, result, example, where, cause=cause, remedy=remedy)
     return result
 
 
@@ -138,17 +133,20 @@ def _refuse_both_sides(seen: Flow, module: nn.Module, from_layer: str, where: st
             )
 
 
-def _hint(seen: Optional[Flow]) -> str:
+def _hint(seen: Optional[Flow]) -> tuple[str, str]:
+    """What may keep the result from running, and what to do."""
     if seen is not None and seen.meetings:
         early, late, how = seen.meetings[0]
-        return (
-            f"the network brings the output of {early!r}, which keeps the group, together with that of {late!r}, which does "
-            f"not ({how}): choose a from_layer at or before {early!r}, or after they have met"
+        cause = (
+            f", for the network brings the output of {early!r}, which keeps the group, together with that of {late!r}, which "
+            f"does not ({how})"
         )
-    return (
+        return cause, f"choose a from_layer at or before {early!r}, or after they have met"
+    remedy = (
         "code of the network's own that names a field type or a representation has to be given that of the subgroup, e.g. "
         "by taking it from a layer's out_type"
     )
+    return "", remedy
 
 
 def _restricted(
@@ -226,6 +224,9 @@ def _unfold(model: nn.Module) -> nn.Module:
                     parent._modules[k] = c
             else:
                 parent._modules[key] = enn.SequentialModule(step, layer)
+    for parent in reversed(list(model.modules())):  # the innermost first
+        if isinstance(parent, enn.SequentialModule) and len(parent):
+            parent.in_type = parent[0].in_type  # where the step came first, the sequence takes G's fields
     return model
 
 

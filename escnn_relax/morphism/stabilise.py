@@ -10,7 +10,7 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
 
 from .. import _escnn
-from ..errors import ArgumentError, EmptyBasisError
+from ..errors import ArgumentError, EmptyBasisError, UnsupportedModuleError
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.stabiliser import KernelSymmetry
 from ..nn.strict_layer import strict_layer
@@ -22,12 +22,15 @@ from .intertwine import RANK_TOLERANCE, RESIDUAL_TOLERANCE, renamed
 from .relabel import Relabel
 from .restrict import restrict
 from .restriction_plan import RestrictionPlan
+from .trial import fitted
 from .walk import replace_modules
 
 __all__ = ["by_depth", "by_layer"]
 
 
-def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
+def by_depth(
+    model: nn.Module, kept: Mapping[str, Subgroup], *, example: Any = None, flexible: bool = False
+) -> tuple[nn.Module, dict[str, Subgroup]]:
     r"""A copy in which each relaxed layer is escnn's own of its subgroup H, with the kernel :math:`P_H K`.
 
     The network is restricted to the first layer's subgroup from its input on, and again before each layer that has a smaller
@@ -35,19 +38,27 @@ def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
 
     Args:
         kept: the subgroup of each relaxed layer by its name, in the order of the model.
+        example: an input of the model, see :func:`~escnn_relax.restrict`.
+        flexible: where the network brings the outputs of a layer and of one before it together, let the step to the smaller
+            subgroup begin before both: the layers between keep the smaller one, which fixes all that the larger one does.
+
+    Returns:
+        the copy, and the subgroup that each layer has come to.
 
     Raises:
         ArgumentError: a subgroup that does not lie in that of the layer before.
+        UnsupportedModuleError: a network that cannot be restricted at such a step.
         EmptyBasisError: see :func:`fill`.
     """
     layers: dict[str, Any] = dict(model.named_modules())
     result = replace_modules(model, lambda name, module: _strict(module) if name in kept else None)
     before: Any = None
     first: Any = None
+    reached: dict[str, Subgroup] = {}
     for name, wanted in kept.items():
         if before is None:
-            result = result if wanted.index == 1 else restrict(result, wanted.id)
-            first = wanted
+            result = result if wanted.index == 1 else restrict(result, wanted.id, example=example)
+            first, reached = wanted, dict.fromkeys(kept, wanted)
         elif not wanted <= before:
             raise ArgumentError(
                 name,
@@ -55,16 +66,33 @@ def by_depth(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
                 got=wanted.name,
                 remedy="symmetry that was given up does not return: take the stabilisers by depth, or per='layer'",
             )
-        elif not before <= wanted:
-            result = restrict(result, _inside(first, wanted), from_layer=name)
+        elif not reached[name] <= wanted:
+            spaces = {n: _at(result, n).in_type.gspace for n in kept}
+            result = _stepped(result, _inside(first, wanted), name, list(kept), example, flexible)
+            reached |= {n: wanted for n in kept if _at(result, n).in_type.gspace != spaces[n]}
         before = wanted
-    for name, wanted in kept.items():
-        part = dict(result.named_modules())[name]
-        if isinstance(part, enn.SequentialModule):  # the step to the subgroup stands before it
-            part = part[len(part) - 1]
+    for name, wanted in reached.items():
         if wanted.index > 1:
-            fill(part, layers[name], wanted, name)
-    return result
+            fill(_at(result, name), layers[name], wanted, name)
+    return result, reached
+
+
+def _at(model: nn.Module, name: str) -> Any:
+    """The layer of this name; a step to a subgroup may stand before it."""
+    part: Any = model.get_submodule(name)
+    return part[len(part) - 1] if isinstance(part, enn.SequentialModule) else part
+
+
+def _stepped(model: nn.Module, id: Any, name: str, names: list[str], example: Any, flexible: bool) -> nn.Module:
+    """The network on a subgroup from a layer on, or from the nearest before it from which it can be."""
+    starts: list[Optional[str]] = [*reversed(names[: names.index(name) + 1]), None] if flexible else [name]
+    refusals: list[UnsupportedModuleError] = []
+    for start in starts:
+        try:
+            return restrict(model, id, from_layer=start, example=fitted(example, model))
+        except UnsupportedModuleError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:

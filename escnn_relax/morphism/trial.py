@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, RelaxError, UnsupportedModuleError
 
-__all__ = ["example_of", "run_once", "try_result"]
+__all__ = ["example_of", "fitted", "run_once", "try_result"]
 
 #: Sides of the images that are tried where no example is given: enough for a few halvings.
 SIDES = {2: (33, 32, 64), 3: (17, 16), 0: (1,), 1: (33,)}
@@ -52,17 +51,19 @@ def example_of(model: nn.Module, in_type: FieldType) -> Any:
 
 
 def try_result(
-    model: nn.Module, result: nn.Module, example: Any, where: str, retype: Callable[[GeometricTensor], GeometricTensor], hint: str
+    model: nn.Module, result: nn.Module, example: Any, where: str, *, cause: str = "", remedy: str = "", same: bool = True
 ) -> None:
     """Run what a morphism made beside what it was made of.
 
     Args:
-        example: on which ``model`` runs; a GeometricTensor is passed through ``retype`` for ``result``.
-        hint: what may be the cause and what to do, for the message.
+        example: on which ``model`` runs; a GeometricTensor is read as the result's ``in_type`` where that has its size.
+        cause: what may be the cause, for the message.
+        remedy: what to do.
+        same: whether in eval mode the outputs have to be the same, to 1 % of their norm.
 
     Raises:
         ArgumentError: the model itself does not run on the example.
-        UnsupportedModuleError: the result does not, or in eval mode computes something else.
+        UnsupportedModuleError: the result does not, or has to compute the same and does not.
     """
     try:
         before = run_once(model, example)
@@ -72,19 +73,31 @@ def try_result(
         raise ArgumentError(
             where, f"the model itself does not run on the example ({_said(error)})", remedy="pass an input as in training"
         ) from error
-    arguments = example if isinstance(example, tuple) else (example,)
-    given = tuple(retype(a) if isinstance(a, GeometricTensor) else a for a in arguments)
     try:
-        after = run_once(result, given)
+        after = run_once(result, fitted(example, result))
     except Exception as error:
         name = failing(result, error)
         raise UnsupportedModuleError(
-            f"{where}.{name}" if name else where, f"the result would not run ({_said(error)})", remedy=hint
+            f"{where}.{name}" if name else where, f"the result would not run ({_said(error)}){cause}", remedy=remedy
         ) from error
     pairs = list(zip(_outputs(before), _outputs(after)))
-    for a, b in pairs if not any(part.training for part in model.modules()) else ():
+    for a, b in pairs if same and not any(part.training for part in model.modules()) else ():
         if a.shape != b.shape or float((a - b).norm()) > 1e-2 * float(a.norm()) + 1e-6:
-            raise UnsupportedModuleError(where, "the result would compute something else than the model", remedy=hint)
+            problem = f"the result would compute something else than the model{cause}"
+            raise UnsupportedModuleError(where, problem, remedy=remedy)
+
+
+def fitted(example: Any, model: nn.Module) -> Any:
+    """The example for a morphism's result: a GeometricTensor is read as the result's ``in_type`` where that has its size."""
+    wanted = getattr(model, "in_type", None)
+    values = example if isinstance(example, tuple) else (example,)
+    read = tuple(
+        GeometricTensor(v.tensor, wanted, v.coords)
+        if isinstance(v, GeometricTensor) and isinstance(wanted, FieldType) and wanted.size == v.type.size
+        else v
+        for v in values
+    )
+    return read if isinstance(example, tuple) else read[0]
 
 
 def failing(model: nn.Module, error: BaseException) -> str:
