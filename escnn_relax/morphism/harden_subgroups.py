@@ -59,6 +59,8 @@ def to_subgroups(
         decided = _by_energy(found, [titles.get(name, name) for name in names], per, energy)
     chosen_by = decided.chosen(per) if isinstance(decided, Decisions) else decided
     kept = _given(chosen_by, found, [titles.get(name, name) for name in names])
+    if per != "layer":  # one group may act on several base spaces: images, and features without any
+        kept = [subgroup(kept[0].gspace, k, s.where) for k, s in zip(kept, found)]
     if per == "network" and any(not k <= kept[0] or not kept[0] <= k for k in kept):
         raise ArgumentError("per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'")
     chosen = dict(zip(names, kept))
