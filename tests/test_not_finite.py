@@ -13,7 +13,7 @@ from escnn_relax import harden, mix, project, report, restrict, survivors
 from escnn_relax.curvature.factors import DenseFactor
 from escnn_relax.errors import ArgumentError, DataError, NotEquivariantError
 from escnn_relax.evidence.calibration import calibration
-from escnn_relax.evidence.dropping import Constraint, gain_of_dropping, gain_of_zero
+from escnn_relax.evidence.restricted import Part, evidence_of_all, evidence_of_family
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.search.architecture import chosen_summands
 from escnn_relax.symmetry.equivariance import kernel_equivariance_error
@@ -119,13 +119,13 @@ def test_readings_refuse_weights_that_are_not_finite(value):
 
 
 @pytest.mark.parametrize("value", ODD)
-def test_savage_and_dickey_refuse_weights_that_are_not_finite(value):
+def test_evidences_of_families_refuse_weights_that_are_not_finite(value):
     factor = DenseFactor("w", torch.eye(2).double())
     weights = torch.tensor([1.0, value]).double()
     with pytest.raises(DataError, match="w: NaN"):
-        gain_of_zero(factor, weights, 1.0, 0.0)
+        evidence_of_all([(factor, weights, 0.0)], 1.0)
     with pytest.raises(DataError, match="w: NaN"):
-        gain_of_dropping([Constraint(factor, weights[None], 0.0, torch.eye(2).double())], 1.0)
+        evidence_of_family([[Part("w", factor, weights[None], 0.0, torch.eye(2).double())]], 1.0)
 
 
 def test_thresholds_that_are_not_numbers():

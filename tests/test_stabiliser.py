@@ -231,20 +231,30 @@ class Linear(torch.nn.Module):
 
 
 def test_a_whole_irrep_that_is_alive_is_not_argued_away():
-    """A gain from the curvature cannot revive a subgroup that fixes nothing of an irrep with energy."""
+    """Where the evidence does not know, a subgroup that fixes nothing of an irrep with energy is a candidate and no more."""
     layer = made("D4")
     with torch.no_grad():
         layer.weights["irrep_1,0"].normal_()
     symmetry = KernelSymmetry(layer)
-    always = lambda s, h: 1.0
-    assert stabiliser([symmetry], gain=always).subgroup.name == "C4"
-    assert symmetry.touches(subgroup(layer.space, (None, 4))) and not symmetry.touches(subgroup(layer.space, (0, 4)))
+    unknowing = lambda s, h: 0.0
+    found = stabiliser([symmetry], gain=unknowing)
+    assert found.subgroup.name == "C4" and "D4" in [h.name for h in found.candidates]
+    assert not any(h <= found.subgroup for h in found.candidates)
+    against = lambda s, h: -6.0 * (h.order > 4)
+    found = stabiliser([symmetry], gain=against)
+    assert found.subgroup.name == "C4" and "D4" not in [h.name for h in found.candidates]
     # half of a two-dimensional irrep is for the evidence to decide
     with torch.no_grad():
         layer.weights["irrep_1,0"].zero_()
         layer.weights["irrep_1,1"].normal_()
     assert stabiliser([KernelSymmetry(layer)]).subgroup.name == "trivial"
-    assert stabiliser([KernelSymmetry(layer)], gain=always).subgroup.order == 2
+    wanted = subgroup(layer.space, (1, 1))
+    prefers = lambda s, h: 3.0 if h == wanted else -6.0 * (h.order > 1)
+    found = stabiliser([KernelSymmetry(layer)], gain=prefers)
+    assert found.subgroup == wanted and not found.candidates
+    # what it prefers is no larger group with a smaller one in it that it prefers more
+    nested = lambda s, h: 30.0 if h.order == 2 else 20.0 * (h.order > 1)
+    assert stabiliser([KernelSymmetry(layer)], gain=nested).subgroup.order == 2
 
 
 def test_what_cannot_be_read_is_said():

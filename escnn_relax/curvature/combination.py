@@ -61,10 +61,10 @@ def shares(factors: Sequence[Factor], whole: Factor) -> Tensor:
         return torch.stack([torch.outer(_diagonal(f.B, U), whole.A.values).flatten() for f in _all(SketchedFactor, factors)])
     if isinstance(whole, GramFactor):
         Q, R = torch.linalg.qr(whole.V.T.to("cpu", torch.float64))  # Q spans what V reads, however small a row of it is
-        axes = Q @ DenseFactor(whole.where, R @ R.T)._eigen[1]
+        axes = Q @ DenseFactor(whole.where, R @ R.T).eigensystem[1]
         found = torch.stack([(f.V.to(axes) @ axes).square().sum(0) for f in _all(GramFactor, factors)])
         return torch.nn.functional.pad(found, (0, whole.dimension - len(R)))
-    U = whole._eigen[1]
+    U = whole.eigensystem[1]
     return torch.stack([_diagonal(f.dense(), U) for f in factors])
 
 

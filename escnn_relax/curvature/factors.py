@@ -60,11 +60,12 @@ class Factor(ABC):
     def whiten(self, vectors: Tensor, scale: float, delta: float) -> Tensor:
         r"""Vectors v, shape ``(..., P)``, times a root of :math:`(hH + \delta)^{-1}`: their inner products are
         :math:`v^\top (hH + \delta)^{-1} v`. h is ``scale``."""
-        values, U = self._eigen
+        values, U = self.eigensystem
         return (vectors.to(U) @ U) / (scale * values + delta).sqrt()
 
     @cached_property
-    def _eigen(self) -> tuple[Tensor, Tensor]:
+    def eigensystem(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues ``(P,)``, and the eigenvectors in columns, of the block as one matrix."""
         values, vectors = _decompose(torch.linalg.eigh, self.dense(), self.where)
         return _clamped(values, self.where), vectors
 

@@ -1,8 +1,8 @@
-"""What the evidence says to a subgroup being demanded of a layer: the coefficients that it does not fix set to zero."""
+"""What the evidence says to a subgroup being demanded of a layer: the evidence of the kernels that it fixes."""
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -13,16 +13,90 @@ from ..errors import ArgumentError, CoverageError
 from ..nn.kernel import Block
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import Pathway
-from ..symmetry.span import complement, singular_values
 from ..symmetry.subgroups import Subgroup
-from .dropping import LARGEST, Constraint, gain_of_dropping, gain_of_zero
+from .restricted import LARGEST, Part, evidence_of_all, evidence_of_family
 
-__all__ = ["gain_of_demanding"]
+__all__ = ["Demands", "gain_of_demanding"]
 
 Pair = tuple[str, str]
 
 #: A vector of coefficients reaches into a pathway if it has more than this norm there.
 REACHES = 1e-5
+
+
+class Demands:
+    r"""What the evidence says to subgroups being demanded of one layer: of each the gain over the layer with all its freedom.
+
+    The log evidence of the kernels that a subgroup H fixes minus that of all kernels (nats), by
+    :mod:`escnn_relax.evidence.restricted`: the curvature and the other weights stay. Closed pathways stay closed: they are zero
+    without any freedom, so of what H contradicts only the part among the open ones costs anything.
+
+    Args:
+        symmetry: the layer.
+        factors, log_precision: by parameter name in the model.
+        scale: h, what one unit of the likelihood counts for these factors.
+        bounds: of the log precisions: either side of the comparison takes those that suit it best. ``None``: both keep the
+            present ones, of which H gets the prior that is conditioned on its kernels.
+
+    Raises:
+        CoverageError: a pathway that the evidence does not cover.
+    """
+
+    def __init__(
+        self,
+        symmetry: KernelSymmetry,
+        factors: Mapping[str, Sequence[Factor]],
+        log_precision: Mapping[str, float],
+        scale: float,
+        bounds: Optional[tuple[float, float]] = None,
+    ) -> None:
+        shut = getattr(symmetry.layer, "closed", frozenset())
+        names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
+        missing = [n for n in names.values() if n not in factors or n not in log_precision]
+        if missing:
+            problem, remedy = f"no curvature of {missing[0]}", "only covered weights have a margin"
+            raise CoverageError(symmetry.where, problem, remedy=remedy)
+        self.symmetry, self.scale, self.bounds = symmetry, scale, bounds
+        self.open = tuple(p for p in symmetry.residual if p.name in names)
+        self.factors = {p.name: factors[names[p.name]] for p in self.open}
+        self.log_precision = {p.name: log_precision[names[p.name]] for p in self.open}
+        self.weights = {p.name: symmetry.layer.weights[p.name].detach().to("cpu", torch.float64) for p in self.open}
+        self._known: dict[Any, float] = {}
+        self._whole: dict[str, float] = {}
+
+    def gain(self, kept: Subgroup) -> float:
+        """The change of the log evidence (nats) if the layer's kernel had to be equivariant under ``kept``.
+
+        Raises:
+            ArgumentError: more coupled coefficients than can be decomposed.
+        """
+        if kept.id not in self._known:
+            self._known[kept.id] = self._gain(kept)
+        return self._known[kept.id]
+
+    def _gain(self, kept: Subgroup) -> float:
+        fixed = {pair: self.symmetry.fixed(pair, kept) for pair in self.symmetry.pairs}
+        total = 0.0
+        for group in _coupled(self.symmetry, fixed):
+            members = [p for p in group if p in self.open]
+            own = {pair: _own(self.symmetry, pair, group, members, basis) for pair, basis in fixed.items()}
+            if not members or all(len(rows) == rows.shape[1] for rows in own.values()):
+                continue  # H leaves all of it
+            if any(len(rows) for rows in own.values()):
+                total += evidence_of_family(self._blocks(members, own), self.scale, self.bounds, self.symmetry.where)
+            total -= sum(self._all_of(p.name) for p in members)
+        return total
+
+    def _all_of(self, name: str) -> float:
+        """The log evidence of all weights of a pathway, relative to their being zero."""
+        if name not in self._whole:
+            weights, delta = self.weights[name], self.log_precision[name]
+            parts = [(f, _part(weights, f), delta) for f in self.factors[name]]
+            self._whole[name] = evidence_of_all(parts, self.scale, self.bounds)
+        return self._whole[name]
+
+    def _blocks(self, members: Sequence[Pathway], own: Mapping[Pair, Tensor]) -> list[list[Part]]:
+        return _parts(self.symmetry, members, own, self.factors, self.weights, self.log_precision)
 
 
 def gain_of_demanding(
@@ -31,46 +105,10 @@ def gain_of_demanding(
     factors: Mapping[str, Sequence[Factor]],
     log_precision: Mapping[str, float],
     scale: float,
+    bounds: Optional[tuple[float, float]] = None,
 ) -> float:
-    r"""The change of the log evidence (nats) if the layer's kernel had to be equivariant under ``kept``.
-
-    Precisions, curvature and the other weights stay; see :mod:`escnn_relax.evidence.dropping`. Closed pathways stay closed:
-    they are zero without any freedom, so of what H contradicts only the part among the open ones costs anything.
-
-    Args:
-        kept: the subgroup H.
-        symmetry: the layer.
-        factors, log_precision: by parameter name in the model.
-        scale: h, what one unit of the likelihood counts for these factors.
-
-    Raises:
-        CoverageError: a pathway that the evidence does not cover.
-        ArgumentError: more coupled coefficients than can be decomposed.
-    """
-    shut = getattr(symmetry.layer, "closed", frozenset())
-    names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
-    missing = [n for n in names.values() if n not in factors or n not in log_precision]
-    if missing:
-        raise CoverageError(symmetry.where, f"no curvature of {missing[0]}", remedy="only covered weights have a margin")
-    fixed = {pair: symmetry.fixed(pair, kept) for pair in symmetry.pairs}
-    total = 0.0
-    for group in _coupled(symmetry, fixed):
-        members = [p for p in group if p.name not in shut]
-        if not members:
-            continue
-        lost = {pair: _lost(symmetry, pair, group, members, basis) for pair, basis in fixed.items()}
-        if not any(len(n) for n in lost.values()):
-            continue
-        own = {p.name: factors[names[p.name]] for p in members}
-        deltas = {p.name: log_precision[names[p.name]] for p in members}
-        weights = {p.name: symmetry.layer.weights[p.name].detach().to("cpu", torch.float64) for p in members}
-        if all(len(n) == n.shape[1] for n in lost.values()):
-            for name, of in own.items():
-                total += sum(gain_of_zero(f, _part(weights[name], f), scale, deltas[name]) for f in of)
-            continue
-        for constraints in _constraints(symmetry, members, lost, own, weights, deltas):
-            total += gain_of_dropping(constraints, scale, symmetry.where)
-    return total
+    """:meth:`Demands.gain` of one subgroup."""
+    return Demands(symmetry, factors, log_precision, scale, bounds).gain(kept)
 
 
 def _coupled(symmetry: KernelSymmetry, fixed: Mapping[Pair, Tensor]) -> list[list[Pathway]]:
@@ -89,43 +127,46 @@ def _coupled(symmetry: KernelSymmetry, fixed: Mapping[Pair, Tensor]) -> list[lis
     return [[p for p in symmetry.residual if p in g] for g in groups]
 
 
-def _lost(
+def _own(
     symmetry: KernelSymmetry, pair: Pair, group: Sequence[Pathway], members: Sequence[Pathway], basis: Tensor
 ) -> Tensor:
-    """Orthonormal coefficient vectors of the open pathways of a group that the subgroup does not fix."""
+    """Orthonormal coefficient vectors of the open pathways of a group that the subgroup fixes."""
     sections = symmetry.pairs[pair].sections
     of = dict(zip(symmetry.pairs[pair].pathways, sections))
     columns = torch.cat([torch.arange(of[p].start, of[p].stop) for p in group])
     rows = basis[:, columns]
     rows = rows[rows.norm(dim=1) > 0.5]  # each lives in one group of pathways only
-    lost = complement(rows)
     if len(members) == len(group):
-        return lost
+        return rows
     opened = torch.cat([torch.full((of[p].stop - of[p].start,), p in members) for p in group])
-    _, sines, directions = singular_values(lost[:, opened])
-    return directions[sines > REACHES]
+    if not len(rows) or not int((~opened).sum()):
+        return rows[:, opened]
+    # those combinations that need nothing of what is closed
+    left, reach, _ = torch.linalg.svd(rows[:, ~opened], full_matrices=True)
+    free = torch.cat([reach <= REACHES, torch.ones(len(left) - len(reach), dtype=torch.bool)])
+    return left[:, free].T @ rows[:, opened]
 
 
 def _part(weights: Tensor, factor: Factor) -> Tensor:
     return weights if factor.positions is None else weights[factor.positions.flatten().cpu()]
 
 
-def _constraints(
+def _parts(
     symmetry: KernelSymmetry,
     members: Sequence[Pathway],
-    lost: Mapping[Pair, Tensor],
-    own: Mapping[str, Sequence[Factor]],
+    kept: Mapping[Pair, Tensor],
+    factors: Mapping[str, Sequence[Factor]],
     weights: Mapping[str, Tensor],
     deltas: Mapping[str, float],
-) -> list[list[Constraint]]:
-    """Lists of blocks whose Nw belong together."""
+) -> list[list[Part]]:
+    """Lists of parts that share their c."""
     layer = symmetry.layer
-    if any(f.positions is None for of in own.values() for f in of):
-        return [_flat(symmetry, members, lost, own, weights, deltas)]
-    found: dict[tuple[Any, ...], list[Constraint]] = {}
+    if any(f.positions is None for of in factors.values() for f in of):
+        return [_flat(symmetry, members, kept, factors, weights, deltas)]
+    found: dict[tuple[Any, ...], list[Part]] = {}
     for pathway in members:
         blocks = layer.kernel.blocks[pathway.name]
-        for factor in own[pathway.name]:
+        for factor in factors[pathway.name]:
             of: Any = factor.positions  # there are some, see above
             positions, columns = of.cpu(), []
             for position in positions[0].tolist():
@@ -136,9 +177,9 @@ def _constraints(
             first, o, i, _ = columns[0]
             # which output fields, and in a transposed convolution which group of input fields
             key = first.out_name, o, i * getattr(layer, "groups", 1) // first.inputs
-            matrix = _columns(symmetry, pathway, members, lost, columns)
+            matrix = _columns(symmetry, pathway, members, kept, columns)
             values = weights[pathway.name][positions]
-            found.setdefault(key, []).append(Constraint(factor, values, deltas[pathway.name], matrix))
+            found.setdefault(key, []).append(Part(pathway.name, factor, values, deltas[pathway.name], matrix))
     return [c for c in found.values() if len(c[0].matrix)]
 
 
@@ -146,10 +187,10 @@ def _columns(
     symmetry: KernelSymmetry,
     pathway: Pathway,
     members: Sequence[Pathway],
-    lost: Mapping[Pair, Tensor],
+    kept: Mapping[Pair, Tensor],
     columns: Sequence[tuple[Block, int, int, int]],
 ) -> Tensor:
-    """N for one row of weights ``(D,)``: for each input field the vectors of its pair."""
+    """B for one row of weights ``(D,)``: for each input field the vectors of its pair."""
     out = columns[0][0].out_name
     chunk = columns[0][2]
     rows: dict[tuple[str, int], tuple[int, Tensor]] = {}
@@ -162,8 +203,8 @@ def _columns(
         share = count // groups if hasattr(symmetry.layer, "output_padding") else count
         start = chunk // share * share if share else 0
         for i in range(start, start + share):
-            rows[pair[0], i] = total, lost[pair]
-            total += len(lost[pair])
+            rows[pair[0], i] = total, kept[pair]
+            total += len(kept[pair])
     matrix = torch.zeros(total, len(columns), dtype=torch.float64)
     for column, (block, _, i, k) in enumerate(columns):
         row, N = rows[block.in_name, i]
@@ -180,15 +221,15 @@ def _offset(symmetry: KernelSymmetry, pair: Pair, pathway: Pathway, members: Seq
 def _flat(
     symmetry: KernelSymmetry,
     members: Sequence[Pathway],
-    lost: Mapping[Pair, Tensor],
-    own: Mapping[str, Sequence[Factor]],
+    kept: Mapping[Pair, Tensor],
+    factors: Mapping[str, Sequence[Factor]],
     weights: Mapping[str, Tensor],
     deltas: Mapping[str, float],
-) -> list[Constraint]:
+) -> list[Part]:
     """All weights as one row, for blocks without a Kronecker form."""
     kernel = symmetry.layer.kernel
     fields = {p: len(kernel.in_fields[p[0]].channels) * len(kernel.out_fields[p[1]].channels) for p in symmetry.pairs}
-    total = sum(fields[pair] * len(lost[pair]) for pair in symmetry.pairs)
+    total = sum(fields[pair] * len(kept[pair]) for pair in symmetry.pairs)
     if total > LARGEST:
         raise ArgumentError(
             symmetry.where,
@@ -201,15 +242,15 @@ def _flat(
         matrix, row = torch.zeros(total, len(weights[pathway.name]), dtype=torch.float64), 0
         blocks = {(b.in_name, b.out_name): b for b in kernel.blocks[pathway.name]}
         for pair in symmetry.pairs:
-            N, block = lost[pair], blocks.get(pair)
+            N, block = kept[pair], blocks.get(pair)
             if block is not None:
                 offset = _offset(symmetry, pair, pathway, members)
                 part = N[:, offset : offset + block.stop_row - block.row]
                 rows = slice(row, row + fields[pair] * len(N))
                 matrix[rows, block.start : block.stop] = torch.kron(torch.eye(fields[pair], dtype=torch.float64), part)
             row += fields[pair] * len(N)
-        for factor in own[pathway.name]:
+        for factor in factors[pathway.name]:
             columns = slice(None) if factor.positions is None else factor.positions.flatten().cpu()
             values = weights[pathway.name][columns].view(1, -1)
-            found.append(Constraint(factor, values, deltas[pathway.name], matrix[:, columns]))
+            found.append(Part(pathway.name, factor, values, deltas[pathway.name], matrix[:, columns]))
     return found

@@ -17,7 +17,7 @@ from ..symmetry.decision import Decision, Decisions
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
-from .demanding import gain_of_demanding
+from .demanding import Demands
 from .evidence import Evidence
 from .projected import ProjectionLoss
 
@@ -36,14 +36,17 @@ class LayerSurvivor:
         name: the layer's, as in ``model.named_modules()``; empty for the whole network.
         subgroup: the subgroup H.
         remainder: share of the kernel's energy that H does not fix (fraction); of several layers the largest.
-        gain: change of the log evidence if exactly H were demanded (nats): about 0 or more where what H does not fix was
-            switched off, for then it makes no difference. NaN without an evidence.
+        gain: change of the log evidence if exactly H were demanded (nats), each side at the precisions that suit it best: about 0 or
+            more where what H does not fix was switched off, for then it makes no difference. NaN without an evidence.
         larger: the next larger subgroups.
-        costs: what demanding each of them would cost beyond that, by name (nats); empty without an evidence. Read off the
-            curvature at the present weights: next to nothing where the data are fitted so well that there is none.
+        costs: what demanding each of them instead would cost, by name (nats), added up over the layers in which the evidence
+            prefers H; empty without an evidence. Read off the curvature at the present weights: next to nothing where the data
+            are fitted so well that there is none.
         losses: what of the log-likelihood of ``data`` goes if the kernels are projected on each of them, by name (nats), see
             :class:`~escnn_relax.evidence.projected.ProjectionLoss`; empty without data.
-        note: why there are no nats, empty if there are.
+        candidates: subgroups that may survive as well, for all that the evidence knows: it neither refutes them nor prefers them,
+            and what they contradict is alive. With any, H is what is certain, and the answer is "cannot tell".
+        note: why there are no nats, or what cannot be told; else empty.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -60,6 +63,7 @@ class LayerSurvivor:
     costs: dict[str, float]
     note: str = ""
     losses: dict[str, float] = field(default_factory=dict)
+    candidates: tuple[Subgroup, ...] = ()
 
     @property
     def loss(self) -> float:
@@ -68,7 +72,7 @@ class LayerSurvivor:
 
     @property
     def margin(self) -> float:
-        """The least of the costs (nats): by how much the evidence prefers H to more symmetry; infinite for H = G, above
+        """The least of the costs (nats), never negative: by how much the evidence prefers H to more symmetry; infinite for H = G, above
         which there is nothing, NaN without an evidence."""
         if math.isnan(self.gain):
             return math.nan
@@ -141,7 +145,8 @@ def survivors(
     """The largest subgroups that survive in a model's relaxed layers: the stabilisers of the learned kernels.
 
     A subgroup survives in a layer if no more than ``energy`` of the kernel is not equivariant under it, or if the evidence
-    gains by demanding it; see :func:`~escnn_relax.nn.stabiliser.stabiliser` for when these differ. For SO(2) and O(2)
+    gains by demanding it; see :func:`~escnn_relax.nn.stabiliser.stabiliser` for when these differ. Each subgroup is judged by its
+    own kernels as the pixel grid has them, with the precisions that suit these best. For SO(2) and O(2)
     the discrete subgroups are found from the frequencies that are alive, and the axis of a reflection from the
     coefficients. Of a convolution with pathways beside it that are not switched off
     (:meth:`escnn_relax.nn.RelaxedTranslation.living`), only what these keep as well survives; where that is less, there are
@@ -152,7 +157,7 @@ def survivors(
 
     Args:
         model: any model with relaxed layers.
-        evidence: of this model, refreshed; gives the margins in nats, at its present precisions.
+        evidence: of this model, refreshed; gives the margins in nats.
         data: yields ``(input, target)``; re-iterable. With it, what each larger subgroup would cost is measured as well, by a
             pass over the data for each of them, layer by layer and by depth: the margins come from the curvature, which
             knows nothing of what lies further away, and vanishes where a network fits its data without error.
@@ -215,14 +220,13 @@ def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
     if evidence is None or evidence.estimate is None:
         return None
     estimate, num_data = evidence._refreshed("survivors")
-    known: dict[tuple[str, Any], float] = {}
-    scale = evidence.scale * num_data / estimate.num_data
+    known: dict[str, Demands] = {}
+    scale, bounds = evidence.scale * num_data / estimate.num_data, evidence.prior.bounds
 
     def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
-        key = symmetry.name, kept.id
-        if key not in known:
-            known[key] = gain_of_demanding(kept, symmetry, estimate.factors, evidence.log_precision, scale)
-        return known[key]
+        if symmetry.name not in known:
+            known[symmetry.name] = Demands(symmetry, estimate.factors, evidence.log_precision, scale, bounds)
+        return known[symmetry.name].gain(kept)
 
     return gain
 
@@ -240,14 +244,15 @@ def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: O
 def _read(
     name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure], note: str = ""
 ) -> LayerSurvivor:
-    kept, remainder = stabiliser(layers, energy, measure)
+    kept, remainder, candidates = stabiliser(layers, energy, measure)
     search = SubgroupSearch(kept.gspace, max(s.search().highest for s in layers))
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
     if measure is None:
         return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note)
     gain = sum(measure(s, kept) for s in layers)
-    costs = {h.name: gain - sum(measure(s, h) for s in layers) for h in larger}
-    return LayerSurvivor(name, kept, remainder, gain, larger, costs)
+    costs = {h.name: sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers) for h in larger}
+    note = f"cannot tell: {', '.join(h.name for h in candidates)} may survive as well" if candidates else ""
+    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates)
 
 
 def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:

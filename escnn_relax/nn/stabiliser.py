@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import Callable, NamedTuple, Optional, Sequence
 
@@ -11,26 +12,42 @@ from torch import Tensor
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
 from ..symmetry.stabiliser import FixedKernels, SubgroupSearch
+from ..symmetry.subgroup import group_size
 from ..symmetry.subgroups import Subgroup, subgroup
 from .relaxed import RelaxedConvolution
 
-__all__ = ["KernelSymmetry", "Survivor", "stabiliser", "stabilisers"]
+__all__ = ["KernelSymmetry", "Survivor", "Verdict", "stabiliser", "stabilisers", "verdict"]
 
 Pair = tuple[str, str]
 
-#: Share of the kernel's energy from which on an irrep is alive beyond doubt, whatever the curvature says; below it, and
-#: above :data:`~escnn_relax.symmetry.pathway.SWITCHED_OFF`, it may be noise that the precisions have not yet removed.
-ALIVE = 10 * SWITCHED_OFF
+#: Where the evidence does not know, what holds more than this many times the energy that counts as switched off is alive; below,
+#: it may be noise that the precisions have not yet removed.
+ALIVE = 10
 
-#: A loss of log evidence (nats) that says nothing: Kass and Raftery's "not worth more than a bare mention".
+#: A change of log evidence (nats) that says nothing: Kass and Raftery's "not worth more than a bare mention".
 INDIFFERENT = 1.0
+
+#: A loss of log evidence (nats) that refutes a subgroup. Each precision that the freedom of a smaller one is given at its best
+#: value gains :math:`z^2/2` by chance, where z > 0 is standard normal; 5 nats, "very strong", in one case of a thousand.
+REFUTED = 5.0
+
+Gain = Callable[["KernelSymmetry", Subgroup], float]
 
 
 class Survivor(NamedTuple):
-    """A subgroup, and the share of the kernel's energy that it does not fix (fraction)."""
+    """A subgroup, the share of the kernel's energy that it does not fix (fraction), and those that may survive as well."""
 
     subgroup: Subgroup
     remainder: float
+    candidates: tuple[Subgroup, ...] = ()
+
+
+class Verdict(enum.IntEnum):
+    """Whether a subgroup survives."""
+
+    NO = 0
+    UNDECIDED = 1
+    YES = 2
 
 
 class KernelSymmetry:
@@ -111,21 +128,9 @@ class KernelSymmetry:
             lost += float((weights - weights @ basis.T @ basis).square().sum())
         return lost / self.energy if self.energy > 0 else 0.0
 
-    def touches(self, kept: Subgroup, energy: float = ALIVE) -> bool:
-        """Whether H fixes some kernels of every pathway with more than this share of the energy (fraction).
-
-        A pathway that is clearly alive and of which H fixes nothing is broken as a whole.
-        """
-        for pathway in self.residual:
-            alive, fixed = 0.0, 0.0
-            for pair, weights in self._weights.items():
-                known = self.pairs[pair]
-                section = known.sections[known.pathways.index(pathway)]
-                alive += float(weights[:, section].square().sum())
-                fixed += float(self.fixed(pair, kept)[:, section].square().sum())
-            if alive > energy * self.energy and fixed < 0.5:
-                return False
-        return True
+    def alike(self, one: Subgroup, other: Subgroup) -> bool:
+        """Whether two subgroups, of which one contains the other, fix the same kernels of this layer."""
+        return all(len(self.fixed(pair, one)) == len(self.fixed(pair, other)) for pair in self.pairs)
 
     def kept(self, subgroup: Subgroup) -> dict[str, Tensor]:
         """Coefficients of :math:`P_H K` in each pathway, float64, shaped as the layer's own."""
@@ -150,20 +155,40 @@ class KernelSymmetry:
         return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0, dtype=torch.float64)
 
 
-def stabiliser(
-    layers: Sequence[KernelSymmetry],
-    energy: float = SWITCHED_OFF,
-    gain: Optional[Callable[[KernelSymmetry, Subgroup], float]] = None,
-) -> Survivor:
+def verdict(symmetry: KernelSymmetry, kept: Subgroup, energy: float, gain: Optional[Gain], search: SubgroupSearch) -> Verdict:
+    """Whether a subgroup survives in a layer, see :func:`stabiliser`."""
+    left = symmetry.remainder(kept)
+    if left <= energy:
+        return Verdict.YES
+    if gain is None:
+        return Verdict.NO
+    found = Verdict.YES
+    for smaller in search.below(kept):
+        nats = gain(symmetry, kept) - gain(symmetry, smaller)
+        if nats < -REFUTED:
+            return Verdict.NO
+        if nats <= INDIFFERENT and left - symmetry.remainder(smaller) > ALIVE * energy:
+            found = Verdict.UNDECIDED
+    return found
+
+
+def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, gain: Optional[Gain] = None) -> Survivor:
     """The largest subgroup that survives in all these layers, with the largest share that it leaves in one of them.
+
+    Each subgroup H is judged by its own kernels, as the pixel grid has them: what is left of the learned kernel without its
+    nearest one is what H contradicts. Whole irreps decide nothing, since a grid mixes them: on 3x3 pixels the kernels of C3 are
+    not made of those of C6's irreps 0 and 3.
 
     Args:
         energy: a subgroup survives in a layer if it leaves no more than this share of its energy (fraction).
-        gain: or if it fixes a part of every irrep with ten times that share, and the evidence does not lose by demanding
-            it (nats; less than one counts as none). An irrep of more than one dimension has one precision; where a
-            reflection keeps half of it, the other half stays alive at the level of the noise, which the energy alone
-            cannot tell from a broken reflection. Irreps of which it fixes nothing are for their own precisions to decide:
-            those look at the whole training, the gain only at the curvature where it ended.
+        gain: of a layer and a subgroup, the change of the log evidence if it is demanded (nats). A subgroup also survives if the
+            evidence prefers it to each smaller one (:data:`INDIFFERENT`), and it does not if the evidence prefers one of these
+            beyond chance (:data:`REFUTED`). In between it survives if it leaves no more than ten times that share more than the
+            smaller one, for that may be noise. Above that it is one of the ``candidates``: nobody can tell.
+
+    Returns:
+        with ``gain``, of several that survive and none of which contains another the one with the most evidence, otherwise the
+        largest, of several the one with the least remainder.
 
     Raises:
         UnsupportedModuleError: layers of different groups.
@@ -179,21 +204,35 @@ def stabiliser(
                 f"its group is {other.layer.space.fibergroup.name}, that of {layers[0].where} {group.name}",
                 remedy="read the parts of the network on different groups by themselves",
             )
+    search = SubgroupSearch(layers[0].layer.space, max(s.search().highest for s in layers))
+    undecided: list[Subgroup] = []
 
-    def gains(s: KernelSymmetry, kept: Subgroup) -> bool:
-        return gain is not None and s.touches(kept, 10 * energy) and gain(s, kept) > -INDIFFERENT
+    def remainder(kept: Subgroup) -> float:
+        return max(s.remainder(kept) for s in layers)
 
     def survives(kept: Subgroup) -> bool:
-        return all(s.remainder(kept) <= energy or gains(s, kept) for s in layers)
+        worst = Verdict.YES
+        for s in layers:
+            worst = min(worst, verdict(s, kept, energy, gain, search))
+            if worst == Verdict.NO:
+                break
+        if worst == Verdict.UNDECIDED:
+            undecided.append(kept)
+        return worst == Verdict.YES
 
-    found = SubgroupSearch(layers[0].layer.space, max(s.search().highest for s in layers))
-    return Survivor(*found.largest(lambda kept: max(s.remainder(kept) for s in layers), survives))
+    def evidence(kept: Subgroup) -> tuple[float, ...]:
+        size, parts = group_size(kept.group)
+        nats = () if gain is None else (sum(gain(s, kept) for s in layers),)
+        return (*nats, size, parts, -remainder(kept))
+
+    chosen = max(search.maximal(remainder, survives), key=evidence)
+    return Survivor(chosen, remainder(chosen), tuple(h for h in undecided if not h <= chosen))
 
 
 def stabilisers(
     layers: Sequence[KernelSymmetry],
     energy: float = SWITCHED_OFF,
-    gain: Optional[Callable[[KernelSymmetry, Subgroup], float]] = None,
+    gain: Optional[Gain] = None,
 ) -> list[Survivor]:
     """By depth: for each layer the largest subgroup that survives in it and in all layers before it.
 

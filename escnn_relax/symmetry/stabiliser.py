@@ -141,22 +141,30 @@ class SubgroupSearch:
         self.kind = type(gspace.fibergroup).__name__
         self.members = () if self.kind in ("SO2", "O2") else tuple(reversed(list(subgroups(gspace))))
 
-    def largest(
-        self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]
-    ) -> tuple[Subgroup, float]:
-        """The largest subgroup that survives, and its remainder; among equally large ones that of the least remainder.
-
-        The trivial subgroup has to survive.
-        """
+    def maximal(self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]) -> list[Subgroup]:
+        """The subgroups that survive and lie in no other one that does, large to small; the trivial one has to survive."""
         if self.kind in ("SO2", "O2"):
-            return self._planar(remainder, survives)
-        found: list[tuple[Subgroup, float]] = []
+            return self._maximal_planar(remainder, survives)
+        found: list[Subgroup] = []
         for member in self.members:
-            if found and group_size(member.group) != group_size(found[0][0].group):
-                break
-            if survives(member):
-                found.append((member, remainder(member)))
-        return min(found, key=lambda pair: pair[1])
+            if not any(member <= larger for larger in found) and survives(member):
+                found.append(member)
+        return found
+
+    def below(self, kept: Subgroup) -> tuple[Subgroup, ...]:
+        """All smaller subgroups of ``kept``, small to large; in a continuous group those that the irreps tell apart."""
+        if self.kind not in ("SO2", "O2"):
+            return tuple(m for m in reversed(self.members) if m < kept)
+        axis, turns = kept.id if self.kind == "O2" else (None, kept.id)
+        reach = self.highest + 1
+        fewer = [m for m in range(1, reach + 1) if turns == -1 or turns % m == 0]
+        found = [self._member(m) for m in fewer if axis is not None or m != (reach if turns == -1 else turns)]
+        if axis is not None:  # its own axes; of all axes of O(2), escnn's first
+            for m in fewer:
+                copies = 1 if turns == -1 else turns // m
+                if m != (reach if turns == -1 else turns):
+                    found += [self._member(m, (axis + 2 * math.pi * k / turns) % (2 * math.pi / m)) for k in range(copies)]
+        return tuple(found)
 
     def above(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
         """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself."""
@@ -174,16 +182,20 @@ class SubgroupSearch:
     def _member(self, turns: int, axis: Optional[float] = None) -> Subgroup:
         return subgroup(self.gspace, self._id(turns, axis))
 
-    def _planar(
+    def _maximal_planar(
         self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]
-    ) -> tuple[Subgroup, float]:
+    ) -> list[Subgroup]:
         # if a reflection and some turns survive, so does what they generate: one question for the turns, one for the axis
-        turns = next(m for m in range(self.highest + 1, 0, -1) if survives(self._member(m)))
-        found = self._member(turns)
-        if self.kind == "O2":
-            mirrored = self._mirrored(turns, remainder)
-            found = mirrored if survives(mirrored) else found
-        return found, remainder(found)
+        turns: list[int] = []
+        for m in range(self.highest + 1, 0, -1):
+            inside = any(n > self.highest or n % m == 0 for n in turns)
+            if not inside and survives(self._member(m)):
+                turns.append(m)
+        found = []
+        for m in turns:
+            mirrored = self._mirrored(m, remainder) if self.kind == "O2" else None
+            found.append(mirrored if mirrored is not None and survives(mirrored) else self._member(m))
+        return found
 
     def _mirrored(self, turns: int, remainder: Callable[[Subgroup], float]) -> Subgroup:
         """The dihedral subgroup of so many turns on the axis that leaves least of the kernels."""
