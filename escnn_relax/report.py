@@ -10,6 +10,7 @@ import torch
 from escnn.nn import FieldType
 from torch import nn
 
+from .curvature.wrappers import unwrapped
 from .errors import ArgumentError, UnsupportedModuleError, nearest
 from .evidence import Evidence, survivors
 from .nn.decided import remember
@@ -213,6 +214,7 @@ def report(
     >>> [(p.name, p.energy) for p in report(relaxed).layers[0].pathways]
     [('equivariant', 1.0), ('irrep_1', 0.0), ('irrep_2', 0.0)]
     """
+    model = unwrapped(model)
     relaxed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
     if not relaxed:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")

@@ -16,7 +16,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from escnn_relax import Evidence, fit
 from escnn_relax.curvature.batches import batches
-from escnn_relax.curvature.processes import unpadded, unwrapped
+from escnn_relax.curvature.processes import unpadded
+from escnn_relax.curvature.wrappers import unwrapped
 from escnn_relax.errors import DataError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
 

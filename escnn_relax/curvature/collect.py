@@ -25,8 +25,9 @@ from .likelihood import likelihood as likelihood_named
 from .linear_map import LinearMap, width
 from .outputwise import Outputwise
 from .probe import probe
-from .processes import check_alike, check_batches, several, summed, unpadded, unwrapped
+from .processes import check_alike, check_batches, several, summed, unpadded
 from .recipe import AUTOMATIC, LARGEST_COLUMNS, LARGEST_PATCH, draws, recipe
+from .wrappers import unwrapped
 
 __all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import CoverageError, UnsupportedModuleError
 from .batches import answer
 from .rows import LAYOUTS, layout, patterns
+from .wrappers import eager
 
 __all__ = ["Extraction", "Use"]
 
@@ -118,7 +119,7 @@ class Extraction:
             self._differentiable = bool(keep)
             for name, module in self.layers.items():
                 module.forward = self._tapped(name, module, module.forward)
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), eager(), torch.inference_mode(False):
                 warnings.filterwarnings("ignore", "Full backward hook is firing when gradients are computed with respect")
                 yield
         finally:

@@ -7,13 +7,12 @@ from typing import Any, Iterable, Iterator, Optional
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data.distributed import DistributedSampler
 
-from ..errors import DataError, UnsupportedModuleError
+from ..errors import DataError
 from .reader import of_samples
 
-__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "rank", "several", "summed", "unpadded", "unwrapped"]
+__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "rank", "several", "summed", "unpadded"]
 
 
 def several() -> bool:
@@ -58,14 +57,6 @@ def gathered(value: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a ``DistributedDataParallel``; ``UnsupportedModuleError`` for what splits each batch by itself."""
-    if isinstance(model, DataParallel):
-        remedy = "use DistributedDataParallel, or pass the model inside"
-        raise UnsupportedModuleError("model", "a DataParallel runs copies that cannot be followed", remedy=remedy)
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def check_alike(model: nn.Module) -> None:
@@ -125,5 +116,4 @@ def _shortened(input: Any, target: Any, count: int) -> Optional[tuple[Any, Any]]
     left = len(target) - count
     if left <= 0:
         return None
-
     return of_samples(input, slice(left), len(target)), target[:left]

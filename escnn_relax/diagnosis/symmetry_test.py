@@ -16,6 +16,7 @@ from torch import nn
 from ..curvature.batches import batches, check_weights
 from ..curvature.likelihood import Likelihood
 from ..curvature.likelihood import likelihood as likelihood_named
+from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError
 from .action import LayerAction
 from .collected import Plan, collect
@@ -111,6 +112,7 @@ def symmetry_test(
     ([('irrep_1', True), ('irrep_2', True)], 'trivial')
     """
     _check(draws, initialisations, groups, level)
+    model = unwrapped(model)
     check_weights(model)
     objective = likelihood_named(likelihood) if loss is None else loss
     devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []

@@ -26,8 +26,9 @@ from ..curvature.estimate import CurvatureEstimate
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
 from ..curvature.reader import Weighted
-from ..curvature.processes import agreed, distributed, several, unwrapped
+from ..curvature.processes import agreed, distributed, several
 from ..curvature.recipe import AUTOMATIC
+from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError, CoverageError
 from ..diagnosis import SymmetryTest
 from ..nn.recorded import Recorded

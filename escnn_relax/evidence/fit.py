@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from ..curvature.batches import answer, batches, check_weights
 from ..curvature.likelihood import Likelihood
-from ..curvature.processes import summed, unwrapped
+from ..curvature.processes import summed
+from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError, DataError, RelaxError, nearest
 from .decay import warn_of_decay
 from .evidence import Evidence
@@ -157,7 +158,7 @@ def fit(
         evidence = Evidence(model, likelihood, **evidence_options)
     scales = Scales(evidence, omega_rate)
     shut = set(evidence.closed)  # what opens later is the optimiser's as well; what is closed has no gradient
-    parameters = scales.others(p for n, p in model.named_parameters() if p.requires_grad or n in shut)
+    parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
     descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     scales.refuse_in(descent)
@@ -231,12 +232,16 @@ def _epoch(run: Run) -> tuple[float, float]:
     check_weights(run.model)
     total, count, targets = 0.0, 0, []
     for index, (input, target) in enumerate(batches(run.loaders[0], run.device)):
-        loss = run.evidence.loss(answer(run.model, input), target)
-        if not torch.isfinite(loss):
-            raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
-        run.descent.zero_grad()
-        loss.backward()
-        run.descent.step()
+
+        def closure() -> torch.Tensor:
+            run.descent.zero_grad()
+            loss = run.evidence.loss(answer(run.model, input), target)
+            if not torch.isfinite(loss):
+                raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
+            loss.backward()
+            return loss
+
+        loss = torch.as_tensor(run.descent.step(closure))  # some optimisers look at several points, LBFGS for one
         total, count = total + float(loss.detach()) * len(target), count + len(target)
         targets.append(target)
     if not count:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..curvature.batches import answer, batches
 from ..errors import DataError
+from ..morphism.walk import replace_modules
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.subgroups import Subgroup
 from .evidence import Evidence
@@ -31,7 +32,7 @@ class ProjectionLoss:
 
     def __init__(self, evidence: Evidence, data: Iterable[Any]) -> None:
         self._evidence, self._data = evidence, data
-        self._model: nn.Module = copy.deepcopy(evidence.model).eval()
+        self._model: nn.Module = replace_modules(evidence.model, lambda name, module: None).eval()
         self._device = next(self._model.parameters()).device
         self._before = self._loss()
         self._known: dict[tuple[tuple[str, ...], Any], float] = {}

@@ -50,7 +50,7 @@ class Run:
         evidence, curvature, prior = self.evidence, self.evidence.curvature, self.evidence.prior
         described = {
             **self.settings,
-            "parameters": {n: [str(p.dtype), *p.shape] for n, p in self.model.named_parameters()},
+            "parameters": {n: [str(p.dtype), *p.shape] for n, p in self.evidence.model.named_parameters()},
             "optimiser": type(self.descent).__name__,
             "scheduler": type(self.schedule).__name__,
             "likelihood": curvature.likelihood.name,
@@ -68,7 +68,7 @@ class Run:
         """Write everything that :meth:`load` needs."""
         state = {
             "run": self.description(),
-            "model": self.model.state_dict(),
+            "model": self.evidence.model.state_dict(),
             "optimizer": self.descent.state_dict(),
             "scheduler": self.schedule.state_dict(),
             "evidence": self.evidence.state_dict(),
@@ -86,7 +86,7 @@ class Run:
         if len(own) != len(state["generators"]):
             raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders")
         self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
-        self.model.load_state_dict(state["model"])
+        self.evidence.model.load_state_dict(state["model"])
         self.descent.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["scheduler"])
         self.evidence.load_state_dict(state["evidence"])
@@ -103,7 +103,7 @@ class Undo:
     def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
         self.run, self.modes = run, modes
         run.model.train()
-        self.model = {name: value.detach().clone() for name, value in run.model.state_dict().items()}
+        self.model = {name: value.detach().clone() for name, value in run.evidence.model.state_dict().items()}
         self.descent = copy.deepcopy(run.descent.state_dict())
         self.precisions = dict(run.evidence.log_precision)
 
@@ -113,7 +113,7 @@ class Undo:
         moved = {n: v for n, v in self.precisions.items() if (v == math.inf) != (evidence.log_precision[n] == math.inf)}
         move_gates(evidence, moved)
         evidence.log_precision.update(self.precisions)
-        self.run.model.load_state_dict(self.model)
+        evidence.model.load_state_dict(self.model)
         self.run.descent.load_state_dict(self.descent)
         self.run.descent.zero_grad()
         with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterable, Optional
 
 from torch import nn
 
+from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
@@ -178,6 +179,7 @@ def survivors(
     >>> [s.subgroup.name for s in survivors(model).layers]
     ['D4', 'D2_0deg']
     """
+    model = unwrapped(model)
     if evidence is not None and evidence.model is not model:
         remedy = "pass the one that this model was fitted with"
         raise ArgumentError("survivors", "an evidence of another model", remedy=remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any, Optional
 
 import torch
@@ -31,8 +32,8 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
             descended into; ``None`` keeps (a copy of) the module.
 
     Returns:
-        the copy, with all hooks. Field types, G-spaces, groups and representations are shared with the original, and so are modules
-        that ``replacement`` returned; all parameters and buffers are copied. Tensors that still hold a graph, such as
+        the copy, with all hooks; methods that are compiled run as they are written in it. Field types, G-spaces, groups and
+        representations are shared with the original, and so are modules that ``replacement`` returned; all parameters and buffers are copied. Tensors that still hold a graph, such as
         the filters that escnn keeps in eval mode, are detached.
 
     Raises:
@@ -59,13 +60,31 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
                 memo[id(value)] = value.detach().clone()
     # whatever memo keeps must stay alive during the copy: the originals are held by the model itself
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise UnsupportedModuleError(
             type(model).__name__,
             f"a part of the model cannot be copied ({type(error).__name__}: {error})",
             remedy="keep what cannot be copied (open files, generators, tensors with a graph) out of the modules",
         ) from error
+    for module in kept:
+        if "_orig_mod" not in module._modules:  # torch.compile's own module compiles its copy by itself
+            _uncompile(module, memo)
+    return copied
+
+
+def _uncompile(module: Module, memo: dict[int, Any]) -> None:
+    """Give a copy the methods that are compiled in the original, as they are written: compiled ones would run the original."""
+    for name, value in list(vars(module).items()):
+        method = value
+        while hasattr(method, "_torchdynamo_orig_callable"):
+            method = method._torchdynamo_orig_callable
+        if method is value:
+            continue
+        if not isinstance(method, MethodType) or id(method.__self__) not in memo:
+            remedy = "compile methods of the module itself, or the copy"
+            raise UnsupportedModuleError(type(module).__name__, f"{name} is compiled and may run the original", remedy=remedy)
+        setattr(memo[id(module)], name, MethodType(method.__func__, memo[id(method.__self__)]))
 
 
 def _decide(name: str, module: Module, replacement: Callable[..., Any], memo: dict[int, Any], kept: list[Module]) -> None:
