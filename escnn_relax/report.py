@@ -13,6 +13,7 @@ from torch import nn
 from .curvature.wrappers import unwrapped
 from .errors import ArgumentError, UnsupportedModuleError, nearest
 from .evidence import Evidence, survivors
+from .nn.certificate import certify
 from .nn.decided import remember
 from .nn.mixed import MixedConvolution
 from .nn.recorded import Recorded
@@ -74,6 +75,10 @@ class LayerReport:
         breaking_energy: share of the kernel's energy that breaks the symmetry (fraction).
         equivariance_error: largest relative change of the kernel under the elements of the group that map the pixel
             grid to itself; NaN if there is none but the identity.
+        error_bound: no input of norm 1 has a larger error under any element of the group, interpolation aside, see
+            :class:`~escnn_relax.nn.certificate.Certificate`; NaN where it is not known.
+        error_reached: one that some input of norm 1 has, under an element that maps the grid to itself.
+        norm: of the layer's linear part: some input of norm 1 becomes as long.
         survivor: name of the largest subgroup that survives in the layer, see :func:`escnn_relax.evidence.survivors`; empty
             if it was not asked for, or of a mixed layer. Living pathways beside the layer
             are counted in.
@@ -95,6 +100,9 @@ class LayerReport:
     by_depth: str = ""
     margin_by_depth: float = math.nan
     empty: tuple[str, ...] = ()
+    error_bound: float = math.nan
+    error_reached: float = math.nan
+    norm: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Report:
         width = max([5, *(len(layer.name) for layer in self.layers)])
         names = max([7, *(len(p.name) for layer in self.layers for p in layer.pathways)])
         kept = any(layer.survivor for layer in self.layers)
-        head = f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error"
+        head = f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error   error ≤"
         head += "  survivor (margin, nats)" if kept else ""
         lines = [head, "-" * len(head)]
         for layer in self.layers:
@@ -130,7 +138,7 @@ class Report:
                     f"{layer.name if index == 0 else '':<{width}}  {p.name:<{names}}  {precision}"
                     f"  {_number(p.effective_dimension, '8.1f')}  {p.dimension:6d}  {_number(p.fraction, '8.1%')}"
                     f"  {_number(p.share, '5.0%')}  {_percent(p.energy):>7}"
-                    + (f"  {_percent(layer.equivariance_error):>9}" if index == 0 else "")
+                    + (f"  {_percent(layer.equivariance_error):>9}  {_ceiling(layer.error_bound):>8}" if index == 0 else "")
                     + (f"  {_kept(layer.survivor, layer.margin)}" if index == 0 and kept else "")
                 )
         if any(layer.by_depth for layer in self.layers):
@@ -273,7 +281,18 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
         kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
         error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
     empty = () if isinstance(layer, MixedConvolution) else tuple(p.name for p in layer.empty_pathways)
-    return LayerReport(name or "model", layer.space.fibergroup.name, pathways, layer.breaking_energy, error, empty=empty)
+    certified = certify(layer, name)
+    return LayerReport(
+        name or "model",
+        layer.space.fibergroup.name,
+        pathways,
+        layer.breaking_energy,
+        error,
+        empty=empty,
+        error_bound=certified.bound,
+        error_reached=certified.reached,
+        norm=certified.norm.reached,
+    )
 
 
 def _translation(name: str, layer: RelaxedTranslation) -> LayerReport:
@@ -300,6 +319,14 @@ def _plain(value: Any) -> Any:
 
 def _kept(name: str, margin: float) -> str:
     return f"{name} ({margin:.1f})" if math.isfinite(margin) else name or "–"
+
+
+def _ceiling(value: float) -> str:
+    """Three digits, never rounded down."""
+    if not math.isfinite(value) or value <= 0:
+        return "–" if math.isnan(value) else f"{value:.3g}"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / unit) * unit:.3g}"
 
 
 def _number(value: float, form: str) -> str:

@@ -9,6 +9,7 @@ from escnn.nn import EquivariantModule
 from torch import nn
 
 from ..errors import ArgumentError, UnsupportedModuleError
+from ..nn.certificate import certify_without, norm_of
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
 from ..nn.recorded import DETERMINED, switched_off
@@ -148,4 +149,6 @@ def _harden_layer(
             new = strict_layer(layer)
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
     group = "" if on else layer.space.fibergroup.name
-    return new, HardenedLayer(title, tuple(off), tuple(on), removed, type(new).__name__, group)
+    error = certify_without(layer, off, title).bound
+    change = norm_of(layer, {n: w for n, w in layer.weights.items() if n in off}, title).bound
+    return new, HardenedLayer(title, tuple(off), tuple(on), removed, type(new).__name__, group, error=error, change=change)

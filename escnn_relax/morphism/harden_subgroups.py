@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Iterable, Mapping, Optional, Union
 
+import torch
 from escnn.nn import FieldType
 from torch import nn
 
 from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..nn.certificate import certify_weights, norm_of
 from ..nn.decided import remembered
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
@@ -172,4 +174,9 @@ def _record(name: str, symmetry: KernelSymmetry, kept: Subgroup) -> HardenedLaye
     parts = {n: float(w.norm()) for n, w in symmetry.kept(kept).items() if n != EQUIVARIANT.name}
     merged = tuple(n for n, norm in parts.items() if norm > 0 and norm**2 > 1e-14 * symmetry.energy)
     removed = tuple(n for n in parts if n not in merged)
-    return HardenedLayer(name, removed, merged, symmetry.remainder(kept), symmetry.layer._strict.__name__, kept.name)
+    weights, before = symmetry.kept(kept), symmetry.layer.weights
+    error = certify_weights(symmetry.layer, weights, name).bound
+    lost = {n: before[n].detach().to("cpu", torch.float64) - w.to("cpu", torch.float64) for n, w in weights.items()}
+    change = norm_of(symmetry.layer, lost, name).bound
+    kind = symmetry.layer._strict.__name__
+    return HardenedLayer(name, removed, merged, symmetry.remainder(kept), kind, kept.name, error=error, change=change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["HardenedLayer"]
@@ -21,6 +22,9 @@ class HardenedLayer:
             pathways included unless the convolution's bias says them now.
         kind: class of the new layer.
         subgroup: name of the subgroup that the new layer is equivariant under; empty if it is none of escnn's.
+        error: no input of norm 1 has a larger equivariance error under the whole group of the field types that the layer came
+            with, see :class:`~escnn_relax.nn.certificate.Certificate`; NaN beside pathways that break translations.
+        change: no input of norm 1 changes the layer's output by more than this; NaN likewise.
         reasons: why that one, with ``to`` or ``evidence``, see :class:`~escnn_relax.symmetry.decision.Decision`.
     """
 
@@ -31,3 +35,5 @@ class HardenedLayer:
     kind: str
     subgroup: str = ""
     reasons: tuple[str, ...] = ()
+    error: float = math.nan
+    change: float = math.nan
