@@ -13,6 +13,7 @@ from torch import nn
 from .curvature.wrappers import unwrapped
 from .errors import ArgumentError, UnsupportedModuleError, nearest
 from .evidence import Evidence, survivors
+from .evidence.evidence import CONSTANT
 from .nn.certificate import certify
 from .nn.decided import remember
 from .nn.mixed import MixedConvolution
@@ -113,16 +114,18 @@ class Report:
         layers: in the order of the model.
         uncovered: parameters without a prior, with the reason; known if an evidence was given.
         decisions: which subgroup each layer keeps and why, for :func:`~escnn_relax.harden`; ``None`` if it was not asked for.
+        note: why no subgroup is named, empty if they are: the network is no better than a constant output.
     """
 
     layers: tuple[LayerReport, ...]
     uncovered: dict[str, str]
     decisions: Optional[Decisions] = None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is not known, and for margins that are infinite."""
         decided = {} if self.decisions is None else self.decisions.to_dict()
-        return _plain({"layers": [asdict(layer) for layer in self.layers], "uncovered": self.uncovered, "decisions": decided})
+        return _plain({"layers": [asdict(layer) for layer in self.layers], "uncovered": self.uncovered, "decisions": decided, "note": self.note})
 
     def __str__(self) -> str:
         width = max([5, *(len(layer.name) for layer in self.layers)])
@@ -147,6 +150,8 @@ class Report:
         for layer in self.layers:
             if layer.empty:
                 lines.append(f"without kernels: {layer.name}: {', '.join(layer.empty)}")
+        if self.note:
+            lines.append(self.note)
         if self.uncovered:
             lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
         return "\n".join(lines)
@@ -228,12 +233,13 @@ def report(
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
     layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
-    for own in () if decided is None else decided.layers:
+    note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
+    for own in () if decided is None or note else decided.layers:
         known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin}
         if decided is not None and decided.depth:
             known |= {"by_depth": own.by_depth.name, "margin_by_depth": own.margin_by_depth}
         layers[own.layer] = replace(layers[own.layer], **known)
-    return Report(tuple(layers.values()), {} if evidence is None else dict(evidence.uncovered), decided)
+    return Report(tuple(layers.values()), {} if evidence is None else dict(evidence.uncovered), decided, note)
 
 
 def _decide(

@@ -8,10 +8,11 @@ from escnn import nn as enn
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
-from escnn_relax import Evidence, fit, harden, relax, report
+from escnn_relax import Evidence, fit, harden, relax, report, survivors
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
 from escnn_relax.evidence.history import EpochRecord
 from escnn_relax.evidence.loading import data_size
+from escnn_relax.evidence.units import settle_units
 
 SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
 
@@ -337,3 +338,102 @@ def test_what_a_refresh_cannot_do_is_said_before_anything_is_trained():
     assert not epochs and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     fit(model, data, callback=epochs.append, **SHORT)
     assert len(epochs) == SHORT["epochs"]
+
+
+class Wide(nn.Module):
+    """Two outputs of one relaxed layer, for regression."""
+
+    def __init__(self, last=True):
+        super().__init__()
+        space = gspaces.rot2dOnR2(4)
+        self.gray, hidden = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, 4 * [space.regular_repr])
+        self.convolution, self.activation = enn.R2Conv(self.gray, hidden, 3, padding=1), enn.ReLU(hidden)
+        self.linear, self.last = nn.Linear(16, 2), last
+
+    def forward(self, x):
+        y = self.linear(self.activation(self.convolution(self.gray(x))).tensor.mean((-2, -1)))
+        return y if self.last else y * 1.0
+
+
+def temperatures(scale=(5.0, 5.0), mean=(290.0, 280.0), count=200):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 1, 5, 5, generator=generator)
+    unit = torch.stack([x[:, 0, :, 2:].mean((1, 2)), x[:, 0].square().mean((1, 2))], 1)
+    unit = (unit - unit.mean(0)) / unit.std(0, correction=0)
+    return DataLoader(TensorDataset(x, unit * torch.tensor(scale) + torch.tensor(mean)), 20)
+
+
+def trained(data, **options):
+    torch.manual_seed(0)
+    model = relax(Wide())
+    options = {"epochs": 12, "burn_in": 4, "refresh_every": 4, "gates": False, "progress": False, **options}
+    history = fit(model, data, likelihood="gaussian", **options)
+    x, y = data.dataset.tensors
+    with torch.no_grad():
+        return model, history, 1 - float((model.eval()(x) - y).square().sum() / (y - y.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize("scale, mean", [(5.0, 290.0), (1e-3, 0.0), (2e4, -1e5)])
+def test_regression_in_any_units(scale, mean):
+    """Training is the same as with standardised targets, up to single precision."""
+    _, unit, explained = trained(temperatures((1.0, 1.0), (0.0, 0.0)))
+    model, history, found = trained(temperatures((scale, scale), (mean, mean)))
+    assert explained > 0.3 and found == pytest.approx(explained, abs=0.05)
+    assert history.evidence.log_noise == pytest.approx(unit.evidence.log_noise + np.log(scale), abs=0.1)
+    names = [n for n in unit.evidence.log_precision if n.startswith("convolution")]
+    assert len(names) > 2
+    for name in names:
+        assert history.evidence.log_precision[name] == pytest.approx(unit.evidence.log_precision[name], abs=0.5)
+    assert history.evidence.learned and "no better" not in str(history)
+
+
+def test_without_the_units_nothing_is_learned_and_no_verdict_given():
+    """The broken twin: an evidence of the user's own leaves the network in its units."""
+    torch.manual_seed(0)
+    model, data = relax(Wide()), temperatures()
+    with pytest.warns(UserWarning, match="no better than a constant"):
+        history = fit(model, data, evidence=Evidence(model, "gaussian", num_data=200), **{**SHORT, "epochs": 8})
+    assert not history.evidence.learned and "no better than a constant" in str(history)
+    table = str(report(model, history.evidence))
+    assert "no verdict" in table and "survivor" not in table
+    read = str(survivors(model, history.evidence))
+    assert "no verdict" in read and "?" in read and "C4" not in read
+
+
+def test_a_network_in_its_targets_units_is_left_there():
+    model, _, _ = trained(temperatures())
+    before = model.linear.bias.detach().clone()
+    assert float((before - torch.tensor([290.0, 280.0])).abs().max()) < 10
+    assert settle_units(Evidence(model, "gaussian", num_data=200), temperatures()) is None
+    assert torch.equal(before, model.linear.bias)
+
+
+def test_units_of_a_network_that_ends_in_something_else():
+    model = relax(Wide(last=False))
+    evidence = Evidence(model, "gaussian", num_data=200)
+    with pytest.warns(UserWarning, match="train it on"):
+        units = settle_units(evidence, temperatures())
+    assert units.layer == "" and evidence.log_noise == pytest.approx(np.log(5.0), abs=0.1)
+
+
+def test_regression_in_units_resumes_the_same(tmp_path):
+    whole = trained(temperatures(), checkpoint=tmp_path / "whole")[0]
+
+    def stop(record):
+        if record.epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(temperatures(), checkpoint=tmp_path / "part", callback=stop)
+    resumed = trained(temperatures(), checkpoint=tmp_path / "part")[0]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+
+
+def test_labels_that_are_noise_give_no_verdict():
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(60, 1, 5, 5, generator=generator), torch.randint(3, (60,), generator=generator))
+    model = net()
+    with pytest.warns(UserWarning, match="no better than a constant"):
+        history = fit(model, DataLoader(data, 10), lr=1e-4, gates=False, **SHORT)
+    assert not history.evidence.learned
+    assert 0 < history.evidence.spectrum.gain_over_constant(history.evidence.noise) + 60, "it is nearly one"

@@ -86,7 +86,7 @@ def test_plot_has_one_cell_for_each_pathway():
     matplotlib.pyplot.close(axes.figure)
 
 
-def test_survivors_are_shown():
+def test_survivors_are_shown(monkeypatch):
     """By the energies: the net broke C2 as well; with only irrep_2 it keeps C2, with a margin in nats from the evidence."""
     model = broken_net()
     (layer,) = report(model).layers
@@ -95,6 +95,8 @@ def test_survivors_are_shown():
         model.convolution.weights["irrep_1"].zero_()
     evidence = Evidence(model, num_data=24)
     evidence.refresh(loader())
+    assert not evidence.learned, "random weights"
+    monkeypatch.setattr(Evidence, "learned", True)
     learned = report(model, evidence)
     (layer,) = learned.layers
     assert layer.survivor == "C2" and layer.margin == pytest.approx(survivors(model, evidence).network.margin)

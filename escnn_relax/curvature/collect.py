@@ -20,12 +20,13 @@ from .extraction import Extraction, Use
 from .factors import Factor
 from .layer import LayerCurvature
 from .layers import linear_map
-from .likelihood import Likelihood
+from .likelihood import Likelihood, apart, spread
 from .likelihood import likelihood as likelihood_named
 from .linear_map import LinearMap, width
 from .outputwise import Outputwise
 from .probe import probe
 from .processes import check_alike, check_batches, several, summed, unpadded
+from .reader import Weighted
 from .recipe import AUTOMATIC, LARGEST_COLUMNS, LARGEST_PATCH, draws, recipe
 from .wrappers import unwrapped
 
@@ -157,8 +158,10 @@ class Curvature:
         each = sums.num_data * len(factors)
         numbers = sums.observations / each if sums.observations % each else int(sums.observations) // each
         outputs = [
-            CurvatureEstimate({name: found[name] for name in self.covered}, float(loss), sums.num_data, numbers)
-            for found, loss in zip(factors, sums.losses)
+            CurvatureEstimate(
+                {name: found[name] for name in self.covered}, float(loss), sums.num_data, numbers, constant=float(constant)
+            )
+            for found, loss, constant in zip(factors, sums.losses, sums.constants)
         ]
         return CurvatureEstimate.of(outputs) if self.apart else outputs[0]
 
@@ -255,8 +258,9 @@ class Curvature:
         else:
             kind = "again" if any(layer.corrects for layer in layers.values()) else "first"
             parts = budget.chunks(pairs, kind, lambda: _growth(layers))
-        probed = False
+        probed, targets = False, []
         for input, target in parts:
+            targets.append(target)
             if not num_data or (budget is not None and not probed):  # which samples know of each other two of them can show
                 self._probe(input)
                 probed = len(target) > 1
@@ -267,12 +271,13 @@ class Curvature:
             if budget is not None:
                 budget.check(_growth(layers) + (self._ending or 0), "the sums, their factors and their spectra")
         check_batches(num_data)
+        constants = self._constants(targets) if num_data else torch.zeros(1, dtype=torch.float64)
         if several() and num_data:
             for layer in layers.values():
                 layer.gather()
             total = summed(torch.tensor([float(num_data), observations], dtype=torch.float64))
-            num_data, observations, losses = int(total[0]), float(total[1]), summed(losses)
-        return _Sums(losses, num_data, observations)
+            num_data, observations, losses, constants = int(total[0]), float(total[1]), summed(losses), summed(constants)
+        return _Sums(losses, num_data, observations, constants)
 
     def _part(self, input: Any, target: Any, layers: dict[Part, Outputwise]) -> tuple[Tensor, float]:
         """Loss of each output, or of all together, and numbers observed, of samples that are handed to the layers."""
@@ -294,12 +299,28 @@ class Curvature:
             layer.forget()
         return losses, self.likelihood.observations(output, target)
 
+    def _constants(self, targets: Sequence[Any]) -> Tensor:
+        """Loss of the best constant of each output, or of all together."""
+        whole, number = self.likelihood.constant_loss_of(targets), sum(map(len, targets))
+        if not self.apart:
+            return torch.tensor([whole * number], dtype=torch.float64)
+        outputs = range(apart(targets[0])[0].shape[1])
+        each = [self.likelihood.constant_loss_of([_output_of(t, c) for t in targets]) for c in outputs]
+        return torch.tensor(each, dtype=torch.float64) * number
+
     def _rehearse(self, layers: dict[Part, Outputwise], budget: Budget) -> int:
         """Bytes that the end takes beside the sums: all factors, then the decomposition of one after the other."""
         found, taken = budget.taken(lambda: [factor for layer in layers.values() for factor in layer.rehearsed()])
         side = max((max(factor.sides) for factor in found), default=0)
         spectra = SPECTRA * sum(self.coverage.parameters.values())
         return taken + DECOMPOSED * side**2 + spectra
+
+
+def _output_of(target: Any, output: int) -> Any:
+    """The targets of one output, with what they count."""
+    wanted, weight = apart(target)
+    one = wanted[:, output : output + 1]
+    return one if weight is None else Weighted(one, spread(weight, wanted).expand_as(wanted)[:, output : output + 1])
 
 
 def _growth(layers: Mapping[Part, Outputwise]) -> int:
@@ -328,3 +349,4 @@ class _Sums(NamedTuple):
     losses: Tensor  # of each output, or of all together
     num_data: int
     observations: float  # numbers observed of all samples together, weights counted
+    constants: Tensor  # what the losses are of the best constant output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -24,6 +25,7 @@ class CurvatureEstimate:
         num_data: number of samples N.
         num_outputs: numbers that the network puts out for a sample; on average, where samples differ in size.
         outputs: the same of each output by itself, where they were taken apart; the whole is their weighted sum.
+        constant: the loss of the best output that is the same for every sample (nats), NaN where it is not known.
     """
 
     factors: dict[str, tuple[Factor, ...]]
@@ -31,6 +33,7 @@ class CurvatureEstimate:
     num_data: int
     num_outputs: float
     outputs: tuple[CurvatureEstimate, ...] = ()
+    constant: float = math.nan
 
     @classmethod
     def of(cls, outputs: Sequence[CurvatureEstimate], weights: Tensor | None = None) -> CurvatureEstimate:
@@ -42,7 +45,8 @@ class CurvatureEstimate:
             for name in first.factors
         }
         loss = sum(w * o.loss for w, o in zip(given, outputs, strict=True))
-        return cls(factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs))
+        constant = sum(w * o.constant for w, o in zip(given, outputs, strict=True))
+        return cls(factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant)
 
     def eigenvalues(self, name: str) -> Tensor:
         """All eigenvalues of a parameter's curvature, shape ``(its size,)``, float64."""

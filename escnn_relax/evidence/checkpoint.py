@@ -12,7 +12,7 @@ import torch
 
 from ..errors import CheckpointError
 
-__all__ = ["save", "load", "plain", "random_state", "set_random_state"]
+__all__ = ["save", "load", "settings", "plain", "random_state", "set_random_state"]
 
 
 def save(path: Union[str, Path], state: dict[str, Any]) -> None:
@@ -53,6 +53,15 @@ def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:
             str(path), f"belongs to a run with other {', '.join(differ)}", remedy="delete it, or name another file"
         )
     return state
+
+
+def settings(path: Union[str, Path]) -> dict[str, Any]:
+    """What a checkpoint says of its run; nothing if it cannot be read, which :func:`load` will complain of."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(state["run"])
+    except Exception:
+        return {}
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -49,6 +49,9 @@ from .terms import EvidenceTerms
 
 __all__ = ["Evidence", "EvidenceTerms"]
 
+#: What is said of a network that has not learned.
+CONSTANT = "no better than a constant output: its precisions and pathways say nothing about the data"
+
 
 class Evidence:
     """Keeps one prior precision for every pathway, weight and bias of a model, and moves them up the evidence.
@@ -256,6 +259,19 @@ class Evidence:
     def mean_loss(self) -> float:
         """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
         return float(self.spectrum.losses.sum()) / self.spectrum.num_data
+
+    @property
+    def learned(self) -> bool:
+        r"""Whether the network of the last refresh is better than a constant output, as far as that is known.
+
+        It is if the data are likelier under it by more than the effective dimension of its covered weights and one for each
+        output (nats): so much likeliness weights that follow the noise alone gain at most, on average half of it (Akaike, 1974).
+        Where it is not, precisions and pathways say nothing about the data.
+        """
+        if self._spectrum is None:
+            return True
+        gain = self.spectrum.gain_over_constant(self.noise)
+        return not gain <= sum(self.effective_dimension().values()) + self.spectrum.num_outputs
 
     def refresh(
         self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None, keep: float = 0.0

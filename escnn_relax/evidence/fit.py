@@ -19,14 +19,16 @@ from ..curvature.likelihood import Likelihood
 from ..curvature.processes import summed
 from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError, DataError, RelaxError, nearest
+from . import checkpoint as disk
 from .decay import warn_of_decay
-from .evidence import Evidence
+from .evidence import CONSTANT, Evidence
 from .gates import Gates
 from .history import EpochRecord, History
 from .loading import Part, Replayed, data_size
 from .rehearsal import rehearse
 from .run import Run, Undo
 from .scales import Scales
+from .units import Units, settle_units
 
 __all__ = ["fit"]
 
@@ -153,19 +155,28 @@ def fit(
     all_of = train_loader if evidence_loader is None else evidence_loader
     part_of: Callable[[int], Iterable[Any]] = (lambda index: all_of) if share == 1 else partial(Part, all_of, share)
     part_of(0)  # to fail before anything is trained
+    units: Optional[Units] = None
     if evidence is None:
         evidence_options.setdefault("num_data", data_size(train_loader))
         evidence = Evidence(model, likelihood, **evidence_options)
+        began: Any = disk.settings(checkpoint).get("units") if checkpoint is not None and Path(checkpoint).exists() else None
+        if began is None:
+            units = settle_units(evidence, train_loader)
+        else:
+            units = Units(*began)
+            units.widen(evidence)
     scales = Scales(evidence, omega_rate)
     shut = set(evidence.closed)  # what opens later is the optimiser's as well; what is closed has no gradient
     parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
-    descent = torch.optim.Adam(parameters, lr=lr) if optimizer is None else optimizer
+    in_units = parameters if units is None else units.groups(evidence.model, lr, parameters)
+    descent = torch.optim.Adam(in_units, lr=lr) if optimizer is None else optimizer
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     scales.refuse_in(descent)
     warn_of_decay(descent, evidence)
     schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
     settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
     settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gates}
+    settings["units"] = None if units is None else [units.layer, units.step, units.size]
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
     run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales)
     modes = [(module, module.training) for module in model.modules()]
@@ -220,6 +231,8 @@ def fit(
         raise
     if epochs:
         evidence.refresh(all_of)
+        if not evidence.learned:
+            warnings.warn(f"after {epochs} epochs the network is {CONSTANT}", stacklevel=2)
     return history
 
 
@@ -259,8 +272,12 @@ def _anneal(schedule: Any, loss: float) -> None:
 
 
 def _cosine(descent: Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
-    base = descent.param_groups[0]["lr"]
-    return torch.optim.lr_scheduler.CosineAnnealingLR(descent, max(epochs, 1), eta_min=base / 50)
+    """From the learning rate of each group to a fiftieth of it."""
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(descent, max(epochs, 1), eta_min=descent.param_groups[0]["lr"] / 50)
+    if len({group["lr"] for group in descent.param_groups}) == 1:
+        return falling
+    cosine = lambda epoch: 0.51 + 0.49 * math.cos(math.pi * epoch / max(epochs, 1))  # noqa: E731
+    return torch.optim.lr_scheduler.LambdaLR(descent, cosine)
 
 
 def _bar(epochs: range, first: int, total: int, progress: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
-from .evidence import Evidence, EvidenceTerms
+from .evidence import CONSTANT, Evidence, EvidenceTerms
 
 __all__ = ["EpochRecord", "History"]
 
@@ -79,4 +79,6 @@ class History:
             if r.evidence is not None or r.note:
                 evidence = "" if r.evidence is None else f"{-r.evidence.total / r.evidence.num_data:12.4f}"
                 lines.append(f"{r.epoch:5d} {r.loss:8.4f} {evidence:>12s}   {r.note}".rstrip())
+        if not self.evidence.learned:
+            lines.append(f"the network is {CONSTANT}")
         return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Iterable, Iterator, Optional, Sized
 
@@ -14,7 +15,7 @@ from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
 from .distinct import draws
 
-__all__ = ["Part", "Replayed", "data_size", "generators"]
+__all__ = ["Part", "Replayed", "chance_kept", "data_size", "generators"]
 
 
 class Part:
@@ -70,6 +71,19 @@ class Replayed:
             for generator, state in zip(self.generators, self.start[1]):
                 generator.set_state(state)
         return iter(self.loader)
+
+
+@contextmanager
+def chance_kept(device: torch.device, *loaders: Optional[Iterable[Any]]) -> Iterator[None]:
+    """Global generators and the loaders' own are put back in the end, so that a pass more changes nothing after it."""
+    own = list(generators(*loaders))
+    before = random_state(device), [g.get_state() for g in own]
+    try:
+        yield
+    finally:
+        set_random_state(before[0], device)
+        for generator, state in zip(own, before[1]):
+            generator.set_state(state)
 
 
 def data_size(loader: Iterable[Any]) -> int:

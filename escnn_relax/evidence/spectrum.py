@@ -28,6 +28,7 @@ class Spectrum:
         losses: negative log-likelihood without normaliser (nats), ``()`` or ``(outputs,)``.
         num_data: number of samples N.
         num_outputs: numbers observed for a sample, on average.
+        constants: the losses of the best output that is the same for every sample; NaN where they are not known.
 
     >>> from escnn_relax.curvature.likelihood import Gaussian
     >>> spectrum = Spectrum({"w": torch.tensor([1.0, 0.0])}, torch.tensor(2.0), 10, 1)
@@ -39,6 +40,7 @@ class Spectrum:
     losses: Tensor
     num_data: int
     num_outputs: float
+    constants: Tensor = torch.tensor(math.nan, dtype=torch.float64)
 
     @classmethod
     def of(cls, estimate: CurvatureEstimate, sizes: Mapping[str, int], num_data: int) -> Spectrum:
@@ -50,16 +52,21 @@ class Spectrum:
             if values[name].shape[-1] != size:
                 raise CurvatureError(name, expected=f"{size} eigenvalues", got=values[name].shape[-1])
         losses = torch.tensor([o.loss for o in estimate.outputs] or estimate.loss, dtype=torch.float64)
-        return cls(values, share * losses, num_data, estimate.num_outputs)
+        constants = torch.tensor([o.constant for o in estimate.outputs] or estimate.constant, dtype=torch.float64)
+        return cls(values, share * losses, num_data, estimate.num_outputs, share * constants)
 
     def agreed(self) -> Spectrum:
         """That of the first process, so that all decide alike."""
-        return replace(self, values={n: agreed(v) for n, v in self.values.items()}, losses=agreed(self.losses))
+        return replace(self, values={n: agreed(v) for n, v in self.values.items()}, losses=agreed(self.losses), constants=agreed(self.constants))
 
     @property
     def observations(self) -> float:
         """Numbers observed: samples times outputs."""
         return self.num_data * self.num_outputs
+
+    def gain_over_constant(self, noise: Noise) -> float:
+        """By how much the data are likelier under the network than under the best constant output (nats)."""
+        return float(noise.weighted(self.constants - self.losses))
 
     def terms(self, noise: Noise, log_precision: Mapping[str, float], squares: Mapping[str, float]) -> EvidenceTerms:
         """The evidence, with :math:`|w|^2` of each parameter."""

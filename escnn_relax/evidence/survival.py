@@ -19,7 +19,7 @@ from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
 from .demanding import Demands
-from .evidence import Evidence
+from .evidence import CONSTANT, Evidence
 from .projected import ProjectionLoss
 
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
@@ -91,6 +91,7 @@ class Survivors:
         network: the last of these, that of the whole network.
         energy: the largest share of a layer's energy that counted as none (fraction).
         depth: whether the network was read by depth; else ``by_depth`` repeats ``layers``.
+        note: why no verdict is given, empty if one is: the network is no better than a constant output.
 
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax import relax
@@ -105,6 +106,7 @@ class Survivors:
     by_depth: tuple[LayerSurvivor, ...]
     energy: float = SWITCHED_OFF
     depth: bool = True
+    note: str = ""
 
     @property
     def network(self) -> LayerSurvivor:
@@ -128,11 +130,12 @@ class Survivors:
         nats = "    margin" + ("   in data" if measured else "")
         lines = [f"{'layer':<{width}}  {'subgroup':<{names}}  remainder{nats}  {'by depth':<{names}}{nats}"]
         for own, depth in zip(self.layers, self.by_depth):
-            line = f"{own.name:<{width}}  {own.subgroup.name:<{names}}  {own.remainder:9.1e}"
-            for name, one in (("", own), (f"  {depth.subgroup.name:<{names}}", depth)):
+            first, second = ("?" if self.note else one.subgroup.name for one in (own, depth))
+            line = f"{own.name:<{width}}  {first:<{names}}  {own.remainder:9.1e}"
+            for name, one in (("", own), (f"  {second:<{names}}", depth)):
                 line += f"{name}  {_nats(one.margin)}" + (f"  {_nats(one.loss)}" if measured else "")
             lines.append(line)
-        return "\n".join(lines)
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
 def survivors(
@@ -213,7 +216,10 @@ def survivors(
 
     layers = tuple(read(s.name, [s], of) for s, of in zip(found, own))
     by_depth = tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers
-    survived = Survivors(layers, by_depth, energy, depth)
+    note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
+    if note:
+        layers, by_depth = (tuple(replace(one, note=note) for one in of) for of in (layers, by_depth))
+    survived = Survivors(layers, by_depth, energy, depth, note)
     remember({s.name: s.layer for s in found}, survived.decisions)
     return survived
 
