@@ -1,6 +1,7 @@
 """The symmetry test: gradients turn as they should, the null is exact, planted subgroups are found, nothing is touched."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 import escnn_relax
 from escnn_relax import symmetry_test
 from escnn_relax.curvature.likelihood import likelihood
+from escnn_relax.diagnosis import judgement
 from escnn_relax.diagnosis.action import LayerAction
 from escnn_relax.diagnosis.exact_group import exact_group
 from escnn_relax.diagnosis.gradients import Probe
@@ -20,6 +22,7 @@ from escnn_relax.diagnosis.randomisation import factor, randomise
 from escnn_relax.errors import ArgumentError, DataError
 from escnn_relax.symmetry.grid_action import transform_field
 
+module = sys.modules["escnn_relax.diagnosis.symmetry_test"]
 #: Float64, but kernels that escnn samples in float32.
 SAMPLED = 2e-5
 
@@ -261,16 +264,17 @@ def test_level_of_the_broken_twins(fault):
     assert uniform(p_values(fault)[0]) < 1e-6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trained", [False, True])
-def test_level_of_a_network(trained):
-    """p-values of a whole network on symmetric data; trained strictly on the very data, or at random weights."""
+def level(runs, weights):
+    """p-values of a whole network on symmetric data, and in how many runs anything was found; random weights, weights trained
+    strictly on the very data, or with open pathways, which see how the samples lie."""
     values, errors = [], 0
-    for seed in range(200):
+    for seed in range(runs):
         x, y = pictures(40, "none", seed)
         torch.manual_seed(seed)
         model = Net(C4, outputs=2, fields=1)
-        if trained:
+        if weights == "seen":
+            model = escnn_relax.relax(model)
+        if weights != "random":
             descent = torch.optim.Adam(model.parameters(), lr=1e-2)
             for _ in range(20):
                 descent.zero_grad()
@@ -279,9 +283,27 @@ def test_level_of_a_network(trained):
         found = symmetry_test(model, loader((x, y)), progress=False, draws=99, seed=seed, groups=20)
         values.append([t.p_value for t in found.tests])
         errors += any(t.broken for t in found.tests)
-    values = torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64), errors
+
+
+def test_level_of_a_few_trained_networks():
+    values, errors = level(40, "trained")
+    assert uniform(values) > 1e-3 and errors <= binom.ppf(0.99, 40, 0.05)
+
+
+def test_weights_that_have_seen_the_samples(monkeypatch):
+    """The twin: open pathways tested by elements that they do not keep."""
+    monkeypatch.setattr(module, "kept_elements", lambda layers, group: list(range(group.order)))
+    monkeypatch.setattr(judgement, "STRICT", torch.inf)
+    assert uniform(level(40, "seen")[0]) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_level_of_a_network(weights):
+    values, errors = level(500, weights)
     assert uniform(values) > 1e-3
-    assert errors <= binom.ppf(0.99, 200, 0.05)
+    assert binom.ppf(0.005, 500, 0.03) <= errors <= binom.ppf(0.99, 500, 0.05), errors
 
 
 def test_open_pathways_leave_the_test_of_a_subgroup():

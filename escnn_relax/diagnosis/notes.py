@@ -6,6 +6,8 @@ import math
 from itertools import islice
 from typing import Any, Sequence
 
+import numpy as np
+
 from .collected import Collected
 from .exact_group import ExactGroup
 from .result import PathwayTest
@@ -53,6 +55,9 @@ def notes(
     off = _off_centre(tests, broken, found, group)
     if off:
         said.append(off)
+    alike = "" if group.whole or opened else _alike(tests, broken, group)
+    if alike:
+        said.append(alike)
     if broken and not inputs:
         said.append("Broken may be the question or the law of the inputs alone: inputs=True tells, where it can be told.")
     if broken and inputs:
@@ -62,16 +67,34 @@ def notes(
 
 def _off_centre(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], found: Collected, group: ExactGroup) -> str:
     """Vectors and nothing else, in every layer: what images that sit off the centre look like."""
-    pathways, layers = {t.pathway for t in broken}, {t.layer for t in tests if t.testable}
-    if len(pathways) != 1 or {t.layer for t in broken} != layers or broken[0].irrep is None:
+    irreps = {t.pathway: t.irrep for t in broken}
+    if not broken or any(irrep is None for irrep in irreps.values()):
         return ""
-    if not _is_vector(group, group.gspace.fibergroup.irrep(*broken[0].irrep)):
+    kinds = {name: group.gspace.fibergroup.irrep(*irrep) for name, irrep in irreps.items()}
+    vectors = {name for name, psi in kinds.items() if _is_vector(group, psi)}
+    layers = {t.layer for t in broken if t.pathway in vectors}
+    alike = all(_is_vector(group, psi, exact=True) for psi in kinds.values())
+    if not alike or not layers or layers != {t.layer for t in tests if t.testable}:
         return ""
     said = "Only the vectors (frequency 1) are broken, in every layer: off-centre images look like that; check centring, one-sided "
     said += "padding and strides before the network."
     if found.offset is not None:
         said += f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in found.offset)} pixels off the middle (along the axes)."
     return said
+
+
+def _alike(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], group: ExactGroup) -> str:
+    """Irreps of the whole group that are the same for exact elements: pixels let one show what is another's."""
+    irreps = {t.pathway: group.gspace.fibergroup.irrep(*t.irrep) for t in tests if t.testable and t.irrep is not None}
+    traces = {name: np.array([float(psi(g).trace()) for g in group.elements]) for name, psi in irreps.items()}
+    names, pairs = {t.pathway for t in broken}, []
+    for n, one in enumerate(traces):
+        for other in list(traces)[n + 1 :]:
+            if {one, other} & names and abs(float((traces[one] * traces[other]).mean())) > 0.5:
+                pairs.append(f"{one} and {other}")
+    if not pairs:
+        return ""
+    return f"Exact elements move alike {', '.join(pairs)}: through the pixels one of them may show what is the other's."
 
 
 def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
@@ -86,10 +109,10 @@ def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
     return [said + "train the strict network and test it again; what is left then comes from the question."]
 
 
-def _is_vector(group: ExactGroup, psi: Any) -> bool:
-    """Whether an irrep is the action on points of the plane or of space."""
+def _is_vector(group: ExactGroup, psi: Any, exact: bool = False) -> bool:
+    """Whether an irrep is the action on points of the plane or of space, as far as all elements go, or the exact ones."""
     d, space = group.gspace.dimensionality, group.gspace
     if d != psi.size or not d:
         return False
-    elements = islice(space.fibergroup.testing_elements(), ELEMENTS)
+    elements = group.elements if exact else tuple(islice(space.fibergroup.testing_elements(), ELEMENTS))
     return all(abs(float(psi(g).trace()) - float(space.basespace_action(g).trace())) < 1e-6 for g in elements)
