@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 from escnn_relax import Evidence
 from escnn_relax.curvature.collect import Curvature
 from escnn_relax.curvature.jacobian import jacobian
-from escnn_relax.errors import CoverageError, UnsupportedModuleError
+from escnn_relax.errors import CoverageError, DataError, UnsupportedModuleError
 
 #: float64; the two sides sum the same numbers in another order
 ROUNDING = 1e-10
@@ -178,6 +178,63 @@ def test_covered_like_the_oracle_or_listed(which):
     for name, (factor,) in curvature(batch).factors.items():
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
         assert expected[name].norm() > 1e-8
+
+
+class Attentive(nn.Module):
+    """Sequences of vectors of eight, the batch first or second."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=first)
+        self.last, self.first = nn.Linear(8, 3), first
+
+    def forward(self, x):
+        return self.last(self.encoder(x if self.first else x.transpose(0, 1)).mean(1 if self.first else 0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_transformers(first):
+    """In evaluation mode torch would fuse such a layer into one operation."""
+    model, batch = Attentive(first).double(), [(torch.randn(5, 4, 8).double(), torch.randint(3, (5,)))]
+    curvature = Curvature(model, "categorical", "exact")
+    attention = [name for name in curvature.uncovered if name.startswith("encoder.self_attn.")]
+    assert len(attention) == 4 and all("MultiheadAttention uses it as a tensor" in curvature.uncovered[name] for name in attention)
+    assert {name.rpartition(".")[0] for name in curvature.covered} == {"encoder.linear1", "encoder.linear2", "last"}
+    found = curvature(batch).factors
+    expected = dense_ggn(model.eval(), batch, "categorical")
+    for name, (factor,) in found.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(5, 4), torch.zeros(5, 4, dtype=torch.long)])
+def test_another_precision(inputs):
+    with pytest.raises(DataError, match="^forward of Two: .*expected inputs of torch.float64, got torch.(float32|int64); give both"):
+        Evidence(Two().double(), relaxed_only=False).refresh([(inputs, torch.randint(3, (5,)))])
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.last = nn.Embedding(11, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids, attention_mask):
+        h = self.hidden(self.embedding(input_ids)).tanh() * attention_mask.unsqueeze(-1)
+        return self.last(h.mean(1))
+
+
+def test_tokens_and_masks_by_name():
+    ids, mask, y = torch.randint(11, (5, 6)), torch.randint(2, (5, 6)), torch.randint(3, (5,))
+    model = Tokens().double()
+    curvature = Curvature(model, "categorical", "exact")
+    assert curvature.uncovered == {"embedding.weight": "no curvature is known for Embedding"}
+    found = curvature([{"input_ids": ids, "attention_mask": mask, "labels": y}]).factors
+    values = {name: model.get_parameter(name).detach() for name in curvature.covered}
+    J = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (ids, mask)).flatten())(values)
+    H = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in model(ids, mask).detach().softmax(1)))
+    for name, (factor,) in found.items():
+        rows = J[name].flatten(1)
+        assert (factor.dense() - rows.T @ H @ rows).norm() < ROUNDING * factor.dense().norm(), name
 
 
 def test_lazy_layers_without_a_shape():

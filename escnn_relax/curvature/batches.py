@@ -66,9 +66,17 @@ def call(model: nn.Module, input: Any) -> Any:
 
 
 def answer(model: nn.Module, input: Any) -> Any:
-    """:func:`call`, with ``FieldTypeError`` where a bare assertion of escnn's refuses the input."""
+    """:func:`call`, with ``FieldTypeError`` where a bare assertion of escnn's refuses the input, and ``DataError`` for inputs in
+    another precision than the weights that a layer refuses."""
     try:
         return call(model, input)
+    except RuntimeError as error:
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        others = {str(part.dtype) for part in tensors(input) if part.dtype != own}
+        if own is None or not others or "dtype" not in str(error) and "type" not in str(error):
+            raise
+        remedy = "give both one precision: model.to(dtype), or convert the input where it is loaded"
+        raise DataError(f"forward of {type(model).__name__}", f"{error}", expected=f"inputs of {own}", got=", ".join(sorted(others)), remedy=remedy) from error
     except AssertionError as error:
         said = f": {error}" if str(error) else ""
         raise FieldTypeError(

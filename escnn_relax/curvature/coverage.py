@@ -113,6 +113,9 @@ def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation:
         return "an architecture weight: it has no prior"
     if isinstance(holder, Anchors):
         return "a length scale: it has no prior"
+    attention = _attention(model, name)
+    if attention:
+        return f"{attention} uses it as a tensor, beside the layer that holds it"
     modules = {layer: model.get_submodule(layer) for layer in users}
     first, *others = modules
     kind = type(modules[first]).__name__
@@ -125,6 +128,16 @@ def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation:
     for layer in others:
         if users[layer] != users[first] or not alike(modules[first], modules[layer], users[first]):
             return f"the same parameter as {join(layer, users[layer])}, which another kind of layer uses"
+    return ""
+
+
+def _attention(model: nn.Module, name: str) -> str:
+    """The kind of the attention of torch's that a parameter is in, whose forward calls none of its layers; empty if it is in none."""
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        if isinstance(model.get_submodule(path), nn.MultiheadAttention):
+            return type(model.get_submodule(path)).__name__
     return ""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
+from typing import Iterator
 
 import torch
 from torch import fx, nn
@@ -44,7 +45,14 @@ def _calls_layers(model: fx.GraphModule) -> bool:
     return any(True for module in called for _ in module.parameters())
 
 
-def eager() -> AbstractContextManager[None]:
-    """What is compiled runs as it is written meanwhile, so that hooks are seen; with a torch that can (from 2.6)."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    return nullcontext() if stance is None else stance("force_eager")
+@contextmanager
+def eager() -> Iterator[None]:
+    """Meanwhile what is compiled runs as it is written (with a torch that can, from 2.6), and transformers layer by layer, instead
+    of as one operation of evaluation mode, so that each layer is seen."""
+    stance, fused = getattr(torch.compiler, "set_stance", None), torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with nullcontext() if stance is None else stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
