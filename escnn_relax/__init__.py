@@ -8,6 +8,7 @@ from . import _escnn
 _escnn.provide_wigner_matrices()
 _escnn.require()
 _escnn.prefer_scipy_svd()
+_escnn.tell_reflection_axes_apart()
 
 try:
     __version__ = metadata.version("escnn-relax")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import wraps
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
@@ -125,6 +126,45 @@ def prefer_scipy_svd() -> Optional[Callable[..., Any]]:
 
     aside, _numerical.randomized_svd = _numerical.randomized_svd, None
     return aside
+
+
+def tell_reflection_axes_apart() -> None:
+    """Have escnn keep the kernels of O(2) by the axis of their reflections.
+
+    escnn keeps kernels, solved and sampled, for the whole process, and finds them by a basis of circular harmonics whose equality
+    and hash leave the axis out. So the first O(2) of a process decides for all: a layer on ``flipRot2dOnR2(-1, axis=0.)`` built
+    after one on the usual axis of 90 degrees gets the kernels of that one, and is not equivariant (errors up to 1.6 seen). Here
+    the axis becomes a part of both. Layers that exist already keep what they were given, see :func:`foreign_axis`.
+
+    To undo the repair, assign the ``__wrapped__`` of both methods of ``escnn.kernels.polar_basis.CircularShellsBasis``.
+    """
+    from escnn.kernels.polar_basis import CircularShellsBasis
+
+    same, hashed = CircularShellsBasis.__eq__, CircularShellsBasis.__hash__
+    if hasattr(same, "__wrapped__"):
+        return
+
+    @wraps(same)
+    def equal(self: Any, other: object) -> bool:
+        return same(self, other) and self.axis == other.axis  # type: ignore[attr-defined]
+
+    @wraps(hashed)
+    def hash_with_axis(self: Any) -> int:
+        return hash((hashed(self), self.axis))
+
+    CircularShellsBasis.__eq__, CircularShellsBasis.__hash__ = equal, hash_with_axis
+
+
+def foreign_axis(layer: Any) -> Optional[tuple[float, float]]:
+    """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else ``None``."""
+    group = getattr(layer.in_type.gspace, "_sg_id", (None,))
+    if getattr(layer, "d", 0) != 2 or group[0] is None or group[1] != -1:
+        return None
+    for _, block in block_modules(expansion(layer)):
+        axis = getattr(getattr(getattr(block, "basis", None), "basis", None), "axis", None)
+        if axis is not None and abs(axis - group[0] / 2) > 1e-6:
+            return group[0] / 2, axis
+    return None
 
 
 # --- sampling of kernel bases -----------------------------------------------------------------------------------------

@@ -131,6 +131,10 @@ class NothingToRelaxError(EmptyBasisError):
     """Between these field types no kernel of the pathways asked for breaks the symmetry."""
 
 
+class ReflectionAxisError(RelaxError, ValueError):
+    """A layer on O(2) with the kernels of another reflection axis, which escnn gave it: it is not equivariant."""
+
+
 class UnsupportedModuleError(RelaxError, TypeError):
     """A module that the function at hand does not know how to treat."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import _escnn
 from ..errors import EmptyBasisError
+from ..symmetry.band import check_axis
 from ..symmetry.span import pseudo_inverse
 
 __all__ = ["BlockMap", "block_maps", "carry_weights", "bias_map", "renamed", "RESIDUAL_TOLERANCE", "RANK_TOLERANCE"]
@@ -66,8 +67,10 @@ def block_maps(old: EquivariantModule, new: EquivariantModule, where: str = "", 
         new: the layer rebuilt on H, fields in the same order.
 
     Raises:
+        ReflectionAxisError: see :func:`~escnn_relax.symmetry.band.check_axis`.
         EmptyBasisError: H's basis does not contain G's; the message gives the residual norm.
     """
+    check_axis(old, where)
     ins, outs = _by_name(new.in_type), _by_name(new.out_type)
     to_in, to_out = renamed(old.in_type, new.in_type), renamed(old.out_type, new.out_type)
     blocks = dict(_escnn.block_modules(_escnn.expansion(new)))

@@ -40,6 +40,7 @@ def relax(
         SubgroupError: a subgroup that some layer's group does not have.
         ArgumentError: a name in ``layers`` that is no such layer, an irrep that some layer's group does not have, or a
             negative cutoff.
+        ReflectionAxisError: a layer on O(2) that escnn built with the kernels of another reflection axis.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
     Layers on the trivial group are left as they are, unless there are no others: then they become layers with the equivariant

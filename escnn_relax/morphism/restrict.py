@@ -54,6 +54,7 @@ def restrict(
 
     Raises:
         SubgroupError: the id has the wrong form, names no subgroup, or names G itself.
+        ReflectionAxisError: a layer on O(2) that escnn built with the kernels of another reflection axis.
         EmptyBasisError: a layer's basis filter keeps H's kernels from containing G's.
         ArgumentError: ``from_layer`` names no module with an input type, or the module does not run on the example.
         UnsupportedModuleError: a module unknown to us, with its name and what to do; nothing could be restricted, a module on both sides of the step, fields of both sides that

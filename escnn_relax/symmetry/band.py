@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import _escnn
+from ..errors import ReflectionAxisError
 
-__all__ = ["Band", "FiberBand", "band_of"]
+__all__ = ["Band", "FiberBand", "band_of", "check_axis"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Band:
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
         kept and left out; ``cutoff`` is the ``frequencies_cutoff`` it was built with, where that is known. Raises
         :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency by radius explains them (a
-        custom ``basis_filter``).
+        custom ``basis_filter``), and :class:`~escnn_relax.errors.ReflectionAxisError` as :func:`check_axis` does.
         """
+        check_axis(convolution, where)
         return cls(
             rings=tuple(convolution._rings),
             sigma=tuple(convolution._sigma),
@@ -99,6 +102,24 @@ class FiberBand:
     def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
         """Matrices equivariant from ``in_repr`` to ``out_repr``, shape ``(K, out size, in size, 1)``, float64."""
         return _escnn.sample_intertwiners(gspace, in_repr, out_repr).to(torch.float64)
+
+
+def check_axis(layer: EquivariantModule, where: str = "") -> None:
+    """Refuse a layer on O(2) to which escnn gave the kernels of another reflection axis.
+
+    Raises:
+        ReflectionAxisError: built before escnn_relax was imported, after a layer on another axis.
+    """
+    axes = _escnn.foreign_axis(layer)
+    if axes is not None:
+        own, found = (f"{math.degrees(axis):.4g} degrees" for axis in axes)
+        raise ReflectionAxisError(
+            where,
+            "escnn gave this layer the kernels of an O(2) that was used before it, so that it is not equivariant",
+            expected=f"reflections on the axis at {own}, as in its G-space",
+            got=f"those at {found}",
+            remedy="build it again: once escnn_relax is imported escnn keeps the axes apart",
+        )
 
 
 def band_of(layer: EquivariantModule, where: str = "", cutoff: Any = None) -> Union[Band, FiberBand]:
