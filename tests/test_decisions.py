@@ -22,6 +22,12 @@ SPACE = gspaces.rot2dOnR2(4)
 C4, C2 = (subgroup(SPACE, name) for name in ("C4", "C2"))
 
 
+@pytest.fixture(autouse=True)
+def verdicts_without_training(monkeypatch):
+    """The networks here are random, of which there is no verdict otherwise."""
+    monkeypatch.setattr(Evidence, "learned", True)
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator
+from typing import Any, Callable, Collection, Iterable, Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .layers import linear_map
 from .linear_map import LinearMap
 from .reader import mapped
 
-__all__ = ["jacobian"]
+__all__ = ["jacobian", "rows"]
 
 
 def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -24,24 +24,45 @@ def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor
 
     One backward pass for each output; memory grows with N C times the number of weights.
     """
-    layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
-    device = next(curvature.model.parameters()).device
-    rows: dict[str, list[Tensor]] = {name: [] for name in curvature.covered}
-    with curvature.extraction.open(curvature.model):
-        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, mapped(detached(input), lambda part: part.to(device))))
+    outputs: list[Tensor] = []
+
+    def unit(output: Tensor) -> Iterable[Tensor]:
         if output.dim() != 2:
             raise LikelihoodError("posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them")
-        columns = torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
+        outputs.append(output.detach())
+        return torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
+
+    found = rows(curvature, input, unit)
+    return outputs[0], found
+
+
+def rows(
+    curvature: Curvature,
+    input: Any,
+    columns: Callable[[Tensor], Iterable[Tensor]],
+    names: Optional[Collection[str]] = None,
+) -> dict[str, Tensor]:
+    """Derivatives of inner products of a model's outputs with columns of their shape, sample by sample: ``(N, columns, size)``
+    for each covered parameter, or each of those named.
+
+    Args:
+        columns: from the outputs to the columns, each of the shape of the outputs.
+    """
+    layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
+    device = next(curvature.model.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in curvature.covered if names is None or name in names}
+    with curvature.extraction.open(curvature.model):
+        output = curvature.likelihood.tensor(curvature.extraction.forward(curvature.model, mapped(detached(input), lambda part: part.to(device))))
         batches: dict[Part, Batch] = {}
-        for uses in curvature.extraction.backward(output, columns):
+        for uses in curvature.extraction.backward(output, columns(output)):
             for part, layer in layers.items():
                 of_part = [use for user in part.users for use in uses[user]]
                 if part not in batches:
                     batches[part] = Batch(layer, [use.input for use in of_part])
                 for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(of_part)):
-                    if parameter in part.parameters:
-                        rows[join(part.layer, parameter)].append(gradient)
-    return output.detach(), {name: torch.stack(of, dim=1) for name, of in rows.items()}
+                    if parameter in part.parameters and join(part.layer, parameter) in found:
+                        found[join(part.layer, parameter)].append(gradient)
+    return {name: torch.stack(of, dim=1) for name, of in found.items()}
 
 
 def _gradients(layer: LinearMap, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:

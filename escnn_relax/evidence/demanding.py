@@ -14,7 +14,8 @@ from ..nn.kernel import Block
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import Pathway
 from ..symmetry.subgroups import Subgroup
-from .restricted import LARGEST, Part, evidence_of_all, evidence_of_family
+from .joint import JointCurvature, Marginal, marginals
+from .restricted import LARGEST, Part, evidence_of_all, evidence_of_coupled, evidence_of_family
 
 __all__ = ["Demands", "gain_of_demanding"]
 
@@ -37,6 +38,12 @@ class Demands:
         scale: h, what one unit of the likelihood counts for these factors.
         bounds: of the log precisions: either side of the comparison takes those that suit it best. ``None``: both keep the
             present ones, of which H gets the prior that is conditioned on its kernels.
+        joint: the curvature with the blocks between the pathways, bias and equivariant kernels included, where it fits into memory
+            (:class:`~escnn_relax.evidence.joint.JointCurvature`). Without it pathways are independent in the posterior: exact
+            where the data hold all transforms of each sample, and wrong by nats where they are few.
+
+    Attributes:
+        coupled: whether cross blocks are in the gains.
 
     Raises:
         CoverageError: a pathway that the evidence does not cover.
@@ -49,6 +56,7 @@ class Demands:
         log_precision: Mapping[str, float],
         scale: float,
         bounds: Optional[tuple[float, float]] = None,
+        joint: Optional[JointCurvature] = None,
     ) -> None:
         shut = getattr(symmetry.layer, "closed", frozenset())
         names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
@@ -63,6 +71,12 @@ class Demands:
         self.weights = {p.name: symmetry.layer.weights[p.name].detach().to("cpu", torch.float64) for p in self.open}
         self._known: dict[Any, float] = {}
         self._whole: dict[str, float] = {}
+        self._marginal = marginals(joint, {n: names[n] for n in self.weights})
+        self._free: Optional[float] = None
+
+    @property
+    def coupled(self) -> bool:
+        return self._marginal is not None
 
     def gain(self, kept: Subgroup) -> float:
         """The change of the log evidence (nats) if the layer's kernel had to be equivariant under ``kept``.
@@ -76,6 +90,11 @@ class Demands:
 
     def _gain(self, kept: Subgroup) -> float:
         fixed = {pair: self.symmetry.fixed(pair, kept) for pair in self.symmetry.pairs}
+        if self._marginal is not None:
+            every = {pair: _own(self.symmetry, pair, self.symmetry.residual, self.open, basis) for pair, basis in fixed.items()}
+            if all(len(rows) == rows.shape[1] for rows in every.values()):
+                return 0.0
+            return self._together(every, self._marginal) - self._with_all(self._marginal)
         total = 0.0
         for group in _coupled(self.symmetry, fixed):
             members = [p for p in group if p in self.open]
@@ -86,6 +105,18 @@ class Demands:
                 total += evidence_of_family(self._blocks(members, own), self.scale, self.bounds, self.symmetry.where)
             total -= sum(self._all_of(p.name) for p in members)
         return total
+
+    def _together(self, own: Mapping[Pair, Tensor], known: Marginal) -> float:
+        matrices = _matrices(self.symmetry, self.open, own, self.weights)
+        return evidence_of_coupled(known.curvature, known.linear, matrices, self.log_precision, self.bounds, self.symmetry.where)
+
+    def _with_all(self, known: Marginal) -> float:
+        if self._free is None:
+            whole = torch.eye(len(known.linear), dtype=torch.float64)
+            matrices = {p.name: part for p, part in zip(self.open, whole.split(list(known.sizes), dim=1))}
+            where = self.symmetry.where
+            self._free = evidence_of_coupled(known.curvature, known.linear, matrices, self.log_precision, self.bounds, where)
+        return self._free
 
     def _all_of(self, name: str) -> float:
         """The log evidence of all weights of a pathway, relative to their being zero."""
@@ -106,9 +137,10 @@ def gain_of_demanding(
     log_precision: Mapping[str, float],
     scale: float,
     bounds: Optional[tuple[float, float]] = None,
+    joint: Optional[JointCurvature] = None,
 ) -> float:
     """:meth:`Demands.gain` of one subgroup."""
-    return Demands(symmetry, factors, log_precision, scale, bounds).gain(kept)
+    return Demands(symmetry, factors, log_precision, scale, bounds, joint).gain(kept)
 
 
 def _coupled(symmetry: KernelSymmetry, fixed: Mapping[Pair, Tensor]) -> list[list[Pathway]]:
@@ -227,6 +259,19 @@ def _flat(
     deltas: Mapping[str, float],
 ) -> list[Part]:
     """All weights as one row, for blocks without a Kronecker form."""
+    found = []
+    for name, matrix in _matrices(symmetry, members, kept, weights).items():
+        for factor in factors[name]:
+            columns = slice(None) if factor.positions is None else factor.positions.flatten().cpu()
+            values = weights[name][columns].view(1, -1)
+            found.append(Part(name, factor, values, deltas[name], matrix[:, columns]))
+    return found
+
+
+def _matrices(
+    symmetry: KernelSymmetry, members: Sequence[Pathway], kept: Mapping[Pair, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """B for all weights of each pathway, ``(n, size)``: for each pair of fields the vectors of its representations."""
     kernel = symmetry.layer.kernel
     fields = {p: len(kernel.in_fields[p[0]].channels) * len(kernel.out_fields[p[1]].channels) for p in symmetry.pairs}
     total = sum(fields[pair] * len(kept[pair]) for pair in symmetry.pairs)
@@ -237,7 +282,7 @@ def _flat(
             expected=f"at most {LARGEST}",
             remedy="take the curvature 'expand', which has a Kronecker form",
         )
-    found = []
+    found = {}
     for pathway in members:
         matrix, row = torch.zeros(total, len(weights[pathway.name]), dtype=torch.float64), 0
         blocks = {(b.in_name, b.out_name): b for b in kernel.blocks[pathway.name]}
@@ -249,8 +294,5 @@ def _flat(
                 rows = slice(row, row + fields[pair] * len(N))
                 matrix[rows, block.start : block.stop] = torch.kron(torch.eye(fields[pair], dtype=torch.float64), part)
             row += fields[pair] * len(N)
-        for factor in factors[pathway.name]:
-            columns = slice(None) if factor.positions is None else factor.positions.flatten().cpu()
-            values = weights[pathway.name][columns].view(1, -1)
-            found.append(Part(pathway.name, factor, values, deltas[pathway.name], matrix[:, columns]))
+        found[pathway.name] = matrix
     return found

@@ -10,7 +10,9 @@ w it is :math:`\exp(b^\top w - \tfrac12 w^\top hH w)` up to a constant, with :ma
 
 and the precisions :math:`\Lambda` in it are free. Their best values are fixed points of
 :math:`\delta_p = \gamma_p / |w_p|^2` (MacKay, *Bayesian interpolation*, Neural Computation 4, 1992) for this family, too. All
-of w is the family B = 1. Which precisions a family has matters: one that needs only a few directions of a pathway is not to be
+of w is the family B = 1. Exact for a linear model with Gaussian noise if H is; where H holds no blocks between parameters, as the
+evidence's, that is so only of data that do not couple them, such as all transforms of each sample
+(:mod:`escnn_relax.evidence.joint` has the blocks). Which precisions a family has matters: one that needs only a few directions of a pathway is not to be
 judged by the width that the others have left it.
 """
 
@@ -27,7 +29,7 @@ from ..curvature.factors import DiagonalFactor, EigenFactor, Factor, KroneckerFa
 from ..curvature.sketched_factor import SketchedFactor
 from ..errors import ArgumentError, DataError
 
-__all__ = ["LARGEST", "Part", "evidence_of_all", "evidence_of_family"]
+__all__ = ["LARGEST", "Part", "evidence_of_all", "evidence_of_coupled", "evidence_of_family"]
 
 #: Rows of the largest matrix that is decomposed; 8 bytes times its square are 200 MB.
 LARGEST = 5_000
@@ -103,9 +105,42 @@ def evidence_of_family(
         ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
         DataError: weights that are not finite.
     """
-    families = [_Family(parts, scale, where) for parts in blocks if len(parts[0].matrix)]
+    families: list[_Modes] = [_Family(parts, scale, where) for parts in blocks if len(parts[0].matrix)]
     start = {part.name: part.log_precision for parts in blocks for part in parts}
+    return _evidence_of(families, start, bounds)
 
+
+def evidence_of_coupled(
+    curvature: Tensor,
+    linear: Tensor,
+    matrices: Mapping[str, Tensor],
+    log_precision: Mapping[str, float],
+    bounds: Optional[tuple[float, float]] = None,
+    where: str = "",
+) -> float:
+    r"""The log evidence (nats) of the weights :math:`w = B^\top c`, relative to all of them being zero, with a likelihood
+    :math:`\exp(b^\top w - \tfrac12 w^\top H w)` that couples all of them.
+
+    Args:
+        curvature, linear: H ``(P, P)``, the likelihood's scale included, and b ``(P,)``.
+        matrices: B by the name of the parameter, each ``(n, its size)``, in the order of the weights.
+        log_precision, bounds: as of :func:`evidence_of_family`.
+        where: the layer, for error messages.
+
+    Raises:
+        ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
+    """
+    B = torch.cat(list(matrices.values()), dim=1)
+    if not len(B):
+        return 0.0
+    if len(B) > LARGEST:
+        raise _too_large(len(B), where)
+    overlaps = {name: N @ N.T for name, N in matrices.items()}
+    family = _Modes(B @ curvature @ B.T, (B @ linear).unsqueeze(0), overlaps)
+    return _evidence_of([family], dict(log_precision), bounds)
+
+
+def _evidence_of(families: Sequence[_Modes], start: Mapping[str, float], bounds: Optional[tuple[float, float]]) -> float:
     def at(logs: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         found = [family.at(logs) for family in families]
         gammas = {n: sum(f[1].get(n, 0.0) for f in found) for n in logs}
@@ -116,8 +151,45 @@ def evidence_of_family(
     return _climb(at, start, bounds)
 
 
-class _Family:
-    """c of one list of parts: its curvature, and what the likelihood says to first order."""
+class _Modes:
+    """c, its curvature, and what the likelihood says to first order.
+
+    Attributes:
+        curvature: ``(n, n)``, or one for each row of weights ``(R, n, n)``.
+        linear: ``(R, n)``.
+        overlaps: :math:`B_p B_p^\\top` by the name of the parameter; with the precisions, the prior of c.
+        rows: factors of the curvature for each row ``(R,)``; ``None`` if there are none.
+    """
+
+    def __init__(self, curvature: Tensor, linear: Tensor, overlaps: dict[str, Tensor], rows: Optional[Tensor] = None) -> None:
+        self.curvature, self.linear, self.overlaps, self.rows = curvature, linear, overlaps, rows
+
+    def at(self, logs: Mapping[str, float]) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Log evidence, and of each pathway the effective dimension and the squared norm at the mode."""
+        own = {name: math.exp(logs[name]) * overlap for name, overlap in self.overlaps.items()}
+        prior = sum(own.values(), torch.zeros_like(next(iter(own.values()))))
+        root = torch.linalg.cholesky(prior)
+        half = torch.linalg.solve_triangular(root, self.curvature, upper=False)
+        white = torch.linalg.solve_triangular(root, half.mT, upper=False)
+        values, vectors = torch.linalg.eigh((white + white.mT) / 2)  # (..., n), (..., n, n)
+        axes = torch.linalg.solve_triangular(root.mT, vectors, upper=True)  # whiten the prior, and diagonalise the curvature
+        values = values.clamp(min=0)
+        values = values if self.rows is None else self.rows[:, None] * values  # (R, n)
+        linear = (self.linear.unsqueeze(-2) @ axes).squeeze(-2)
+        mode = linear / (1 + values)
+        nats = 0.5 * float((linear * mode).sum() - torch.log1p(values).sum())
+        shares = values / (1 + values)
+        gammas, sizes = {}, {}
+        for name, part in own.items():
+            weight = (axes.mT @ part @ axes).diagonal(dim1=-2, dim2=-1)
+            gammas[name] = float((shares * weight).sum())
+            c = (mode.unsqueeze(-2) @ axes.mT).squeeze(-2)
+            sizes[name] = float((c @ part * c).sum()) / math.exp(logs[name])
+        return nats, gammas, sizes
+
+
+class _Family(_Modes):
+    """That of one list of parts."""
 
     def __init__(self, parts: Sequence[Part], scale: float, where: str) -> None:
         for part in parts:
@@ -147,29 +219,6 @@ class _Family:
         self.overlaps: dict[str, Tensor] = {}
         for part, overlap in zip(parts, overlaps):
             self.overlaps[part.name] = self.overlaps[part.name] + overlap if part.name in self.overlaps else overlap
-
-    def at(self, logs: Mapping[str, float]) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Log evidence, and of each pathway the effective dimension and the squared norm at the mode."""
-        own = {name: math.exp(logs[name]) * overlap for name, overlap in self.overlaps.items()}
-        prior = sum(own.values(), torch.zeros_like(next(iter(own.values()))))
-        root = torch.linalg.cholesky(prior)
-        half = torch.linalg.solve_triangular(root, self.curvature, upper=False)
-        white = torch.linalg.solve_triangular(root, half.mT, upper=False)
-        values, vectors = torch.linalg.eigh((white + white.mT) / 2)  # (..., n), (..., n, n)
-        axes = torch.linalg.solve_triangular(root.mT, vectors, upper=True)  # whiten the prior, and diagonalise the curvature
-        values = values.clamp(min=0)
-        values = values if self.rows is None else self.rows[:, None] * values  # (R, n)
-        linear = (self.linear.unsqueeze(-2) @ axes).squeeze(-2)
-        mode = linear / (1 + values)
-        nats = 0.5 * float((linear * mode).sum() - torch.log1p(values).sum())
-        shares = values / (1 + values)
-        gammas, sizes = {}, {}
-        for name, part in own.items():
-            weight = (axes.mT @ part @ axes).diagonal(dim1=-2, dim2=-1)
-            gammas[name] = float((shares * weight).sum())
-            c = (mode.unsqueeze(-2) @ axes.mT).squeeze(-2)
-            sizes[name] = float((c @ part * c).sum()) / math.exp(logs[name])
-        return nats, gammas, sizes
 
 
 def _climb(

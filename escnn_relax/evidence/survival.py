@@ -20,6 +20,7 @@ from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
 from .demanding import Demands
 from .evidence import CONSTANT, Evidence
+from .joint import JointCurvature
 from .projected import ProjectionLoss
 
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
@@ -48,6 +49,8 @@ class LayerSurvivor:
         candidates: subgroups that may survive as well, for all that the evidence knows: it neither refutes them nor prefers them,
             and what they contradict is alive. With any, H is what is certain, and the answer is "cannot tell".
         note: why there are no nats, or what cannot be told; else empty.
+        coupled: whether gain and costs come from the curvature with its cross blocks; else pathways count as independent, see
+            :mod:`escnn_relax.evidence.joint`.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -65,6 +68,7 @@ class LayerSurvivor:
     note: str = ""
     losses: dict[str, float] = field(default_factory=dict)
     candidates: tuple[Subgroup, ...] = ()
+    coupled: bool = False
 
     @property
     def loss(self) -> float:
@@ -164,7 +168,9 @@ def survivors(
         evidence: of this model, refreshed; gives the margins in nats.
         data: yields ``(input, target)``; re-iterable. With it, what each larger subgroup would cost is measured as well, by a
             pass over the data for each of them, layer by layer and by depth: the margins come from the curvature, which
-            knows nothing of what lies further away, and vanishes where a network fits its data without error.
+            knows nothing of what lies further away, and vanishes where a network fits its data without error. The margins, too,
+            are better with data: they then know what pathways, biases and other layers explain together, as far as no more
+            than 2000 weights are concerned (:mod:`escnn_relax.evidence.joint`).
         energy: the largest share of a layer's energy that counts as switched off (fraction).
         depth: read the network as a whole, too; layers of different groups have no common reading.
 
@@ -202,13 +208,15 @@ def survivors(
             before.append({n: of for others in living.values() for n, of in others.items()})
     if not found:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="relax it first")
-    measure = _measure(evidence)
+    joint = None if evidence is None or data is None or evidence.estimate is None else JointCurvature(evidence, data)
+    measure, demands = _measure(evidence, joint)
     projected = None if evidence is None or data is None else ProjectionLoss(evidence, data)
 
     before[-1] = {n: of for others in living.values() for n, of in others.items()}
 
     def read(name: str, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
         one = _survivor(name, layers, energy, measure)
+        one = replace(one, coupled=bool(demands) and all(s.name in demands and demands[s.name].coupled for s in layers))
         bounded = _within(one, layers, beside)
         if projected is None or bounded is not one:
             return bounded
@@ -224,19 +232,21 @@ def survivors(
     return survived
 
 
-def _measure(evidence: Optional[Evidence]) -> Optional[Measure]:
-    if evidence is None or evidence.estimate is None:
-        return None
-    estimate, num_data = evidence._refreshed("survivors")
+def _measure(
+    evidence: Optional[Evidence], joint: Optional[JointCurvature]
+) -> tuple[Optional[Measure], dict[str, Demands]]:
     known: dict[str, Demands] = {}
+    if evidence is None or evidence.estimate is None:
+        return None, known
+    estimate, num_data = evidence._refreshed("survivors")
     scale, bounds = evidence.scale * num_data / estimate.num_data, evidence.prior.bounds
 
     def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
         if symmetry.name not in known:
-            known[symmetry.name] = Demands(symmetry, estimate.factors, evidence.log_precision, scale, bounds)
+            known[symmetry.name] = Demands(symmetry, estimate.factors, evidence.log_precision, scale, bounds, joint)
         return known[symmetry.name].gain(kept)
 
-    return gain
+    return gain, known
 
 
 def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure]) -> LayerSurvivor:
@@ -285,7 +295,8 @@ def _decision(own: LayerSurvivor, depth: LayerSurvivor) -> Decision:
     if math.isfinite(own.margin):
         rival = min(own.costs, key=own.costs.__getitem__)
         indifferent = f"the evidence hardly tells it from {rival} ({own.margin:+.1f} nats)"
-        reasons.append(indifferent if own.margin < INDIFFERENT else f"the evidence prefers it to {rival} by {own.margin:.1f} nats")
+        word = indifferent if own.margin < INDIFFERENT else f"the evidence prefers it to {rival} by {own.margin:.1f} nats"
+        reasons.append(word if own.coupled else f"{word}, its pathways taken as independent")
     if math.isfinite(own.loss):
         rival = min(own.losses, key=own.losses.__getitem__)
         reasons.append(f"{rival} would cost {own.loss:.1f} nats in the data")
