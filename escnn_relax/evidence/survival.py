@@ -226,7 +226,7 @@ def survivors(
     by_depth = tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
     if note:
-        layers, by_depth = (tuple(replace(one, note=note) for one in of) for of in (layers, by_depth))
+        layers, by_depth = (tuple(replace(one, note=f"{one.note}; {note}" if one.note else note) for one in of) for of in (layers, by_depth))
     survived = Survivors(layers, by_depth, energy, depth, note)
     remember({s.name: s.layer for s in found}, survived.decisions)
     return survived
