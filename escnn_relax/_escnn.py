@@ -307,6 +307,15 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
     )
 
 
+def default_highest(dimension: int, kernel_size: int) -> int:
+    """The highest angular frequency of a convolution's kernels under escnn's own band limit."""
+    from escnn.nn.modules.conv import r2convolution, r3convolution
+
+    admits, rings, _, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(kernel_size)
+    admitted = [f for f in range(int(highest) + 1) for r in rings if admits({"radius": r, "irrep:frequency": f})]
+    return max(admitted)
+
+
 # --- copying and pickling ---------------------------------------------------------------------------------------------
 #
 # escnn's groups, representations and G-spaces hold local functions, so that nothing which mentions a field type can be

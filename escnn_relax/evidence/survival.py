@@ -13,7 +13,7 @@ from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
-from ..nn.stabiliser import INDIFFERENT, KernelSymmetry, stabiliser
+from ..nn.stabiliser import INDIFFERENT, Alike, KernelSymmetry, alike, stabiliser
 from ..symmetry.decision import Decision, Decisions
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
@@ -48,9 +48,11 @@ class LayerSurvivor:
             :class:`~escnn_relax.evidence.projected.ProjectionLoss`; empty without data.
         candidates: subgroups that may survive as well, for all that the evidence knows: it neither refutes them nor prefers them,
             and what they contradict is alive. With any, H is what is certain, and the answer is "cannot tell".
-        note: why there are no nats, or what cannot be told; else empty.
+        note: why there are no nats, empty if there are.
         coupled: whether gain and costs come from the curvature with its cross blocks; else pathways count as independent, see
             :mod:`escnn_relax.evidence.joint`.
+        alike: smaller subgroups that have the same kernels as H in these layers, and what would tell them apart: the kernel is
+            equivariant under H, but with larger kernels might not be.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -69,6 +71,14 @@ class LayerSurvivor:
     losses: dict[str, float] = field(default_factory=dict)
     candidates: tuple[Subgroup, ...] = ()
     coupled: bool = False
+    alike: tuple[Alike, ...] = ()
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What cannot be told, in words."""
+        names = ", ".join(h.name for h in self.candidates)
+        unsure = (f"cannot tell whether {names} survives as well",) if names else ()
+        return (*unsure, *(one.said_of(self.subgroup) for one in self.alike))
 
     @property
     def loss(self) -> float:
@@ -139,6 +149,7 @@ class Survivors:
             for name, one in (("", own), (f"  {second:<{names}}", depth)):
                 line += f"{name}  {_nats(one.margin)}" + (f"  {_nats(one.loss)}" if measured else "")
             lines.append(line)
+        lines += [f"{own.name or 'model'}: {doubt}" for own in self.layers for doubt in own.doubts]
         return "\n".join([*lines, self.note] if self.note else lines)
 
 
@@ -265,12 +276,12 @@ def _read(
     kept, remainder, candidates = stabiliser(layers, energy, measure)
     search = SubgroupSearch(kept.gspace, max(s.search().highest for s in layers))
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
+    same = alike(layers, kept, search)
     if measure is None:
-        return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note)
+        return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same)
     gain = sum(measure(s, kept) for s in layers)
     costs = {h.name: sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers) for h in larger}
-    note = f"cannot tell: {', '.join(h.name for h in candidates)} may survive as well" if candidates else ""
-    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates)
+    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, alike=same)
 
 
 def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
@@ -302,6 +313,7 @@ def _decision(own: LayerSurvivor, depth: LayerSurvivor) -> Decision:
         reasons.append(f"{rival} would cost {own.loss:.1f} nats in the data")
     if own.note:
         reasons.append(own.note)
+    reasons += own.doubts
     source = "energy" if math.isnan(own.gain) else "evidence"
     numbers = {"remainder": own.remainder, "margin": own.margin, "loss": own.loss, "margin_by_depth": depth.margin}
     return Decision(own.name, own.subgroup, depth.subgroup, source, tuple(reasons), **numbers)

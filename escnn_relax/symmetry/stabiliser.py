@@ -166,6 +166,15 @@ class SubgroupSearch:
                     found += [self._member(m, (axis + 2 * math.pi * k / turns) % (2 * math.pi / m)) for k in range(copies)]
         return tuple(found)
 
+    def beyond(self, kept: Subgroup) -> tuple[Subgroup, ...]:
+        """For a subgroup with all turns of the plane that of the fewest turns which the irreps do not tell from it."""
+        if self.kind not in ("SO2", "O2") or kept.order > 0:
+            return ()
+        turns = self.highest + 1
+        if self.kind == "SO2":
+            return (subgroup(self.gspace, turns),)
+        return (subgroup(self.gspace, (None, turns) if kept.id[0] is None else (0.0, turns)),)
+
     def above(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
         """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself."""
         if self.kind in ("SO2", "O2"):
