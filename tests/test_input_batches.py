@@ -243,6 +243,31 @@ def test_weights_are_honoured_everywhere():
     assert math.isclose(float(loss.detach()) * 40, -one.terms().data_fit, rel_tol=ROUNDING)
 
 
+@pytest.mark.parametrize("curvature", ["expand", "reduce", "eigenvalue-corrected", "exact"])
+def test_what_has_no_weight_tells_nothing(curvature):
+    """Whatever its inputs are: as if it were left out, but for N."""
+    x, _, y = data(40)
+    weight = (torch.arange(40) % 3 > 0).double()
+    strange = torch.where(weight.view(-1, 1, 1, 1) > 0, x, 100 * torch.ones_like(x))
+    model = network()
+    loader = [{"image": strange[s : s + 10], "label": y[s : s + 10], "weight": weight[s : s + 10]} for s in range(0, 40, 10)]
+    one, other = Evidence(model, curvature=curvature, num_data=40), Evidence(model, curvature=curvature, num_data=40)
+    found, wanted = one.refresh(loader), other.refresh([(x[weight > 0], y[weight > 0])])
+    share = int(weight.sum()) / 40  # the other scales what it has seen up to N
+    assert math.isclose(found.data_fit, wanted.data_fit * share, rel_tol=ROUNDING) and one.estimate.num_data == 40
+    assert set(one.eigenvalues) == set(other.eigenvalues) != set()
+    for name, values in one.eigenvalues.items():
+        right = other.eigenvalues[name] * share
+        assert (values.sort().values - right.sort().values).abs().max() < 1e-9 * right.max(), name
+    if curvature != "eigenvalue-corrected":
+        slope, step, values = one.hypergradient(loader, [model.head.bias])[0], 1e-5, []
+        for shift in (step, -2 * step):
+            with torch.no_grad():
+                model.head.bias[1] += shift
+            values.append(one.refresh(loader).total)
+        assert math.isclose(float(slope[1]), (values[0] - values[1]) / (2 * step), rel_tol=1e-4, abs_tol=1e-6)
+
+
 def test_weights_in_the_symmetry_test():
     """Samples without weight have no say: their labels may be anything."""
     x, _, y = data(400)

@@ -295,12 +295,13 @@ def test_samples_that_know_of_each_other_are_refused(make):
         Evidence(make().double(), relaxed_only=False).refresh(data())
 
 
-def test_mixtures_that_neighbours_do_not_show():
+@pytest.mark.parametrize("shift", [2, -2])
+def test_mixtures_that_neighbours_do_not_show(shift):
     """The gradients show them: what is made of sample 0 reaches the output of sample 2, and of no odd one."""
 
     class Apart(Two):
         def between(self, h):
-            return h + h.roll(2, 0)
+            return h + torch.cat([h[2:], h[:2] * 0]) if shift < 0 else h + torch.cat([h[:2] * 0, h[:-2]])
 
     batch = [(torch.randn(8, 4).double(), torch.randint(3, (8,)))]
     with pytest.raises(UnsupportedModuleError, match="^first: what it makes of a sample changes the outputs of other samples"):
@@ -361,12 +362,27 @@ def test_frames_under_a_hypergradient(order):
     assert abs(float(slope[1]) - difference) < 1e-4 * abs(difference) + 1e-6
 
 
-def test_frames_as_many_as_they_come():
-    """Videos of other lengths in other batches."""
+@pytest.mark.parametrize("lengths", [[(4, 2), (4, 5), (4, 1)], [(4, 1), (4, 3)], [(1, 3), (4, 3)], [(3, 3), (2, 5), (5, 2)]])
+def test_frames_as_many_as_they_come(lengths):
+    """Videos of other lengths in other batches; the first may not tell what is what."""
     model = Frames("frame by frame").double()
-    data = [(torch.randn(4, frames, 4).double(), torch.randint(3, (4,))) for frames in (2, 5, 1)]
+    data = [(torch.randn(count, frames, 4).double(), torch.randint(3, (count,))) for count, frames in lengths]
     expected = dense_ggn(model, data, "categorical")
     for name, (factor,) in Curvature(model, "categorical", "exact")(data).factors.items():
+        assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
+
+
+def test_frames_of_which_one_is_used():
+    """Two samples of two frames each: what is not used tells nothing."""
+
+    class First(Frames):
+        def forward(self, x):
+            h = self.first(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (x.shape[1], len(x)))
+            return self.last(h[0].tanh())
+
+    model, batch = First("frame by frame").double(), [(torch.randn(2, 2, 4).double(), torch.randint(3, (2,)))]
+    expected = dense_ggn(model, batch, "categorical")
+    for name, (factor,) in Curvature(model, "categorical", "exact")(batch).factors.items():
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import DataError, FieldTypeError
 from .reader import Asked, Weighted, mapped, of_samples, read, tensors
 
-__all__ = ["answer", "batches", "call", "check_weights", "detached", "halves"]
+__all__ = ["answer", "batches", "call", "check_weights", "counting", "detached", "halves"]
 
 #: Minibatches of at least so many samples are taken in two parts.
 LARGE = 64
@@ -38,6 +38,19 @@ def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for rows in torch.arange(count).tensor_split(2):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             yield of_samples(input, part, count), target[part]
+
+
+def counting(input: Any, target: Any) -> tuple[Any, Any]:
+    """Without the samples whose weight is zero, where they can be left out: they tell nothing, nor do the rows that layers read of
+    them. As it is if none counts."""
+    if not isinstance(target, Weighted):
+        return input, target
+    counts = target.weight.flatten(1).any(1) if target.weight.dim() > 1 else target.weight != 0
+    alone = all(part.dim() and len(part) == len(counts) for part in tensors(input)) and not _has_points(input)
+    if not alone or bool(counts.all()) or not bool(counts.any()):
+        return input, target
+    where = counts.nonzero().flatten()
+    return of_samples(input, where, len(counts)), target[where]
 
 
 def _has_points(input: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError, LikelihoodError
-from .batches import batches, check_weights, detached, halves
+from .batches import batches, check_weights, counting, detached, halves
 from .budget import Budget
 from .conventions import DECOMPOSED, FACTOR_BYTES
 from .coverage import Part, check_samples, coverage, join
@@ -211,7 +211,8 @@ class Curvature:
         self.refuse_indifferentiable()
         device = next(self.model.parameters()).device
         with self.extraction.open(self.model, tuple(parameters)):
-            for input, target in halves(batches(loader, device)):
+            for whole, targets in halves(batches(loader, device)):
+                input, target = counting(whole, targets)
                 output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
                 self.likelihood.check(output, target)
                 layers = {part: self._layer(part) for part in self.coverage.parts}
@@ -225,7 +226,7 @@ class Curvature:
                 if weights is not None:
                     losses = self.likelihood.losses(output, target)
                     loss = (weights.to(losses) * losses).sum()
-                yield loss, factors, len(output)
+                yield loss, factors, len(targets)
 
     def _layer(self, part: Part, layer: Optional[LinearMap] = None) -> LayerCurvature:
         layer = linear_map(self.coverage.layers[part.layer], part.layer) if layer is None else layer
@@ -281,6 +282,7 @@ class Curvature:
 
     def _part(self, input: Any, target: Any, layers: dict[Part, Outputwise]) -> tuple[Tensor, float]:
         """Loss of each output, or of all together, and numbers observed, of samples that are handed to the layers."""
+        input, target = counting(input, target)
         output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
         if len(output) != len(target):
             raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CoverageError, UnsupportedModuleError
 from .batches import answer
-from .rows import LAYOUTS, layout, patterns
+from .rows import Arrangement
 from .wrappers import eager
 
 __all__ = ["Extraction", "Use"]
@@ -100,7 +100,7 @@ class Extraction:
         self.layers = layers
         self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
         self._used: dict[str, int] = dict.fromkeys(layers, 0)
-        self._layouts: dict[tuple[str, int], int] = {}  # of the rows, by layer and use, see :mod:`.rows`
+        self._arrangement = Arrangement()
         self._handles: list[Any] = []  # of the taps' hooks, which BackPACK would keep for good
         self._extension = OutputGradients()
         self._differentiable = False
@@ -129,7 +129,7 @@ class Extraction:
                 else:
                     vars(module).pop("forward", None)
             self.forget()
-            self._taps, self._layouts = {name: [] for name in self.layers}, {}
+            self._taps, self._arrangement = {name: [] for name in self.layers}, Arrangement()
             for handle in self._handles:
                 handle.remove()
                 CTX.hook_handles.remove(handle)
@@ -154,9 +154,9 @@ class Extraction:
         cannot be told which.
         """
         taps = self._taps_in_use()
-        self._arrange(output, taps, lambda column: self._gradients(output, column, taps))
+        self._find(output, taps, lambda column: self._gradients(output, column, taps))
         for column in columns:
-            yield self._apart(self._gradients(output, column, taps), len(output))
+            yield self._arrangement.apart(self._gradients(output, column, taps), len(output))
 
     def _gradients(self, output: Tensor, column: Tensor, taps: dict[str, list[Tap]]) -> dict[str, list[Use]]:
         for of in taps.values():
@@ -185,45 +185,13 @@ class Extraction:
                 for name, of in taps.items()
             }
 
-        self._arrange(output, taps, lambda column: gradients(column, False))
+        self._find(output, taps, lambda column: gradients(column, False))
         for column in columns:
-            yield self._apart(gradients(column, True), len(output))
+            yield self._arrangement.apart(gradients(column, True), len(output))
 
-    def _arrange(self, output: Tensor, taps: dict[str, list[Tap]], gradients: Callable[[Tensor], dict[str, list[Use]]]) -> None:
-        """Find out about the rows of uses that are new, by the gradients of some samples' outputs alone."""
-        samples = len(output)
-        new = [(name, index) for name, of in taps.items() for index in range(len(of)) if (name, index) not in self._layouts]
-        if not new or samples < 2:  # the rows of a single sample are its own in every layout
-            return
-        # of any size and sign, so that nothing cancels
-        column = torch.linspace(1, 2, output.numel(), dtype=output.dtype, device=output.device).view_as(output).cos()
-        shape = samples, *(1,) * (output.dim() - 1)
-        found = [gradients(column * chosen.to(column).view(shape)) for chosen in patterns(samples)]
-        for name, index in new:
-            of_layer = [uses[name][index].gradient for uses in found]
-            number = layout(name, of_layer, samples)
-            if len(of_layer[0]) == samples or any(bool(gradient.any()) for gradient in of_layer):
-                self._layouts[name, index] = number
-
-    def _apart(self, uses: dict[str, list[Use]], samples: int) -> dict[str, list[Use]]:
-        """Uses of one row a sample each."""
-        found: dict[str, list[Use]] = {}
-        for name, of in uses.items():
-            found[name] = []
-            for index, use in enumerate(of):
-                number = self._layouts.get((name, index), 0)
-                if not number and len(use.input) == samples:
-                    found[name].append(use)
-                    continue
-                parts = [LAYOUTS[number](tensor, samples) for tensor in use]
-                if parts[0] is None or parts[1] is None:
-                    raise UnsupportedModuleError(
-                        name,
-                        f"the layer sees {len(use.input)} samples where the network has {samples}",
-                        remedy="keep the batch dimension first and to itself",
-                    )
-                found[name] += map(Use, *parts)
-        return found
+    def _find(self, output: Tensor, taps: dict[str, list[Tap]], gradients: Callable[[Tensor], dict[str, list[Use]]]) -> None:
+        inputs = {name: [tap.input0 for tap in of] for name, of in taps.items()}
+        self._arrangement.find(output, inputs, gradients)
 
     def _taps_in_use(self) -> dict[str, list[Tap]]:
         taps = {name: self._taps[name][: self._used[name]] for name in self.layers}
