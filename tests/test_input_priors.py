@@ -10,9 +10,9 @@ import torch
 from evidence_cases import dataset, network
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from escnn_relax import Batches, Evidence, fit
+from escnn_relax import Batches, Evidence, fit, symmetry_test
 from escnn_relax.curvature.likelihood import Categorical
 
 SHORT = {"epochs": 2, "burn_in": 1, "refresh_every": 1, "progress": False}
@@ -32,7 +32,7 @@ def test_decay_of_what_has_no_prior_is_nobody_elses_business():
     assert scales and others
     groups = [{"params": scales, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", message=".*counts twice")
         fit(model, DataLoader(dataset(), 6), optimizer=torch.optim.AdamW(groups, lr=1e-3), **SHORT)
 
 
@@ -80,3 +80,32 @@ def test_augmentation_in_the_loader_is_named_where_two_passes_must_agree():
     noisy = Batches(DataLoader(data, 12), lambda batch: (batch[0] + torch.randn_like(batch[0]), batch[1]))
     with pytest.raises(DataError, match="second pass.*random augmentation"):
         Evidence(model, curvature="eigenvalue-corrected").refresh(noisy)
+
+
+def test_augmentation_of_samples_that_come_again():
+    """Each draw looks like a sample of its own, and is none: told by its number, it counts with the others of it."""
+    x, y = torch.randn(60, 1, 6, 6).double(), torch.arange(60) % 3
+    x = x * torch.rand(60, 1, 1, 1).double()
+    data, model = TensorDataset(x, y), network()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "irrep" in name:
+                p.zero_()
+
+    def noisy(batch):
+        return batch[0] + 0.01 * torch.randn_like(batch[0]), batch[1]
+
+    repeated = DataLoader(data, 20, sampler=RandomSampler(data, replacement=True, num_samples=300))
+    for loader in (repeated, Batches(repeated, noisy), Batches(DataLoader(data, 20), noisy)):
+        test = symmetry_test(model, loader, draws=99, progress=False)
+        assert test.tests and 50 < test.num_data <= 60
+
+
+def test_augmentation_leaves_the_number_of_samples():
+    """However they are changed on the way, they are as many as the data set has."""
+    model, data = network(), dataset()
+    noisy = Batches(DataLoader(data, 5), lambda batch: (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
+    evidence = Evidence(model)
+    assert {evidence.refresh(noisy).num_data for _ in range(3)} == {12}
+    history = fit(model, noisy, gates=False, **SHORT)
+    assert history.evidence.num_data == 12 and len(history.records) == 2
