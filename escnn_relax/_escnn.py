@@ -167,6 +167,45 @@ def foreign_axis(layer: Any) -> Optional[tuple[float, float]]:
     return None
 
 
+def keep_clebsch_gordan() -> bool:
+    """Have escnn keep Clebsch-Gordan coefficients and decompositions in memory, once they were read or computed.
+
+    escnn keeps them on disk only, and opens the file at each use: a basis of a few hundred kernels asks for the same few
+    arrays thousands of times, which is most of the time it takes to build one. The arrays are handed out read-only.
+
+    Returns:
+        whether anything was changed. To undo it, assign to each name in ``escnn.group._clebsh_gordan`` its own
+        ``__wrapped__``.
+    """
+    from escnn.group import _clebsh_gordan
+
+    changed = False
+    for name in ("_clebsh_gordan_tensor", "_find_tensor_decomposition"):
+        reader = getattr(_clebsh_gordan, name)
+        if not getattr(reader, "keeps_in_memory", False):
+            setattr(_clebsh_gordan, name, _remembering(reader))
+            changed = True
+    return changed
+
+
+def _remembering(reader: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[Any, Any] = {}
+
+    @wraps(reader, updated=())
+    def read(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, sorted(options.items())))
+        if key not in known:
+            value = reader(*arguments, **options)
+            if hasattr(value, "flags"):
+                value.flags.writeable = False
+            known[key] = value
+        value = known[key]
+        return list(value) if isinstance(value, list) else value
+
+    read.keeps_in_memory = True  # type: ignore[attr-defined]
+    return read
+
+
 # --- sampling of kernel bases -----------------------------------------------------------------------------------------
 
 

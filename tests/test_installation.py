@@ -204,3 +204,25 @@ def test_repair_can_be_undone(monkeypatch):
     assert _escnn.prefer_scipy_svd() is sklearns
     assert _numerical.randomized_svd is None
     assert _escnn.prefer_scipy_svd() is None
+
+
+def test_clebsch_gordan_coefficients_are_read_from_disk_once(monkeypatch):
+    """Symptom: building kernels spent most of its time opening escnn's files, the same few thousands of times."""
+    import numpy as np
+    from escnn.group import _clebsh_gordan, dihedral_group
+
+    from escnn_relax import _escnn
+
+    group, asked = dihedral_group(4), []
+    now = _clebsh_gordan._clebsh_gordan_tensor
+    reader = now.__wrapped__
+    monkeypatch.setattr(_clebsh_gordan, "_clebsh_gordan_tensor", lambda *a, **o: asked.append(a) or reader(*a, **o))
+    assert _escnn.keep_clebsch_gordan() and not _escnn.keep_clebsch_gordan()
+    ids = [psi.id for psi in group.irreps()]
+    for _ in range(3):
+        for j in ids:
+            found = group._clebsh_gordan_coeff((1, 1), (1, 1), j)
+            assert np.array_equal(found, reader((1, 1), (1, 1), j, "DihedralGroup", N=4)) and not found.flags.writeable
+    assert len(asked) == len(ids) == 5
+    first, second = (group._tensor_product_irreps((1, 1), (1, 1)) for _ in range(2))
+    assert first == second and first is not second  # a list of the caller's own

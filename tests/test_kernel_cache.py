@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -233,3 +234,22 @@ def test_keys_tell_apart_what_differs():
     keys.append(key_of(layer, equivariant=torch.ones(1, 8, 8, 9, dtype=torch.float64)))
     assert len(set(keys)) == len(keys)
     assert key_of(made("D4")) == keys[0]
+
+
+def test_long_builds_say_so(monkeypatch, caplog, folder):
+    """One line after a while, none where it is quick, and none after the end."""
+    released = threading.Event()
+
+    class Now(threading.Timer):
+        def start(self):
+            self.function(*self.args)
+            released.set()
+
+    build = lambda: {"kernels": torch.ones(1)}
+    with caplog.at_level(logging.WARNING, logger="escnn_relax"):
+        kernel_cache.kernels("00", build, "the kernels of C4")
+        assert not caplog.records
+        monkeypatch.setattr(threading, "Timer", Now)
+        kernel_cache.kernels("01", build, "the kernels of C4")
+    assert released.is_set() and len(caplog.records) == 1
+    assert "still building the kernels of C4" in caplog.text and str(folder) in caplog.text

@@ -26,6 +26,8 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
@@ -43,6 +45,9 @@ DISK_LIMIT = 2**31
 
 #: Seconds of building from which on kernels are written to disk.
 WORTHWHILE = 0.01
+
+#: Seconds of building after which a line in the log says what is going on.
+SILENCE = 5.0
 
 _OFF = ("off", "0", "none", "no", "false")
 _SUFFIX, _PARTIAL = ".kernels", ".partial"
@@ -95,12 +100,13 @@ def clear(memory: bool = True, disk: bool = True) -> None:
             file.path.unlink(missing_ok=True)
 
 
-def kernels(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def kernels(key: str, build: Callable[[], dict[str, Tensor]], what: str = "kernels") -> dict[str, Tensor]:
     """The kernels under a key, from memory, from disk or newly built.
 
     Args:
         key: a hash, in hexadecimal digits, of all that the kernels depend on.
         build: makes the kernels of each pathway, float64.
+        what: says what they are, in the line that is logged where building takes more than :data:`SILENCE` seconds.
 
     Returns:
         the kernels by pathway; they are the cache's own, not to be written to.
@@ -110,7 +116,8 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tenso
         found = _load(key)
         if found is None:
             start = time.perf_counter()
-            found = {name: tensor.contiguous() for name, tensor in build().items()}
+            with _announced(what):
+                found = {name: tensor.contiguous() for name, tensor in build().items()}
             if time.perf_counter() - start >= WORTHWHILE:
                 _save(key, found)
     with _LOCK:
@@ -120,6 +127,21 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tenso
         while _MEMORY and total > MEMORY_LIMIT:
             total -= _bytes(_MEMORY.popitem(last=False)[1])
     return found
+
+
+@contextmanager
+def _announced(what: str) -> Iterator[None]:
+    """Say so, once, where it takes long."""
+    where = folder()
+    kept = f"they are kept in {where} for the next time" if where else "ESCNN_RELAX_CACHE is off, so they are not kept on disk"
+    line = f"still building {what}, after {SILENCE:g} s; {kept}"
+    timer = threading.Timer(SILENCE, _LOG.warning, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _bytes(kernels: dict[str, Tensor]) -> int:

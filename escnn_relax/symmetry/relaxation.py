@@ -94,7 +94,8 @@ class Relaxation:
         # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
         equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
         key = cache_key(self, band, in_repr, out_repr, equivariant)
-        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant))
+        what = f"the kernels of {self.gspace.name} from {in_repr.name} to {out_repr.name}"
+        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant), what)
         return {EQUIVARIANT.name: equivariant, **{p.name: residual[p.name].clone() for p in self.residual}}
 
     def _split(
