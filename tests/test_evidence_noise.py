@@ -259,7 +259,8 @@ def test_running_averages_and_state():
     again.load_state_dict(evidence.state_dict())
     assert again.terms() == evidence.terms()
     assert again.refresh([other], keep=0.5) == evidence.refresh([other], keep=0.5)
-    whole = Evidence(model, "gaussian", "exact", **options).refresh([one, other])
+    twice = [one, other, tuple(part.clone() for part in other)]  # the older samples count half
+    whole = Evidence(model, "gaussian", "exact", **options).refresh(twice)
     assert math.isclose(evidence.terms().total, whole.total, rel_tol=ROUNDING)
     evidence.step()
     again.load_state_dict(evidence.state_dict())

@@ -98,14 +98,30 @@ def test_running_average_of_the_same_data_is_the_same(curvature):
     assert math.isclose(again.total, first.total, rel_tol=1e-10)
 
 
-def test_running_average_over_parts():
-    """Exact blocks are sums over samples: with weights 1/2 the average of two halves is the whole."""
+def test_running_average_counts_samples():
+    """Exact blocks are sums over samples, so that the average is that of a data set in which older samples come less often."""
     model, data = network(), list(loader(batch_size=6))
+    (x, y), (others, theirs) = data[0], (data[1][0][:3], data[1][1][:3])
+    evidence = Evidence(model, curvature="exact", num_data=12)
+    halves = [evidence.refresh([part], keep=0.5) for part in ((x, y), (others, theirs))]
+    both = (torch.cat([x, others, others]), torch.cat([y, theirs, theirs]))  # those of the last refresh twice
+    wanted = Evidence(model, curvature="exact", num_data=12).refresh([both])
+    assert math.isclose(halves[1].total, wanted.total, rel_tol=1e-10)
+    assert not math.isclose(halves[0].data_fit, wanted.data_fit, rel_tol=1e-3)
+    assert evidence._previous["weight"] == 0.5 * 6 + 3 and evidence.mean_loss == pytest.approx(-wanted.data_fit / 12)
+    third = evidence.refresh([(x, y)], keep=0.5)
+    both = (torch.cat(5 * [x] + 2 * [others]), torch.cat(5 * [y] + 2 * [theirs]))
+    wanted = Evidence(model, curvature="exact", num_data=12).refresh([both])  # a quarter, a half, all
+    assert math.isclose(third.total, wanted.total, rel_tol=1e-10)
+
+
+def test_an_average_of_all_parts_is_the_whole_if_nothing_is_forgotten():
+    model, data = network(), list(loader(batch_size=5))
+    assert [len(y) for _, y in data] == [5, 5, 2], "a last batch that is smaller"
     whole = Evidence(model, curvature="exact", num_data=12).refresh(data)
     evidence = Evidence(model, curvature="exact", num_data=12)
-    halves = [evidence.refresh([part], keep=0.5) for part in data]
-    assert math.isclose(halves[1].total, whole.total, rel_tol=1e-10)
-    assert not math.isclose(halves[0].data_fit, whole.data_fit, rel_tol=1e-3)
+    terms = [evidence.refresh([part], keep=1 - 1e-12) for part in data][-1]
+    assert math.isclose(terms.total, whole.total, rel_tol=1e-9)
 
 
 def test_running_average_survives_a_checkpoint():

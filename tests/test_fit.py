@@ -1,5 +1,7 @@
 """Training by the evidence: resumption, waiting, errors that leave everything as it was."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Ten
 from escnn_relax import Evidence, fit, harden, relax, report, survivors
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
 from escnn_relax.evidence.history import EpochRecord
-from escnn_relax.evidence.loading import data_size
+from escnn_relax.evidence.loading import Part, data_size
 from escnn_relax.evidence.units import settle_units
 
 SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
@@ -109,6 +111,16 @@ def test_each_refresh_looks_at_the_next_part():
     again = Evidence(model, num_data=24)
     again.log_precision = dict(history.evidence.log_precision)
     assert again.refresh(batches).total == pytest.approx(history.evidence.log_marginal_likelihood(), rel=1e-5)
+
+
+@pytest.mark.parametrize("length, share", [(5, 0.4), (7, 0.3), (3, 0.34), (10, 0.25), (1, 0.5), (4, 1.0)])
+def test_all_batches_are_looked_at_equally_often(length, share):
+    seen = [batch for index in range(length) for batch in Part(range(length), share, index)]
+    size = len(list(Part(range(length), share, 0)))
+    assert size == math.ceil(share * length) and all(seen.count(batch) == size for batch in range(length))
+    for index in range(length):
+        part = list(Part(range(length), share, index))
+        assert len(set(part)) == size and part == sorted(part)
 
 
 def test_running_average_over_parts_resumes_the_same(tmp_path):

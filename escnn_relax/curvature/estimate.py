@@ -26,6 +26,7 @@ class CurvatureEstimate:
         num_outputs: numbers that the network puts out for a sample; on average, where samples differ in size.
         outputs: the same of each output by itself, where they were taken apart; the whole is their weighted sum.
         constant: the loss of the best output that is the same for every sample (nats), NaN where it is not known.
+        weight: of an average over refreshes, the number of samples in it, older ones counted less; else 0.
     """
 
     factors: dict[str, tuple[Factor, ...]]
@@ -34,6 +35,7 @@ class CurvatureEstimate:
     num_outputs: float
     outputs: tuple[CurvatureEstimate, ...] = ()
     constant: float = math.nan
+    weight: float = 0.0
 
     @classmethod
     def of(cls, outputs: Sequence[CurvatureEstimate], weights: Tensor | None = None) -> CurvatureEstimate:
@@ -46,7 +48,7 @@ class CurvatureEstimate:
         }
         loss = sum(w * o.loss for w, o in zip(given, outputs, strict=True))
         constant = sum(w * o.constant for w, o in zip(given, outputs, strict=True))
-        return cls(factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant)
+        return cls(factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant, first.weight)
 
     def eigenvalues(self, name: str) -> Tensor:
         """All eigenvalues of a parameter's curvature, shape ``(its size,)``, float64."""

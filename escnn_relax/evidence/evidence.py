@@ -281,7 +281,8 @@ class Evidence:
         Args:
             loader: all the data, or a part, which is scaled up to ``num_data``.
             progress: wraps the loader, as ``tqdm`` does.
-            keep: share of the previous curvature and data fit that is kept, for a running average over parts (fraction).
+            keep: what is left of the weight of older samples beside new ones (fraction), for a running average over parts:
+                the mean over all samples seen, those of the last refresh but one ``keep`` times as heavy as the last ones.
 
         If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
         """

@@ -87,7 +87,7 @@ def fit(
             ``num_data`` must say how large that is (the curvature of a part is scaled up).
         share: how many of its batches each refresh looks at (fraction), one part after the other; the last refresh of
             all looks at every batch.
-        keep: share of the previous curvature that a refresh keeps (fraction), for a running average over such parts.
+        keep: what a refresh leaves of the weight of the samples before it (fraction), for a running average over such parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
         gates: keep residual pathways closed until a symmetry test opens them, at the start, at the first refresh and half-way.
             With ``False`` all are open from the start, at ``residual_log_precision``; that is also meant where this is

@@ -19,27 +19,31 @@ __all__ = ["Part", "Replayed", "chance_kept", "data_size", "generators"]
 
 
 class Part:
-    """A part of a loader's batches: the ``index``-th of equal parts, beginning anew after the last.
+    """A part of a loader's batches: the ``index``-th of equal parts, one after the other and around the end, so that in the long
+    run all batches are looked at equally often.
 
     Args:
         loader: re-iterable, with a length.
         share: how large a part (fraction); at least one batch is taken.
 
-    >>> [list(Part(range(6), 0.4, index)) for index in range(3)]
-    [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    >>> [list(Part(range(5), 0.4, index)) for index in range(4)]
+    [[0, 1], [2, 3], [0, 4], [1, 2]]
     """
 
     def __init__(self, loader: Iterable[Any], share: float, index: int) -> None:
         if not isinstance(loader, Sized):
             remedy = "give the loader a length, or take a share of 1"
             raise ArgumentError("share", "the number of batches is not known", got=type(loader).__name__, remedy=remedy)
-        self.loader = loader
+        self.loader, self.length = loader, max(1, len(loader))
         self.size = max(1, math.ceil(share * len(loader)))
-        self.start = index * self.size % max(1, len(loader))
-        self.start = min(self.start, max(0, len(loader) - self.size))
+        self.start = index * self.size % self.length
 
     def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.loader), self.start, self.start + self.size)
+        # in the order of the loader: what is around the end comes first
+        beyond = self.start + self.size - self.length
+        for position, batch in enumerate(islice(iter(self.loader), min(self.length, self.start + self.size))):
+            if position < beyond or position >= self.start:
+                yield batch
 
 
 class Replayed:
