@@ -157,7 +157,7 @@ def tell_reflection_axes_apart() -> None:
 
 def foreign_axis(layer: Any) -> Optional[tuple[float, float]]:
     """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else ``None``."""
-    group = getattr(layer.in_type.gspace, "_sg_id", (None,))
+    group: Any = getattr(layer.in_type.gspace, "_sg_id", (None,))
     if getattr(layer, "d", 0) != 2 or group[0] is None or group[1] != -1:
         return None
     for _, block in block_modules(expansion(layer)):

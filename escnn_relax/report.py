@@ -270,7 +270,8 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
     sizes = [layer.kernel.dimensions[p.name] for p in layer.pathways]
     gammas = layer.effective_dimension.tolist()
     fractions = [gamma / size for gamma, size in zip(gammas, sizes)]
-    total, shut = sum(fractions), getattr(layer, "closed", frozenset())
+    total = sum(fractions)
+    shut: frozenset[str] = getattr(layer, "closed", frozenset())
     pathways = tuple(
         PathwayReport(
             p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name], closed=p.name in shut

@@ -49,7 +49,7 @@ class Budget(TorchDispatchMode):
     """
 
     def __init__(self, limit: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.limit = limit * MIB * TENSORS
         self.now = self.peak = 0
         self._known: dict[int, int] = {}

@@ -204,7 +204,8 @@ class FieldMoments:
     """
 
     def __init__(self, layer: LinearMap, blocks: Sequence[WeightBlock]) -> None:
-        self._layer, self._moments, self.rows = layer, {}, 0
+        self._layer, self.rows = layer, 0
+        self._moments: dict[Any, Any] = {}
         self._members: dict[tuple[Any, ...], Tensor] = {}
         single = LinearMap((), None, layer.places)
         for block in blocks:

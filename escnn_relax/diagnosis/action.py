@@ -93,8 +93,8 @@ class LayerAction:
         if any(p is None for p in permutations):
             raise UnsupportedModuleError(where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers=")
         for into, onto in layer.kernel.pairs:
-            channels = layer.kernel.in_fields[into].channels, layer.kernel.out_fields[onto].channels
-            pair = _Pair(*(c.cpu() for c in channels), generator)
+            channels = layer.kernel.in_fields[into].channels.cpu(), layer.kernel.out_fields[onto].channels.cpu()
+            pair = _Pair(*channels, generator)
             for pathway in layer.pathways:
                 for block in layer.kernel.blocks[pathway.name]:
                     if not pathway.breaks and (block.in_name, block.out_name) == (into, onto):

@@ -44,8 +44,8 @@ def start_anew(model: nn.Module) -> None:
                         part.copy_(torch.randn_like(part) * scale)
             elif hasattr(module, "basisexpansion") and hasattr(module, "weights"):
                 _escnn.initialise(module)
-            elif hasattr(module, "reset_parameters") and not any(True for _ in module.children()):
-                module.reset_parameters()
+            elif callable(reset := getattr(module, "reset_parameters", None)) and not any(True for _ in module.children()):
+                reset()
 
 
 def settle(model: nn.Module, batches: Iterator[Any]) -> None:

@@ -80,7 +80,7 @@ def numbered(loader: Iterable[Any]) -> tuple[Iterable[Any], Optional[Numbered]]:
     >>> [(batch.tolist(), [index for index, _ in numbers.last]) for batch in again]
     [([0, 1], [0, 1]), ([2, 3], [2, 3])]
     """
-    inner = loader.loader if isinstance(loader, Batches) else loader
+    inner: Any = loader.loader if isinstance(loader, Batches) else loader
     plain = type(inner) is DataLoader and inner.batch_sampler is not None
     if not plain or isinstance(inner.dataset, IterableDataset) or not hasattr(inner.dataset, "__getitem__"):
         return loader, None

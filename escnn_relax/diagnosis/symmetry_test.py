@@ -11,7 +11,7 @@ from typing import Any, Callable, Hashable, Iterable, Optional, Sequence, Union
 
 import torch
 from escnn.nn import FieldType
-from torch import nn
+from torch import Tensor, nn
 
 from ..curvature.batches import batches, check_weights
 from ..curvature.likelihood import Likelihood

@@ -58,7 +58,7 @@ class Demands:
         bounds: Optional[tuple[float, float]] = None,
         joint: Optional[JointCurvature] = None,
     ) -> None:
-        shut = getattr(symmetry.layer, "closed", frozenset())
+        shut: frozenset[str] = getattr(symmetry.layer, "closed", frozenset())
         names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
         missing = [n for n in names.values() if n not in factors or n not in log_precision]
         if missing:

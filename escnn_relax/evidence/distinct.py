@@ -59,6 +59,7 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     True
     """
     dataset, sampler = getattr(loader, "dataset", None), _sampler(loader)
+    single: Any
     if sampler is None or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return None
     single = sampler.sampler if type(sampler) is BatchSampler else sampler
@@ -81,7 +82,7 @@ def _indices(sampler: Any, dataset: Sized) -> Union[range, list[Any]]:
     if type(sampler) in (SequentialSampler, RandomSampler):
         return range(len(sampler.data_source))
     if type(sampler) is DistributedSampler:
-        return range(len(sampler.dataset))  # all that any process sees, without what fills up its share
+        return range(len(sampler.dataset))  # type: ignore[arg-type]  # all that any process sees, without what fills up its share
     if type(sampler) is SubsetRandomSampler:
         return list(sampler.indices)
     if type(sampler) is WeightedRandomSampler:

@@ -28,7 +28,7 @@ def closed_weights(layers: Mapping[str, object]) -> list[str]:
 
 def gateable(evidence: "Evidence") -> dict[str, tuple[Gated, str]]:
     """What can be closed: layer and pathway by the name of the weights, in the order of the model."""
-    found = {}
+    found: dict[str, tuple[Gated, str]] = {}
     for layer, module in evidence._layers.items():
         if isinstance(module, Gated):
             for pathway in module.pathways:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -291,9 +291,9 @@ class _Turned(NamedTuple):
 
 
 def _turned(part: Part, scale: float) -> _Turned:
-    factor, N = part.factor, part.matrix
-    U = _output_axes(factor)
-    assert U is not None
+    factor: Any = part.factor
+    N = part.matrix
+    U: Any = _output_axes(factor)  # there are some, or the rows would not be apart
     weights, delta = U.T @ part.weights, math.exp(part.log_precision)
     if isinstance(factor, EigenFactor):
         axes = factor.U_A.detach().to(N)

@@ -10,6 +10,14 @@ from .relax_translation import relax_translation
 from .restrict import restrict
 
 __all__ = [
-    *("HardenedLayer", "carry_optimiser", "equivariant_state", "harden", "merge", "mix", "project", "relax"),
-    *("relax_translation", "restrict"),
+    "HardenedLayer",
+    "carry_optimiser",
+    "equivariant_state",
+    "harden",
+    "merge",
+    "mix",
+    "project",
+    "relax",
+    "relax_translation",
+    "restrict",
 ]

@@ -73,7 +73,7 @@ def _chooser(
     model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
 ) -> Callable[[str, Any], bool]:
     if layers is None:
-        spaces = [module.space for module in model.modules() if type(module) in _RELAXED]
+        spaces: list[Any] = [module.space for module in model.modules() if type(module) in _RELAXED]
         trivial = all(space.fibergroup.order() == 1 for space in spaces)  # then layers with the equivariant pathway only
         return lambda name, module: trivial or module.space.fibergroup.order() != 1
     if callable(layers):

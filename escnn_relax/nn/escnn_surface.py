@@ -39,7 +39,7 @@ class EscnnSurface:
         """escnn's basis expansion of the equivariant pathway: ``dimension()``, ``get_basis_info()``, and called with the
         pathway's weights the kernel that it contributes. Made when first asked for; not part of the state."""
         found = self.__dict__.get("_expansion")
-        weights: Any = self.weights  # type: ignore[attr-defined]
+        weights: Any = self.weights
         known = None if found is None else next((b for b in found.buffers() if b.is_floating_point()), None)
         if known is None or (known.dtype, known.device) != (weights.dtype, weights.device):
             with torch.no_grad():
@@ -62,13 +62,13 @@ class EscnnSurface:
         if (getattr(self, "d", 0) == 0) != linear:
             raise AttributeError(name)  # which Python answers by asking __getattr__
         with torch.no_grad():
-            return self.expand_parameters()[0]  # type: ignore[attr-defined]
+            return self.expand_parameters()[0]
 
     @property
     def expanded_bias(self) -> Optional[Tensor]:
         """The bias of each channel, ``(out,)``, without a graph; ``None`` where there is none."""
         with torch.no_grad():
-            return self.expand_parameters()[1]  # type: ignore[attr-defined]
+            return self.expand_parameters()[1]
 
     def __getattr__(self, name: str) -> Any:
         if name in ("filter", "matrix"):

@@ -168,8 +168,8 @@ class EmbeddedBasis(kernels.IrrepBasis):
     def _generator(cls, basis: Any, psi_in: Any, psi_out: Any, **kwargs: Any) -> "EmbeddedBasis":
         space: EmbeddedGSpace = kwargs["space"]
         group = space.fibergroup
-        irreps = [group.irrep(*group.get_irrep_id(psi)) for psi in (psi_in, psi_out)]
-        found = cls(basis, *irreps, space=space)
+        into, onto = (group.irrep(*group.get_irrep_id(psi)) for psi in (psi_in, psi_out))
+        found = cls(basis, into, onto, space=space)
         if not found.dim:
             raise kernels.EmptyBasisException()
         return found

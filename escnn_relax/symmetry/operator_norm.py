@@ -11,7 +11,7 @@ lemma; Ehlich and Zeller, *Schwankung von Polynomen zwischen Gitterpunkten*, Mat
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -121,7 +121,8 @@ def _dilated(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
         return kernel
     sizes = [(k - 1) * n + 1 for k, n in zip(kernel.shape[2:], dilation)]
     wide = kernel.new_zeros(*kernel.shape[:2], *sizes)
-    wide[(..., *(slice(None, None, n) for n in dilation))] = kernel
+    places: tuple[Any, ...] = (..., *(slice(None, None, n) for n in dilation))
+    wide[places] = kernel
     return wide
 
 

@@ -52,7 +52,8 @@ def platonic_ids(group: g.Group) -> list[Any]:
     kind = type(group).__name__
     whole, turns = PLATONIC[kind]
     ids: list[tuple[Any, ...]] = [(False, m) for m in turns] + [(True, m) for m in DIHEDRAL[kind]]
-    ids += {"Octahedral": [("edges", 1), ("edges", 2), ("tetra",)], "Icosahedral": [("tetra",)]}.get(kind, [])
+    more: dict[str, list[tuple[Any, ...]]] = {"Octahedral": [("edges", 1), ("edges", 2), ("tetra",)], "Icosahedral": [("tetra",)]}
+    ids += more.get(kind, [])
     return [*(conjugate for id in ids for conjugate in _conjugates(group, id)), whole]
 
 

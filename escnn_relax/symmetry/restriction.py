@@ -141,7 +141,7 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
             if _agree(space, own, action):
                 return space
         if own.order() > 0:
-            matrices = np.stack([action(h) for h in elements_of(own)])
+            matrices = np.stack([action(h) for h in elements_of(own)])  # type: ignore[no-untyped-call]
             return EmbeddedGSpace(own, matrices, subgroup.name)
     raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}")
 

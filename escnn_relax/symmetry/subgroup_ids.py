@@ -165,17 +165,19 @@ def _rotations(group: g.Group) -> g.Group | None:
 
 def _twisted(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     rotations: Any = _rotations(group)
-    parts = [embedding(rotations, part) for part in id[1:]]
+    whole_part, half = (embedding(rotations, part) for part in id[1:])
     if isinstance(group, g.DirectProductGroup):
         _, minus = group.G1.elements
         whole, position = elements_of(group), {e: i for i, e in enumerate(elements_of(rotations))}
         return twisted_embedding(
-            *parts,
+            whole_part,
+            half,
             lambda inverted, r: whole[(len(position) if inverted else 0) + position[r]],
             lambda e: (group.split_element(e)[0] == minus, group.split_element(e)[1]),
         )
     return twisted_embedding(
-        *parts,
+        whole_part,
+        half,
         lambda inverted, r: group.element((int(inverted), r.value), r.param),
         lambda e: (bool(e.value[0]), rotations.element(e.value[1], e.param)),
     )
