@@ -109,5 +109,5 @@ class Arrangement:
                 if any(part is None for part in parts):
                     problem = f"the layer sees {rows} samples where the network has {samples}"
                     raise UnsupportedModuleError(name, problem, remedy="keep the batch dimension first and to itself")
-                found[name] += map(type(use), *parts)
+                found[name] += map(type(use), *(part for part in parts if part is not None))
         return found
