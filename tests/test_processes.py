@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ from escnn_relax import Evidence, fit
 from escnn_relax.curvature.batches import batches
 from escnn_relax.curvature.processes import unpadded
 from escnn_relax.curvature.wrappers import unwrapped
-from escnn_relax.errors import DataError, UnsupportedModuleError
+from escnn_relax.errors import ArgumentError, DataError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
 
 COUNT = 21  # odd, so that one process has more than the other
@@ -67,6 +70,35 @@ def refreshed(net, loader, curvature):
     return terms, values, dict(evidence.log_precision), evidence.num_data
 
 
+class Invariant(Net):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x):
+        fields = self.body(self.gray(x)).tensor.relu().unflatten(1, (2, 4))
+        return self.linear(fields.amax(2).mean((-2, -1)))
+
+
+def turned():
+    """A line from the centre to one of four sides; the label says along which axis."""
+    torch.manual_seed(0)
+    x, turns = 0.3 * torch.randn(240, 1, 7, 7, dtype=torch.float64), torch.randint(4, (240,))
+    x[:, :, 3, 4:] += 2
+    return TensorDataset(torch.stack([image.rot90(int(k), (-2, -1)) for image, k in zip(x, turns)]), turns % 2)
+
+
+def gated(rank):
+    """What a strict start keeps closed where half of the turns count, on data of which each process sees half."""
+    data = turned()
+    loader = DataLoader(data, 30, sampler=DistributedSampler(data, 2, rank, seed=0))
+    torch.manual_seed(0)
+    net = DistributedDataParallel(Invariant().double(), find_unused_parameters=True)
+    history = fit(net, loader, epochs=2, burn_in=1, refresh_every=1, progress=False)
+    weights = sum(float(p.detach().sum()) for p in net.parameters())
+    return history.evidence.closed, history.records[0].note, weights
+
+
 def worker(rank, port, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -86,8 +118,14 @@ def worker(rank, port, results):
             Evidence(net).refresh(batches)
         except DataError as error:
             errors.append(str(error))
-    history = fit(DistributedDataParallel(model()), loader, epochs=2, burn_in=0, refresh_every=1, progress=False)
-    results[rank] = found, errors, [record.log_precision for record in history.records], [r.loss for r in history.records]
+    options = {"epochs": 2, "burn_in": 0, "refresh_every": 1, "progress": False}
+    try:
+        fit(DistributedDataParallel(model()), loader, **options)
+    except ArgumentError as error:
+        errors.append(str(error))
+    history = fit(DistributedDataParallel(model(), find_unused_parameters=True), loader, **options)
+    precisions, losses = [record.log_precision for record in history.records], [r.loss for r in history.records]
+    results[rank] = found, errors, precisions, losses, gated(rank)
     distributed.destroy_process_group()
 
 
@@ -129,7 +167,8 @@ def test_a_process_alone_would_find_other_numbers():
 
 def test_errors_come_in_all_processes_by_name(found):
     for rank in (0, 1):
-        different, empty = found[rank][1]
+        different, empty, waiting = found[rank][1]
+        assert "find_unused_parameters=True" in waiting
         assert "linear.weight" in different and "process 1" in different
         assert "process 0 had no batch" in empty
 
@@ -155,3 +194,19 @@ def test_only_one_wrapper_is_known():
     assert unwrapped(net) is net
     with pytest.raises(UnsupportedModuleError, match="DistributedDataParallel"):
         unwrapped(DataParallel(net))
+
+
+def test_gates_are_the_same_in_all_processes(found):
+    first, second = found[0][4], found[1][4]
+    assert first == second
+    closed, note, _ = first
+    assert "opened" in note and "irrep_2" in note
+    assert closed and all("irrep_1" in name for name in closed)
+
+
+@pytest.mark.slow
+def test_example_under_torchrun():
+    example = Path(__file__).parent.parent / "examples" / "several_processes.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example), "--epochs", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "2 processes, the same precisions" in done.stdout

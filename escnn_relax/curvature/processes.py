@@ -12,12 +12,17 @@ from torch.utils.data.distributed import DistributedSampler
 from ..errors import DataError
 from .reader import of_samples
 
-__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "rank", "several", "summed", "unpadded"]
+__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "processes", "rank", "several", "summed", "unpadded"]
 
 
 def several() -> bool:
     """Whether there is more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if several() else 1
 
 
 def rank() -> int:

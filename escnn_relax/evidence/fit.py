@@ -186,7 +186,7 @@ def fit(
     first = len(history.records)
     if not first and epochs > burn_in:
         rehearse(evidence, train_loader, evidence_loader)
-    gate = Gates(evidence, train_loader) if gates else None
+    gate = Gates(evidence, train_loader, model) if gates else None
     moves = ""
     tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}
     bar = _bar(range(first, epochs), first, epochs, progress)

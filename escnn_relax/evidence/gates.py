@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable
+from typing import Any, Iterable, Optional
 
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..curvature.processes import gathered, processes
 from ..diagnosis import symmetry_test
-from ..errors import RelaxError
+from ..errors import ArgumentError, RelaxError
 from ..nn.recorded import DETERMINED
 from ..symmetry.pathway import SWITCHED_OFF
 from .evidence import Evidence
@@ -34,15 +37,25 @@ class Gates:
     :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension the data determine, at
     :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there are two of them, so nothing thrashes.
 
+    In several processes each tests its share of the data at a share of the level, and what one of them finds opens in all.
+
     Pathways that hold weights already stay open, and so do all where the test cannot be had: then they start at the precision
     that the evidence was made with, and :attr:`note` says why.
 
     Args:
         evidence: of a relaxed model.
         loader: all the data.
+        wrapped: what is trained, the model or a ``DistributedDataParallel`` of it.
+
+    Raises:
+        ArgumentError: a ``DistributedDataParallel`` that would wait for the gradients of closed pathways.
     """
 
-    def __init__(self, evidence: Evidence, loader: Iterable[Any]) -> None:
+    def __init__(self, evidence: Evidence, loader: Iterable[Any], wrapped: Optional[nn.Module] = None) -> None:
+        if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters and gateable(evidence):
+            problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
+            remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
+            raise ArgumentError("gates", problem, remedy=remedy)
         self.evidence, self.loader = evidence, loader
         self.note = ""
         self.idle: dict[str, int] = {}
@@ -62,23 +75,31 @@ class Gates:
         return self._test() if self.evidence.closed and not self.note else ""
 
     def _test(self, otherwise: dict[str, float] | None = None) -> str:
+        found: dict[str, float] = {}
+        problem = ""
         try:
-            found = symmetry_test(
+            test = symmetry_test(
                 self.evidence.model,
                 self.loader,
                 likelihood=self.evidence.likelihood,
-                draws=DRAWS,
-                level=LEVEL,
+                draws=(DRAWS + 1) * processes() - 1,
+                level=LEVEL / processes(),
                 progress=False,
             )
+            found = starts(self.evidence, test)
         except RelaxError as error:
-            self.note = f"no symmetry test ({error})"
+            problem = f"no symmetry test ({error})"
+        everywhere = gathered((found, problem))
+        problem = next((p for _, p in everywhere if p), "")
+        found = {name: value for of, _ in reversed(everywhere) for name, value in of.items()}
+        if problem:
+            self.note = problem
             if otherwise:
                 self.evidence.open(otherwise)
                 self.note += ": all pathways are open"
             return self.note
         shut = set(self.evidence.closed)
-        opened = self.evidence.open({n: v for n, v in starts(self.evidence, found).items() if n in shut})
+        opened = self.evidence.open({n: v for n, v in found.items() if n in shut})
         return f"opened {', '.join(opened)}" if opened else ""
 
     def prune(self, descent: Optimizer) -> str:
