@@ -5,12 +5,15 @@
 3. tutorial: escnn's own C8 network (24-48-48-96-96-64 regular fields on 29 x 29), all pathways open, with peak memory
 4. others: a wide residual network with D4 -> C1 restriction, an equivariant U-Net, a network of 24^3 voxels
 5. outputs: 10 to 800 classes, and outputs at every pixel
+6. peers: laplace-torch, curvlinops and BackPACK on the exported plain twin of a C8 layer of 4 to 16 regular fields
+7. memory: the tutorial network under a bound, and what the process takes
 
-    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs]
+    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory]
 """
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import resource
@@ -26,6 +29,7 @@ from torch import nn
 
 from escnn_relax import Evidence, relax
 from escnn_relax.curvature.collect import Curvature
+from escnn_relax.nn import RelaxedR3Conv
 
 
 class Tutorial(nn.Module):
@@ -175,30 +179,28 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def report(name, model, batches, times=(6, 10)):
+def report(name, model, batches, times=(1, 3)):
     """Cost is constant, once the sample of rows is full, plus linear in the images: two sizes give both, so that it is known for
     1000."""
     evidence, epoch = trained(model, batches)
-    count = len(batches[0][1])
+    count = sum(len(y) for _, y in batches)
     epoch()
     after = peak()
-    steps = spent(epoch) / len(batches) / count
-    found = []
-    for n in times:
-        found.append(spent(lambda: evidence.refresh((batches * max(times))[:n])))
+    steps = spent(epoch) / count
+    found = [spent(lambda: evidence.refresh(batches * n)) for n in times]
     slope = (found[1] - found[0]) / (times[1] - times[0]) / count
     constant = max(found[0] - slope * times[0] * count, 0.0)
     weights = sum(p.numel() for p in model.parameters())
     print(
-        f"| {name} | {weights / 1e6:.2f} M | {steps:.3f} | {slope:.3f} | {constant:.1f} | {slope / steps:.2f} "
-        f"| {(constant + 1000 * slope) / (1000 * steps):.2f} | {after:.1f} | {peak():.1f} |",
+        f"| {name} | {weights / 1e6:.2f} M | {count * max(times)} in batches of {len(batches[0][1])} | {steps:.3f} | {slope:.3f} "
+        f"| {constant:.1f} | {slope / steps:.2f} | {(constant + 1000 * slope) / (1000 * steps):.2f} | {after:.1f} | {peak():.1f} |",
         flush=True,
     )
     return evidence
 
 
 HEAD = (
-    "| network | weights | step an image (s) | refresh an image (s) | constant (s) | ratio an image | ratio, 1000 images "
+    "| network | weights | images measured | step an image (s) | refresh an image (s) | constant (s) | ratio an image | ratio, 1000 images "
     "| peak training (GiB) | with refreshes (GiB) |"
 )
 
@@ -207,18 +209,23 @@ def images(count, size, channels=1, classes=10):
     return torch.randn(count, channels, size, size), torch.randint(classes, (count,))
 
 
-def tutorial(count=8):
-    print(HEAD, "|" + "---|" * 9, sep="\n")
-    report("tutorial, C8, 7 layers relaxed", relax(Tutorial()), [images(count, 29) for _ in range(2)])
+def tutorial():
+    print(HEAD, "|" + "---|" * 10, sep="\n")
+    report("tutorial, C8, 7 layers relaxed", relax(Tutorial()), [images(32, 29) for _ in range(2)])
+    closed = relax(Tutorial())
+    for layer in closed.modules():
+        if hasattr(layer, "close"):
+            layer.close(*(p.name for p in layer.pathways if p.breaks))
+    report("the same, everything closed", closed, [images(32, 29) for _ in range(2)])
 
 
-def others(count=8):
-    print(HEAD, "|" + "---|" * 9, sep="\n")
-    report("wide residual 16-8, D4 then C4 then C1", relax(Residual()), [images(4, 32, 3) for _ in range(2)])
-    segments = [(torch.randn(count, 1, 32, 32), torch.randint(4, (count, 32, 32))) for _ in range(2)]
-    report("U-Net, C4", relax(UNet()), segments)
-    solids = [(torch.randn(count, 1, 24, 24, 24), torch.randint(10, (count,))) for _ in range(2)]
-    report("24^3 voxels, octahedral", relax(Voxels()), solids)
+def others():
+    print(HEAD, "|" + "---|" * 10, sep="\n")
+    report("wide residual 16-8, D4 then C4 then C1, 32²", relax(Residual()), [images(8, 32, 3) for _ in range(2)], (2, 5))
+    segments = [(torch.randn(32, 1, 32, 32), torch.randint(4, (32, 32, 32))) for _ in range(4)]
+    report("U-Net, C4, classes at 32² pixels", relax(UNet()), segments)
+    solids = [(torch.randn(16, 1, 24, 24, 24), torch.randint(10, (16,))) for _ in range(4)]
+    report("24³ voxels, octahedral", relax(Voxels()), solids)
 
 
 class Layer(nn.Module):
@@ -281,6 +288,7 @@ def agreement():
     from bench_curvature import Net, best, digits, irreps, regular, slope, train
 
     C4, C8, D4, SO2 = gspaces.rot2dOnR2(4), gspaces.rot2dOnR2(8), gspaces.flipRot2dOnR2(4), gspaces.rot2dOnR2(-1, 3)
+    octa = gspaces.octaOnR3()
 
     def plain():
         return nn.Sequential(
@@ -293,12 +301,13 @@ def agreement():
         "C8, 8 regular, 3x3": lambda: Net(C8, regular(C8, 8), 3, residual=True),
         "D4, 6 regular, 3x3": lambda: Net(D4, regular(D4, 6), 3, residual=True),
         "SO(2), 6 of 3 irreps, 5x5": lambda: Net(SO2, irreps(SO2, 6, [(0,), (1,), (2,)]), residual=True),
+        "octahedral, 1 regular, 3x3x3": lambda: Net(octa, regular(octa, 1), 3, RelaxedR3Conv, residual=True),
         "C1, 64 channels, 3x3": plain,
     }
     print("| network | same choice | effective dimension, median | largest | largest at any δ | trace |", "|" + "---|" * 6, sep="\n")
     for name, make in networks.items():
         torch.manual_seed(0)
-        model, data = make(), digits(200)
+        model, data = make(), digits(200, "octahedral" in name)
         for stage, epochs in (("early", 4), ("late", 26)):
             train(model, data, epochs)
             squares = {n: float(p.detach().double().square().sum()) for n, p in model.named_parameters()}
@@ -328,9 +337,61 @@ def agreement():
             )
 
 
+def peers():
+    """All with one drawn column a sample; laplace-torch, whose default back-end has no draws, with all ten classes."""
+    from backpack import backpack, extend
+    from backpack.extensions import KFAC
+    from curvlinops import KFACLinearOperator
+    from laplace import KronLaplace
+    from torch.utils.data import DataLoader, TensorDataset
+
+    print("| fields | ours, relaxed | ours, plain twin | laplace-torch | curvlinops | BackPACK |", "|" + "---|" * 6, sep="\n")
+    for width in (4, 8, 16):
+        model, (x, y) = Layer(width), images(64, 14)
+        convolutions = [m for m in model.body if isinstance(m, enn.R2Conv)]
+        layers = [part for c in convolutions for part in (c.export(), nn.ReLU())]
+        twin = nn.Sequential(*layers, nn.AvgPool2d(14), nn.Flatten(), nn.Linear(8 * width, 10)).eval()
+        loader = DataLoader(TensorDataset(x, y), 32)
+        relaxed = relax(model)
+        extended, loss = extend(copy.deepcopy(twin)), extend(nn.CrossEntropyLoss(reduction="sum"))
+
+        def with_backpack():
+            for a, b in loader:
+                with backpack(KFAC(mc_samples=1)):
+                    loss(extended(a), b).backward()
+
+        def with_curvlinops():
+            options = {"fisher_type": "mc", "mc_samples": 1, "check_deterministic": False}
+            parameters = list(twin.parameters())
+            KFACLinearOperator(twin, nn.CrossEntropyLoss(reduction="sum"), parameters, list(loader), **options).compute_kronecker_factors()
+
+        def spectra(network):
+            estimate = Curvature(network, "categorical", "auto", 1)(loader)
+            return [estimate.eigenvalues(name) for name in estimate.factors]
+
+        runs = [lambda: spectra(relaxed), lambda: spectra(twin), lambda: KronLaplace(twin, "classification").fit(loader)]
+        times = []
+        for run in (*runs, with_curvlinops, with_backpack):
+            run()
+            times.append(spent(run))
+        print(f"| {width} | " + " | ".join(f"{t:.2f}" for t in times) + " |", flush=True)
+
+
+def memory():
+    """Beside what the process takes before: tensors of the network, libraries, a batch."""
+    model, batches = relax(Tutorial()), [images(64, 29)]
+    before = peak()
+    evidence = Evidence(model, num_data=64, curvature="auto", memory=1200)
+    evidence.refresh(batches)
+    print(f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB", flush=True)
+
+
+PARTS = {part.__name__: part for part in (agreement, growth, tutorial, others, outputs, peers, memory)}
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for part in sys.argv[1:] or ["agreement", "growth", "tutorial", "others", "outputs"]:
-        {"agreement": agreement, "growth": growth, "tutorial": tutorial, "others": others, "outputs": outputs}[part]()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
