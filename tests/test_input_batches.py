@@ -382,6 +382,40 @@ def test_what_cannot_be_read_is_named_before_anything_moves(where, which):
     assert before and all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
+@pytest.mark.parametrize(
+    "loader, words",
+    [
+        (None, "^loader: expected something that yields batches, a DataLoader or a list, got NoneType"),
+        (3, "^loader: expected something that yields batches.*got int"),
+        ([], "yields no batch"),
+        ([(data()[0].to_sparse(), data()[2])], "^batch 0: sparse tensors; convert them by .to_dense"),
+        ([(data()[0][:0], data()[2][:0])], "^batch 0: no samples in it"),
+        ([(data()[0], torch.tensor(1))], "^batch 0: no samples in it"),
+        ([(data()[0] * math.nan, data()[2])], "^batch 0: NaN or infinite inputs"),
+        ([{}], "^batch 0: .*one entry named as in"),
+    ],
+)
+@pytest.mark.parametrize("where", ["fit", "Evidence", "symmetry_test"])
+def test_loaders_that_are_none(where, loader, words):
+    with pytest.raises(DataError, match=words):
+        if where == "fit":
+            fit(network(), loader, epochs=1, burn_in=0, progress=False)
+        elif where == "Evidence":
+            Evidence(network()).refresh(loader)
+        else:
+            symmetry_test(network(), loader, draws=99, progress=False)
+
+
+def test_where_nothing_is_observed():
+    """N samples of which none counts would be an evidence of N samples that say nothing."""
+    x, _, y = data(20)
+    for batch in ((x, torch.full_like(y, -100)), {"image": x, "label": y, "weight": torch.zeros(20).double()}):
+        with pytest.raises(DataError, match="^targets: none of them counts: all are ignored, or have no weight; look at"):
+            Evidence(network()).refresh([batch])
+    found = Evidence(network()).refresh([(x, torch.full_like(y, -100)), (x, y)])
+    assert found.num_data == 40 and found.data_fit < 0
+
+
 def test_large_batches_are_halved_whatever_their_form():
     """The peak is that of training: no layer sees more than half of a large batch."""
     x, e, y = data(128)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import DataError, FieldTypeError
 from .reader import Asked, Weighted, mapped, of_samples, read, tensors
 
-__all__ = ["answer", "batches", "call", "check_weights", "counting", "detached", "halves"]
+__all__ = ["answer", "batches", "call", "check_iterable", "check_weights", "counting", "detached", "halves"]
 
 #: Minibatches of at least so many samples are taken in two parts.
 LARGE = 64
@@ -100,6 +100,13 @@ def answer(model: nn.Module, input: Any) -> Any:
         ) from error
 
 
+def check_iterable(loader: Any) -> None:
+    """Raise ``DataError`` for what can yield nothing."""
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        expected = "something that yields batches, a DataLoader or a list"
+        raise DataError("loader", expected=expected, got=type(loader).__name__, remedy="pass (input, target) pairs")
+
+
 def check_weights(model: nn.Module) -> None:
     """Raise ``DataError`` that names the first parameter with NaN or infinite values."""
     for name, parameter in model.named_parameters():
@@ -115,6 +122,7 @@ def batches(
     The input may be several tensors, see :func:`answer`; the target is :class:`~.reader.Weighted` where samples have weights.
     Raises ``DataError`` for batches that cannot be read (:mod:`.reader`) or are not finite.
     """
+    check_iterable(loader)
     for index, batch in enumerate(progress(loader) if progress else loader):
         where = f"batch {index}"
         input, target, weight = read(batch, where)
@@ -125,6 +133,8 @@ def batches(
             raise DataError(where, expected="tensors", got=got, remedy=remedy)
         if not target.dim() or not len(target):
             raise DataError(where, "no samples in it", remedy="leave empty batches out")
+        if any(part.layout is not torch.strided for part in (*parts, target)):
+            raise DataError(where, "sparse tensors", remedy="convert them by .to_dense()")
         input, target = mapped(input, lambda part: part.to(device)), target.to(device)
         for tensor in tensors(input):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -105,8 +105,8 @@ class Arrangement:
                 if not number and rows == samples:
                     found[name].append(use)
                     continue
-                parts = [LAYOUTS[number](tensor, samples) for tensor in use]
-                if any(part is None for part in parts):
+                parts = [part for part in (LAYOUTS[number](tensor, samples) for tensor in use) if part is not None]
+                if len(parts) < len(use):
                     problem = f"the layer sees {rows} samples where the network has {samples}"
                     raise UnsupportedModuleError(name, problem, remedy="keep the batch dimension first and to itself")
                 found[name] += map(type(use), *(part for part in parts if part is not None))

@@ -41,7 +41,8 @@ def group_size(loader: Any, groups: int, units: Optional[Sequence[Hashable]] = N
         return max(1, len(set(units)) // groups)
     counts = [len(of) for of in (getattr(loader, name, None) for name in ("dataset", "sampler")) if isinstance(of, Sized)]
     if not counts and isinstance(loader.loader if isinstance(loader, Batches) else loader, (list, tuple)):
-        counts = [sum(len(read(batch, f"batch {index}").target) for index, batch in enumerate(loader))]
+        targets = [read(batch, f"batch {index}").target for index, batch in enumerate(loader)]
+        counts = [sum(len(of) for of in targets if isinstance(of, Tensor) and of.dim())]
     return max(1, min(counts) // groups) if counts else UNKNOWN
 
 

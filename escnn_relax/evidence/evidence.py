@@ -29,7 +29,7 @@ from ..curvature.reader import Weighted
 from ..curvature.processes import agreed, distributed, several
 from ..curvature.recipe import AUTOMATIC
 from ..curvature.wrappers import unwrapped
-from ..errors import ArgumentError, CoverageError
+from ..errors import ArgumentError, CoverageError, DataError
 from ..diagnosis import SymmetryTest
 from ..nn.recorded import Recorded
 from ..nn.relaxed import RelaxedConvolution
@@ -289,6 +289,9 @@ class Evidence:
         if not 0 <= keep < 1:
             raise ArgumentError("keep", expected="a fraction below 1", got=keep)
         estimate = self.curvature(loader, progress)
+        if not estimate.num_outputs:
+            remedy = "look at ignore_index, or at the weights of the batches"
+            raise DataError("targets", "none of them counts: all are ignored, or have no weight", remedy=remedy)
         if keep and self._previous is not None:
             estimate = averaged(estimate, self._previous, keep)
         self.noise.widen(len(estimate.outputs))

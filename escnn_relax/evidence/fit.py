@@ -246,7 +246,7 @@ def _epoch(run: Run) -> tuple[float, float]:
     total, count, targets = 0.0, 0, []
     for index, (input, target) in enumerate(batches(run.loaders[0], run.device)):
 
-        def closure() -> torch.Tensor:
+        def closure() -> Any:  # a tensor, where torch's annotations have a number
             run.descent.zero_grad()
             loss = run.evidence.loss(answer(run.model, input), target)
             if not torch.isfinite(loss):

@@ -9,7 +9,7 @@ from typing import Any, Iterable, Iterator, Optional, Sized
 
 import torch
 
-from ..curvature.collect import batches
+from ..curvature.batches import batches, check_iterable
 from ..curvature.processes import check_batches, distributed, summed
 from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
@@ -93,6 +93,7 @@ def chance_kept(device: torch.device, *loaders: Optional[Iterable[Any]]) -> Iter
 def data_size(loader: Iterable[Any]) -> int:
     """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting; of all
     processes together, where there are several."""
+    check_iterable(loader)
     if iter(loader) is loader:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
