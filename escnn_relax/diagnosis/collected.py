@@ -74,6 +74,7 @@ class Collected:
         sizes, turned_sizes: of the groups.
         asked: number of samples whose curvature was looked at.
         errors: of the law that gradients follow, by layer; empty where the input's type is not known.
+        uneven: strides that leave pixels over on one side, by the name of the module.
         offset: of the images from the middle of the grid (pixels).
     """
 
@@ -87,6 +88,7 @@ class Collected:
     turned_sizes: Sizes = field(default_factory=lambda: Sizes(torch.zeros(0), torch.zeros(0)))
     asked: int = 0
     errors: Optional[dict[str, float]] = None
+    uneven: dict[str, str] = field(default_factory=dict)
     offset: Optional[list[float]] = None
     num_data: int = 0
     repeated: int = 0
@@ -115,6 +117,7 @@ class _Pass:
         in_type = self.plan.in_type or input_type(self.probes[0], input)
         if in_type is not None and movable(input, in_type):
             self.motion = Motion(self.probes[0], in_type, self.plan.out_type, input)
+            self.found.uneven = self.motion.uneven
             shaken = _jittered(input, self.generator)
             self.found.errors = law_errors(self.probes[0], self.actions, self.group, shaken, target, self.motion)
 

@@ -36,14 +36,12 @@ class Question:
         pathways: of each layer.
         dimensions: numbers of weights, by layer and pathway.
         opened: whether open pathways have made the group smaller.
-        strided: layers with a stride, which are to blame first where the network is not strict.
         draws, gains, inputs, level: as of :func:`.symmetry_test`.
     """
 
     pathways: dict[str, dict[str, Pathway]]
     dimensions: dict[str, dict[str, int]]
     opened: bool
-    strided: tuple[str, ...]
     draws: int
     gains: bool
     inputs: bool
@@ -154,7 +152,7 @@ def judge(
     network = _largest(group, verdicts, live, level)
     kept = {layer: _largest(group, verdicts, [n for n in live if keys[n][0] == layer], level) for layer in actions}
     converged = _strict_gradient(found)
-    said = notes(tests, found, group, question.opened, question.inputs, question.strided, worst, loose, converged)
+    said = notes(tests, found, group, question.opened, question.inputs, worst, loose, converged)
     name, count = group.gspace.fibergroup.name, len(found.gradients[0])
     numbers = (group.order, found.num_data, count, found.repeated)
     return SymmetryTest(tuple(tests), kept, network, name, *numbers, worst, level, said)

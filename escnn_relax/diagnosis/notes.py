@@ -26,7 +26,6 @@ def notes(
     group: ExactGroup,
     opened: bool,
     inputs: bool,
-    strided: Sequence[str],
     worst: float,
     loose: bool,
     converged: float,
@@ -35,9 +34,10 @@ def notes(
     said = []
     name = group.gspace.fibergroup.name
     if loose:
-        likely = f"strides on sizes that they do not divide evenly ({', '.join(strided)}), " if strided else ""
-        said.append(f"Gradients depart by {worst:.1%} from the law of a strict network: {likely}one-sided padding or code of "
-                    "your own; nothing was tested. Look at equivariance_error of each part.")  # fmt: skip
+        said.append(f"Gradients depart by {worst:.1%} from the law of a strict network; nothing was tested.")
+        if not found.uneven:
+            said.append("Likely causes are one-sided padding and code of your own: look at equivariance_error of each part.")
+    said += [f"{name}: {left}" for name, left in found.uneven.items()]
     if not group.whole and not opened:
         said.append(f"{name}: only {group.order} of its elements are exact on the grid; p-values are of these.")
     if opened:
@@ -101,7 +101,8 @@ def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
     """Inputs alone, or the question."""
     both = sorted({t.layer for t in broken if t.cause != "question"})
     if not both:
-        return ["The inputs alone are not contradicted: it is the question that breaks the symmetry."]
+        return ["The inputs alone are not contradicted, as far as half the squared norm of the outputs tells: it is the question that "
+                "breaks the symmetry."]  # fmt: skip
     said = f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from this: "
     if converged <= CONVERGED:
         return [said + "but the strict weights have converged, and what is left in a broken pathway then comes from the question, as "

@@ -82,6 +82,8 @@ def numbered(loader: Iterable[Any]) -> tuple[Iterable[Any], Optional[Numbered]]:
     """
     inner: Any = loader.loader if isinstance(loader, Batches) else loader
     plain = type(inner) is DataLoader and inner.batch_sampler is not None
+    if plain and inner.num_workers and inner.worker_init_fn is not None:
+        return loader, None  # it may look for its own data set
     if not plain or isinstance(inner.dataset, IterableDataset) or not hasattr(inner.dataset, "__getitem__"):
         return loader, None
     found = Numbered(inner)

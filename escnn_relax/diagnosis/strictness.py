@@ -14,6 +14,7 @@ from ..curvature.reader import Weighted, mapped, of_samples, tensors
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.grid import grid_permutation
 from ..symmetry.grid_action import axes_matrix, fiber_matrix, move_points, transform_field
+from ..symmetry.strides import watch_strides
 from .action import LayerAction
 from .exact_group import ExactGroup
 from .gradients import Probe
@@ -98,11 +99,15 @@ class Motion:
         probe: whose output tells whether targets are images.
         in_type, out_type: of input and output; floating targets with as many components as ``out_type`` move with it.
         input: one batch.
+
+    Attributes:
+        uneven: strides that leave pixels over on one side, by the name of the module.
     """
 
     def __init__(self, probe: Probe, in_type: FieldType, out_type: Optional[FieldType], input: Any) -> None:
         self.in_type = in_type
-        output = probe.forward(input)
+        with watch_strides(probe.model) as self.uneven:
+            output = probe.forward(input)
         self.out_type = out_type or (output.type if isinstance(output, GeometricTensor) else None)
         self.space = in_type.gspace.dimensionality
         self.dense = bool(self.space) and probe.tensor(output).dim() == 2 + self.space

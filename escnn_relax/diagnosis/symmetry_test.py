@@ -149,8 +149,7 @@ def symmetry_test(
         g.set_state(state)
     pathways = {n: {p.name: p for p in layer.pathways} for n, layer in layers.items()}
     dimensions = {n: layer.kernel.dimensions for n, layer in layers.items()}
-    strided = tuple(n for n, m in layers.items() if getattr(m, "stride", 1) not in (1, (1,) * getattr(m, "d", 0)))
-    question = Question(pathways, dimensions, opened, strided, draws, gains, inputs, level)
+    question = Question(pathways, dimensions, opened, draws, gains, inputs, level)
     return judge(found, actions, group, question, generator)
 
 

@@ -17,6 +17,7 @@ from ..errors import ArgumentError, FieldTypeError, NotEquivariantError
 from .equivariance_record import EquivarianceError, default_elements, grid_elements, relative
 from .grid_action import acts_on_grid, axes_matrix, fiber_matrix, move_points, transform_field
 from .kernel_equivariance import kernel_equivariance_error
+from .strides import watch_strides
 
 __all__ = [
     "EquivarianceError",
@@ -99,11 +100,11 @@ def equivariance_error(
 
     state = _statistics(module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watch_strides(module) as uneven:
             errors = [_one(call, tensor, coords, declared, out_type, g, exact, where, state) for g in elements]
     finally:
         _restore(state)
-    return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)
+    return EquivarianceError(tuple(elements), tuple(errors), exact, gspace, tuple(uneven.items()))
 
 
 def _one(

@@ -36,12 +36,14 @@ class EquivarianceError(Mapping[Any, Any]):
         errors: relative L2 error for each.
         exact: whether all elements act exactly on the grid; else the errors contain those of interpolation.
         gspace: where the elements act.
+        uneven: name of each module whose stride leaves pixels over on one side of the images that it got, and how many.
     """
 
     elements: tuple[GroupElement, ...]
     errors: tuple[float, ...]
     exact: bool
     gspace: GSpace
+    uneven: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, element: GroupElement) -> float:
         for e, error in zip(self.elements, self.errors):
@@ -81,7 +83,8 @@ class EquivarianceError(Mapping[Any, Any]):
 
     def __str__(self) -> str:
         kind = "exact on the grid" if self.exact else "with interpolation"
-        return f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
+        said = f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
+        return "\n".join([said, *(f"{name or 'it'}: {left}" for name, left in self.uneven)])
 
 
 def _angle(gspace: GSpace, element: GroupElement) -> tuple[float, bool]:
