@@ -183,7 +183,7 @@ class Fields(torch.nn.Module):
         return self.layer(self.layer.in_type(x)).tensor
 
 
-def learned(name, id, seed, size, samples, noise):
+def learned(name, id, seed, size, samples, noise, gates=False):
     """A scalar and a vector field on a torus, filtered: a tenth of the filter's energy has exactly the subgroup's symmetry."""
     torch.manual_seed(seed)
     space = space_of(name)
@@ -203,8 +203,9 @@ def learned(name, id, seed, size, samples, noise):
     model = Fields(RelaxedR2Conv(both, both, size, padding=size // 2, padding_mode="circular"))
     torch.manual_seed(seed)
     loader = DataLoader(TensorDataset(x, y), 20, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    options = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "gates": False}
-    return model, fit(model, loader, likelihood="gaussian", progress=False, **options).evidence, subgroup(space, id)
+    options = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "gates": gates}
+    history = fit(model, loader, likelihood="gaussian", progress=False, **options)
+    return model, history.evidence, subgroup(space, id)
 
 
 def by_whole_irreps(symmetry, evidence):
@@ -249,3 +250,13 @@ def test_subgroups_that_whole_irreps_hide_are_learned_from_data(name, id, seed, 
     assert other < planted and margin < 20
     if (name, size) != ("C6", 5):
         assert margin < 0, "its own evidence contradicts it"
+
+
+def test_what_no_test_has_cleared_is_open():
+    """The fields that this network answers with turn with its inputs, so no randomisation test applies to it: were its pathways
+    closed for that, the answer would be C6."""
+    model, evidence, planted = learned("C6", 3, 0, 3, 20, 0.3, gates=True)
+    assert not model.layer.closed
+    assert survivors(model, evidence).network.subgroup == planted
+    model.layer.close("irrep_1", "irrep_2", "irrep_3")
+    assert survivors(model).network.subgroup.name == "C6"

@@ -12,6 +12,7 @@ from torch import nn
 from ..curvature.collect import Curvature
 from ..curvature.coverage import join
 from ..diagnosis import SymmetryTest
+from ..diagnosis.judgement import STRICT
 from ..errors import CoverageError
 from ..nn.gates import Gated
 
@@ -91,11 +92,15 @@ def move_gates(evidence: "Evidence", precisions: Mapping[str, float]) -> tuple[s
 def starts(evidence: "Evidence", test: SymmetryTest) -> dict[str, float]:
     """Log precisions to start from of what a symmetry test found broken, by the names of the weights.
 
-    Where the test knows no precision, the one that the evidence was made with.
+    Where the test knows no precision, the one that the evidence was made with. Of a network that is not invariant, such as one whose
+    outputs are fields that turn with the inputs, nothing was tested: then those are the start of all pathways, for what no test
+    has cleared has to be open.
     """
+    nothing = not any(record.testable for record in test.tests) and test.equivariance_error > STRICT
     found = {}
     for record in test.tests:
         name = join(record.layer, f"weights.{record.pathway}")
-        if record.broken and name in evidence.log_precision:
-            found[name] = record.log_precision if math.isfinite(record.log_precision) else evidence._start[name]
+        if (record.broken or nothing) and name in evidence.log_precision:
+            known = math.isfinite(record.log_precision) and not nothing
+            found[name] = record.log_precision if known else evidence._start[name]
     return found
