@@ -13,7 +13,7 @@ from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
-from ..nn.stabiliser import INDIFFERENT, Alike, KernelSymmetry, alike, stabiliser
+from ..nn.stabiliser import INDIFFERENT, Alike, KernelSymmetry, alike, stabiliser, subgroup_search
 from ..symmetry.decision import Decision, Decisions
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
@@ -121,6 +121,7 @@ class Survivors:
     energy: float = SWITCHED_OFF
     depth: bool = True
     note: str = ""
+    unlisted: str = ""
 
     @property
     def network(self) -> LayerSurvivor:
@@ -150,6 +151,8 @@ class Survivors:
                 line += f"{name}  {_nats(one.margin)}" + (f"  {_nats(one.loss)}" if measured else "")
             lines.append(line)
         lines += [f"{own.name or 'model'}: {doubt}" for own in self.layers for doubt in own.doubts]
+        if self.unlisted:
+            lines.append(f"not looked for: {self.unlisted}")
         return "\n".join([*lines, self.note] if self.note else lines)
 
 
@@ -167,7 +170,8 @@ def survivors(
     gains by demanding it; see :func:`~escnn_relax.nn.stabiliser.stabiliser` for when these differ. Each subgroup is judged by its
     own kernels as the pixel grid has them, with the precisions that suit these best. For SO(2) and O(2)
     the discrete subgroups are found from the frequencies that are alive, and the axis of a reflection from the
-    coefficients. Of a convolution with pathways beside it that are not switched off
+    coefficients; for SO(3) and O(3) each kind of subgroup is looked for in all positions. What was not looked for is said in
+    the last line. Of a convolution with pathways beside it that are not switched off
     (:meth:`escnn_relax.nn.RelaxedTranslation.living`), only what these keep as well survives; where that is less, there are
     no margins: they would be those of the kernel alone. By depth such pathways count wherever they are, those after the
     last relaxed convolution for this one.
@@ -238,7 +242,8 @@ def survivors(
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
     if note:
         layers, by_depth = (tuple(replace(one, note=f"{one.note}; {note}" if one.note else note) for one in of) for of in (layers, by_depth))
-    survived = Survivors(layers, by_depth, energy, depth, note)
+    unlisted = "; ".join(dict.fromkeys(u for u in (subgroup_search([s]).unlisted for s in found) if u))
+    survived = Survivors(layers, by_depth, energy, depth, note, unlisted)
     remember({s.name: s.layer for s in found}, survived.decisions)
     return survived
 
@@ -274,7 +279,7 @@ def _read(
     name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure], note: str = ""
 ) -> LayerSurvivor:
     kept, remainder, candidates = stabiliser(layers, energy, measure)
-    search = SubgroupSearch(kept.gspace, max(s.search().highest for s in layers))
+    search = subgroup_search(layers)
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
     same = alike(layers, kept, search)
     if measure is None:
@@ -295,7 +300,9 @@ def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) ->
         return one
     kept = common_subgroup(one.subgroup, *bounds.values())
     remainder = max(s.remainder(kept) for s in layers)
-    search = SubgroupSearch(space, max([*(s.search().highest for s in layers), kept.order]))
+    planar = type(space.fibergroup).__name__ in ("SO2", "O2")
+    highest = max([*(s.search().highest for s in layers), kept.order])
+    search = SubgroupSearch(space, highest) if planar else subgroup_search(layers)
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
     return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, f"no margin: {', '.join(breaking)}")
 

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
+from ..symmetry.positions import TurningKernels
 from ..symmetry.stabiliser import FixedKernels, SubgroupSearch
 from ..symmetry.subgroup import group_size
 from ..symmetry.subgroups import Subgroup, subgroup
 from ..symmetry.telling import telling_frequency, telling_size
 from .relaxed import RelaxedConvolution
 
-__all__ = ["Alike", "KernelSymmetry", "Survivor", "Verdict", "alike", "stabiliser", "stabilisers", "verdict"]
+__all__ = [
+    *("Alike", "KernelSymmetry", "Survivor", "Verdict"),
+    *("alike", "stabiliser", "stabilisers", "subgroup_search", "verdict"),
+]
 
 Pair = tuple[str, str]
 
@@ -126,6 +130,13 @@ class KernelSymmetry:
         if not math.isfinite(self.energy):
             raise DataError(where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
         self._fixed: dict[tuple[Pair, object], Tensor] = {}
+        #: searches that end with this layer, by the layers that they are for
+        self.searches: dict[tuple[int, ...], tuple[tuple["KernelSymmetry", ...], SubgroupSearch]] = {}
+
+    def turning(self) -> list[TurningKernels]:
+        """The kernels as shares of their energy, with the irreps by which they turn."""
+        size = math.sqrt(self.energy) or 1.0
+        return [known.turning(self._weights[pair] / size) for pair, known in self.pairs.items()]
 
     def search(self) -> SubgroupSearch:
         """The subgroups that these kernels can tell apart."""
@@ -184,6 +195,16 @@ class KernelSymmetry:
         return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0, dtype=torch.float64)
 
 
+def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
+    """The subgroups that the kernels of these layers can tell apart, each in space where it leaves least of them."""
+    known, key = layers[-1].searches, tuple(map(id, layers))
+    if key not in known:
+        turning = all(pair.by_irreps for s in layers for pair in s.pairs.values())
+        kernels = [one for s in layers for one in s.turning()] if turning else []
+        known[key] = tuple(layers), SubgroupSearch(layers[0].layer.space, max(s.search().highest for s in layers), kernels)
+    return known[key][1]
+
+
 def verdict(symmetry: KernelSymmetry, kept: Subgroup, energy: float, gain: Optional[Gain], search: SubgroupSearch) -> Verdict:
     """Whether a subgroup survives in a layer, see :func:`stabiliser`."""
     left = symmetry.remainder(kept)
@@ -233,7 +254,7 @@ def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, g
                 f"its group is {other.layer.space.fibergroup.name}, that of {layers[0].where} {group.name}",
                 remedy="read the parts of the network on different groups by themselves",
             )
-    search = SubgroupSearch(layers[0].layer.space, max(s.search().highest for s in layers))
+    search = subgroup_search(layers)
     undecided: list[Subgroup] = []
 
     def remainder(kept: Subgroup) -> float:

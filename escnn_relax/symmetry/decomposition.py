@@ -10,6 +10,7 @@ from escnn import group as g
 from numpy.typing import NDArray
 
 from ..errors import SubgroupError
+from .finite import elements_of, order_of
 
 __all__ = ["decompose", "generating_elements"]
 
@@ -19,7 +20,7 @@ TOLERANCE = 1e-5
 
 def generating_elements(group: g.Group) -> list[g.GroupElement]:
     """Elements that generate the group, a continuous one up to closure."""
-    if group.order() > 0:
+    if order_of(group) > 0:
         return list(group.generators) or [group.identity]
     kind = type(group).__name__
     if kind == "SO2":
@@ -88,11 +89,11 @@ def decompose(
     >>> sorted(ids)
     [(0,), (1,), (2,)]
     """
-    elements = list(group.elements) if group.order() > 0 else generating_elements(group)
+    elements = list(elements_of(group)) if order_of(group) > 0 else generating_elements(group)
     rho = np.stack([np.asarray(matrix(h), dtype=np.float64) for h in elements])
     size = rho.shape[1]
     metric = np.eye(size)
-    if group.order() > 0 and not np.allclose(rho @ rho.transpose(0, 2, 1), np.eye(size), atol=1e-9):
+    if order_of(group) > 0 and not np.allclose(rho @ rho.transpose(0, 2, 1), np.eye(size), atol=1e-9):
         # the invariant inner product: in its square root's coordinates the representation is orthogonal
         values, vectors = np.linalg.eigh((rho.transpose(0, 2, 1) @ rho).mean(0))
         metric = (vectors * np.sqrt(values)) @ vectors.T
@@ -103,7 +104,7 @@ def decompose(
         if found.shape[1] == size:
             break
         images = np.stack([np.asarray(psi(h), dtype=np.float64) for h in elements])
-        candidates = _averages(rho, images) if group.order() > 0 else _null_space(rho, images)
+        candidates = _averages(rho, images) if order_of(group) > 0 else _null_space(rho, images)
         while found.shape[1] < size:
             candidates = candidates - np.einsum("ij,kj,nkd->nid", found, found, candidates)
             norms = (candidates**2).sum((1, 2))

@@ -8,11 +8,12 @@ become a subspace of their coefficients, and the nearest H-equivariant kernel of
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Callable, Optional, Sequence, Union
 
 import numpy as np
 import torch
-from escnn.group import Group, Representation
+from escnn.group import Group, IrreducibleRepresentation, Representation
 from escnn.gspaces import GSpace
 from scipy.optimize import minimize_scalar
 from torch import Tensor
@@ -22,6 +23,7 @@ from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
 from .grid import grid_permutation, isotypic_projection
 from .irreps import frequency, irreps_up_to
 from .pathway import Pathway
+from .positions import Positions, TurningKernels
 from .relaxation import Relaxation
 from .span import orthonormal, sectioned, singular_values
 from .subgroup import Subgroup, group_size, subgroup
@@ -64,7 +66,7 @@ class FixedKernels:
         ends = np.cumsum([0, *(len(kernels) for _, kernels in residual)]).tolist()
         #: where each pathway's coefficients stand among those of the pair
         self.sections = tuple(slice(a, b) for a, b in zip(ends, ends[1:]))
-        self._coordinates: Optional[list[tuple[object, Tensor]]] = None
+        self._coordinates: Optional[list[tuple[IrreducibleRepresentation, Tensor]]] = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -90,7 +92,16 @@ class FixedKernels:
             vectors.append(torch.einsum("fa,kac->fkc", fixed_vectors(psi, kept), coordinates).flatten(0, 1))
         return sectioned(torch.cat(vectors), list(self.sections), against=vectors[0])
 
-    def _tuples(self) -> list[tuple[object, Tensor]]:
+    @property
+    def by_irreps(self) -> bool:
+        """Whether all residual kernels belong to irreps, so that tuples of these say what any subgroup fixes."""
+        return self._rule.basis != "pixel" and all(p.kind == "irrep" for p in self.pathways)
+
+    def turning(self, weights: Tensor) -> TurningKernels:
+        """Coefficients of these kernels, ``(fields, number of residual kernels)``, with the irreps that they turn by."""
+        return TurningKernels(weights, tuple(self._tuples()) if len(self._rows) else ())
+
+    def _tuples(self) -> list[tuple[IrreducibleRepresentation, Tensor]]:
         """Coefficients of the tuples of each irrep that has a pathway, ``(K, dim psi, number of residual kernels)``."""
         if self._coordinates is None:
             group, found = self._rule.gspace.fibergroup, []
@@ -128,23 +139,44 @@ class SubgroupSearch:
     """The subgroups of a G-space in the order in which one asks whether they survive, large to small.
 
     Of a finite group these are all that escnn has ids for, conjugates included; of SO(2) and O(2) those that irreps up to
-    ``highest`` can tell apart, with the axis of a reflection found from the kernels; of other continuous groups those that
-    :func:`~escnn_relax.symmetry.subgroups.subgroups` lists, in their standard position.
+    ``highest`` can tell apart, with the axis of a reflection found from the kernels; of SO(3) and O(3) each kind that
+    :func:`~escnn_relax.symmetry.subgroups.subgroups` lists up to so many turns, where it leaves least of the kernels
+    (:mod:`escnn_relax.symmetry.positions`); of other continuous groups those that it lists, in their standard position.
 
     Args:
         gspace: the G-space.
-        highest: the highest frequency of the irreps at hand, for a continuous group of the plane.
+        highest: the highest frequency of the irreps at hand, for a continuous group.
+        kernels: of SO(3) and O(3), the kernels that are to be left as they are; without any, subgroups are looked for in
+            their standard position only.
     """
 
-    def __init__(self, gspace: GSpace, highest: int = 0) -> None:
+    def __init__(self, gspace: GSpace, highest: int = 0, kernels: Sequence[TurningKernels] = ()) -> None:
         self.gspace, self.highest = gspace, highest
         self.kind = type(gspace.fibergroup).__name__
-        self.members = () if self.kind in ("SO2", "O2") else tuple(reversed(list(subgroups(gspace))))
+        self.positions = Positions(gspace, kernels, highest) if kernels and self.kind in ("SO3", "O3") else None
+
+    @cached_property
+    def members(self) -> tuple[Subgroup, ...]:
+        """The subgroups that are asked for, large to small; of SO(2) and O(2) none is known beforehand."""
+        if self.kind in ("SO2", "O2"):
+            return ()
+        if self.positions is not None:
+            return tuple(place.subgroup for place in self.positions.places)
+        return tuple(reversed(list(subgroups(self.gspace))))
+
+    @property
+    def unlisted(self) -> str:
+        """What is not looked for, in words; empty where that is nothing that the kernels could tell."""
+        if self.kind in ("SO2", "O2") or self.positions is not None:
+            return ""
+        return subgroups(self.gspace).unlisted
 
     def maximal(self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]) -> list[Subgroup]:
         """The subgroups that survive and lie in no other one that does, large to small; the trivial one has to survive."""
         if self.kind in ("SO2", "O2"):
             return self._maximal_planar(remainder, survives)
+        if self.positions is not None:
+            return self.positions.maximal(survives)
         found: list[Subgroup] = []
         for member in self.members:
             if not any(member <= larger for larger in found) and survives(member):
@@ -153,6 +185,8 @@ class SubgroupSearch:
 
     def below(self, kept: Subgroup) -> tuple[Subgroup, ...]:
         """All smaller subgroups of ``kept``, small to large; in a continuous group those that the irreps tell apart."""
+        if self.positions is not None:
+            return self.positions.below(kept)
         if self.kind not in ("SO2", "O2"):
             return tuple(m for m in reversed(self.members) if m < kept)
         axis, turns = kept.id if self.kind == "O2" else (None, kept.id)
@@ -179,6 +213,8 @@ class SubgroupSearch:
         """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself."""
         if self.kind in ("SO2", "O2"):
             return self._above_planar(kept, remainder)
+        if self.positions is not None:
+            return self.positions.above(kept)
         larger = [m for m in self.members if kept < m]
         return tuple(m for m in larger if not any(n < m for n in larger))
 
