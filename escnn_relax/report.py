@@ -172,7 +172,7 @@ class Report:
         from matplotlib.colors import LogNorm, Normalize
 
         if of not in ("energy", "fraction"):
-            raise ArgumentError("of", expected="'energy' or 'fraction'", got=repr(of))
+            raise ArgumentError("of", expected="'energy' or 'fraction'", got=repr(of), remedy="leave it out for 'energy'")
         label = "share of kernel energy" if of == "energy" else "effective dimension / dimension"
         names = list(dict.fromkeys(p.name for layer in self.layers for p in layer.pathways))
         if axes is None:

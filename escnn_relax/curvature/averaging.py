@@ -32,7 +32,8 @@ def averaged(estimate: CurvatureEstimate, previous: Mapping[str, Any], keep: flo
         pairs = zip(estimate.outputs, previous["outputs"])
         return CurvatureEstimate.of([averaged(output, old, keep) for output, old in pairs])
     if set(previous["factors"]) != set(estimate.factors) or estimate.outputs or previous["outputs"]:
-        raise CoverageError("running average", "the previous curvature belongs to another model")
+        remedy = "refresh once with keep=0, or load the state of this model"
+        raise CoverageError("running average", "the previous curvature belongs to another model", remedy=remedy)
     ratio = estimate.num_data / previous["num_data"]
     older = keep * previous.get("weight", previous["num_data"])  # checkpoints of older versions have none
     weight = older + estimate.num_data

@@ -145,7 +145,8 @@ def batches(
 def _checked(weight: Any, samples: int, where: str) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.dim() or len(weight) != samples:
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise DataError(where, expected=f"a tensor of weights for {samples} samples", got=got)
+        remedy = "pass one weight of at least 0 for each sample, as the third entry of a batch"
+        raise DataError(where, expected=f"a tensor of weights for {samples} samples", got=got, remedy=remedy)
     if not torch.isfinite(weight).all() or (weight < 0).any():
         raise DataError(where, "weights that are negative or not finite", remedy="leave samples out by a weight of zero")
     return weight.to(torch.get_default_dtype()) if not weight.is_floating_point() else weight

@@ -85,10 +85,10 @@ class Curvature:
         memory: Optional[float] = None,
     ) -> None:
         if bias not in ("exact", "kronecker"):
-            raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias))
+            raise ArgumentError("bias", expected="'exact' or 'kronecker'", got=repr(bias), remedy="leave it out for 'exact'")
         if not (samples in (None, AUTOMATIC) or (isinstance(samples, int) and samples >= 1)):
             expected = "a positive number, None for all outputs, or 'auto'"
-            raise ArgumentError("samples", expected=expected, got=repr(samples))
+            raise ArgumentError("samples", expected=expected, got=repr(samples), remedy="leave it out for 'auto'")
         model = unwrapped(model)
         self.model, self.likelihood = model, likelihood_named(likelihood)
         self.approximation, self.samples, self.exact_bias = approximation, samples, bias == "exact"
@@ -285,7 +285,8 @@ class Curvature:
         input, target = counting(input, target)
         output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
         if len(output) != len(target):
-            raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target))
+            remedy = "pass one target for each sample of a batch"
+            raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target), remedy=remedy)
         self.likelihood.check(output, target)
         with torch.no_grad():
             if self.apart:

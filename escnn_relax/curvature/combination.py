@@ -73,7 +73,8 @@ def _all(kind: type[Kind], factors: Sequence[Factor]) -> list[Kind]:
     found = [f for f in factors if isinstance(f, kind)]
     if len(found) < len(factors):
         got = sorted({type(f).__name__ for f in factors})
-        raise CurvatureError(factors[0].where, expected=f"a {kind.__name__} for each output", got=got)
+        remedy = "take one curvature for all outputs, or noise='shared'"
+        raise CurvatureError(factors[0].where, expected=f"a {kind.__name__} for each output", got=got, remedy=remedy)
     return found
 
 

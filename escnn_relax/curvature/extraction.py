@@ -218,7 +218,8 @@ class Extraction:
             tap, geometric = taps[index], isinstance(input, GeometricTensor)
             tap.differentiable = self._differentiable
             if args or kwargs or not (geometric or isinstance(input, Tensor)):
-                raise UnsupportedModuleError(name, expected="one tensor as the layer's only input", got=(input, *args))
+                remedy = "call the layer with its input alone, or freeze its weights to leave it out"
+                raise UnsupportedModuleError(name, expected="one tensor as the layer's only input", got=(input, *args), remedy=remedy)
 
             def apply(tensor: Tensor) -> Tensor:
                 result = forward(GeometricTensor(tensor, input.type) if geometric else tensor)

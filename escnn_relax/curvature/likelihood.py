@@ -86,7 +86,8 @@ class Likelihood(ABC):
 
     def probabilities(self, output: Tensor) -> Tensor:
         """Class probabilities of outputs ``(..., C)``; ``LikelihoodError`` where there are no classes."""
-        raise LikelihoodError(f"likelihood {self.name!r}", "it has no class probabilities")
+        remedy = "use 'categorical' or 'bernoulli', or read the mean and variance of predict"
+        raise LikelihoodError(f"likelihood {self.name!r}", "it has no class probabilities", remedy=remedy)
 
     def classes(self, probabilities: Tensor) -> Tensor:
         """:meth:`probabilities` as those of one choice a row, ``(choices, classes)``."""
@@ -129,11 +130,13 @@ class Likelihood(ABC):
 
     def losses(self, output: Tensor, target: Any) -> Tensor:
         """:meth:`loss` of each output by itself, shape ``(C,)``; ``LikelihoodError`` unless the likelihood is ``noisy``."""
-        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart")
+        remedy = "leave out noise='output', or use likelihood='gaussian'"
+        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy)
 
     def columns_apart(self, output: Tensor, samples: Optional[int] = None, target: Any = None) -> Iterable[Tensor]:
         """Columns of one output each, which take turns; ``LikelihoodError`` unless the likelihood is ``noisy``."""
-        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart")
+        remedy = "leave out noise='output', or use likelihood='gaussian'"
+        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy)
 
     def tensor(self, output: Any) -> Tensor:
         """The network's output as a tensor ``(N, C, ...)``; raises ``LikelihoodError`` where it is none."""
@@ -165,7 +168,8 @@ class Likelihood(ABC):
         for like in (observed, self.elements(output[:1].detach(), wanted[:1])):
             if not _fits(spread(weight[:1], like).shape, like.shape):
                 expected = f"weights of shape ({len(wanted)},), or as the targets {tuple(wanted.shape)}"
-                raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=tuple(weight.shape))
+                remedy = "pass one weight for each sample, or one for each of its targets"
+                raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=tuple(weight.shape), remedy=remedy)
 
     def _observed(self, output: Tensor) -> Tensor:
         """As many outputs as there are numbers observed."""
@@ -203,10 +207,12 @@ class Categorical(Likelihood):
         self, weight: Union[None, Tensor, Sequence[float]] = None, ignore_index: int = -100, label_smoothing: float = 0.0
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ArgumentError("label_smoothing", expected="a fraction below 1", got=label_smoothing)
+            remedy = "leave it out for 0"
+            raise ArgumentError("label_smoothing", expected="a fraction below 1", got=label_smoothing, remedy=remedy)
         self.weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64).detach()
         if self.weight is not None and (self.weight.dim() != 1 or not (self.weight >= 0).all()):
-            raise ArgumentError("weight", expected="one number of at least 0 for each class", got=weight)
+            remedy = "pass a tensor as torch.nn.CrossEntropyLoss takes it"
+            raise ArgumentError("weight", expected="one number of at least 0 for each class", got=weight, remedy=remedy)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
@@ -271,7 +277,8 @@ class Categorical(Likelihood):
                 remedy="use likelihood='gaussian' for real-valued targets",
             )
         if self.weight is not None and len(self.weight) != output.shape[1]:
-            raise LikelihoodError("likelihood 'categorical'", expected=f"{output.shape[1]} weights", got=len(self.weight))
+            remedy = "pass one weight for each class that the network puts out"
+            raise LikelihoodError("likelihood 'categorical'", expected=f"{output.shape[1]} weights", got=len(self.weight), remedy=remedy)
         if output.shape[1] < 2:
             raise LikelihoodError(
                 "likelihood 'categorical'", expected="two outputs or more", got=1, remedy="use likelihood='bernoulli'"
@@ -439,7 +446,8 @@ class Heteroscedastic(_Elementwise):
     def _check(self, output: Tensor, target: Tensor) -> None:
         if output.shape[1] % 2:
             expected = "means and as many log variances, an even number of outputs"
-            raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=output.shape[1])
+            remedy = "let the network put out twice as many numbers as there are targets"
+            raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=output.shape[1], remedy=remedy)
         super()._check(output, target)
 
     def _constant(self, target: Tensor, counts: Tensor) -> float:
@@ -469,7 +477,8 @@ def likelihood(given: Union[str, Likelihood, Callable[..., Any]]) -> Likelihood:
 
         return of_loss(given)
     if not isinstance(given, str) or given not in _KNOWN:
-        raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given))
+        remedy = "pass one of these names, or a Likelihood of your own"
+        raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given), remedy=remedy)
     return _KNOWN[given]()
 
 

@@ -90,7 +90,8 @@ class Batches:
             found = read(batch, f"batch {index}") if self.read is None else self.read(batch)
             if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
                 expected = "(input, target) or (input, target, weight) from the function that reads batches"
-                raise DataError(f"batch {index}", expected=expected, got=type(found).__name__)
+                remedy = "let the function given as read= return such a tuple"
+                raise DataError(f"batch {index}", expected=expected, got=type(found).__name__, remedy=remedy)
             input, *others = found
             yield Batch(input if self.forward is None else Asked(input, self.forward), *others)
 

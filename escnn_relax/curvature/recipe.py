@@ -66,7 +66,8 @@ def recipe(
     {'small': 'exact', 'middle': 'expand', 'large': 'sketched'}
     """
     if memory is not None and not memory > 0:
-        raise ArgumentError("memory", expected="MiB, more than 0", got=memory)
+        remedy = "leave it out for blocks of at most 256 weights"
+        raise ArgumentError("memory", expected="MiB, more than 0", got=memory, remedy=remedy)
     if approximation == AUTOMATIC:
         exact, left = set(), 0.0 if memory is None else memory * 2**20 * EXACT_PART
         for name in sorted(sizes, key=sizes.__getitem__):
@@ -78,5 +79,6 @@ def recipe(
         wide = {name for name, size in (patches or {}).items() if size > LARGEST_PATCH}
         return {name: "exact" if name in exact else "sketched" if name in wide else "expand" for name in sizes}
     if approximation not in APPROXIMATIONS:
-        raise ArgumentError("curvature", expected=f"one of {(*APPROXIMATIONS, AUTOMATIC)}", got=repr(approximation))
+        remedy = "take 'expand', or 'auto' for wide networks"
+        raise ArgumentError("curvature", expected=f"one of {(*APPROXIMATIONS, AUTOMATIC)}", got=repr(approximation), remedy=remedy)
     return dict.fromkeys(sizes, approximation)

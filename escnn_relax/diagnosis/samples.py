@@ -119,7 +119,8 @@ class Grouping:
         """
         count, parts = len(target), [part.detach().to("cpu") for part in tensors(input)]
         if len(parts) == 1 and len(parts[0]) != count:
-            raise DataError("batch", expected=f"as many targets as inputs, {len(parts[0])}", got=count)
+            remedy = "let each batch be (input, target) with samples along dimension 0 of both"
+            raise DataError("batch", expected=f"as many targets as inputs, {len(parts[0])}", got=count, remedy=remedy)
         aims = [target.target, target.weight] if isinstance(target, Weighted) else [target]
         told = [part for part in (*parts, *(aim.detach().to("cpu") for aim in aims)) if _of_samples(part, count)]
         chosen_groups = []

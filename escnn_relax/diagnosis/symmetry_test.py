@@ -156,11 +156,12 @@ def symmetry_test(
 def _check(draws: int, initialisations: int, groups: int, level: float) -> None:
     if draws < 1 or initialisations < 1:
         got = {"draws": draws, "initialisations": initialisations}
-        raise ArgumentError("symmetry_test", expected="draws and initialisations of 1 or more", got=got)
+        remedy = "999 draws and 1 initialisation are the defaults"
+        raise ArgumentError("symmetry_test", expected="draws and initialisations of 1 or more", got=got, remedy=remedy)
     if groups < 20:
         raise ArgumentError("groups", expected="20 or more", got=groups, remedy="with fewer there is no power; 64 is the default")
     if not 0 < level < 1:
-        raise ArgumentError("level", expected="a fraction between 0 and 1", got=level)
+        raise ArgumentError("level", expected="a fraction between 0 and 1", got=level, remedy="0.05 is the default")
 
 
 def _bar(iterable: Iterable[Any]) -> Iterable[Any]:

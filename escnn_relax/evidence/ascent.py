@@ -24,9 +24,11 @@ def move(evidence: "Evidence", method: str, steps: int, damping: float, rate: fl
     """So many steps of ``"mackay"`` or ``"gradient"``; ``ArgumentError`` for others."""
     if steps < 0 or not 0 <= damping < 1 or not rate > 0:
         expected = "steps >= 0, 0 <= damping < 1 and rate > 0"
-        raise ArgumentError("step", expected=expected, got=f"steps={steps}, damping={damping}, rate={rate}")
+        remedy = "leave them out for the defaults"
+        raise ArgumentError("step", expected=expected, got=f"steps={steps}, damping={damping}, rate={rate}", remedy=remedy)
     if method not in ("mackay", "gradient"):
-        raise ArgumentError("step", expected="method='mackay' or 'gradient'", got=repr(method))
+        remedy = "leave it out for 'mackay'"
+        raise ArgumentError("step", expected="method='mackay' or 'gradient'", got=repr(method), remedy=remedy)
     evidence.spectrum  # there must be one
     for name, square in evidence.squares().items():
         if not math.isfinite(square):

@@ -40,7 +40,8 @@ def to_laplace(evidence: "Evidence") -> Any:
         raise CoverageError("to_laplace", f"{loose[0]} has no curvature", remedy="freeze it by requires_grad_(False)")
     kinds = {"categorical": "classification", "gaussian": "regression"}
     if evidence.likelihood.name not in kinds:
-        raise LikelihoodError("to_laplace", expected=f"one of {sorted(kinds)}", got=evidence.likelihood.name)
+        remedy = "use Posterior of this package for other likelihoods"
+        raise LikelihoodError("to_laplace", expected=f"one of {sorted(kinds)}", got=evidence.likelihood.name, remedy=remedy)
     if evidence.noise.each:
         raise LikelihoodError("to_laplace", "laplace-torch has one noise for all outputs", remedy="use noise='shared'")
     names = [name for name, p in evidence.model.named_parameters() if p.requires_grad]

@@ -45,7 +45,8 @@ def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise CheckpointError(str(path), f"cannot be read ({error})", remedy="delete it to start anew") from error
+        reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for a page
+        raise CheckpointError(str(path), f"cannot be read ({reason})", remedy="delete it to start anew") from error
     found = state.get("run") if isinstance(state, dict) else None
     if found != run:
         differ = sorted(k for k in run if not isinstance(found, dict) or found.get(k) != run[k])

@@ -144,7 +144,8 @@ class Evidence:
         bounds: tuple[float, float] = BOUNDS,
     ) -> None:
         if num_data is not None and not num_data > 0:
-            raise ArgumentError("num_data", expected="the number of training samples", got=num_data)
+            remedy = "pass len(train_set), or leave it out and refresh on all the data first"
+            raise ArgumentError("num_data", expected="the number of training samples", got=num_data, remedy=remedy)
         self.model = model = unwrapped(model)
         self._layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
         if not self._layers and relaxed_only:
@@ -287,7 +288,7 @@ class Evidence:
         If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
         """
         if not 0 <= keep < 1:
-            raise ArgumentError("keep", expected="a fraction below 1", got=keep)
+            raise ArgumentError("keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default")
         estimate = self.curvature(loader, progress)
         if not estimate.num_outputs:
             remedy = "look at ignore_index, or at the weights of the batches"

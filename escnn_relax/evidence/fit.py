@@ -137,9 +137,11 @@ def fit(
     """
     if epochs < 0 or burn_in < 0 or refresh_every < 1 or hypersteps < 0:
         got = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
-        raise ArgumentError("fit", expected="epochs, burn_in, hypersteps >= 0 and refresh_every >= 1", got=got)
+        remedy = "leave out what should have its default"
+        raise ArgumentError("fit", expected="epochs, burn_in, hypersteps >= 0 and refresh_every >= 1", got=got, remedy=remedy)
     if not 0 < share <= 1:
-        raise ArgumentError("share", expected="a fraction above 0 and at most 1", got=share)
+        remedy = "leave it out to look at all batches"
+        raise ArgumentError("share", expected="a fraction above 0 and at most 1", got=share, remedy=remedy)
     if evidence is not None and (evidence_options or evidence.model is not unwrapped(model)):
         another = evidence.model is not unwrapped(model)
         problem = "an evidence of another model" if another else "both evidence and options for one"

@@ -55,12 +55,13 @@ class Noise:
         self, likelihood: Likelihood, kind: str, log: Union[float, Sequence[float], Tensor], temperature: float
     ) -> None:
         if kind not in KINDS:
-            raise ArgumentError("noise", expected=f"{KINDS[0]!r} or {KINDS[1]!r}", got=repr(kind))
+            remedy = "leave it out for one noise of all outputs"
+            raise ArgumentError("noise", expected=f"{KINDS[0]!r} or {KINDS[1]!r}", got=repr(kind), remedy=remedy)
         if kind == "output" and not likelihood.noisy:
             problem = f"the likelihood {likelihood.name!r} has no observation noise"
             raise ArgumentError("noise", problem, remedy="use likelihood='gaussian', or leave noise out")
         if not 0 < temperature < math.inf:
-            raise ArgumentError("temperature", expected="a positive number", got=temperature)
+            raise ArgumentError("temperature", expected="a positive number", got=temperature, remedy="leave it out for 1")
         self.likelihood, self.kind, self.temperature = likelihood, kind, temperature
         self.log = log
 
@@ -73,7 +74,8 @@ class Noise:
     def log(self, value: Union[float, Sequence[float], Tensor]) -> None:
         values = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
         if not (values.abs() <= LARGEST).all():
-            raise ArgumentError("log_noise", expected=f"a logarithm between -{LARGEST:g} and {LARGEST:g}", got=value)
+            remedy = "pass the logarithm of a standard deviation, 0 for one of 1"
+            raise ArgumentError("log_noise", expected=f"a logarithm between -{LARGEST:g} and {LARGEST:g}", got=value, remedy=remedy)
         if values.dim() > (1 if self.kind == "output" else 0):
             remedy = "pass noise='output' for a noise of each output"
             raise ArgumentError("log_noise", expected="a number", got=f"shape {tuple(values.shape)}", remedy=remedy)
@@ -89,7 +91,8 @@ class Noise:
         if self.each and not isinstance(self.log, Tensor):
             self.log = [self.log] * outputs
         if self.each and isinstance(self.log, Tensor) and len(self.log) != outputs:
-            raise LikelihoodError("log_noise", expected=f"one for each of the {outputs} outputs", got=len(self.log))
+            remedy = "pass a number for all outputs, or as many as there are"
+            raise LikelihoodError("log_noise", expected=f"one for each of the {outputs} outputs", got=len(self.log), remedy=remedy)
 
     @property
     def scale(self) -> float:

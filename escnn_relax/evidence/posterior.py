@@ -77,7 +77,7 @@ class Posterior:
             samples: number of draws.
         """
         if link not in ("probit", "sample"):
-            raise ArgumentError("link", expected="'probit' or 'sample'", got=repr(link))
+            raise ArgumentError("link", expected="'probit' or 'sample'", got=repr(link), remedy="leave it out for 'probit'")
         mean, covariance = self.outputs(input)
         variance = covariance.diagonal(dim1=1, dim2=2)
         if self.evidence.likelihood.noisy:
@@ -99,7 +99,8 @@ class Posterior:
             LikelihoodError: for a Gaussian likelihood, which predicts no probabilities.
         """
         if self.evidence.likelihood.noisy:
-            raise LikelihoodError("calibration", expected="a likelihood with class probabilities", got="a Gaussian one")
+            remedy = "compare the mean and variance of predict with the targets"
+            raise LikelihoodError("calibration", expected="a likelihood with class probabilities", got="a Gaussian one", remedy=remedy)
         averaged, plain, targets = [], [], []
         likelihood = self.evidence.likelihood
         for input, target in batches(loader, next(self.evidence.model.parameters()).device):

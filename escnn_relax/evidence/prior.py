@@ -49,7 +49,8 @@ class Prior:
         {'a': ('a.weights.equivariant', 'a.bias'), 'b': ('b.weight',)}
         """
         if not bounds[0] < bounds[1]:
-            raise ArgumentError("bounds", expected="(least, largest) log precision", got=bounds)
+            remedy = "leave it out for the default"
+            raise ArgumentError("bounds", expected="(least, largest) log precision", got=bounds, remedy=remedy)
         groups: dict[str, list[str]] = {}
         for name in names:
             groups.setdefault(_group(name, ties), []).append(name)
@@ -68,12 +69,14 @@ class Prior:
         """
         for name, value in {**wanted, **fixed}.items():
             if not abs(value) <= 100:
-                raise ArgumentError(name, expected="a log precision between -100 and 100", got=value)
+                remedy = "pass the logarithm of a precision, 0 for a prior of variance 1"
+                raise ArgumentError(name, expected="a log precision between -100 and 100", got=value, remedy=remedy)
         found = {}
         for group, members in self.groups.items():
             held = [value for name, value in fixed.items() if name == group or name in members]
             if len(set(held)) > 1:
-                raise ArgumentError("fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)))
+                remedy = "give all its members one value, or tie fewer of them"
+                raise ArgumentError("fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)), remedy=remedy)
             found.update(dict.fromkeys(members, held[0] if held else self.clip(wanted[members[0]])))
         return {name: float(found[name]) for name in wanted}
 
@@ -90,5 +93,6 @@ def _group(name: str, ties: Ties) -> str:
     layer = name.partition(".weights.")[0] if ".weights." in name else name.rpartition(".")[0]
     known = {"parameter": name, "layer": layer or name, "model": "model"}
     if ties not in known:
-        raise ArgumentError("ties", expected=f"one of {sorted(known)}, a mapping or a function", got=repr(ties))
+        remedy = "leave it out for a precision of each parameter"
+        raise ArgumentError("ties", expected=f"one of {sorted(known)}, a mapping or a function", got=repr(ties), remedy=remedy)
     return known[ties]

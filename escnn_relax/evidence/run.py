@@ -84,7 +84,8 @@ class Run:
         state = disk.load(path, self.description())
         own = list(generators(*self.loaders))
         if len(own) != len(state["generators"]):
-            raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders")
+            remedy = "start with the loaders that it was written with, or with a new checkpoint file"
+            raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders", remedy=remedy)
         self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
         self.evidence.model.load_state_dict(state["model"])
         self.descent.load_state_dict(state["optimizer"])

@@ -44,7 +44,8 @@ class Scales:
 
     def __init__(self, evidence: Evidence, rate: float = 0.1) -> None:
         if not 0 < rate < math.inf:
-            raise ArgumentError("omega_rate", expected="a positive step in log omega", got=rate)
+            remedy = "leave it out for the default"
+            raise ArgumentError("omega_rate", expected="a positive step in log omega", got=rate, remedy=remedy)
         self.evidence, self.rate = evidence, rate
         self.parameters = length_scales(evidence.model)
         self.descent = None

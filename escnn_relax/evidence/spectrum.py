@@ -50,7 +50,8 @@ class Spectrum:
         values = {name: share * of(name) for name in sizes}
         for name, size in sizes.items():
             if values[name].shape[-1] != size:
-                raise CurvatureError(name, expected=f"{size} eigenvalues", got=values[name].shape[-1])
+                remedy = "refresh the evidence of this model anew"
+                raise CurvatureError(name, expected=f"{size} eigenvalues", got=values[name].shape[-1], remedy=remedy)
         losses = torch.tensor([o.loss for o in estimate.outputs] or estimate.loss, dtype=torch.float64)
         constants = torch.tensor([o.constant for o in estimate.outputs] or estimate.constant, dtype=torch.float64)
         return cls(values, share * losses, num_data, estimate.num_outputs, share * constants)

@@ -34,7 +34,8 @@ def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
     """The way back; ``CoverageError`` for the state of another model or kind of noise."""
     if set(state["log_precision"]) != set(evidence.log_precision):
         odd = sorted(set(state["log_precision"]) ^ set(evidence.log_precision))
-        raise CoverageError("state_dict", f"it belongs to another model; they differ in {odd[:3]}")
+        remedy = "load it into an evidence of the model that it was saved with"
+        raise CoverageError("state_dict", f"it belongs to another model; they differ in {odd[:3]}", remedy=remedy)
     spectrum = None if state["spectrum"] is None else Spectrum(**state["spectrum"])
     if spectrum is not None and (spectrum.losses.dim() == 1) != evidence.noise.each:
         raise CoverageError("state_dict", "it has another kind of noise", remedy="pass the same noise= to Evidence")
@@ -44,7 +45,8 @@ def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
             continue
         if name not in spectrum.values or spectrum.values[name].shape[-1] != p.numel():
             there = spectrum.values[name].shape[-1] if name in spectrum.values else "no"
-            raise CoverageError("state_dict", f"it is another model's: {name} has {there} weights there, {p.numel()} here")
+            remedy = "load it into an evidence of the model that it was saved with"
+            raise CoverageError("state_dict", f"it is another model's: {name} has {there} weights there, {p.numel()} here", remedy=remedy)
     gates = {name: state["log_precision"][name] for name in shut | set(evidence.closed)}
     move_gates(evidence, gates)
     evidence.log_precision, evidence.num_data = dict(state["log_precision"]), state["num_data"]

@@ -102,7 +102,7 @@ def harden(
     ('R2Conv', 'C2')
     """
     if per not in ("depth", "network", "layer"):
-        raise ArgumentError("per", expected="'depth', 'network' or 'layer'", got=repr(per))
+        raise ArgumentError("per", expected="'depth', 'network' or 'layer'", got=repr(per), remedy="leave it out for 'depth'")
     for name, value in (("energy", energy), ("determined", determined)):
         if not 0 <= value <= 1:
             raise ArgumentError(name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default")

@@ -67,7 +67,8 @@ def carry_optimiser(optimiser: Optimizer, old: nn.Module, new: nn.Module) -> Opt
         params: list[Tensor] = []
         for p in group["params"]:
             if id(p) not in counterparts:
-                raise ArgumentError("carry_optimiser", "the optimiser holds a parameter that the old model has not")
+                remedy = "pass the model that the optimiser was made for, then the new one"
+                raise ArgumentError("carry_optimiser", "the optimiser holds a parameter that the old model has not", remedy=remedy)
             params += [q for q, _ in counterparts[id(p)] if id(q) not in assigned]
             assigned |= {id(q) for q, _ in counterparts[id(p)]}
         groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": params})
@@ -134,7 +135,8 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
         for key, p in a.named_parameters(recurse=False):
             q = b._parameters.get(key)
             if q is None or q.shape != p.shape:
-                raise ArgumentError(f"{name}.{key}".strip("."), "the new model has no such parameter of this shape")
+                remedy = "pass the module that came of restrict, relax or harden"
+                raise ArgumentError(f"{name}.{key}".strip("."), "the new model has no such parameter of this shape", remedy=remedy)
             found.setdefault(id(p), []).append((q, lambda value, squared: value.clone()))
     return found
 

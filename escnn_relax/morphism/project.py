@@ -98,7 +98,8 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
             source = theirs.get(name)
             if type(source) is not type(part):
                 raise FieldTypeError(
-                    name, expected=f"a {type(part).__name__} there as in like", got=type(source).__name__
+                    name, expected=f"a {type(part).__name__} there as in like", got=type(source).__name__,
+                    remedy="pass like= the module that this one was restricted from",
                 )
             new, record = _on_group(name, source, part)
         records.append(record)
@@ -139,7 +140,8 @@ def _on_group(name: str, source: EquivariantModule, target: EquivariantModule) -
     for side in ("in_type", "out_type"):
         ours, wanted = getattr(source, side), getattr(target, side)
         if [r.size for r in ours.representations] != [r.size for r in wanted.representations]:
-            raise FieldTypeError(name, expected=f"{side} with the field sizes of {wanted}", got=str(ours))
+            remedy = "pass like= the module that this one was restricted from"
+            raise FieldTypeError(name, expected=f"{side} with the field sizes of {wanted}", got=str(ours), remedy=remedy)
     new = _escnn.rebuild(target, target.in_type, target.out_type)
     dtype = source.weights.dtype
     new = new.to(device=source.weights.device, dtype=dtype)
@@ -199,6 +201,7 @@ def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str])
                     continue
                 if value.shape != tensor.shape:
                     raise FieldTypeError(
-                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(value.shape))
+                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(value.shape)),
+                        remedy="pass like= the module that this one was restricted from",
                     )
                 tensor.data = value.detach().clone()

@@ -32,12 +32,14 @@ class Relabel(EquivariantModule):
     def __init__(self, in_type: FieldType, out_type: FieldType) -> None:
         super().__init__()
         if [r.size for r in in_type.representations] != [r.size for r in out_type.representations]:
-            raise FieldTypeError("Relabel", expected=f"fields of the sizes of {in_type}", got=str(out_type))
+            remedy = "a relabelling changes names only: let both types have the same fields"
+            raise FieldTypeError("Relabel", expected=f"fields of the sizes of {in_type}", got=str(out_type), remedy=remedy)
         self.in_type, self.out_type = in_type, out_type
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         if input.type != self.in_type:
-            raise FieldTypeError("Relabel", expected=str(self.in_type), got=str(input.type))
+            remedy = "pass a tensor of the module's in_type"
+            raise FieldTypeError("Relabel", expected=str(self.in_type), got=str(input.type), remedy=remedy)
         return GeometricTensor(input.tensor, self.out_type, input.coords)
 
     def evaluate_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -94,13 +94,15 @@ def relax_translation(
     """
     wanted = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
     if not wanted:
-        raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways))
+        remedy = "pass a list, such as ['dense'] or [('factored', 'group')]"
+        raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways), remedy=remedy)
     chosen = _chooser(model, layers)
     shapes = _shapes(model, example, chosen)
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
         if isinstance(module, RelaxedTranslation):
-            raise UnsupportedModuleError(name or "model", "its translations are relaxed already")
+            remedy = "pass the model before relax_translation"
+            raise UnsupportedModuleError(name or "model", "its translations are relaxed already", remedy=remedy)
         if not isinstance(module, CONVOLUTIONS) or not chosen(name, module):
             return None
         where = name or type(module).__name__
@@ -114,7 +116,8 @@ def relax_translation(
             kept = _kept(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)), where)
             title = f"{kind}_{'free' if kept.order == 1 else kept.name}"
             if title in built:
-                raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways))
+                remedy = "name each pathway once"
+                raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways), remedy=remedy)
             options: dict[str, Any] = {"fraction": fraction, "omega": omega, "learn_omega": learn_omega, "seed": seed}
             options["where"] = where
             if kind == SPARSE_KERNEL:
@@ -140,7 +143,8 @@ def _specified(pathway: Union[str, tuple[Any, ...]]) -> tuple[str, object]:
     kind, keeps = (pathway, "group") if not isinstance(pathway, (tuple, list)) or len(pathway) != 2 else pathway
     if not isinstance(kind, str) or kind not in (*KINDS, SPARSE_KERNEL):
         expected = f"pathways out of {[*KINDS, SPARSE_KERNEL]}, or pairs of one and what it keeps"
-        raise ArgumentError("relax_translation", expected=expected, got=repr(pathway))
+        remedy = "pass a name, or (name, subgroup)"
+        raise ArgumentError("relax_translation", expected=expected, got=repr(pathway), remedy=remedy)
     return kind, keeps
 
 

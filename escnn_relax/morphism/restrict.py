@@ -75,7 +75,8 @@ def restrict(
     where = where or type(module).__name__
     root = _first_type(module)
     if root is None:
-        raise FieldTypeError(where, "the module has no field type, so there is no group to restrict")
+        remedy = "pass a module with an in_type, or one that contains some"
+        raise FieldTypeError(where, "the module has no field type, so there is no group to restrict", remedy=remedy)
     chosen = subgroup(root.gspace, subgroup_id, where)
     if chosen.index == 1:
         raise SubgroupError(
@@ -117,6 +118,7 @@ def _check_boundary(module: nn.Module, from_layer: Optional[str], where: str) ->
         raise ArgumentError(
             f"{where}.{from_layer}",
             "from_layer must name a module with an in_type, since the step to the subgroup goes before it",
+            remedy="name an escnn layer of the model, the first that is to be on the subgroup",
         )
 
 

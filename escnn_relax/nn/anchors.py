@@ -176,12 +176,13 @@ def length_scales(model: nn.Module) -> dict[str, nn.Parameter]:
 def _check_numbers(where: str, fraction: object, omega: object, noise: object) -> None:
     if not (_is_number(fraction) and 0 < fraction <= 1):
         expected = "a fraction above 0 and at most 1: no more anchors than sites"
-        raise ArgumentError(where, expected=expected, got=repr(fraction))
+        raise ArgumentError(where, expected=expected, got=repr(fraction), remedy="leave it out for the default")
     if not (_is_number(omega) and RANGE[0] <= omega <= RANGE[1]):
         expected = f"omega, an inverse length scale (1 / pixels), between {RANGE[0]:g} and {RANGE[1]:g}"
         raise ArgumentError(where, expected=expected, got=repr(omega), remedy="1.0 is a length of one pixel")
     if not (_is_number(noise) and 0 <= noise < math.inf):
-        raise ArgumentError(where, expected="noise, a number of at least 0", got=repr(noise))
+        remedy = "leave it out for the default"
+        raise ArgumentError(where, expected="noise, a number of at least 0", got=repr(noise), remedy=remedy)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -159,7 +159,8 @@ class MixedConvolution(RelaxedConvolution):
         known = [p.name for p in self.pathways]
         kept = [name for name in known if name not in names]
         if not kept or not set(names) <= set(known):
-            raise ArgumentError(type(self).__name__, expected=f"some, not all, of the summands {known}", got=list(names))
+            remedy = "name those that are to go, and leave at least one"
+            raise ArgumentError(type(self).__name__, expected=f"some, not all, of the summands {known}", got=list(names), remedy=remedy)
         return kept_summands(self, kept)
 
     def nearest(self, *names: str) -> "MixedConvolution":
@@ -180,7 +181,8 @@ class MixedConvolution(RelaxedConvolution):
         """
         known = [p.name for p in self.pathways]
         if not names or not set(names) <= set(known):
-            raise ArgumentError(type(self).__name__, expected=f"some of the summands {known}", got=list(names))
+            remedy = "name those that are to stay"
+            raise ArgumentError(type(self).__name__, expected=f"some of the summands {known}", got=list(names), remedy=remedy)
         return nearest_summands(self, [name for name in known if name in names])
 
     # --- filters ----------------------------------------------------------------------------------------------------

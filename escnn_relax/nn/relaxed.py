@@ -274,7 +274,8 @@ class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
         """Shape of the output for an input ``(batch, channels, *space)``, as the convolution itself finds it."""
         if len(input_shape) != 2 + self.d or input_shape[1] != self.in_type.size:
             raise ArgumentError(
-                type(self).__name__, expected=f"a shape (batch, {self.in_type.size}, *{self.d} dimensions)", got=input_shape
+                type(self).__name__, expected=f"a shape (batch, {self.in_type.size}, *{self.d} dimensions)", got=input_shape,
+                remedy="pass the shape of a batch of inputs",
             )
         with torch.no_grad():
             kernel = self._as_filter(self.kernel(self.weights)).to("meta")

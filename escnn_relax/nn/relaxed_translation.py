@@ -76,9 +76,11 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         super().__init__()
         self.where = where = type(self).__name__
         if not isinstance(convolution, EquivariantModule):
-            raise FieldTypeError(where, expected="a steerable convolution", got=type(convolution).__name__)
+            remedy = "pass a convolution of escnn or escnn_relax"
+            raise FieldTypeError(where, expected="a steerable convolution", got=type(convolution).__name__, remedy=remedy)
         if not pathways or CONVOLUTION in pathways:
-            raise ArgumentError(where, expected=f"pathways, none called {CONVOLUTION!r}", got=list(pathways))
+            remedy = "choose another name for the pathway"
+            raise ArgumentError(where, expected=f"pathways, none called {CONVOLUTION!r}", got=list(pathways), remedy=remedy)
         self.in_type, self.out_type, self.space = convolution.in_type, convolution.out_type, convolution.in_type.gspace
         self.in_shape, self.divisor = tuple(in_shape), 1 + len(pathways) if average else 1
         size = (1, self.in_type.size, *self.in_shape)
@@ -88,13 +90,15 @@ class RelaxedTranslation(Recorded, EquivariantModule):
             if not isinstance(pathway, (SitePathway, KernelPathway)) or types != [self.in_type, self.out_type]:
                 got = " to ".join(map(str, types))
                 expected = f"the pathway {name!r} to lead from {self.in_type} to {self.out_type}"
-                raise FieldTypeError(where, expected=expected, got=got)
+                remedy = "make the pathway with the field types of the convolution"
+                raise FieldTypeError(where, expected=expected, got=got, remedy=remedy)
             if (pathway.in_shape, pathway.out_shape) != (self.in_shape, self.out_shape):
                 raise ArgumentError(
                     where,
                     f"the pathway {name!r} is of another spatial size",
                     expected=f"{self.in_shape} to {self.out_shape}",
                     got=f"{pathway.in_shape} to {pathway.out_shape}",
+                    remedy="make the pathway for the convolution's sizes",
                 )
         self.convolution, self.sites = convolution, nn.ModuleDict(pathways)
         self._begin_record(1 + len(self.sites))
@@ -201,7 +205,8 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         """Shape of the output for an input ``(batch, channels, *in_shape)``."""
         if tuple(input_shape[1:]) != (self.in_type.size, *self.in_shape):
             expected = f"a shape (batch, {self.in_type.size}, {', '.join(map(str, self.in_shape))})"
-            raise ArgumentError(type(self).__name__, expected=expected, got=tuple(input_shape))
+            remedy = "pass inputs of the size that the layer was made for"
+            raise ArgumentError(type(self).__name__, expected=expected, got=tuple(input_shape), remedy=remedy)
         return (input_shape[0], self.out_type.size, *self.out_shape)
 
     def extra_repr(self) -> str:

@@ -114,7 +114,8 @@ class SitePathway(nn.Module):
         another number of channels."""
         if not isinstance(input, Tensor):
             expected = f"a tensor of shape (N, {self.in_type.size}, {', '.join(map(str, self.in_shape))})"
-            raise FieldTypeError(self.where, expected=expected, got=type(input).__name__)
+            remedy = "pass the .tensor of a GeometricTensor"
+            raise FieldTypeError(self.where, expected=expected, got=type(input).__name__, remedy=remedy)
         if tuple(input.shape[2:]) != self.in_shape:
             raise ArgumentError(
                 self.where,
@@ -124,7 +125,8 @@ class SitePathway(nn.Module):
                 remedy="resize the inputs, or build the pathway with an example of this size",
             )
         if input.shape[1] != self.in_type.size:
-            raise FieldTypeError(self.where, expected=f"{self.in_type.size} channels of {self.in_type}", got=input.shape[1])
+            remedy = "pass a tensor of its in_type"
+            raise FieldTypeError(self.where, expected=f"{self.in_type.size} channels of {self.in_type}", got=input.shape[1], remedy=remedy)
 
 
 def _uniform(shape: Sequence[int], summed: int) -> Tensor:
@@ -137,7 +139,8 @@ def _shape(shape: Sequence[int], space: GSpace, where: str) -> tuple[int, ...]:
     """A shape as whole numbers, one for each axis of the G-space's grids."""
     found = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if len(found) != space.dimensionality or not all(isinstance(n, Integral) and n > 0 for n in found):
-        raise ArgumentError(where, expected=f"a shape of {space.dimensionality} positive whole numbers", got=shape)
+        remedy = "pass the height and width in pixels, for volumes the depth first"
+        raise ArgumentError(where, expected=f"a shape of {space.dimensionality} positive whole numbers", got=shape, remedy=remedy)
     return tuple(map(int, found))
 
 

@@ -97,9 +97,11 @@ class SparseConvolution(EquivariantModule):
         sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
         smallest = min(n - (k != "padding") for k, of in sizes.items() for n in self._each(of))
         if not isinstance(kernel_size, Integral) or smallest < 0:
-            raise ArgumentError(name, expected="positive sizes, and one size of kernel for all axes", got=sizes)
+            remedy = "pass positive sizes, and kernel_size as one number"
+            raise ArgumentError(name, expected="positive sizes, and one size of kernel for all axes", got=sizes, remedy=remedy)
         if padding_mode not in PADDINGS:
-            raise ArgumentError(name, expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode))
+            remedy = "leave it out for 'zeros'"
+            raise ArgumentError(name, expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode), remedy=remedy)
         self.in_type, self.out_type, self.space = in_type, out_type, in_type.gspace
         self.kernel_size, self.padding, self.stride, self.dilation = kernel_size, padding, stride, dilation
         self.padding_mode, self.groups = padding_mode, groups
@@ -127,7 +129,8 @@ class SparseConvolution(EquivariantModule):
         """A number for each axis."""
         found = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * self.d
         if len(found) != self.d or not all(isinstance(n, Integral) for n in found):
-            raise ArgumentError(type(self).__name__, expected=f"a whole number, or {self.d} of them", got=repr(sizes))
+            remedy = "pass an int, or a tuple with one for each axis"
+            raise ArgumentError(type(self).__name__, expected=f"a whole number, or {self.d} of them", got=repr(sizes), remedy=remedy)
         return found
 
     def _subgroup(self, kept: Any, shape: Sequence[int]) -> Subgroup:
@@ -137,7 +140,8 @@ class SparseConvolution(EquivariantModule):
             return next(h for h in subgroups(self.space) if h.order == 1)
         found = subgroup(self.space, kept, self.where)
         if found.order < 0:
-            raise ArgumentError(self.where, expected="kept to be a finite subgroup", got=found.name)
+            remedy = "pass a finite one, such as 4 for quarter turns"
+            raise ArgumentError(self.where, expected="kept to be a finite subgroup", got=found.name, remedy=remedy)
         return found
 
     def reset_parameters(self, fitted: bool = False) -> None:

@@ -245,7 +245,8 @@ def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, g
         ArgumentError: no layer, or an ``energy`` that is no fraction.
     """
     if not layers or not 0 <= energy < 1:
-        raise ArgumentError("stabiliser", expected="at least one layer and an energy in [0, 1)", got=(len(layers), energy))
+        remedy = "pass the KernelSymmetry of each layer; 1e-4 is the default energy"
+        raise ArgumentError("stabiliser", expected="at least one layer and an energy in [0, 1)", got=(len(layers), energy), remedy=remedy)
     group = layers[0].layer.space.fibergroup
     for other in layers:
         if other.layer.space.fibergroup != group:

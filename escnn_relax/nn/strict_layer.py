@@ -48,7 +48,8 @@ def strict_layer(layer: RelaxedConvolution) -> EquivariantModule:
         )
     strict.to(weights)
     if strict.weights.shape != weights.shape:
-        raise UnsupportedModuleError(type(layer).__name__, "escnn builds another basis here than where the layer was made")
+        remedy = "load the state dict of a layer that was made with the same versions of escnn and scipy"
+        raise UnsupportedModuleError(type(layer).__name__, "escnn builds another basis here than where the layer was made", remedy=remedy)
     strict.weights.copy_(weights)
     for (_, _, basis, _), block in zip(_escnn.blocks(strict.basisexpansion), layer.kernel.blocks[EQUIVARIANT.name]):
         basis.copy_(layer.kernel.basis(block))

@@ -30,9 +30,11 @@ def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int
     """Refuse what escnn would refuse by a bare assertion."""
     for name, given in (("in_type", in_type), ("out_type", out_type)):
         if not isinstance(given, FieldType):
-            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__)
+            remedy = "make one: escnn.nn.FieldType(gspace, [gspace.regular_repr])"
+            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__, remedy=remedy)
         if not isinstance(given.gspace, base):
-            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name)
+            remedy = "make the field type on a G-space of that dimension"
+            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name, remedy=remedy)
     if in_type.gspace != out_type.gspace:
         raise FieldTypeError(
             where,
@@ -42,7 +44,7 @@ def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int
             remedy="build both field types on one gspace",
         )
     if groups < 1:
-        raise ArgumentError(where, expected="groups to be 1 or more", got=groups)
+        raise ArgumentError(where, expected="groups to be 1 or more", got=groups, remedy="leave it out for 1")
     for name, given in (("in_type", in_type), ("out_type", out_type)):
         size = len(given) // groups
         if len(given) % groups or given.representations != given.representations[:size] * groups:

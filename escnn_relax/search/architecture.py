@@ -78,7 +78,8 @@ def chosen_summands(model: nn.Module, by: Union[str, float], monotone: bool) -> 
             return {name: (summand,) for name, summand in zip(layers, _best_chain(layers))}
         return {name: (max(layer.shares, key=layer.shares.__getitem__),) for name, layer in layers.items()}
     if isinstance(by, str) or not 0 < by <= 1:
-        raise ArgumentError("discretise", expected="'argmax', or a threshold in (0, 1]", got=repr(by))
+        remedy = "leave it out for 'argmax'"
+        raise ArgumentError("discretise", expected="'argmax', or a threshold in (0, 1]", got=repr(by), remedy=remedy)
     if monotone:
         raise ArgumentError("discretise", "a monotone choice is one group for each layer", remedy="use by='argmax'")
     kept = {}
@@ -120,7 +121,8 @@ def _best_chain(layers: Mapping[str, MixedConvolution]) -> list[str]:
                 step[lower] = max(allowed, key=best.__getitem__)
                 after[lower] = best[step[lower]] + scores[l + 1][lower]
         if not after:
-            raise ArgumentError(list(layers)[l + 1], "no group of this layer is contained in one of the layer before it")
+            remedy = "search with monotone=0, or offer each layer the smaller groups as well"
+            raise ArgumentError(list(layers)[l + 1], "no group of this layer is contained in one of the layer before it", remedy=remedy)
         back.append(step)
         best = after
     chain = [max(best, key=best.__getitem__)]

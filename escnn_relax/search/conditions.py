@@ -74,17 +74,21 @@ class Conditions:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(given) - set(known))
         if unknown:
-            raise ArgumentError(where, f"unknown arguments {unknown}", expected=f"some of {known}")
+            remedy = "leave these out, or correct their names"
+            raise ArgumentError(where, f"unknown arguments {unknown}", expected=f"some of {known}", remedy=remedy)
         return cls(**given)
 
     def check(self, where: str, score: Any) -> None:
         """Raise ``ArgumentError`` for values that make no sense."""
         if self.selection not in SELECTIONS:
-            raise ArgumentError(where, expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection))
+            remedy = "leave it out for the default"
+            raise ArgumentError(where, expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection), remedy=remedy)
         if not self.epochs >= 0 or self.workers < 1 or self.retries < 0:
             got = {"epochs": self.epochs, "workers": self.workers, "retries": self.retries}
-            raise ArgumentError(where, expected="epochs, retries >= 0 and workers >= 1", got=got)
+            remedy = "leave out what should have its default"
+            raise ArgumentError(where, expected="epochs, retries >= 0 and workers >= 1", got=got, remedy=remedy)
         if score is None and self.selection != "evidence":
             raise ArgumentError(where, f"selection={self.selection!r} needs a score", remedy="pass a function of the model")
         if score is not None and not callable(score):
-            raise ArgumentError(where, expected="score to be a function of the model", got=repr(score))
+            remedy = "pass a function from a model to a number, or leave it out"
+            raise ArgumentError(where, expected="score to be a function of the model", got=repr(score), remedy=remedy)

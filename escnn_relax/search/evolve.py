@@ -77,9 +77,11 @@ def evolve(
     given.check("evolve", score)
     if not isinstance(population, int) or population < 1:
         problem = "an empty population has no winner" if population == 0 else ""
-        raise ArgumentError("evolve", problem, expected="population to be a whole number >= 1", got=population)
+        remedy = "pass how many candidates survive each generation"
+        raise ArgumentError("evolve", problem, expected="population to be a whole number >= 1", got=population, remedy=remedy)
     if not isinstance(generations, int) or generations < 0:
-        raise ArgumentError("evolve", expected="generations to be a whole number >= 0", got=generations)
+        remedy = "pass 0 to evaluate the first population alone"
+        raise ArgumentError("evolve", expected="generations to be a whole number >= 0", got=generations, remedy=remedy)
     return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
 
 
@@ -131,6 +133,7 @@ def static(
     given = Conditions.of("static", {"epochs": 10, **conditions})
     given.check("static", score)
     if isinstance(genomes, int) and genomes < 1 or not isinstance(genomes, int) and not list(genomes):
-        raise ArgumentError("static", expected="at least one genome", got=genomes)
+        remedy = "pass tuples of subgroup names, one for each stage"
+        raise ArgumentError("static", expected="at least one genome", got=genomes, remedy=remedy)
     settings = {"genomes": genomes if isinstance(genomes, int) else [list(g) for g in genomes]}
     return Generations(model, train_loader, score, 1, given, settings).run(0, genomes)

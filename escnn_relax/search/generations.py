@@ -47,10 +47,12 @@ class Generations:
             model = model()
             torch.set_rng_state(state)
             if not isinstance(model, nn.Module):
-                raise ArgumentError("model", expected="a module, or a function that makes one", got=type(model).__name__)
+                remedy = "pass the model itself, or lambda: Net()"
+                raise ArgumentError("model", expected="a module, or a function that makes one", got=type(model).__name__, remedy=remedy)
         root = next((t for m in model.modules() if isinstance(t := getattr(m, "in_type", None), FieldType)), None)
         if root is None:
-            raise FieldTypeError(type(model).__name__, "the model has no field type, so there is no group to search")
+            remedy = "pass an escnn model, or one with escnn modules inside"
+            raise FieldTypeError(type(model).__name__, "the model has no field type, so there is no group to search", remedy=remedy)
         self.stages = stages_of(model, given.stages)
         self.ladder = Ladder(root.gspace, given.groups)
         self.population, self.given = population, given

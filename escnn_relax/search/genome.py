@@ -44,7 +44,8 @@ class Ladder:
             members = list(subgroups(gspace))
         else:
             if isinstance(ids, str):
-                raise SubgroupError("groups", expected="a list of subgroup ids", got=repr(ids))
+                remedy = "pass a list such as [4, 2, 1]"
+                raise SubgroupError("groups", expected="a list of subgroup ids", got=repr(ids), remedy=remedy)
             members = [subgroup(gspace, id, "groups") for id in ids]
             for n, h in enumerate(members):
                 if any(h <= k and k <= h for k in members[:n]):
@@ -85,10 +86,11 @@ class Ladder:
         unknown = [name for name in genome if name not in self.members]
         if unknown or len(genome) != stages:
             expected = f"{stages} names out of {list(self.members)}"
-            raise ArgumentError("genome", expected=expected, got=genome)
+            raise ArgumentError("genome", expected=expected, got=genome, remedy="pass one name for each stage")
         for before, after in zip(genome, genome[1:]):
             if not self.members[after] <= self.members[before]:
-                raise ArgumentError("genome", f"{after} is no subgroup of {before} before it", got=genome)
+                remedy = "let the groups never grow with depth"
+                raise ArgumentError("genome", f"{after} is no subgroup of {before} before it", got=genome, remedy=remedy)
         return genome
 
     def random(self, stages: int, draw: random.Random) -> Genome:

@@ -51,9 +51,11 @@ def stages_of(model: nn.Module, stages: Optional[Sequence[str]] = None) -> tuple
     order = list(named)
     for name in stages:
         if name not in named or not hasattr(named[name], "in_type") or not name:
-            raise ArgumentError("stages", expected="names of modules with an in_type", got=repr(name))
+            remedy = "name escnn modules of the model, the first of each stage"
+            raise ArgumentError("stages", expected="names of modules with an in_type", got=repr(name), remedy=remedy)
     if not stages or [order.index(n) for n in stages] != sorted({order.index(n) for n in stages}):
-        raise ArgumentError("stages", expected="names in the order in which the model registers them", got=list(stages))
+        remedy = "sort them as model.named_modules() has them"
+        raise ArgumentError("stages", expected="names in the order in which the model registers them", got=list(stages), remedy=remedy)
     return tuple(stages)
 
 

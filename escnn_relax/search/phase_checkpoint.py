@@ -45,7 +45,8 @@ def resume(phase: Phase, path: Union[None, str, Path]) -> list[SearchEpoch]:
         return []
     own = list(generators(*phase.loaders))
     if len(own) != len(stored["generators"]):
-        raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders")
+        remedy = "start with the loaders that it was written with, or with a new checkpoint file"
+        raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders", remedy=remedy)
     phase.model.train()
     phase.model.load_state_dict(state["model"])
     phase.descent.load_state_dict(state["descent"])

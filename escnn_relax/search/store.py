@@ -40,7 +40,8 @@ class Store:
     def __init__(self, folder: Union[None, str, Path], run: dict[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
-            raise CheckpointError(str(folder), "is a file", expected="a folder, which is made if need be")
+            remedy = "name a folder, or remove the file"
+            raise CheckpointError(str(folder), "is a file", expected="a folder, which is made if need be", remedy=remedy)
         self.run = disk.plain(run)
         self._outcomes: dict[int, Outcome] = {}
 

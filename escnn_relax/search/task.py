@@ -173,4 +173,5 @@ class Context:
         try:
             return float(found)
         except (TypeError, ValueError) as error:
-            raise ArgumentError("score", expected="one number", got=repr(found)) from error
+            remedy = "let the score function return a float"
+            raise ArgumentError("score", expected="one number", got=repr(found), remedy=remedy) from error

@@ -116,7 +116,8 @@ def decompose(
             ids.append(psi.id)
     if found.shape[1] != size:
         raise SubgroupError(
-            group.name, f"a representation of size {size} contains only {found.shape[1]} dimensions of known irreps"
+            group.name, f"a representation of size {size} contains only {found.shape[1]} dimensions of known irreps",
+            remedy="build the representation from irreps of the group, or instantiate higher ones first",
         )
     return ids, np.linalg.inv(metric) @ found
 

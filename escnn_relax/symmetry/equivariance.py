@@ -85,10 +85,12 @@ def equivariance_error(
     gspace = declared.gspace
     elements = default_elements(gspace) if elements is None else list(elements)
     if not elements:
-        raise ArgumentError(where, expected="at least one element", got="none")
+        remedy = "leave elements out for those that act on the grid"
+        raise ArgumentError(where, expected="at least one element", got="none", remedy=remedy)
     for g in elements:
         if g.group != gspace.fibergroup:
-            raise ArgumentError(where, expected=f"elements of {gspace.fibergroup.name}", got=f"one of {g.group.name}")
+            remedy = "take them from gspace.fibergroup of the input's type"
+            raise ArgumentError(where, expected=f"elements of {gspace.fibergroup.name}", got=f"one of {g.group.name}", remedy=remedy)
     exact = coords is not None or all(acts_on_grid(gspace, g) for g in elements)
     if tensor is None:
         tensor = _random(module, declared, size, smooth=not exact)

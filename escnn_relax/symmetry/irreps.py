@@ -56,7 +56,8 @@ def irreps_up_to(group: Group, highest: Optional[int]) -> list[IrreducibleRepres
     if not group.continuous:
         return [psi for psi in group.irreps() if highest is None or _known_frequency(group, psi.id) <= highest]
     if highest is None:
-        raise ArgumentError(group.name, "the group is continuous", expected="the highest frequency", got="None")
+        remedy = "pass frequencies="
+        raise ArgumentError(group.name, "the group is continuous", expected="the highest frequency", got="None", remedy=remedy)
     return [group.irrep(*id) for id in _ids(group, highest)]
 
 
@@ -125,7 +126,8 @@ def chosen_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[Irr
 def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
     if isinstance(id, IrreducibleRepresentation):
         if id.group != group:
-            raise ArgumentError(where, expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}")
+            remedy = "take it from the same fibergroup"
+            raise ArgumentError(where, expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}", remedy=remedy)
         return id
     id = (int(id),) if isinstance(id, Integral) and not isinstance(id, bool) else id
     try:
@@ -142,6 +144,7 @@ def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
         f"{group.name} has no such irrep",
         expected=f"ids like {some}" if group.continuous else f"ids out of {some}",
         got=f"{id!r}",
+        remedy="pass an id as irrep.id has it",
     )
 
 
@@ -154,5 +157,6 @@ def checked_frequency(value: object, where: str = "") -> Optional[int]:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-        raise ArgumentError(where, expected="frequencies, an int of 0 or more", got=repr(value))
+        remedy = "leave it out for all that kernels can contain"
+        raise ArgumentError(where, expected="frequencies, an int of 0 or more", got=repr(value), remedy=remedy)
     return int(value)

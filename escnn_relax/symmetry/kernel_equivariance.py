@@ -61,7 +61,8 @@ def kernel_equivariance_error(
     sizes = (out_type.size, in_type.size)
     if isinstance(kernel, Tensor) and (kernel.shape[:2] != sizes or kernel.ndim not in (2, 2 + d)):
         raise ArgumentError(
-            where, expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)", got=tuple(kernel.shape)
+            where, expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)", got=tuple(kernel.shape),
+            remedy="pass the kernel as expand_parameters() returns it",
         )
     if points is None:
         points = torch.rand(64, d, generator=torch.Generator().manual_seed(0)) * 2 - 1

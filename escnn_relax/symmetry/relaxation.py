@@ -182,7 +182,8 @@ def plan(
     ['equivariant', 'irrep_1,0', 'irrep_1,1', 'irrep_1,2']
     """
     if basis not in BASES:
-        raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis))
+        remedy = "leave it out for the default"
+        raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis), remedy=remedy)
     if relaxation != "graded":
         raise ArgumentError(
             where, expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"

@@ -60,6 +60,7 @@ class Restriction:
                 representation.name,
                 expected=f"a representation of {self.subgroup.gspace.fibergroup.name}",
                 got=f"one of {representation.group.name}",
+                remedy="restrict representations of the group that the subgroup is of",
             )
         known = self._representations.get(representation.name)
         if known is None or known[0] is not representation:
@@ -86,7 +87,8 @@ class Restriction:
     def field_type(self, type: FieldType) -> FieldType:
         """The field type with every representation restricted."""
         if type.gspace.fibergroup != self.subgroup.gspace.fibergroup:
-            raise FieldTypeError(expected=f"a field type of {self.subgroup.gspace}", got=str(type))
+            remedy = "make the field type on the subgroup's own G-space"
+            raise FieldTypeError(expected=f"a field type of {self.subgroup.gspace}", got=str(type), remedy=remedy)
         return FieldType(self.gspace, [self.representation(r) for r in type.representations])
 
 
@@ -143,7 +145,8 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
         if own.order() > 0:
             matrices = np.stack([action(h) for h in elements_of(own)])  # type: ignore[no-untyped-call]
             return EmbeddedGSpace(own, matrices, subgroup.name)
-    raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}")
+    remedy = "choose a larger subgroup, or one in standard position"
+    raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}", remedy=remedy)
 
 
 def _matched(space: gspaces.GSpace, h: g.GroupElement) -> NDArray[Any]:

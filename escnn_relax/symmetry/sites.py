@@ -161,7 +161,8 @@ def largest_permuting(gspace: GSpace, shape: Sequence[int], where: str = "") -> 
     """
     found = [h for h in subgroups(gspace) if permutes(h, shape)]
     if not found:
-        raise ArgumentError(where, f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}")
+        remedy = "take a square grid, or cubic in space"
+        raise ArgumentError(where, f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}", remedy=remedy)
     return max(found, key=lambda h: h.order)
 
 

@@ -122,7 +122,8 @@ class Subgroup:
         """Whether this element of G lies in H."""
         if element.group != self.gspace.fibergroup:
             raise ArgumentError(
-                self.name, expected=f"an element of {self.gspace.fibergroup}", got=f"one of {element.group}"
+                self.name, expected=f"an element of {self.gspace.fibergroup}", got=f"one of {element.group}",
+                remedy="take it from the same fibergroup",
             )
         if self.order > 0 and self._finite:
             return _positions(self.gspace.fibergroup)[element] in self._members
@@ -157,10 +158,11 @@ class Subgroup:
             ArgumentError: another side.
         """
         if side not in ("left", "right"):
-            raise ArgumentError(self.name, expected="side 'left' or 'right'", got=repr(side))
+            raise ArgumentError(self.name, expected="side 'left' or 'right'", got=repr(side), remedy="leave it out for 'left'")
         whole = self.gspace.fibergroup
         if self.index == math.inf:
-            raise SubgroupError(self.name, f"infinitely many cosets in {whole.name}")
+            remedy = "ask for a subgroup of finite index, such as SO(2) in O(2)"
+            raise SubgroupError(self.name, f"infinitely many cosets in {whole.name}", remedy=remedy)
         candidates = elements_of(whole) if self._finite else _component_representatives(whole)
         chosen = [whole.identity]
         for t in candidates:

@@ -128,7 +128,8 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
     got = f"{id!r} of type {type(id).__name__}"
     if canonical is None:
         raise SubgroupError(
-            where, f"{group.name} has no subgroup id of this form", expected=accepted_ids(group), got=got
+            where, f"{group.name} has no subgroup id of this form", expected=accepted_ids(group), got=got,
+            remedy="print(subgroups(gspace)) lists names and ids",
         )
     try:
         if _kind(group) in PLATONIC:
@@ -144,7 +145,8 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
             raise ValueError("no such subgroup")
         return subgroup, embed, pull
     except SubgroupError as error:  # of a factor of a product
-        raise SubgroupError(where, f"{id!r} names no subgroup of {group.name}: {error}") from None
+        remedy = "print(subgroups(gspace)) lists names and ids"
+        raise SubgroupError(where, f"{id!r} names no subgroup of {group.name}: {error}", remedy=remedy) from None
     except (AssertionError, ValueError, NotImplementedError, KeyError, TypeError, IndexError, ZeroDivisionError):
         # escnn answers an impossible id with whatever breaks first
         raise SubgroupError(

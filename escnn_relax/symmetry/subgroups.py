@@ -99,7 +99,7 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
       D2        order 4     id (0, 2)  > C2, D1_90deg, D1_0deg
     """
     if max_order < 1:
-        raise ArgumentError("subgroups", expected="max_order of 1 or more", got=max_order)
+        raise ArgumentError("subgroups", expected="max_order of 1 or more", got=max_order, remedy="leave it out for 8")
     for known in _LISTED:
         if known.max_order == max_order and (known.gspace is gspace or known.gspace == gspace):
             return known
