@@ -362,6 +362,25 @@ def test_frames_under_a_hypergradient(order):
     assert abs(float(slope[1]) - difference) < 1e-4 * abs(difference) + 1e-6
 
 
+def test_frames_that_come_as_rows():
+    """The loader itself folds the frames of a sample into its batch: five for each label."""
+
+    class Folded(Two):
+        def forward(self, x):
+            return self.last(self.first(x).tanh().unflatten(0, (-1, 5)).sum(1).tanh())
+
+    model = Folded().double()
+    x, y = torch.randn(40, 5, 4).double(), torch.randint(3, (40,))
+    found = Curvature(model, "categorical", "exact")([(x.flatten(0, 1), y)])
+    assert found.num_data == 40 and len(found.factors) == 4
+    J = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (x.flatten(0, 1),)))(dict(model.named_parameters()))
+    p = model(x.flatten(0, 1)).detach().softmax(1)
+    for name, (factor,) in found.factors.items():
+        rows = J[name].flatten(2)
+        right = sum(r.T @ (torch.diag(q) - torch.outer(q, q)) @ r for r, q in zip(rows, p))
+        assert (factor.dense() - right).norm() < ROUNDING * right.norm(), name
+
+
 @pytest.mark.parametrize("lengths", [[(4, 2), (4, 5), (4, 1)], [(4, 1), (4, 3)], [(1, 3), (4, 3)], [(3, 3), (2, 5), (5, 2)]])
 def test_frames_as_many_as_they_come(lengths):
     """Videos of other lengths in other batches; the first may not tell what is what."""

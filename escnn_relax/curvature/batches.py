@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import DataError, FieldTypeError
 from .reader import Asked, Weighted, mapped, of_samples, read, tensors
 
-__all__ = ["answer", "batches", "call", "check_iterable", "check_weights", "counting", "detached", "halves"]
+__all__ = ["answer", "batches", "call", "check_iterable", "check_weights", "counting", "detached", "first", "halves"]
 
 #: Minibatches of at least so many samples are taken in two parts.
 LARGE = 64
@@ -38,6 +38,12 @@ def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for rows in torch.arange(count).tensor_split(2):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             yield of_samples(input, part, count), target[part]
+
+
+def first(input: Any, samples: int, most: int) -> Any:
+    """At most so many of the samples of an input, where all of it has one row for each."""
+    alone = all(part.dim() and len(part) == samples for part in tensors(input))
+    return of_samples(input, slice(most), samples) if alone and samples > most and not _has_points(input) else input
 
 
 def counting(input: Any, target: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError, LikelihoodError
-from .batches import batches, check_weights, counting, detached, halves
+from .batches import batches, check_weights, counting, detached, first, halves
 from .budget import Budget
 from .conventions import DECOMPOSED, FACTOR_BYTES
 from .coverage import Part, check_samples, coverage, join
@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 #: Largest relative difference of the loss between two passes over the same data in another order.
 SAME_DATA = 1e-3
+#: Samples that show what the uses of layers do not, and which rows are whose.
+PROBED = 16
 
 
 #: Bytes of a weight's eigenvalue: in its factor, in the spectrum of all, and on the way.
@@ -238,10 +240,14 @@ class Curvature:
             layer = linear_map(self.coverage.layers[part.layer], part.layer)
         return Outputwise(lambda: self._layer(part, layer))
 
-    def _probe(self, input: Any) -> None:
+    def _probe(self, input: Any, samples: int) -> None:
         """Refuse what the uses of layers do not show, see :func:`~.probe.probe`."""
         covered = {name: self.model.get_parameter(name) for name in self.covered}
-        probe(self.coverage.layers, covered, lambda x: self.likelihood.tensor(self.extraction.forward(self.model, x)), input)
+        few = first(input, samples, PROBED)
+        probe(self.coverage.layers, covered, lambda x: self.likelihood.tensor(self.extraction.forward(self.model, x)), few)
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            self.extraction.find(self.likelihood.tensor(self.extraction.forward(self.model, detached(few))))
+        self.extraction.forget()
 
     def _pass(
         self,
@@ -263,7 +269,7 @@ class Curvature:
         for input, target in parts:
             targets.append(target)
             if not num_data or (budget is not None and not probed):  # which samples know of each other two of them can show
-                self._probe(input)
+                self._probe(input, len(target))
                 probed = len(target) > 1
             loss, observed = self._part(input, target, layers)
             losses, observations, num_data = losses + loss, observations + observed, num_data + len(target)

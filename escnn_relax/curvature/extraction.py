@@ -153,10 +153,15 @@ class Extraction:
         A layer that reads several rows of a sample has as many uses (:mod:`.rows`); ``UnsupportedModuleError`` where it
         cannot be told which.
         """
-        taps = self._taps_in_use()
-        self._find(output, taps, lambda column: self._gradients(output, column, taps))
+        taps = self.find(output)
         for column in columns:
             yield self._arrangement.apart(self._gradients(output, column, taps), len(output))
+
+    def find(self, output: Tensor) -> dict[str, list[Tap]]:
+        """Find out which rows of the last pass belong to which sample; returns the taps that it used."""
+        taps = self._taps_in_use()
+        self._find(output, taps, lambda column: self._gradients(output, column, taps))
+        return taps
 
     def _gradients(self, output: Tensor, column: Tensor, taps: dict[str, list[Tap]]) -> dict[str, list[Use]]:
         for of in taps.values():

@@ -256,7 +256,7 @@ def _epoch(run: Run) -> tuple[float, float]:
             loss.backward()
             return loss
 
-        loss = torch.as_tensor(run.descent.step(closure))  # type: ignore[arg-type]  # some optimisers look at several points, LBFGS for one
+        loss = torch.as_tensor(run.descent.step(closure))  # some optimisers look at several points, LBFGS for one
         total, count = total + float(loss.detach()) * len(target), count + len(target)
         targets.append(target)
     if not count:
