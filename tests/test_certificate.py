@@ -14,6 +14,7 @@ from escnn_relax import harden, relax, report
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv
 from escnn_relax.nn.certificate import certify, interpolation_apart
+from escnn_relax.nn.certificate_chain import certify_chain
 from escnn_relax.symmetry.grid_action import acts_on_grid, transform_field
 from escnn_relax.symmetry.operator_norm import affordable, operator_norm, padding_norm
 
@@ -248,3 +249,64 @@ def test_reports_and_hardened_layers_say_it():
         new = hardened[2](hidden).tensor
         change = float((new - model[2](hidden).tensor).norm() / hidden.tensor.norm())
         assert 0 < change <= two.change
+
+
+def chain(space, seed=0):
+    torch.manual_seed(seed)
+    gray, two = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, 2 * [space.regular_repr])
+    model = enn.SequentialModule(
+        RelaxedR2Conv(gray, two, 3, padding=1), enn.ReLU(two), enn.PointwiseAvgPool2D(two, 2, 1),
+        enn.SequentialModule(RelaxedR2Conv(two, two, 3, padding=1), enn.ELU(two)), enn.R2Conv(two, two, 3), enn.GroupPooling(two),
+    )  # fmt: skip
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "bias", None) is not None:
+                module.bias.normal_()
+    for layer in (model[0], model[3][0]):
+        broken(layer, seed)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", ["C4", "D4"])
+def test_along_a_chain(name):
+    model = chain(SPACES[name])
+    found = certify_chain(model, (1, 1, 6, 6))
+    assert len(found.layers) == 3 and not found.stopped and "outputs up to" in str(found)
+    worst = largest = 0.0
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        x = torch.randn(1, 1, 6, 6, dtype=torch.float64, generator=generator)
+        x = enn.GeometricTensor(x / x.norm(), model.in_type)
+        with torch.no_grad():
+            out = model(x).tensor
+            for g in found.layers[0].elements:
+                turned = model(enn.GeometricTensor(transform_field(x.tensor, x.type, g), x.type)).tensor
+                worst = max(worst, float((turned - transform_field(out, model.out_type, g)).norm()))
+        largest = max(largest, float(out.norm()))
+    assert 0.01 < worst <= found.error and largest <= found.size
+    with torch.no_grad():
+        for layer in (model[0], model[3][0]):
+            for p in layer.pathways:
+                if p.breaks:
+                    layer.weights[p.name].zero_()
+    assert certify_chain(model, (1, 1, 6, 6)).error < 1e-5 * found.size < worst
+
+
+def test_where_a_chain_ends():
+    space = SPACES["C4"]
+    two = enn.FieldType(space, 2 * [space.regular_repr])
+    layer = RelaxedR2Conv(two, two, 3)
+    for last, reason in (
+        (enn.InnerBatchNorm(two), "1: InnerBatchNorm, of which no Lipschitz constant is known"),
+        (enn.PointwiseMaxPool2D(two, 3, 1), "whose windows overlap"),
+        (enn.ELU(two, alpha=2.0), "ELU with alpha outside"),
+    ):
+        found = certify_chain(enn.SequentialModule(layer, last).eval(), (1, 8, 7, 7))
+        assert reason in found.stopped and len(found.layers) == 1 and found.error == found.layers[0].bound
+    assert not certify_chain(enn.SequentialModule(layer, enn.PointwiseMaxPool2D(two, 2, 2)).eval(), (1, 8, 7, 7)).stopped
+    with pytest.raises(UnsupportedModuleError, match="it is in training mode; call .eval"):
+        certify_chain(enn.SequentialModule(layer).train(), (1, 8, 7, 7))
+    with pytest.raises(UnsupportedModuleError, match="sequential modules only; certify its layers"):
+        certify_chain(layer.eval(), (1, 8, 7, 7))
+    with pytest.raises(ArgumentError, match=r"does not take the shape \(1, 3, 7, 7\); pass the shape of a batch"):
+        certify_chain(enn.SequentialModule(layer).eval(), (1, 3, 7, 7))
