@@ -1,5 +1,9 @@
 """Three networks as people build them: residual, U-Net, actor-critic. Plain tensors in, plain tensors out."""
 
+import argparse
+import warnings
+from pathlib import Path
+
 import torch
 from escnn import gspaces
 from escnn import nn as enn
@@ -64,9 +68,9 @@ class UNet(nn.Module):
         self.down2 = self.layer(fields(width), fields(2 * width))
         self.pool2 = enn.PointwiseMaxPool2D(fields(2 * width), 2)
         self.bottom = self.layer(fields(2 * width), fields(2 * width))
-        self.up2 = enn.R2ConvTransposed(fields(2 * width), fields(2 * width), 3, stride=2, padding=1, output_padding=1)
+        self.up2 = enn.R2ConvTransposed(fields(2 * width), fields(2 * width), 4, stride=2, padding=1)
         self.merge2 = self.layer(fields(4 * width), fields(2 * width))
-        self.up1 = enn.R2ConvTransposed(fields(2 * width), fields(width), 3, stride=2, padding=1, output_padding=1)
+        self.up1 = enn.R2ConvTransposed(fields(2 * width), fields(width), 4, stride=2, padding=1)
         self.merge1 = self.layer(fields(2 * width), fields(width))
         self.head = enn.R2Conv(fields(width), out_type, 1)
 
@@ -107,3 +111,31 @@ class ActorCritic(nn.Module):
         seen = self.seen(self.see(self.in_type(image)).tensor.mean((2, 3)))
         y = self.joint(enn.tensor_directsum([seen, self.vector(velocity)]))
         return self.policy(y).tensor, self.value(y).tensor
+
+
+def folder(text: str) -> Path:
+    """Where an example puts its files."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("examples/output"))
+    given: Path = parser.parse_args().out
+    given.mkdir(parents=True, exist_ok=True)
+    return given
+
+
+def exported(model: nn.Module, *inputs: torch.Tensor) -> nn.Module:
+    """The model as TorchScript has it, without escnn or this package in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated in favour of torch.export, still asked for
+        return torch.jit.trace(model, inputs, check_trace=False)
+
+
+def bars(values: dict[str, float], label: str, title: str, path: Path) -> None:
+    """A bar for each value."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.3 * len(values)), layout="constrained")
+    axes.barh(list(values), list(values.values()), color="#0072B2")
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.set_title(title)
+    figure.savefig(path, dpi=110)

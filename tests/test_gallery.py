@@ -232,3 +232,20 @@ def test_as_called_by_a_user(name, tmp_path):
     environment = {**os.environ, "MPLBACKEND": "Agg"}
     subprocess.run([sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(tmp_path)], check=True, env=environment)
     assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_claims_of_three_networks(examples):
+    """Each from a strict checkpoint to a hardened export, in under 60 lines."""
+    import plot_actor_critic
+    import plot_residual_network
+    import plot_unet
+
+    same = {"same": 0.0, "export": 0.0}
+    right = same | {"mirrored": 0.0, "score": 1.0}
+    refuses(plot_residual_network.check, [right], same=0.1, export=0.1, mirrored=0.1, score=0.6)
+    refuses(plot_unet.check, [same | {"C4": 0.7, "relaxed": 0.85}], same=0.1, export=0.1, C4=0.8, relaxed=0.75)
+    right = {"relaxed": (1.0, 0.01), "C4": (0.25, 1.0), "export": 0.0}
+    refuses(plot_actor_critic.check, [right], relaxed=(0.3, 0.01), C4=(1.0, 1.0), export=0.1)
+    refuses(plot_actor_critic.check, [right], relaxed=(1.0, 0.9), C4=(0.25, 0.1))
+    for name in ("residual_network", "unet", "actor_critic"):
+        assert (EXAMPLES / f"plot_{name}.py").read_text(encoding="utf-8").count("\n") < 60
