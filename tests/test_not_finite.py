@@ -1,6 +1,7 @@
 """Wherever a comparison decides: what is not finite propagates or raises, and never passes for the better."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from torch import nn
 from escnn_relax import Evidence, RelaxError, assert_equivariant, equivariance_error
 from escnn_relax import harden, mix, project, report, restrict, survivors
 from escnn_relax.curvature.factors import DenseFactor
-from escnn_relax.errors import ArgumentError, DataError, NotEquivariantError
+from escnn_relax.errors import ArgumentError, CurvatureError, DataError, NotEquivariantError
 from escnn_relax.evidence.calibration import calibration
 from escnn_relax.evidence.restricted import Part, evidence_of_all, evidence_of_family
+from escnn_relax.evidence.demanding import Demands
 from escnn_relax.nn import RelaxedR2Conv
+from escnn_relax.nn.certificate import certify
+from escnn_relax.nn.stabiliser import KernelSymmetry
+from escnn_relax.symmetry.operator_norm import Norm
+from escnn_relax.symmetry.subgroups import subgroup
 from escnn_relax.search.architecture import chosen_summands
 from escnn_relax.symmetry.equivariance import kernel_equivariance_error
 from escnn_relax.symmetry.equivariance_record import EquivarianceError
@@ -163,3 +169,24 @@ def test_projections(value):
 def test_calibration():
     with pytest.raises(DataError, match="the probabilities are not finite"):
         calibration(torch.tensor([[0.5, 0.5], [math.nan, 0.5]]), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_certificates(value):
+    broken = layer()
+    with torch.no_grad():
+        broken.weights["irrep_1"][0] = value
+    found = certify(broken)
+    assert math.isnan(found.bound) and math.isnan(found.reached) and math.isnan(found.norm.bound)
+    mended = replace(found, errors=(Norm(0.0, 0.0), Norm(math.nan, math.nan), Norm(1.0, 1.0)), complete=True)
+    assert math.isnan(mended.bound) and math.isnan(mended.reached), "wherever it stands"
+
+
+def test_evidences_of_subgroups():
+    space = gspaces.rot2dOnR2(4)
+    model = net()
+    evidence = Evidence(model)
+    evidence.refresh([(torch.randn(8, 1, 5, 5), torch.randint(2, (8,)))])
+    demands = Demands(KernelSymmetry(model.convolution, "convolution"), evidence.estimate.factors, evidence.log_precision, math.inf)
+    with pytest.raises(CurvatureError, match="convolution: the evidence of C4 is not finite, got .*; look for"):
+        demands.gain(subgroup(space, 4))

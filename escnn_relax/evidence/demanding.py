@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Mapping, Optional, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..curvature.coverage import join
 from ..curvature.factors import Factor
-from ..errors import ArgumentError, CoverageError
+from ..errors import ArgumentError, CoverageError, CurvatureError
 from ..nn.kernel import Block
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.pathway import Pathway
@@ -83,9 +84,14 @@ class Demands:
 
         Raises:
             ArgumentError: more coupled coefficients than can be decomposed.
+            CurvatureError: an evidence that is not finite.
         """
         if kept.id not in self._known:
-            self._known[kept.id] = self._gain(kept)
+            gain = self._gain(kept)
+            if not math.isfinite(gain):  # would be neither refuted nor preferred
+                problem, remedy = f"the evidence of {kept.name} is not finite", "look for NaN or huge weights, inputs or precisions"
+                raise CurvatureError(self.symmetry.where, problem, got=gain, remedy=remedy)
+            self._known[kept.id] = gain
         return self._known[kept.id]
 
     def _gain(self, kept: Subgroup) -> float:

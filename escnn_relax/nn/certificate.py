@@ -62,14 +62,14 @@ class Certificate:
     def bound(self) -> float:
         r"""No input of norm 1 has a larger error under any element of the group: the largest of :attr:`errors`, and
         :math:`2 \|R\|` where other elements are left. Interpolation is not in it."""
-        known = max((e.bound for e in self.errors), default=0.0)
+        known = _largest(0.0, *(e.bound for e in self.errors))
         return known if self.complete else _largest(known, 2 * self.breaking.bound)
 
     @property
     def reached(self) -> float:
         """An error that some input of norm 1 on a large grid has, under an element that moves pixels to pixels; 0 where the
         work did not allow to look."""
-        return max((e.reached for e in self.errors), default=0.0)
+        return _largest(0.0, *(e.reached for e in self.errors))
 
     @property
     def relative(self) -> float:
