@@ -81,7 +81,8 @@ def certify_chain(model: nn.Module, input_shape: Sequence[int], work: float = WO
         raise UnsupportedModuleError(where, "what follows what is known of sequential modules only", remedy=remedy)
     if any(module.training for module in model.modules()):
         raise UnsupportedModuleError(where, "it is in training mode", remedy="call .eval() first")
-    shape, error, size, layers = tuple(input_shape), 0.0, 1.0, []
+    shape, error, size = tuple(input_shape), 0.0, 1.0
+    layers: list[Certificate] = []
     for name, module in _flat(model):
         if not isinstance(module, enn.EquivariantModule):
             return Chain(tuple(layers), error, size, f"{name}: {type(module).__name__}, which has no field types")
