@@ -127,7 +127,7 @@ Made by `python examples/symmetry_discovery_runs.py`; every run of it is in the 
 * **digits**: 350 images of 4, 6 and 7, moved by random elements of C8 or D4; the label is the coset of the planted subgroup,
   or the digit where all of the group is planted; two relaxed layers, 60 epochs; last column: accuracy on 140 other digits.
 * **found**: runs in which the stabiliser of all layers is the planted subgroup. **margin**: by how much the evidence
-  prefers it to the best larger subgroup (Savage and Dickey's ratio on the Laplace posterior), median and least of the runs.
+  prefers it to the best larger subgroup (on the Laplace posterior), median and least of the runs.
   **in the data**: what projecting on that larger subgroup costs in log-likelihood of the training data, other weights fixed.
 
 What falls short of 9 in 10, and why:
