@@ -175,6 +175,23 @@ def test_a_network_decides_as_with_expand():
             assert dimension(b, delta) == pytest.approx(dimension(a, delta), rel=0.05, abs=1e-3)
 
 
+def test_precisions_move_the_same_way_as_with_expand():
+    """Whether the evidence wants a precision to rise: where the effective dimension exceeds the precision times the squared norm."""
+    torch.manual_seed(0)
+    model, same = Net(), []
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    one, two = (Curvature(model, "categorical", kind, None)(data()) for kind in ("expand", "sketched"))
+    for name, parameter in model.named_parameters():
+        square = float(parameter.detach().double().square().sum())
+        for log_delta in torch.linspace(-4, 9, 27).tolist():
+            delta = math.exp(log_delta)
+            rises = [dimension(of.eigenvalues(name), delta) > delta * square for of in (one, two)]
+            same.append(rises[0] == rises[1])
+    assert len(same) > 200
+    assert sum(same) >= 0.97 * len(same)
+
+
 def test_the_curvature_of_a_part_cut_in_other_ways_is_the_same():
     torch.manual_seed(0)
     model, ((x, y),) = Net(), data()
