@@ -10,7 +10,9 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from torch.utils.data import DataLoader, TensorDataset
 
+from escnn_relax import fit, survivors
 from escnn_relax.nn import RelaxedR3Conv
 from escnn_relax.nn.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.subgroups import subgroup, subgroups
@@ -157,3 +159,48 @@ def test_subgroups_of_the_full_octahedral_group():
     table = confusion(layer, [subgroup(space, name) for name in names], Moves(layer))
     assert len(table) == len(names)
     check(table)
+
+
+class Fields(torch.nn.Module):
+    """A relaxed layer between plain tensors."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(self.layer.in_type(x)).tensor
+
+
+def learned(name, seed, samples=20, noise=0.3):
+    """Vectors filtered to pseudovectors on a torus; a tenth of the filter's energy has exactly the subgroup's symmetry."""
+    torch.manual_seed(seed)
+    space = gspaces.octaOnR3()
+    into, out = enn.FieldType(space, [space.irrep(1)]), enn.FieldType(space, [space.irrep(-1)])
+    options = {"padding": 1, "padding_mode": "circular", "bias": False}
+    layer = RelaxedR3Conv(into, out, 3, **options)
+    moves, kept = Moves(layer), subgroup(space, name)
+    members = [i for i, e in enumerate(moves.elements) if kept.contains(e)]
+    whole = range(len(moves.elements))
+    kernel, other = (planted(layer, seed + k).astype(float) for k in (0, 1))
+    kernel, other = moves.average(kernel, whole), moves.average(other, members)
+    other = other - moves.average(other, whole)
+    kernel = 0.9**0.5 * kernel / np.linalg.norm(kernel) + 0.1**0.5 * other / np.linalg.norm(other)
+    assert moves.stabiliser(kernel) == frozenset(members)
+    x = torch.randn(samples, 3, 5, 5, 5)
+    padded = torch.nn.functional.pad(x, 6 * (1,), "circular")
+    y = torch.nn.functional.conv3d(padded, 2 * torch.as_tensor(kernel, dtype=torch.float32))
+    y = y + noise * torch.randn_like(y)
+    model = Fields(RelaxedR3Conv(into, out, 3, **options))
+    loader = DataLoader(TensorDataset(x, y), 20, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    history = fit(model, loader, likelihood="gaussian", epochs=50, lr=2e-2, burn_in=5, refresh_every=3, samples=8, progress=False)
+    return model, history.evidence, kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Tetra", "C2_1_1_0", "D2_45deg", "C3_m1_1_1", "D4_x_flip_y"])
+def test_subgroups_of_the_octahedral_group_are_learned_from_data(name):
+    model, evidence, kept = learned(name, seed=1)
+    found = survivors(model, evidence).network
+    assert found.subgroup == kept, (found.subgroup.name, found.note)
+    assert not found.candidates and found.margin > 0
