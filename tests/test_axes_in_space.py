@@ -171,3 +171,22 @@ def test_noise_is_no_symmetry():
     kernel = dense(layer)
     write(layer, kernel + 0.1 * np.random.default_rng(0).normal(size=kernel.shape) * np.linalg.norm(kernel) / kernel.size**0.5)
     assert found_in(layer).subgroup.name == "trivial"
+
+
+NAMED = [(SO3, n) for n in ("C3", "D3")] + [(O3, n) for n in ("S4", "C3v", "FullTetra")]
+MORE = [(SO3, n) for n in ("SO2", "O2", "Octa", "C7")]
+MORE += [(O3, n) for n in ("D2d", "ConeO2", "Mirror_y", "C4xInv", "D2xInv", "C3h", "D3h", "Ico")]
+NAMED += [pytest.param(*case, marks=slow) for case in MORE]
+
+
+@pytest.mark.parametrize(("space", "name"), NAMED, ids=lambda v: v if isinstance(v, str) else v.fibergroup.name)
+def test_the_names_of_turned_subgroups_are_understood(space, name):
+    """To the digits that are printed: a hundredth."""
+    for seed in (0, 1):
+        kept = turned(space, name, seed)
+        read = subgroup(space, kept.name)
+        assert read.order == kept.order
+        a, b = matrices(kept), matrices(read)
+        distance = np.sqrt(((a[:, None] - b[None]) ** 2).sum((2, 3))).min(1).max()
+        assert distance < (0.2 if kept.order < 0 else 0.05), (kept.name, read.name)
+        assert not same(read, turned(space, name, seed + 2))

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 
 import numpy as np
 import torch
-from escnn.group import Group, GroupElement, IrreducibleRepresentation, so3_group
+from escnn.group import GroupElement, IrreducibleRepresentation
 from escnn.gspaces import GSpace
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
@@ -28,6 +28,7 @@ from .graded import fixed_vectors
 from .span import orthonormal
 from .subgroup import Subgroup, subgroup
 from .subgroups import subgroups
+from .turned_names import conjugated
 from .turning import generators, rotation, turned
 
 __all__ = ["Place", "Positions", "TurningKernels", "at", "smaller", "standard"]
@@ -267,22 +268,13 @@ def at(member: Subgroup, vector: Tensor) -> Subgroup:
     """A subgroup of SO(3) or O(3) turned: A^-1 H A, where A turns by this vector.
 
     >>> from escnn import gspaces
-    >>> at(subgroup(gspaces.rot3dOnR3(), "C3"), torch.tensor([0.0, torch.pi / 2, 0.0])).name
+    >>> at(subgroup(gspaces.rot3dOnR3(), (False, 3)), torch.tensor([0.0, torch.pi / 2, 0.0])).name
     'C3_x'
     """
     if float(vector.norm()) < 1e-12:
         return member
     group = member.gspace.fibergroup
-    return subgroup(member.gspace, _conjugated(group, member.id, rotation(group, vector)))
-
-
-def _conjugated(group: Group, id: Any, by: GroupElement) -> Any:
-    if isinstance(id, tuple) and id[0] == "twisted":  # of subgroups of SO(3)
-        turns = so3_group()
-        turn = turns.element(by.value[1], by.param)
-        return ("twisted", *(_conjugated(turns, part, turn) for part in id[1:]))
-    parts = id if isinstance(id, tuple) else (id,)
-    return (*parts[:-1], parts[-1] @ by) if isinstance(parts[-1], GroupElement) else (*parts, by)
+    return subgroup(member.gspace, conjugated(group, member.id, rotation(group, vector)))
 
 
 def standard(kept: Subgroup) -> tuple[Subgroup, Optional[GroupElement]]:
@@ -306,4 +298,4 @@ def smaller(kept: Subgroup, highest: int) -> Iterator[Subgroup]:
     for member in subgroups(kept.gspace, max(1, highest)):
         if member < own:
             turned = element is not None and member.order != 1
-            yield subgroup(kept.gspace, _conjugated(kept.gspace.fibergroup, member.id, element)) if turned else member
+            yield subgroup(kept.gspace, conjugated(kept.gspace.fibergroup, member.id, element)) if turned else member

@@ -14,6 +14,7 @@ from ..errors import SubgroupError, nearest
 from .subgroup_ids import accepted_ids, embedding, listed_ids
 from .finite import order_of
 from .subgroup_names import natural_action, subgroup_name
+from .turned_names import turned_id
 
 __all__ = ["id_of_name", "moves", "remedy"]
 
@@ -26,8 +27,9 @@ TURNS = 8
 def id_of_name(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
     """The id that ``subgroup(gspace, id).name`` belongs to.
 
-    Of a continuous group any number of turns has a name, in the plane with any axis. An angle in a name is rounded to a
-    hundredth of a degree: a :class:`~escnn_relax.symmetry.subgroup.Subgroup` itself says it exactly.
+    Of a continuous group any number of turns has a name, with any axis. An angle in a name is rounded to a hundredth of a
+    degree, an axis in space to a hundredth of its largest coordinate: a :class:`~escnn_relax.symmetry.subgroup.Subgroup`
+    itself says it exactly.
 
     Raises:
         SubgroupError: no subgroup of this name, with the nearest that there is.
@@ -47,6 +49,11 @@ def id_of_name(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
         for id in _beyond(gspace, name):
             if _named(gspace, id) == name:
                 return id
+    if type(group).__name__ in ("SO3", "O3"):
+        standard = [*known.items(), *((_named(gspace, id), id) for id in _beyond(gspace, name))]
+        turned = turned_id(group, name, standard)
+        if turned is not None:
+            return turned
     try:
         embedding(group, name)
     except SubgroupError:
