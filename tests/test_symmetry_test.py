@@ -19,7 +19,7 @@ from escnn_relax.diagnosis.action import LayerAction
 from escnn_relax.diagnosis.exact_group import exact_group
 from escnn_relax.diagnosis.gradients import Probe
 from escnn_relax.diagnosis.randomisation import factor, randomise
-from escnn_relax.errors import ArgumentError, DataError
+from escnn_relax.errors import ArgumentError, DataError, UnsupportedModuleError
 from escnn_relax.symmetry.grid_action import transform_field
 
 module = sys.modules["escnn_relax.diagnosis.symmetry_test"]
@@ -399,6 +399,12 @@ def test_errors():
     for wrong in ({"draws": 0}, {"groups": 5}, {"level": 1.5}, {"initialisations": 0}):
         with pytest.raises(ArgumentError):
             examined((x, y), **wrong)
+
+
+def test_mixtures_are_refused():
+    mixed = escnn_relax.mix(Net(C4, outputs=2, fields=1), [4, 1])
+    with pytest.raises(UnsupportedModuleError, match="first.*mixes"):
+        symmetry_test(mixed, loader(pictures(100)), progress=False)
 
 
 def test_records_and_figure():

@@ -12,9 +12,10 @@ from .. import _escnn
 from ..curvature.batches import answer
 from ..curvature.likelihood import Likelihood
 from ..curvature.reader import Weighted
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..morphism.relax import relax
 from ..morphism.walk import replace_modules
+from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.pathway import EQUIVARIANT
 from .samples import raw
@@ -25,7 +26,15 @@ Objective = Union[Likelihood, Callable[[Any, Tensor], Tensor]]
 
 
 def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
-    """A copy in eval mode whose layers have pathways: relaxed if none is so far."""
+    """A copy in eval mode whose layers have pathways: relaxed if none is so far.
+
+    Raises:
+        UnsupportedModuleError: a mixture of groups, which has no strict pathway beside breaking ones.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, MixedConvolution):
+            problem = "it mixes several groups, so that no strict network is in it"
+            raise UnsupportedModuleError(name, problem, remedy="test the network that it was mixed from, or relax that one")
     if any(isinstance(m, RelaxedConvolution) for m in model.modules()):
         return replace_modules(model, lambda name, module: None).eval()
     return relax(model, **options).eval()
