@@ -31,8 +31,8 @@ __all__ = ["Collected", "Plan", "collect"]
 JITTER = 1e-4
 #: One minibatch out of so many is asked for the curvature, unless gains are wanted: then each.
 EVERY = 16
-#: So many samples are turned by elements that are not exact on the grid.
-TURNED = 2048
+#: Share of each minibatch, and number of samples in all, that are turned by elements that are not exact on the grid.
+SHARE, TURNED = 0.25, 2048
 #: Parts of a minibatch that are turned by an element each.
 PARTS = 8
 
@@ -144,7 +144,8 @@ class _Pass:
         if self.motion is not None and self.plan.turned and sum(self.turns.values()) < TURNED:
             same = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
             if same and self.motion.smooth(target):
-                self._turn(self.motion, member, input, target)
+                few = slice(max(PARTS, round(SHARE * len(target))))
+                self._turn(self.motion, member, of_samples(input, few, len(target)), target[few])
         self.count += 1
 
     def _turn(self, motion: Motion, member: int, input: Any, target: Any) -> None:
