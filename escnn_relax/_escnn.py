@@ -94,10 +94,10 @@ def provide_wigner_matrices() -> bool:
         del sys.modules[name]
     parts = WIGNER.split(".")
     for depth in range(1, len(parts) + 1):
-        stand_in = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
+        stand_in: Any = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
         sys.modules[stand_in.__name__] = stand_in
         if depth == len(parts):
-            stand_in.wigner_D_matrix = _wigner.wigner_D_matrix  # type: ignore[attr-defined]
+            stand_in.wigner_D_matrix = _wigner.wigner_D_matrix
         else:
             stand_in.__path__ = []
         if depth > 1:
@@ -145,8 +145,8 @@ def tell_reflection_axes_apart() -> None:
         return
 
     @wraps(same)
-    def equal(self: Any, other: object) -> bool:
-        return same(self, other) and self.axis == other.axis  # type: ignore[attr-defined]
+    def equal(self: Any, other: Any) -> bool:
+        return bool(same(self, other) and self.axis == other.axis)
 
     @wraps(hashed)
     def hash_with_axis(self: Any) -> int:
@@ -202,7 +202,8 @@ def _remembering(reader: Callable[..., Any]) -> Callable[..., Any]:
         value = known[key]
         return list(value) if isinstance(value, list) else value
 
-    read.keeps_in_memory = True  # type: ignore[attr-defined]
+    remembering: Any = read
+    remembering.keeps_in_memory = True
     return read
 
 

@@ -49,7 +49,8 @@ class Budget(TorchDispatchMode):
     """
 
     def __init__(self, limit: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        mode: Any = super()
+        mode.__init__()
         self.limit = limit * MIB * TENSORS
         self.now = self.peak = 0
         self._known: dict[int, int] = {}

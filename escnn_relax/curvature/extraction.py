@@ -66,7 +66,8 @@ class Tap(nn.Module):
             return output if output.requires_grad else output.requires_grad_()
         with torch.no_grad():
             output = self.function(input)
-        return Source.apply(output, torch.zeros((), requires_grad=True))  # type: ignore[no-untyped-call]  # of torch
+        source: Any = Source
+        return source.apply(output, torch.zeros((), requires_grad=True))
 
     def use(self) -> "Use":
         """What was recorded in the last passes."""

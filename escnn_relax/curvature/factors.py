@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CurvatureError
+from ..symmetry.span import LinAlgError
 
 __all__ = ["Factor", "KroneckerFactor", "EigenFactor", "DenseFactor", "GramFactor", "DiagonalFactor"]
 
@@ -231,7 +232,7 @@ def _decompose(how: Callable[[Tensor], Any], matrix: Tensor, where: str) -> Any:
     matrix = _finite(matrix, where)
     try:
         return how((matrix + matrix.T) / 2)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # public, though not in its __all__
+    except LinAlgError as error:
         raise CurvatureError(where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate") from error
 
 

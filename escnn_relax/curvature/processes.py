@@ -112,8 +112,8 @@ def _repeated(loader: Any) -> int:
     """How many of the last samples of this process another one has, too."""
     if not distributed(loader):
         return 0
-    sampler: DistributedSampler[Any] = loader.sampler
-    size = len(sampler.dataset)  # type: ignore[arg-type]
+    sampler: Any = loader.sampler
+    size = len(sampler.dataset)
     return sum(place >= size for place in range(sampler.rank, sampler.total_size, sampler.num_replicas))
 
 

@@ -98,7 +98,8 @@ class Probe:
             _, bias = layer.expand_parameters()
             kernel = layer.kernel(layer.weights)
         kernel.requires_grad_()
-        layer._expanded = lambda: (layer._as_filter(kernel), bias)  # type: ignore[method-assign]
+        changed: Any = layer
+        changed._expanded = lambda: (layer._as_filter(kernel), bias)
         return kernel
 
     def forward(self, input: Any) -> Any:

@@ -50,8 +50,9 @@ class Numbered:
     def __init__(self, loader: "DataLoader[Any]") -> None:
         self.dataset = loader.dataset
         self.last: Optional[list[tuple[Any, Hashable]]] = None
+        indexed: Any = _Indexed(loader.dataset)
         self._loader: DataLoader[Any] = DataLoader(
-            _Indexed(loader.dataset),  # type: ignore[arg-type]
+            indexed,
             batch_sampler=loader.batch_sampler,
             collate_fn=_Collated(loader.collate_fn),
             num_workers=loader.num_workers,

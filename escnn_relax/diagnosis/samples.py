@@ -104,7 +104,8 @@ class Grouping:
 
     def _unit(self, index: int) -> Hashable:
         try:
-            return self.units[index]  # type: ignore[index]
+            units: Any = self.units
+            return units[index]
         except (IndexError, KeyError) as error:
             remedy = "give one for each sample of the data set"
             raise ArgumentError("units", "no unit of a sample", got=f"sample {index}", remedy=remedy) from error

@@ -129,7 +129,8 @@ class Motion:
 
         def of(aim: Tensor) -> Tensor:
             if self.field(aim):
-                return transform_field(aim, self.out_type, element(self.out_type.gspace))  # type: ignore[union-attr]
+                out: Any = self.out_type
+                return transform_field(aim, out, element(out.gspace))
             if self.dense and aim.dim() >= 1 + self.space:
                 return move_points(aim, axes_matrix(self.in_type.gspace, element(self.in_type.gspace)))
             return aim

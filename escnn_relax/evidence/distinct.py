@@ -82,7 +82,8 @@ def _indices(sampler: Any, dataset: Sized) -> Union[range, list[Any]]:
     if type(sampler) in (SequentialSampler, RandomSampler):
         return range(len(sampler.data_source))
     if type(sampler) is DistributedSampler:
-        return range(len(sampler.dataset))  # type: ignore[arg-type]  # all that any process sees, without what fills up its share
+        whole: Any = sampler.dataset
+        return range(len(whole))  # all that any process sees, without what fills up its share
     if type(sampler) is SubsetRandomSampler:
         return list(sampler.indices)
     if type(sampler) is WeightedRandomSampler:

@@ -110,7 +110,8 @@ class Gates:
             if pathway in layer.closed:
                 continue
             weights = layer.weights[pathway]
-            share = layer.energies().get(pathway, 0.0)  # type: ignore[attr-defined]
+            relaxed: Any = layer
+            share = relaxed.energies().get(pathway, 0.0)
             dead = share <= SWITCHED_OFF and gammas.get(name, math.inf) <= DETERMINED * weights.numel()
             self.idle[name] = self.idle.get(name, 0) + 1 if dead and bool(weights.any()) else 0
             if self.idle[name] >= PATIENCE:

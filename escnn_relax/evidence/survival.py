@@ -13,7 +13,7 @@ from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
-from ..nn.stabiliser import INDIFFERENT, Alike, KernelSymmetry, alike, stabiliser, subgroup_search
+from ..nn.stabiliser import INDIFFERENT, REFUTED, Alike, KernelSymmetry, alike, stabiliser, subgroup_search
 from ..symmetry.decision import Decision, Decisions
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
@@ -235,7 +235,10 @@ def survivors(
         bounded = _within(one, layers, beside)
         if projected is None or bounded is not one:
             return bounded
-        return replace(one, losses={h.name: projected(layers, h) for h in one.larger})
+        losses = {h.name: projected(layers, h) for h in one.larger}
+        refuted = [h for h in one.larger if losses[h.name] > REFUTED]  # the data tell what their curvature could not
+        left = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
+        return replace(one, losses=losses, candidates=left)
 
     layers = tuple(read(s.name, [s], of) for s, of in zip(found, own))
     by_depth = tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers

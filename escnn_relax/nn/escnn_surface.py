@@ -43,7 +43,8 @@ class EscnnSurface:
         known = None if found is None else next((b for b in found.buffers() if b.is_floating_point()), None)
         if known is None or (known.dtype, known.device) != (weights.dtype, weights.device):
             with torch.no_grad():
-                found = strict_layer(self).basisexpansion  # type: ignore[arg-type]
+                layer: Any = self
+                found = strict_layer(layer).basisexpansion
             self.__dict__["_expansion"] = found
         return found
 
@@ -76,7 +77,8 @@ class EscnnSurface:
             raise AttributeError(f"{type(self).__name__} has no {name!r}: as in escnn, it is called {other!r} here")
         if name in INSTEAD:
             raise AttributeError(f"{type(self).__name__} has no {name!r}, which escnn keeps for itself; use {INSTEAD[name]!r}")
-        return super().__getattr__(name)  # type: ignore[misc]
+        module: Any = super()
+        return module.__getattr__(name)
 
     def check_equivariance(
         self,

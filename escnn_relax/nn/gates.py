@@ -89,7 +89,8 @@ class Gated:
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """The gates of a state dict are those of its precisions."""
-        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
+        module: Any = super()
+        module._load_from_state_dict(state_dict, prefix, *arguments)
         recorded = state_dict.get(f"{prefix}log_precision")
         if recorded is None or recorded.shape != self.log_precision.shape:
             return

@@ -127,7 +127,7 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
         return gspaces.no_base_space(own)
     if own == whole.fibergroup and all(h == subgroup.embed(h) for h in generating_elements(own)):
         return whole
-    action = lambda h: np.asarray(whole.basespace_action(subgroup.embed(h)), dtype=np.float64)
+    action: Any = lambda h: np.asarray(whole.basespace_action(subgroup.embed(h)), dtype=np.float64)
     frequency = getattr(whole.fibergroup, "_maximum_frequency", None)
     options = {} if frequency is None or own.order() > 0 else {"maximum_frequency": frequency}
     if whole.dimensionality == 2:
@@ -143,7 +143,7 @@ def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
             if _agree(space, own, action):
                 return space
         if own.order() > 0:
-            matrices = np.stack([action(h) for h in elements_of(own)])  # type: ignore[no-untyped-call]
+            matrices = np.stack([action(h) for h in elements_of(own)])
             return EmbeddedGSpace(own, matrices, subgroup.name)
     remedy = "choose a larger subgroup, or one in standard position"
     raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}", remedy=remedy)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import scipy.linalg
 import torch
 from torch import Tensor
 
 __all__ = ["RANK_TOLERANCE", "orthonormal", "sectioned", "complement", "singular_values", "pseudo_inverse"]
+
+#: What torch's decompositions raise.
+LinAlgError: Any = getattr(torch.linalg, "LinAlgError")
 
 #: A direction whose singular value falls below this fraction of the largest is not counted. Kernels are sampled in
 #: float32, so redundant directions come out near 1e-8; genuine ones have been seen no lower than 0.05.
@@ -122,7 +127,7 @@ def singular_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, though not in its __all__
+    except LinAlgError:
         parts = scipy.linalg.svd(matrix.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
         U, values, V = (torch.as_tensor(part).to(matrix) for part in parts)
         return U, values, V
