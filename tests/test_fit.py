@@ -1,5 +1,6 @@
 """Training by the evidence: resumption, waiting, errors that leave everything as it was."""
 
+import copy
 import math
 
 import numpy as np
@@ -449,3 +450,30 @@ def test_labels_that_are_noise_give_no_verdict():
         history = fit(model, DataLoader(data, 10), lr=1e-4, gates=False, **SHORT)
     assert not history.evidence.learned
     assert 0 < history.evidence.spectrum.gain_over_constant(history.evidence.noise) + 60, "it is nearly one"
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.last.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)))
+
+
+def parametrised():
+    return nn.Sequential(nn.Linear(3, 3), nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize("make, shape", [(Tied, (40, 3)), (parametrised, (40, 3)), (lambda: nn.Sequential(nn.Linear(3, 3)), (40, 7, 3))])
+def test_a_last_layer_that_cannot_be_moved_is_left_alone(make, shape):
+    """Weights that are another layer's too, or made of others, or outputs that are not its own."""
+    torch.manual_seed(0)
+    model, x = make(), torch.randn(shape)
+    before = copy.deepcopy(model.state_dict())
+    evidence = Evidence(model, "gaussian", num_data=40, relaxed_only=False)
+    with pytest.warns(UserWarning, match="does not end in a Linear"):
+        units = settle_units(evidence, [(x, 290 + 5 * torch.randn(shape))])
+    assert units is not None and units.layer == ""
+    assert before and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

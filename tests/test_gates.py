@@ -353,3 +353,150 @@ def test_it_opens_from_a_test_of_the_users_own():
     opened = evidence.open(symmetry_test(model, data, progress=False))
     assert set(opened) == {f"conv{k}.weights.irrep_2" for k in (1, 2, 3)}
     assert all(math.isfinite(evidence.log_precision[name]) for name in opened)
+
+
+def test_a_weight_average_that_was_copied_before_an_opening():
+    model = network()
+    evidence = Evidence(model, num_data=12)
+    evidence.close(list(SHUT))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    evidence.open({SHUT[0]: 3.0})
+    with torch.no_grad():
+        model.get_parameter(SHUT[0]).normal_()
+    average.update_parameters(model)
+    x, _ = next(iter(loader()))
+    with torch.no_grad():
+        assert torch.equal(average(x), model(x))
+        model.get_parameter(SHUT[0]).zero_()
+        assert not torch.allclose(average(x), model(x)), "what was written says something"
+
+
+def test_the_evidence_follows_the_gates_of_a_state_that_was_loaded():
+    model = network()
+    evidence = Evidence(model, num_data=12)
+    before = copy.deepcopy(model.state_dict())
+    x, _ = next(iter(loader()))
+    with torch.no_grad():
+        wanted = model(x)
+    evidence.close(list(SHUT))
+    model.load_state_dict(before)
+    assert float(evidence.penalty().detach()) == pytest.approx(float(Evidence(model, num_data=12).penalty().detach()), rel=1e-12)
+    evidence.refresh(loader())
+    assert not evidence.closed and set(SHUT) <= set(evidence.effective_dimension())
+    other = network()
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(x), wanted)
+
+
+def test_what_opens_has_the_precision_that_is_fixed_or_tied():
+    evidence = Evidence(network(), num_data=12, fixed={SHUT[0]: 20.0})
+    evidence.close(list(SHUT))
+    evidence.open({SHUT[0]: 3.0, SHUT[1]: 3.0})
+    assert evidence.log_precision[SHUT[0]] == 20.0 and evidence.log_precision[SHUT[1]] == 3.0
+    tied = Evidence(network(), num_data=12, ties="layer")
+    tied.close(list(SHUT))
+    tied.open(dict.fromkeys(SHUT, 9.0))
+    assert len(tied.prior.groups) > 1
+    for members in tied.prior.groups.values():
+        assert len({tied.log_precision[n] for n in members}) == 1
+
+
+def test_a_fixed_pathway_is_nothing_for_the_gates():
+    model, data = planted("rot", 60)
+    held = "conv2.weights.irrep_1"
+    evidence = Evidence(model, num_data=60, fixed={held: 2.0})
+    Gates(evidence, data).start()
+    assert held not in evidence.closed and evidence.log_precision[held] == 2.0
+
+
+def test_what_was_opened_after_a_refresh_needs_another_one():
+    evidence = Evidence(network(), num_data=12)
+    evidence.close(list(SHUT))
+    evidence.refresh(loader())
+    evidence.open({SHUT[0]: 3.0})
+    with pytest.raises(CoverageError, match=f"{SHUT[0]}, opened since.*refresh"):
+        evidence.posterior().outputs(next(iter(loader()))[0])
+
+
+def test_patience_outlives_a_stop(tmp_path, monkeypatch):
+    """Everything counts as dead at each refresh, so it is closed at the second one: also if the run stopped after the first."""
+    from escnn_relax.evidence import gates as module
+
+    monkeypatch.setattr(module, "SWITCHED_OFF", 1.0)
+    monkeypatch.setattr(module, "DETERMINED", 1.0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record.epoch == 2:
+            raise Stop
+
+    def train(path, callback=None):
+        model, data = planted("half-turn", 200)
+        with torch.no_grad():
+            model.conv2.weights["irrep_1"].fill_(0.01)
+        options = {**SHORT, "epochs": 5, "burn_in": 2, "log_precision": 0.0}
+        return fit(model, data, checkpoint=path, callback=callback, gates=True, **options)
+
+    whole = [r.note for r in train(tmp_path / "whole").records]
+    with pytest.raises(Stop):
+        train(tmp_path / "part", stop)
+    resumed = [r.note for r in train(tmp_path / "part").records]
+    assert any("closed" in note for note in whole) and whole == resumed
+
+
+def test_projection_loss_is_that_of_the_subgroups_kernels_whatever_is_closed():
+    """Those of C3 on 3x3 pixels have a part in the irreps 1 and 3 of C6."""
+    from escnn_relax.evidence.projected import ProjectionLoss
+
+    c6 = gspaces.rot2dOnR2(6)
+    fields = enn.FieldType(c6, [c6.regular_repr])
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = RelaxedR2Conv(fields, fields, 3)
+
+        def forward(self, x):
+            return self.layer(fields(x)).tensor.mean((-2, -1))[:, :2]
+
+    torch.manual_seed(0)
+    model = Net().double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    data = [(torch.randn(6, 6, 5, 5).double(), torch.tensor([0, 1, 1, 0, 1, 0]))]
+    evidence = Evidence(model, num_data=6)
+    evidence.close(["layer.weights.irrep_1"])
+    evidence.refresh(data)
+    symmetry = KernelSymmetry(model.layer, "layer")
+    (c3,) = [h for h in subgroups(c6) if h.order == 3]
+    projected = copy.deepcopy(model)
+    projected.layer.open("irrep_1")
+    with torch.no_grad():
+        for name, value in symmetry.kept(c3).items():
+            projected.layer.weights[name].copy_(value)
+        assert projected.layer.weights["irrep_1"].norm() > 0.1
+        losses = [float(evidence.likelihood.loss(m(data[0][0]), data[0][1])) for m in (projected, model)]
+    assert ProjectionLoss(evidence, data)([symmetry], c3) == pytest.approx(losses[0] - losses[1], rel=1e-9)
+
+
+def test_processes_that_do_not_add_up_what_is_closed(tmp_path):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'together'}", rank=0, world_size=1)
+    try:
+        model, data = planted("rot", 60)
+        model.conv2.close("irrep_1")
+        late = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        evidence = Evidence(model, num_data=60)
+        with pytest.raises(ArgumentError, match="conv2.weights.irrep_1.*before the model is wrapped"):
+            Gates(evidence, data, late)
+        model.conv2.open("irrep_1")
+        early = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        model.conv2.close("irrep_1")
+        Gates(evidence, data, early)
+    finally:
+        dist.destroy_process_group()

@@ -34,7 +34,7 @@ def to_laplace(evidence: "Evidence") -> Any:
         from laplace.utils.matrix import Kron
     except ImportError as error:
         raise InstallationError("to_laplace", "laplace-torch cannot be imported", remedy="install laplace-torch") from error
-    estimate, num_data = evidence._refreshed("to_laplace")
+    estimate, num_data = evidence._covering("to_laplace")
     loose = [name for name, reason in evidence.uncovered.items() if reason != "frozen"]
     if loose:
         raise CoverageError("to_laplace", f"{loose[0]} has no curvature", remedy="freeze it by requires_grad_(False)")

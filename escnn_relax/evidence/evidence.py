@@ -38,7 +38,7 @@ from ..symmetry.pathway import SWITCHED_OFF
 from .ascent import move
 from .bridge import to_laplace
 from .distinct import draws
-from .gating import closed_weights, gateable, move_gates, opened, starts
+from .gating import closed_weights, follow, gateable, move_gates, opened, starts
 from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
@@ -256,6 +256,14 @@ class Evidence:
             raise CoverageError(where, "no curvature yet", remedy="call evidence.refresh(loader) first")
         return self.estimate, self.num_data
 
+    def _covering(self, where: str) -> tuple[CurvatureEstimate, int]:
+        """The same; ``CoverageError`` too for pathways that were opened after it."""
+        estimate, num_data = self._refreshed(where)
+        for name in self._parameters:
+            if name not in estimate.factors:
+                raise CoverageError(where, f"no curvature of {name}, opened since", remedy="call evidence.refresh(loader) first")
+        return estimate, num_data
+
     @property
     def mean_loss(self) -> float:
         """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
@@ -289,6 +297,7 @@ class Evidence:
         """
         if not 0 <= keep < 1:
             raise ArgumentError("keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default")
+        follow(self)
         estimate = self.curvature(loader, progress)
         if not estimate.num_outputs:
             remedy = "look at ignore_index, or at the weights of the batches"
@@ -396,6 +405,7 @@ class Evidence:
         """
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
+        follow(self)
         terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self._parameters.items()]
         return torch.stack(terms).sum() / (2 * self.num_data)
 

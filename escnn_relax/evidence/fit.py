@@ -180,7 +180,8 @@ def fit(
     settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gates}
     settings["units"] = None if units is None else [units.layer, units.step, units.size]
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
-    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales)
+    gate = Gates(evidence, train_loader, model) if gates else None
+    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales, gate)
     modes = [(module, module.training) for module in model.modules()]
     history = History(evidence)
     if checkpoint is not None and Path(checkpoint).exists():
@@ -188,7 +189,6 @@ def fit(
     first = len(history.records)
     if not first and epochs > burn_in:
         rehearse(evidence, train_loader, evidence_loader)
-    gate = Gates(evidence, train_loader, model) if gates else None
     moves = ""
     tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}
     bar = _bar(range(first, epochs), first, epochs, progress)

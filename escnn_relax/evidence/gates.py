@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable, Optional
+from typing import Any, Iterable, Mapping, Optional
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from ..curvature.processes import gathered, processes
 from ..diagnosis import symmetry_test
 from ..errors import ArgumentError, RelaxError
+from ..nn.gates import Gated
 from ..nn.recorded import DETERMINED
 from ..symmetry.pathway import SWITCHED_OFF
 from .evidence import Evidence
@@ -39,8 +40,8 @@ class Gates:
 
     In several processes each tests its share of the data at a share of the level, and what one of them finds opens in all.
 
-    Pathways that hold weights already stay open, and so do all where the test cannot be had: then they start at the precision
-    that the evidence was made with, and :attr:`note` says why.
+    Pathways that hold weights already stay open, and those whose precision is fixed stay as they are. Where the test cannot be had,
+    all are open: they start at the precision that the evidence was made with, and :attr:`note` says why.
 
     Args:
         evidence: of a relaxed model.
@@ -48,7 +49,8 @@ class Gates:
         wrapped: what is trained, the model or a ``DistributedDataParallel`` of it.
 
     Raises:
-        ArgumentError: a ``DistributedDataParallel`` that would wait for the gradients of closed pathways.
+        ArgumentError: a ``DistributedDataParallel`` that would wait for the gradients of closed pathways, or that does not know them,
+            since they were closed when it was made.
     """
 
     def __init__(self, evidence: Evidence, loader: Iterable[Any], wrapped: Optional[nn.Module] = None) -> None:
@@ -56,19 +58,37 @@ class Gates:
             problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
             remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
             raise ArgumentError("gates", problem, remedy=remedy)
+        if isinstance(wrapped, DistributedDataParallel) and _forgotten(wrapped, evidence):
+            problem = "this DistributedDataParallel was made while pathways were closed: it would not add up their gradients"
+            remedy = "call evidence.open(...) on them, or layer.open(*layer.closed), before the model is wrapped"
+            raise ArgumentError("gates", problem, got=evidence.closed[0], remedy=remedy)
         self.evidence, self.loader = evidence, loader
         self.note = ""
         self.idle: dict[str, int] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has been idle for how many refreshes, and why there was no test."""
+        return {"idle": dict(self.idle), "note": self.note}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The way back; of a checkpoint that has none of it, all anew."""
+        self.idle, self.note = dict(state.get("idle", {})), state.get("note", "")
+
     def start(self) -> str:
         """Close what is zero, test, open what is broken; returns what happened, in words."""
-        known = gateable(self.evidence)
+        known = self._free()
         silent = [name for name, (layer, pathway) in known.items() if not bool(layer.weights[pathway].any())]
         if not silent:
             return ""
         before = {name: self.evidence.log_precision[name] for name in silent}
         self.evidence.close(silent)
         return self._test(otherwise={n: v for n, v in before.items() if v != math.inf})
+
+    def _free(self) -> dict[str, tuple[Gated, str]]:
+        """What can be closed, but for what has a precision that is fixed."""
+        prior = self.evidence.prior
+        held = {name for group in prior.fixed for name in prior.groups[group]}
+        return {name: of for name, of in gateable(self.evidence).items() if name not in held}
 
     def again(self) -> str:
         """Test what is closed once more; returns what happened, in words."""
@@ -106,7 +126,7 @@ class Gates:
         """Close what the evidence has switched off; to be called after its precisions moved."""
         gammas = self.evidence.effective_dimension()
         gone = []
-        for name, (layer, pathway) in gateable(self.evidence).items():
+        for name, (layer, pathway) in self._free().items():
             if pathway in layer.closed:
                 continue
             weights = layer.weights[pathway]
@@ -119,6 +139,15 @@ class Gates:
                 descent.state.pop(weights, None)
         if gone:
             self.evidence.close(gone)
+            if isinstance(descent, LBFGS):
+                descent.state.clear()  # its former steps would move what has no gradient any more
             for name in gone:
                 del self.idle[name]
         return f"closed {', '.join(gone)}" if gone else ""
+
+
+def _forgotten(wrapped: DistributedDataParallel, evidence: Evidence) -> bool:
+    """Whether closed pathways are not among the parameters whose gradients it adds up."""
+    shut = set(evidence.closed)
+    wanted = sum(p.requires_grad or name in shut for name, p in evidence.model.named_parameters())
+    return bool(shut) and int(wrapped._get_ddp_logging_data().get("num_parameter_tensors", wanted)) < wanted

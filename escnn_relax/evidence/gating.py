@@ -19,7 +19,7 @@ from ..nn.gates import Gated
 if TYPE_CHECKING:
     from .evidence import Evidence
 
-__all__ = ["closed_weights", "gateable", "move_gates", "opened", "starts"]
+__all__ = ["closed_weights", "follow", "gateable", "move_gates", "opened", "starts"]
 
 
 def closed_weights(layers: Mapping[str, object]) -> list[str]:
@@ -70,7 +70,7 @@ def move_gates(evidence: "Evidence", precisions: Mapping[str, float]) -> tuple[s
     for name, value in precisions.items():
         layer, pathway = known[name]
         layer.close(pathway) if value == math.inf else layer.open(pathway)
-        evidence.log_precision[name] = value if value == math.inf else evidence.prior.clip(value)
+        evidence.log_precision[name] = value if value == math.inf else _start(evidence, name, value)
     evidence.curvature = Curvature(evidence.model, *evidence._settings)
     shut = set(evidence.closed)
     evidence.uncovered = {n: why for n, why in evidence.curvature.uncovered.items() if n not in shut}
@@ -87,6 +87,24 @@ def move_gates(evidence: "Evidence", precisions: Mapping[str, float]) -> tuple[s
                 values[name] = torch.zeros(*some.shape[:-1], parameters[name].numel(), dtype=some.dtype)
     evidence.publish()
     return tuple(name for name, value in precisions.items() if value != math.inf)
+
+
+def follow(evidence: "Evidence") -> None:
+    """Where gates of the model were moved by other hands, as by loading a state dict, the evidence has them, too."""
+    moved = {}
+    for name, (layer, pathway) in gateable(evidence).items():
+        if (pathway in layer.closed) != (evidence.log_precision[name] == math.inf):
+            moved[name] = math.inf if pathway in layer.closed else evidence._start[name]
+    move_gates(evidence, moved)
+
+
+def _start(evidence: "Evidence", name: str, wanted: float) -> float:
+    """The log precision of what opens: as wanted, unless it is fixed, or that of the open ones that it is tied to."""
+    group, members = next((g, of) for g, of in evidence.prior.groups.items() if name in of)
+    if group in evidence.prior.fixed:
+        return evidence._start[name]
+    others = (evidence.log_precision[n] for n in members if n != name)
+    return next((value for value in others if value != math.inf), evidence.prior.clip(wanted))
 
 
 def starts(evidence: "Evidence", test: SymmetryTest) -> dict[str, float]:

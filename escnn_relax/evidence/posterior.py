@@ -56,7 +56,7 @@ class Posterior:
     def outputs(self, input: Any) -> tuple[Tensor, Tensor]:
         """Mean ``(N, C)`` and covariance ``(N, C, C)`` of the network's outputs, float64 on the CPU."""
         evidence = self.evidence
-        estimate, num_data = evidence._refreshed("posterior")
+        estimate, num_data = evidence._covering("posterior")
         output, rows = jacobian(evidence.curvature, input)
         scale = evidence.scale * num_data / estimate.num_data
         covariance = torch.zeros(*output.shape, output.shape[1], dtype=torch.float64)

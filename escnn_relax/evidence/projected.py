@@ -11,6 +11,7 @@ from torch import nn
 from ..curvature.batches import answer, batches
 from ..errors import DataError
 from ..morphism.walk import replace_modules
+from ..nn.gates import Gated
 from ..nn.stabiliser import KernelSymmetry
 from ..symmetry.subgroups import Subgroup
 from .evidence import Evidence
@@ -33,6 +34,9 @@ class ProjectionLoss:
     def __init__(self, evidence: Evidence, data: Iterable[Any]) -> None:
         self._evidence, self._data = evidence, data
         self._model: nn.Module = replace_modules(evidence.model, lambda name, module: None).eval()
+        for part in self._model.modules():
+            if isinstance(part, Gated):  # what is closed here the subgroup's kernels may have a part in
+                part.open(*part.closed)
         self._device = next(self._model.parameters()).device
         self._before = self._loss()
         self._known: dict[tuple[tuple[str, ...], Any], float] = {}

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from ..errors import CheckpointError
 from . import checkpoint as disk
 from .evidence import Evidence
+from .gates import Gates
 from .gating import move_gates
 from .history import EpochRecord, History
 from .loading import generators
@@ -31,6 +32,7 @@ class Run:
     Attributes:
         settings: what must be the same for a checkpoint to be continued.
         scales: the length scales that the evidence moves.
+        gates: what opens and closes pathways; ``None`` if nothing does.
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class Run:
     loaders: tuple[Iterable[Any], Optional[Iterable[Any]]]
     settings: dict[str, Any]
     scales: Scales
+    gates: Optional[Gates] = None
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +76,7 @@ class Run:
             "scheduler": self.schedule.state_dict(),
             "evidence": self.evidence.state_dict(),
             "scales": self.scales.state_dict(),
+            "gates": {} if self.gates is None else self.gates.state_dict(),
             "records": history.to_dict()["records"],
             "random": disk.random_state(self.device),
             "generators": [g.get_state() for g in generators(*self.loaders)],
@@ -92,6 +96,8 @@ class Run:
         self.schedule.load_state_dict(state["scheduler"])
         self.evidence.load_state_dict(state["evidence"])
         self.scales.load_state_dict(state.get("scales", {}))
+        if self.gates is not None:
+            self.gates.load_state_dict(state.get("gates", {}))
         disk.set_random_state(state["random"], self.device)
         for generator, saved in zip(own, state["generators"]):
             generator.set_state(saved)

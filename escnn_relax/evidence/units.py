@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Iterable, Optional, Sequence
 
@@ -72,13 +73,16 @@ def foreign(mean: Tensor, scale: Tensor) -> bool:
 
 
 def last_layer(model: nn.Module, input: Any) -> Optional[str]:
-    """Name of the affine layer whose output is what the model puts out for this input; ``None`` if it does more.
+    """Name of the affine layer whose output is what the model puts out for this input; ``None`` if it does more, if the layer's
+    weights are another layer's too or come from a parametrisation, or if its outputs are not dimension 1.
 
     >>> last_layer(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
     '2'
     """
     outputs: list[tuple[str, Any]] = []
-    names = {id(m): n for n, m in model.named_modules() if isinstance(m, AFFINE) and m.bias is not None}
+    used = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    own = {n: [m._parameters.get(key) for key in ("weight", "bias")] for n, m in model.named_modules() if isinstance(m, AFFINE)}
+    names = {id(model.get_submodule(n)): n for n, of in own.items() if all(p is not None and used[id(p)] == 1 for p in of)}
     hooks = [m.register_forward_hook(lambda m, _, out: outputs.append((names[id(m)], out))) for m in model.modules() if id(m) in names]
     mode = model.training
     try:
@@ -88,9 +92,14 @@ def last_layer(model: nn.Module, input: Any) -> Optional[str]:
         model.train(mode)
         for hook in hooks:
             hook.remove()
-    users = [name for name, found in outputs if found is output]
+    users = [name for name, found in outputs if found is output and _ends(model.get_submodule(name), output)]
     again = [name for name, _ in outputs if users and name == users[0]]
     return users[0] if len(users) == 1 and len(again) == 1 else None
+
+
+def _ends(layer: nn.Module, output: Tensor) -> bool:
+    """Whether the outputs of a layer are dimension 1; those of a Linear are the last one."""
+    return not isinstance(layer, nn.Linear) or output.dim() == 2
 
 
 def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Optional[Units]:

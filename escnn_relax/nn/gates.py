@@ -26,6 +26,7 @@ class Gated:
     log_precision: Tensor
     effective_dimension: Tensor
     _closed: frozenset[str] = frozenset()
+    _silent: dict[str, tuple[int, int]]
 
     @property
     def closed(self) -> frozenset[str]:
@@ -66,11 +67,28 @@ class Gated:
         self._gates_moved()
 
     def open_weights(self) -> Mapping[str, Tensor]:
-        """The weights of the pathways that are not closed, by name; always with the equivariant ones."""
+        """The weights of the pathways that are not closed, by name; always with the equivariant ones.
+
+        With closed ones that something has written to all the same, such as an average of the weights of a model whose pathways
+        have been opened since it was copied: what a layer computes is what its weights say.
+        """
         if not self._closed:
             found: Mapping[str, Tensor] = self.weights
             return found
-        return {name: weight for name, weight in self.weights.items() if name not in self._closed}
+        return {name: w for name, w in self.weights.items() if name not in self._closed or self._written(name, w)}
+
+    def _written(self, name: str, weight: Tensor) -> bool:
+        """Whether a closed pathway holds anything; looked at only when its weights have been written to."""
+        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference():
+            return False
+        silent: dict[str, tuple[int, int]] = self.__dict__.setdefault("_silent", {})
+        version = id(weight), weight._version
+        if silent.get(name) == version:
+            return False
+        if bool(weight.detach().any()):
+            return True
+        silent[name] = version
+        return False
 
     def _check(self, names: tuple[str, ...]) -> None:
         breaking = [p.name for p in self.pathways if p.breaks]

@@ -305,7 +305,7 @@ class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
         return f"{text}{'' if self.bias is not None else ', bias=False'}, pathways=({names})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None, "_expansion": None}
+        return {**self.__dict__, "_cache": None, "_expansion": None, "_silent": {}}
 
     def _load_from_state_dict(
         self,
