@@ -429,6 +429,15 @@ def test_units_of_a_network_that_ends_in_something_else():
     assert units.layer == "" and evidence.log_noise == pytest.approx(np.log(5.0), abs=0.1)
 
 
+def test_a_frozen_last_layer_is_left_alone():
+    model = relax(Wide())
+    model.linear.requires_grad_(False)
+    before = model.linear.bias.clone()
+    with pytest.warns(UserWarning, match="to be trained"):
+        settle_units(Evidence(model, "gaussian", num_data=200), temperatures())
+    assert torch.equal(before, model.linear.bias)
+
+
 def test_regression_in_units_resumes_the_same(tmp_path):
     whole = trained(temperatures(), checkpoint=tmp_path / "whole")[0]
 

@@ -500,3 +500,21 @@ def test_processes_that_do_not_add_up_what_is_closed(tmp_path):
         Gates(evidence, data, early)
     finally:
         dist.destroy_process_group()
+
+
+def test_what_no_test_can_clear_is_open():
+    """Irrep 4 of C8, which every quarter turn leaves alone: labels that tell eighths of a turn apart, and no others, need it."""
+    from digits import DigitNet
+
+    torch.manual_seed(0)
+    model = relax(DigitNet(2, 1, gspaces.rot2dOnR2(8)))
+    data = DataLoader(TensorDataset(torch.randn(120, 1, 8, 8), torch.randint(2, (120,))), 20)
+    evidence = Evidence(model, num_data=120)
+    gates = Gates(evidence, data)
+    gates.start()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedR2Conv)}
+    assert len(layers) == 3
+    for one in layers.values():
+        assert "irrep_4" in {p.name for p in one.pathways} and "irrep_4" not in one.closed and "irrep_2" in one.closed
+    evidence.close([f"{name}.weights.irrep_4" for name in layers])
+    assert gates.again() == "", "what the evidence has closed stays closed"

@@ -16,7 +16,7 @@ from .effect import Moments, directions, gain, moments, start
 from .exact_group import ExactGroup
 from .notes import notes
 from .randomisation import Randomisation, factor, randomise
-from .result import PathwayTest, SymmetryTest
+from .result import EFFECT_ONLY, PathwayTest, SymmetryTest
 
 __all__ = ["Question", "judge"]
 
@@ -112,7 +112,7 @@ def judge(
         elif loose:
             reason = f"the network itself is not equivariant (gradients off by {worst:.0%})"
         elif not moved > 0:
-            reason = "no element that is exact on the grid moves it: an effect only"
+            reason = EFFECT_ONLY
             reason = "open pathways keep only elements that do not move it" if question.opened else reason
         elif small:
             reason = "no more than the network's own departure from equivariance"

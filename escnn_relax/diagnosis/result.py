@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["PathwayTest", "SymmetryTest"]
 
 
+#: Why the symmetries that a pixel grid lacks have no p-value.
+EFFECT_ONLY = "no element that is exact on the grid moves it: an effect only"
+
+
 @dataclass(frozen=True)
 class PathwayTest:
     r"""One way to break the symmetry in one layer.
@@ -75,6 +79,11 @@ class PathwayTest:
     cause: str = ""
     inexact_effect: float = math.nan
     explained_effect: float = math.nan
+
+    @property
+    def untold(self) -> bool:
+        """Whether nothing but an effect can be known of it, because no element that is exact on the grid moves it."""
+        return self.reason == EFFECT_ONLY
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Gates:
                 level=LEVEL / processes(),
                 progress=False,
             )
-            found = starts(self.evidence, test)
+            found = starts(self.evidence, test, untold=otherwise is not None)  # later the evidence has judged these
         except RelaxError as error:
             problem = f"no symmetry test ({error})"
         everywhere = gathered((found, problem))

@@ -107,18 +107,18 @@ def _start(evidence: "Evidence", name: str, wanted: float) -> float:
     return next((value for value in others if value != math.inf), evidence.prior.clip(wanted))
 
 
-def starts(evidence: "Evidence", test: SymmetryTest) -> dict[str, float]:
+def starts(evidence: "Evidence", test: SymmetryTest, untold: bool = True) -> dict[str, float]:
     """Log precisions to start from of what a symmetry test found broken, by the names of the weights.
 
-    Where the test knows no precision, the one that the evidence was made with. Of a network that is not invariant, such as one whose
-    outputs are fields that turn with the inputs, nothing was tested: then those are the start of all pathways, for what no test
-    has cleared has to be open.
+    Where the test knows no precision, the one that the evidence was made with. What no test can clear has to be open, too: the
+    pathways that no element moves which is exact on the grid, such as irrep 4 of C8 on pixels, and all those of a network that is
+    not invariant, such as one whose outputs are fields that turn with the inputs.
     """
     nothing = not any(record.testable for record in test.tests) and test.equivariance_error > STRICT
     found = {}
     for record in test.tests:
         name = join(record.layer, f"weights.{record.pathway}")
-        if (record.broken or nothing) and name in evidence.log_precision:
-            known = math.isfinite(record.log_precision) and not nothing
+        if (record.broken or (untold and record.untold) or nothing) and name in evidence.log_precision:
+            known = record.broken and math.isfinite(record.log_precision)
             found[name] = record.log_precision if known else evidence._start[name]
     return found

@@ -3,7 +3,9 @@ r"""Regression in the units that the targets come in: where a network of unit sc
 A network whose weights are drawn for outputs of about one learns nothing of targets like :math:`290 \pm 5`: Adam's steps have the
 size of its learning rate, whatever the gradient. Its last layer, :math:`z \mapsto W z + b`, is moved to the targets' mean m and
 standard deviation s, :math:`W \to s W`, :math:`b \to s b + m`, the noise is taken relative to s, and the steps of W and b are
-s times as long: with this, training is the same as with targets :math:`(y - m) / s`, and the outputs are in the users' units.
+s times as long: with this, training is the same as with targets :math:`(y - m) / s`, and the outputs are in the users' units. Of
+several outputs m and s are those of each, but the steps are as long as the geometric mean of all s says: where these differ by
+more than about 100, targets are better standardised before. An optimiser of the users' own keeps its own steps.
 """
 
 from __future__ import annotations
@@ -94,7 +96,10 @@ def last_layer(model: nn.Module, input: Any) -> Optional[str]:
             hook.remove()
     users = [name for name, found in outputs if found is output and _ends(model.get_submodule(name), output)]
     again = [name for name, _ in outputs if users and name == users[0]]
-    return users[0] if len(users) == 1 and len(again) == 1 else None
+    if len(users) != 1 or len(again) != 1:
+        return None
+    frozen = not all(p.requires_grad for p in model.get_submodule(users[0]).parameters())
+    return None if frozen else users[0]
 
 
 def _ends(layer: nn.Module, output: Tensor) -> bool:
@@ -132,7 +137,7 @@ def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Optional[Units]:
     else:
         warnings.warn(
             f"targets of mean {float(mean.mean()):.4g} and standard deviation {units.step:.3g}, and a network that does not end in "
-            "a Linear or convolution with a bias: train it on (target - mean) / standard deviation",
+            "a Linear or convolution with a bias of its own, to be trained: train it on (target - mean) / standard deviation",
             stacklevel=3,
         )
     return units
