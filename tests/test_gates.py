@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import math
 import pickle
 import sys
@@ -257,6 +258,7 @@ def test_fit_opens_what_the_data_ask_for(name, opens):
         assert "opened conv1.weights.irrep_2" in history.records[0].note
     shown = str(report(model, history.evidence))
     assert shown.count("closed") == 6 - 3 * len(opens)
+    assert "null" in json.dumps(history.to_dict(), allow_nan=False), "the precision of what is closed"
     kept = "C2" if opens else "C4"
     assert all(kept in (s.subgroup.name, "C4") for s in survivors(model, history.evidence).layers)
     x = torch.stack([data.dataset[k][0] for k in range(5)])

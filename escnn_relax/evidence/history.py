@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
@@ -70,8 +71,9 @@ class History:
         return [(r.epoch, r.evidence.total / r.evidence.num_data) for r in self.records if r.evidence is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for machines."""
-        return {"records": [asdict(record) for record in self.records]}
+        """Plain numbers, for machines; ``None`` for what is infinite, as the log precisions of closed pathways are."""
+        found: dict[str, Any] = _finite({"records": [asdict(record) for record in self.records]})
+        return found
 
     def __str__(self) -> str:
         lines = ["epoch     loss   -log evidence / N"]
@@ -82,3 +84,11 @@ class History:
         if not self.evidence.learned:
             lines.append(f"the network is {CONSTANT}")
         return "\n".join(lines)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterable, Optional, Union
 
@@ -77,7 +77,7 @@ class Run:
             "evidence": self.evidence.state_dict(),
             "scales": self.scales.state_dict(),
             "gates": {} if self.gates is None else self.gates.state_dict(),
-            "records": history.to_dict()["records"],
+            "records": [asdict(record) for record in history.records],
             "random": disk.random_state(self.device),
             "generators": [g.get_state() for g in generators(*self.loaders)],
         }
