@@ -38,10 +38,8 @@ def wigner_D_matrix(
     Raises:
         NotImplementedError: another basis than the one that escnn uses.
 
-    >>> wigner_D_matrix(1, 0.3, 0.0, 0.0).round(3)
-    array([[ 0.955,  0.   ,  0.296],
-           [ 0.   ,  1.   ,  0.   ],
-           [-0.296,  0.   ,  0.955]])
+    >>> (wigner_D_matrix(1, 0.3, 0.0, 0.0).round(3) + 0.0).tolist()
+    [[0.955, 0.0, 0.296], [0.0, 1.0, 0.0], [-0.296, 0.0, 0.955]]
     """
     asked = (field, normalization, order, condon_shortley)
     if asked != ("real", "quantum", "centered", "cs"):

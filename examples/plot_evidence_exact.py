@@ -22,10 +22,10 @@ warnings.filterwarnings("ignore", message="`py3nj` package not found")  # escnn 
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-import escnn_relax  # noqa: E402
 
 NOISE, EQUIVARIANT = 0.1, 0.0
 #: Log prior precisions of the pathways that break the symmetry; at the last they are off.

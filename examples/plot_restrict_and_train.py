@@ -17,12 +17,12 @@ import copy
 from pathlib import Path
 
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn
 from planted import Tensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import escnn_relax
 
 
 def network(group: int) -> nn.Module:

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from digits import task
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import escnn_relax
 from escnn_relax.search import differentiate, evolve
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import planted
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import nn as enn
 from runs import stored
 from scipy.ndimage import map_coordinates
 from symmetry_discovery_runs import CASES, HERE
 
-import escnn_relax
 from escnn_relax.evidence import survivors
 
 #: The digits that these short runs learn; `symmetry_discovery.md` says why the others fall short.

@@ -20,12 +20,12 @@ import digits
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import escnn_relax
 
 #: What is asked; whether turns and translations matter; number of classes.
 QUESTIONS = {

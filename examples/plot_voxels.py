@@ -23,11 +23,11 @@ from typing import Optional  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from digits import accuracy, train_strict  # noqa: E402
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
 from escnn_relax.evidence import survivors  # noqa: E402
 
 def furniture(kind: int, random: np.random.Generator) -> np.ndarray:

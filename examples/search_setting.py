@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import Tensor, nn

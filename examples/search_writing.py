@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from search_setting import DATA, INVARIANT, METHODS, MODES, SIZES
 

@@ -17,11 +17,11 @@ others of its batch.
 
 from __future__ import annotations
 
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import Tensor, nn
 
-import escnn_relax
 
 #: The names of each pathway's weights end in this, or contain it.
 PATHWAYS = {"GCONV": ("weights.equivariant",), "CONV": ("weights.trivial", "weights.off_band"), "FC": (".factored_free.",)}

@@ -16,6 +16,7 @@ from multiprocessing import get_context
 
 import torch
 from digits import TASKS, DigitNet, accuracy, change_under_turns, task, train_strict
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn.nn import EquivariantModule, GeometricTensor
 from torch import nn
 

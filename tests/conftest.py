@@ -14,6 +14,7 @@ import torch
 
 import escnn_relax  # noqa: F401, I001 - before escnn, whose groups need what it provides where lie_learn is missing
 from escnn.group.groups import ico, octa
+from escnn.nn.modules.basismanager import basisexpansion_singleblock, basissampler_singleblock
 from hypothesis import settings
 
 # No deadline, since the first call builds kernel bases that later ones find cached; derandomised, since a failure in
@@ -41,3 +42,13 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def single_precision_bases():
+    """escnn shares sampled bases between all layers of a process, and ``layer.double()`` turns them for all: back to what they were."""
+    yield
+    for stored in (basisexpansion_singleblock._stored_filters, basissampler_singleblock._stored_filters):
+        for module in stored.values():
+            if any(buffer.dtype == torch.float64 for buffer in module.buffers()):
+                module.float()

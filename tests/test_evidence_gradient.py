@@ -66,7 +66,7 @@ def test_large_batches_are_halved(curvature):
     hook = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     large = Evidence(model, curvature=curvature).refresh(DataLoader(data, batch_size=71)).total
     hook.remove()
-    assert set(seen) == {36, 35}
+    assert set(seen) == {36, 35, 16}, "and sixteen of them first, to find out about the rows"
     assert math.isclose(Evidence(model, curvature=curvature).refresh(DataLoader(data, batch_size=10)).total, large, rel_tol=1e-10)
 
 

@@ -167,7 +167,8 @@ import functools, json
 from escnn import gspaces, nn
 from escnn.group import _clebsh_gordan as cg
 
-cg._clebsh_gordan_tensor = functools.cache(cg._clebsh_gordan_tensor.func)
+known = cg._clebsh_gordan_tensor
+cg._clebsh_gordan_tensor = functools.cache(getattr(known, "__wrapped__", known).func)
 space = gspaces.flipRot2dOnR2(3)
 regular = nn.FieldType(space, [space.regular_repr])
 layer = nn.R2Conv(regular, regular, 3, initialize=False)

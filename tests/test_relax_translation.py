@@ -329,7 +329,8 @@ def net_with_unused():
     return model
 
 
-def test_evidence_starts_them_as_residual_and_the_report_shows_them():
+def test_evidence_starts_them_as_residual_and_the_report_shows_them(monkeypatch):
+    monkeypatch.setattr(Evidence, "learned", True)  # random weights
     x = torch.randn(8, 1, 6, 6)
     model = relax_translation(relax(net(C4)), x, ["factored", ("dense", "free")], silent=False)
     flat = nn.Sequential(model, nn.Linear(16, 3))

@@ -21,7 +21,7 @@ def test_missing_kernels_are_reported(monkeypatch):
 
 
 @pytest.mark.parametrize("space, id", [(C8, (None, 4)), (C8, 3), (D4, 4), (D4, (1.0, 2)), (D4, (4, 1)), (C8, 16), (C8, 8),
-                                       (O2, (1, 4)), (OCTA, (False, 5)), (OCTA, "tetra"), (D4, (0, 4)), (C8, True)])  # fmt: skip
+                                       (O2, (1, 4)), (OCTA, (False, 5)), (OCTA, "tetrahedron"), (D4, (0, 4)), (C8, True)])  # fmt: skip
 def test_bad_ids(space, id):
     type = nn.FieldType(space, [space.trivial_repr])
     conv = layer(space, type, type, 3)

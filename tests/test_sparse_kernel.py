@@ -319,7 +319,7 @@ def test_restricted_networks_and_subclasses():
         pass
 
     gray = model.in_type
-    with pytest.raises(UnsupportedModuleError, match="Own is not known to restrict"):
+    with pytest.raises(UnsupportedModuleError, match="Own has weights of its own"):
         restrict(enn.SequentialModule(Own(gray, gray, 3)), 2)
 
 

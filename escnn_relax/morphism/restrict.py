@@ -188,7 +188,7 @@ def _restricted(
     if not replaced:
         raise UnsupportedModuleError(
             where,
-            "nothing in it could be restricted: no module of it is one of escnn's",
+            "nothing in it could be restricted: no module of it is one that restrict rebuilds",
             remedy="restrict rebuilds escnn's own classes; compose the network of these",
         )
     skip = {id(m) for new in replaced for m in new.modules()}

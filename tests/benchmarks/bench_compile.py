@@ -13,6 +13,7 @@ import time
 from typing import Callable
 
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn

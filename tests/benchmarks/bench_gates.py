@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from digits import TASKS, DigitNet, accuracy, task  # noqa: E402
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces  # noqa: E402
 from escnn import nn as enn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402

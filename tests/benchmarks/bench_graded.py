@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 

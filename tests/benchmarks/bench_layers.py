@@ -19,6 +19,7 @@ from typing import Callable, Sequence
 
 import torch
 from bench_memory import Alive
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch.nn import functional as F

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn.nn import FieldType, R2Conv
 

@@ -23,6 +23,7 @@ import torch
 from backpack import backpack, extend
 from backpack.extensions import KFLR
 from curvlinops import KFACLinearOperator
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from laplace import KronLaplace

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import torch  # noqa: E402
 from digits import DigitNet, task  # noqa: E402
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 

@@ -23,6 +23,7 @@ import time
 import warnings
 
 import torch
+import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
