@@ -59,6 +59,15 @@ def stages_of(model: nn.Module, stages: Optional[Sequence[str]] = None) -> tuple
     return tuple(stages)
 
 
+def parts_apart(model: nn.Module, error: Exception) -> UnsupportedModuleError:
+    """What a search says of a network that does not run on different groups in different stages."""
+    return UnsupportedModuleError(
+        type(model).__name__,
+        f"its parts do not fit together once their groups differ ({str(error) or 'escnn refused a field type'})",
+        remedy="what skips over a layer must not cross a change of group: name the stages=[...] where it may change",
+    )
+
+
 class Shells:
     """Networks by genome, the most recently used kept.
 
@@ -85,9 +94,17 @@ class Shells:
         model, now = self.template, self.ladder.whole
         for name, wanted in zip(self.stages, genome):
             if wanted != now:
-                model = restrict(model, self.ladder.members[wanted].id, from_layer=name)
+                model = self._step(model, name, wanted)
                 now = wanted
         return copy.deepcopy(model) if model is self.template else model
+
+    def _step(self, model: nn.Module, stage: str, wanted: str) -> nn.Module:
+        try:
+            return restrict(model, self.ladder.members[wanted].id, from_layer=stage)
+        except UnsupportedModuleError as error:
+            if "would not run" not in str(error):  # what cannot be restricted says so itself
+                raise
+            raise parts_apart(self.template, error) from error
 
 
 def _owners(model: nn.Module) -> Iterator[Any]:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..curvature.batches import batches, call
-from ..errors import ArgumentError, CurvatureError, DataError, UnsupportedModuleError
+from ..errors import ArgumentError, CurvatureError, DataError
 from ..evidence import Evidence
 from ..evidence.loading import data_size, generators
 from .genome import Genome
-from .network import Shells, State, fill, read, scatter, transfer
+from .network import Shells, State, fill, parts_apart, read, scatter, transfer
 
 __all__ = ["Context", "Outcome", "Task"]
 
@@ -160,11 +160,7 @@ class Context:
         try:
             return call(model, input)
         except AssertionError as error:  # escnn's word for fields of the wrong type
-            raise UnsupportedModuleError(
-                type(model).__name__,
-                f"its parts do not fit together once their groups differ ({error or 'escnn refused a field type'})",
-                remedy="what skips over a layer must not cross a change of group: name the stages=[...] where it may change",
-            ) from error
+            raise parts_apart(model, error) from error
 
     def _judge(self, model: nn.Module, score: Callable[[nn.Module], float]) -> float:
         model.train()
