@@ -9,7 +9,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from ..curvature.reader import Batches
 
-__all__ = ["Numbered", "numbered"]
+__all__ = ["Numbered", "numbered", "sample_identity"]
 
 
 class _Indexed:
@@ -69,7 +69,7 @@ class Numbered:
 
     def __iter__(self) -> Iterator[Any]:
         for indices, batch in self._loader:
-            self.last = [(index, _identity(self.dataset, index)) for index in indices]
+            self.last = [(index, sample_identity(self.dataset, index)) for index in indices]
             yield batch
 
 
@@ -91,12 +91,18 @@ def numbered(loader: Iterable[Any]) -> tuple[Iterable[Any], Optional[Numbered]]:
     return (Batches(found, loader.read) if isinstance(loader, Batches) else found), found
 
 
-def _identity(dataset: Any, index: Any) -> Hashable:
-    """The same for a sample by whatever subset it comes."""
+def sample_identity(dataset: Any, index: Any) -> Hashable:
+    """The same for a sample wherever it comes from, whatever subset or concatenation.
+
+    >>> from torch.utils.data import Subset
+    >>> data = range(5)
+    >>> sample_identity(Subset(data, [3, 4]), 1) == sample_identity(data, 4)
+    True
+    """
     if type(dataset) is Subset:
-        return _identity(dataset.dataset, dataset.indices[index])
+        return sample_identity(dataset.dataset, dataset.indices[index])
     if type(dataset) is ConcatDataset:
         index = index + len(dataset) if index < 0 else index
         part = bisect_right(dataset.cumulative_sizes, index)
-        return _identity(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+        return sample_identity(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
     return id(dataset), int(index) if hasattr(index, "__index__") else index

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from typing import Any, Iterable, NamedTuple, Optional, Sized, Union
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ..diagnosis.numbered import sample_identity
 from .checkpoint import random_state, set_random_state
 
 __all__ = ["Draws", "draws"]
@@ -67,7 +67,7 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     drawn = len(single) if type(single) in _KNOWN else len(indices)
     if isinstance(indices, range) and type(dataset) not in (Subset, ConcatDataset):
         return Draws(len(indices), drawn)
-    return Draws(len({_identity(dataset, index) for index in indices}), drawn)
+    return Draws(len({sample_identity(dataset, index) for index in indices}), drawn)
 
 
 def _sampler(loader: Iterable[Any]) -> Any:
@@ -109,14 +109,3 @@ def _once(sampler: Any) -> list[Any]:
             stacklevel=4,
         )
     return drawn
-
-
-def _identity(dataset: Any, index: Any) -> Any:
-    """The same for a sample wherever it comes from."""
-    if type(dataset) is Subset:
-        return _identity(dataset.dataset, dataset.indices[index])
-    if type(dataset) is ConcatDataset:
-        index = index + len(dataset) if index < 0 else index
-        part = bisect_right(dataset.cumulative_sizes, index)
-        return _identity(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
-    return id(dataset), int(index) if hasattr(index, "__index__") else index
