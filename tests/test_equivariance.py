@@ -162,3 +162,10 @@ def test_bad_input():
         kernel_equivariance_error(torch.randn(1, 1, 3, 3), type, type)
     with pytest.raises(ArgumentError, match="at least one"):
         equivariance_error(nn.IdentityModule(type), elements=[])
+
+
+def test_an_input_in_the_place_of_the_tolerance_is_named():
+    space = gspaces.rot2dOnR2(4)
+    field = nn.FieldType(space, [space.trivial_repr])
+    with pytest.raises(ArgumentError, match="R2Conv: expected a tolerance, a number, got Tensor; pass the input by its name, input="):
+        assert_equivariant(nn.R2Conv(field, field, 3), torch.randn(1, 1, 7, 7))

@@ -223,6 +223,9 @@ def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **ar
         ArgumentError: a tolerance that is no number of 0 or more.
     """
     where = arguments.get("where") or type(module).__name__
+    if not isinstance(tolerance, (int, float)):
+        remedy = "pass the input by its name, input="
+        raise ArgumentError(where, expected="a tolerance, a number", got=type(tolerance).__name__, remedy=remedy)
     if not tolerance >= 0:
         raise ArgumentError(where, expected="a tolerance of 0 or more", got=tolerance, remedy="1e-4 is the default")
     error = equivariance_error(module, **arguments)
