@@ -10,6 +10,7 @@ from escnn import gspaces
 from escnn import nn as enn
 
 from escnn_relax import Evidence, relax, report, survivors
+from escnn_relax.evidence import survival
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from tests.test_fit import Net, loader, net
 
@@ -159,3 +160,14 @@ def test_components_without_kernels_are_said():
     assert learned.to_dict()["layers"][0]["empty"] == ["irrep_1"]
     whole = report(relax(enn.SequentialModule(enn.R2Conv(both, odd, 3))))
     assert not whole.layers[0].empty and "without kernels" not in str(whole)
+
+
+def test_reading_a_deep_network_shows_its_progress(monkeypatch, capsys):
+    model = broken_net()
+    survivors(model)
+    assert "survivors" not in capsys.readouterr().err, "nobody waits for a bar"
+    monkeypatch.setattr(survival, "PATIENCE", 0.0)
+    survivors(model, progress=False)
+    assert "survivors" not in capsys.readouterr().err
+    survivors(model)
+    assert "survivors" in capsys.readouterr().err

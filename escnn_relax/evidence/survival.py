@@ -25,6 +25,9 @@ from .projected import ProjectionLoss
 
 __all__ = ["LayerSurvivor", "Survivors", "survivors"]
 
+#: Seconds after which a progress bar appears.
+PATIENCE = 3.0
+
 Measure = Callable[[KernelSymmetry, Subgroup], float]
 #: Living pathways beside convolutions, by layer and name, with the groups that they keep.
 Beside = dict[str, Subgroup]
@@ -163,6 +166,7 @@ def survivors(
     data: Optional[Iterable[Any]] = None,
     energy: float = SWITCHED_OFF,
     depth: bool = True,
+    progress: bool = True,
 ) -> Survivors:
     """The largest subgroups that survive in a model's relaxed layers: the stabilisers of the learned kernels.
 
@@ -188,6 +192,7 @@ def survivors(
             than 2000 weights are concerned (:mod:`escnn_relax.evidence.joint`).
         energy: the largest share of a layer's energy that counts as switched off (fraction).
         depth: read the network as a whole, too; layers of different groups have no common reading.
+        progress: show a progress bar if it takes more than some seconds.
 
     Raises:
         UnsupportedModuleError: no relaxed layer, or with ``depth`` layers of different groups.
@@ -240,8 +245,11 @@ def survivors(
         left = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
         return replace(one, losses=losses, candidates=left)
 
-    layers = tuple(read(s.name, [s], of) for s, of in zip(found, own))
-    by_depth = tuple(read("", found[: n + 1], of) for n, of in enumerate(before)) if depth else layers
+    readings = [(s.name, [s], of) for s, of in zip(found, own)]
+    readings += [("", found[: n + 1], of) for n, of in enumerate(before)] if depth else []
+    read_off = [read(*reading) for reading in _bar(readings, progress)]
+    layers = tuple(read_off[: len(found)])
+    by_depth = tuple(read_off[len(found) :]) if depth else layers
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
     if note:
         layers, by_depth = (tuple(replace(one, note=f"{one.note}; {note}" if one.note else note) for one in of) for of in (layers, by_depth))
@@ -249,6 +257,12 @@ def survivors(
     survived = Survivors(layers, by_depth, energy, depth, note, unlisted)
     remember({s.name: s.layer for s in found}, survived.decisions)
     return survived
+
+
+def _bar(readings: list[tuple[str, list[KernelSymmetry], Beside]], progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(readings, desc="survivors", unit="reading", delay=PATIENCE, leave=False, disable=not progress)
 
 
 def _measure(
