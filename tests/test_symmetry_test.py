@@ -99,7 +99,7 @@ def law(model, in_type, out_type, broken=False):
 
     def features(x, y):
         found = probe.gradients(probe.loss(probe.forward(x), y))
-        return {name: action.features(found[name])[0] for name, action in actions.items()}
+        return {name: action.features(found[name]) for name, action in actions.items()}
 
     here, worst, moves = features(x, y), 0.0, 0.0
     assert group.order > 1 and sum(len(a.names) for a in actions.values())

@@ -13,7 +13,7 @@ input and an output field, so that combinations of pairs may be taken first: tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from escnn.group import GroupElement, Representation
@@ -54,22 +54,30 @@ class _Pair:
         self.into, self.onto = into, onto  # channels (fields, size)
         count = len(into) * len(onto)
         self.buckets = min(count, PAIRS)
-        self.bucket, self.sign = torch.arange(count), torch.ones(count)
+        self.signed: Optional[Tensor] = None  # bucket of each pair; those of sign -1 come after all of sign +1
         if count > PAIRS:
-            self.bucket = torch.randint(PAIRS, (count,), generator=generator)
-            self.sign = 2.0 * torch.randint(2, (count,), generator=generator) - 1
+            bucket = torch.randint(PAIRS, (count,), generator=generator)
+            self.signed = bucket + PAIRS * torch.randint(2, (count,), generator=generator)
         self.pathways: list[PathwayAction] = []
         self.strict: list[Tensor] = []  # orthonormal equivariant kernels
 
     def sketch(self, gradient: Tensor) -> Tensor:
         """``(out channels, in channels, S)`` to ``(buckets, out size * in size * S)``: signed sums over field pairs."""
         (outs, o), (ins, i) = self.onto.shape, self.into.shape
-        part = gradient[self.onto.flatten().to(gradient.device)][:, self.into.flatten().to(gradient.device)]
-        part = part.view(outs, o, ins, i, -1).transpose(1, 2).reshape(outs * ins, -1)
-        if self.buckets == len(self.bucket):
+        part = _chosen(_chosen(gradient, 0, self.onto), 1, self.into)
+        part = part.reshape(outs, o, ins, i, -1).transpose(1, 2).reshape(outs * ins, -1)
+        if self.signed is None:
             return part
-        signed = part * self.sign.to(part)[:, None]
-        return part.new_zeros(self.buckets, part.shape[1]).index_add_(0, self.bucket.to(part.device), signed)
+        sums = part.new_zeros(2 * PAIRS, part.shape[1]).index_add_(0, self.signed.to(part.device), part)
+        return sums[:PAIRS] - sums[PAIRS:]
+
+
+def _chosen(gradient: Tensor, axis: int, channels: Tensor) -> Tensor:
+    """Those of its channels; no copy where they are all of them in order, as in most layers."""
+    channels = channels.flatten()
+    if len(channels) == gradient.shape[axis] and bool((channels == torch.arange(len(channels))).all()):
+        return gradient
+    return gradient.index_select(axis, channels.to(gradient.device))
 
 
 class LayerAction:
@@ -137,14 +145,14 @@ class LayerAction:
         """Its pathways."""
         return list(dict.fromkeys(p.name for pair in self.pairs for p in pair.pathways))
 
-    def features(self, gradient: Tensor) -> tuple[dict[str, list[Tensor]], float]:
-        """Coefficients of each pathway, one tensor ``(buckets, K)`` a pair, and the square of the whole gradient."""
+    def features(self, gradient: Tensor) -> dict[str, list[Tensor]]:
+        """Coefficients of each pathway, one tensor ``(buckets, K)`` a pair."""
         found: dict[str, list[Tensor]] = {}
         for pair in self.pairs:
             sketch = pair.sketch(gradient).to("cpu", torch.float64)
             for pathway in pair.pathways:
                 found.setdefault(pathway.name, []).append(sketch @ pathway.rows.T)
-        return found, float(gradient.double().square().sum())
+        return found
 
     def strict(self, gradient: Tensor) -> list[Tensor]:
         """Coefficients of the equivariant kernels: what training a strict network makes vanish."""

@@ -18,7 +18,7 @@ from .action import LayerAction
 from .centre import Centre
 from .effect import Sizes
 from .exact_group import ExactGroup, random_elements
-from .gradients import Probe
+from .gradients import Gradients, Probe
 from .numbered import numbered
 from .orbit import Orbit
 from .samples import Grouping, group_size, joined, raw
@@ -31,7 +31,7 @@ __all__ = ["Collected", "Plan", "collect"]
 JITTER = 1e-4
 #: One minibatch out of so many is asked for the curvature, unless gains are wanted: then each.
 EVERY = 16
-#: Share of each minibatch, and number of samples in all, that are turned by elements that are not exact on the grid.
+#: Share of the samples, and number of them in all, that are turned by elements that are not exact on the grid.
 SHARE, TURNED = 0.25, 2048
 #: Parts of a minibatch that are turned by an element each.
 PARTS = 8
@@ -110,7 +110,7 @@ class _Pass:
         self.strict: dict[int, dict[str, list[Tensor]]] = {}
         self.turns: dict[int, int] = {}
         self.motion: Optional[Motion] = None
-        self.count = 0
+        self.count = self.seen = 0
 
     def check(self, input: Any, target: Any) -> None:
         """See on a first batch whether the network is strict."""
@@ -141,10 +141,12 @@ class _Pass:
             if scalar is not None:
                 self._add(self.curvature, member, probe.gradients(scalar))
                 self.found.asked += len(target)
-        if self.motion is not None and self.plan.turned and sum(self.turns.values()) < TURNED:
+        self.seen += len(target)
+        few = slice(max(PARTS, round(SHARE * len(target))))
+        turned = sum(self.turns.values())
+        if self.motion is not None and self.plan.turned and turned < min(TURNED, SHARE * self.seen):
             same = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
             if same and self.motion.smooth(target):
-                few = slice(max(PARTS, round(SHARE * len(target))))
                 self._turn(self.motion, member, of_samples(input, few, len(target)), target[few])
         self.count += 1
 
@@ -164,13 +166,13 @@ class _Pass:
         self.turns[member] = self.turns.get(member, 0) + len(target)
 
     def _add(
-        self, sums: dict[int, Any], member: int, gradients: dict[str, Tensor], squares: Optional[dict[str, float]] = None
+        self, sums: dict[int, Any], member: int, gradients: Gradients, squares: Optional[dict[str, float]] = None
     ) -> None:
         own = sums.setdefault(member, {})
         for layer, action in self.actions.items():
-            features, square = action.features(gradients[layer])
+            features = action.features(gradients[layer])
             if squares is not None:
-                squares[layer] += square
+                squares[layer] += gradients.squares[layer]
             if layer in own:
                 features = {name: [a + b for a, b in zip(own[layer][name], of)] for name, of in features.items()}
             own[layer] = features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Iterator, Optional, Union
 
 import torch
@@ -20,7 +21,7 @@ from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.pathway import EQUIVARIANT
 from .samples import raw
 
-__all__ = ["Probe", "relaxed_copy", "settle", "start_anew"]
+__all__ = ["Gradients", "Probe", "relaxed_copy", "settle", "start_anew"]
 
 Objective = Union[Likelihood, Callable[[Any, Tensor], Tensor]]
 
@@ -78,6 +79,19 @@ def settle(model: nn.Module, batches: Iterator[Any]) -> None:
         m.momentum = momentum
 
 
+class Gradients(dict[str, Tensor]):
+    """Gradients in kernels, by layer.
+
+    Attributes:
+        squares: sums of their squares, in float64.
+    """
+
+    def __init__(self, gradients: dict[str, Tensor]) -> None:
+        super().__init__(gradients)
+        norms = {name: torch.linalg.vector_norm(gradient, dtype=torch.float64) for name, gradient in gradients.items()}
+        self.squares = {name: float(norm) ** 2 for name, norm in norms.items()}
+
+
 class Probe:
     """A network whose relaxed layers read constant kernels that alone require a gradient.
 
@@ -125,19 +139,19 @@ class Probe:
         self.objective.check(tensor, target)
         return self.objective.loss(tensor, target)
 
-    def gradients(self, scalar: Tensor, again: bool = False) -> dict[str, Tensor]:
+    def gradients(self, scalar: Tensor, again: bool = False) -> Gradients:
         """In each kernel; zeros where no path leads.
 
         Raises:
             DataError: a gradient that is not finite.
         """
-        if not scalar.requires_grad:
-            return {name: torch.zeros_like(kernel) for name, kernel in self.kernels.items()}
-        found = torch.autograd.grad(scalar, list(self.kernels.values()), allow_unused=True, retain_graph=again)
-        result = {}
-        for (name, kernel), gradient in zip(self.kernels.items(), found):
-            result[name] = torch.zeros_like(kernel) if gradient is None else gradient
-            if not torch.isfinite(result[name]).all():
+        found: tuple[Optional[Tensor], ...] = (None,) * len(self.kernels)
+        if scalar.requires_grad:
+            found = torch.autograd.grad(scalar, list(self.kernels.values()), allow_unused=True, retain_graph=again)
+        pairs = zip(self.kernels.items(), found)
+        result = Gradients({name: torch.zeros_like(kernel) if of is None else of for (name, kernel), of in pairs})
+        for name, square in result.squares.items():
+            if not math.isfinite(square):
                 raise DataError(name, "the gradient of the loss is not finite", remedy="look for NaN in data or loss")
         return result
 

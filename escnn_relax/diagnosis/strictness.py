@@ -162,7 +162,7 @@ def law_errors(
     input, target = of_samples(input, slice(TRIED), len(target)), target[:TRIED]
     chosen = range(1, group.order) if group.order <= TRIED else range(1, group.order, max(1, group.order // TRIED))
     gradients = probe.gradients(probe.loss(probe.forward(input), target))
-    here = {name: actions[name].features(gradients[name]) for name in actions}
+    here = {name: (actions[name].features(gradients[name]), gradients.squares[name]) for name in actions}
     errors = dict.fromkeys(actions, 0.0)
     for n in chosen:
 
@@ -172,7 +172,7 @@ def law_errors(
         loss = probe.loss(probe.forward(motion.input(input, element)), motion.target(target, element))
         gradients = probe.gradients(loss)
         for name, action in actions.items():
-            expected, found = action.moved(here[name][0], n), action.features(gradients[name])[0]
+            expected, found = action.moved(here[name][0], n), action.features(gradients[name])
             pairs = [(e, f) for key in expected for e, f in zip(expected[key], found[key])]
             gap = sum(float((e - f).square().sum()) for e, f in pairs) ** 0.5
             size = max(sum(float(e.square().sum()) for e, _ in pairs), ROUNDING**2 * here[name][1]) ** 0.5

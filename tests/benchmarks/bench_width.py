@@ -7,8 +7,9 @@
 5. outputs: 10 to 800 classes, and outputs at every pixel
 6. peers: laplace-torch, curvlinops and BackPACK on the exported plain twin of a C8 layer of 4 to 16 regular fields
 7. memory: the tutorial network under a bound, and what the process takes
+8. test: the symmetry test of the strict tutorial network on 600 and on 1800 images, over an epoch on as many
 
-    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory]
+    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory test]
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
 
-from escnn_relax import Evidence, relax
+from escnn_relax import Evidence, relax, symmetry_test
 from escnn_relax.curvature.collect import Curvature
 from escnn_relax.nn import RelaxedR3Conv
 
@@ -387,7 +388,28 @@ def memory():
     print(f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB", flush=True)
 
 
-PARTS = {part.__name__: part for part in (agreement, growth, tutorial, others, outputs, peers, memory)}
+def test():
+    """Random images, so that nothing is broken; an epoch is extrapolated from 128 of them, in batches of 64."""
+    model = Tutorial()
+    descent = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def epoch():
+        for x, y in batches:
+            descent.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            descent.step()
+
+    batches = [images(64, 29) for _ in range(2)]
+    epoch()
+    step = spent(epoch) / 128
+    print("| images | test (s) | epoch (s) | ratio | peak (GiB) |", "|" + "---|" * 5, sep="\n")
+    for count in (600, 1800):
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(count, 29)), 64)
+        tested = spent(lambda: symmetry_test(model, loader, progress=False))
+        print(f"| {count} | {tested:.0f} | {count * step:.0f} | {tested / count / step:.2f} | {peak():.1f} |", flush=True)
+
+
+PARTS = {part.__name__: part for part in (agreement, growth, tutorial, others, outputs, peers, memory, test)}
 
 
 if __name__ == "__main__":
