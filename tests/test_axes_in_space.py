@@ -5,6 +5,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from escnn.group import so3_group
 from test_planted_in_space import SAME, dense, write
 
 from escnn_relax import harden, restrict, survivors
@@ -13,6 +14,7 @@ from escnn_relax.nn.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.positions import Positions, at, smaller, standard
 from escnn_relax.symmetry.subgroup import subgroup
 from escnn_relax.symmetry.subgroups import subgroups
+from escnn_relax.symmetry.turning import rotation
 
 SO3, O3 = gspaces.rot3dOnR3(), gspaces.flipRot3dOnR3()
 
@@ -202,3 +204,22 @@ def test_twisted_subgroups_stand_anywhere():
     for seed in range(40):
         kept = at(own, torch.as_tensor(2 * np.random.default_rng(seed).normal(size=3)))
         assert kept.order == 24 and len(set(kept.elements)) == 24
+
+
+def test_turned_by_what_was_asked_for():
+    """escnn answers with what it built before for an axis within 1e-5, so that the halves of a twisted subgroup stood apart."""
+    off = []
+    for seed in range(12):
+        vector = torch.as_tensor(np.random.default_rng(seed).normal(size=3))
+        near = vector + torch.tensor([2e-6, -3e-6, 1e-6])
+        so3_group().subgroup((True, 4, rotation(so3_group(), near)))
+        kept = at(subgroup(O3, "D2d"), vector)
+        assert kept.order == 8 and len(set(kept.elements)) == 8
+        exact = at(subgroup(SO3, "D4"), vector)
+        turn = np.asarray(SO3.basespace_action(rotation(so3_group(), vector)))
+        wanted = turn.T @ matrices(subgroup(SO3, "D4")) @ turn
+        assert np.abs(matrices(exact) - wanted).max() < 1e-9
+        own, embed, _ = so3_group().subgroup(exact.id)
+        stale = np.stack([np.asarray(SO3.basespace_action(embed(h))) for h in own.elements])
+        off.append(np.abs(stale - wanted).max())
+    assert max(off) > 1e-6, "the broken twin: where the rounded axes are the same"

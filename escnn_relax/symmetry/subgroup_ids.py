@@ -140,6 +140,8 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
             return _product(group, canonical)
         if _kind(group) in ("SO3", "O3") and "tetra" in str(canonical[:2] if isinstance(canonical, tuple) else canonical):
             return _tetrahedral(group, canonical if isinstance(canonical, tuple) else (canonical,))
+        if _kind(group) in ("SO3", "O3") and isinstance(canonical, tuple) and isinstance(canonical[-1], g.GroupElement):
+            return _turned(group, canonical)
         subgroup, embed, pull = group.subgroup(canonical)
         if order_of(subgroup) == 0:
             raise ValueError("no such subgroup")
@@ -183,6 +185,14 @@ def _twisted(group: g.Group, id: tuple[Any, ...]) -> Embedding:
         lambda inverted, r: group.element((int(inverted), r.value), r.param),
         lambda e: (bool(e.value[0]), rotations.element(e.value[1], e.param)),
     )
+
+
+def _turned(group: g.Group, id: tuple[Any, ...]) -> Embedding:
+    """A^-1 H A, turned here: escnn keeps what it built by ids that are equal up to 1e-5, and would answer with one that was near."""
+    *bare, turn = id
+    subgroup, embed, pull = embedding(group, bare[0] if len(bare) == 1 else tuple(bare))
+    back = ~turn
+    return subgroup, lambda h: back @ embed(h) @ turn, lambda e: pull(turn @ e @ back)
 
 
 def _tetrahedral(group: g.Group, id: tuple[Any, ...]) -> Embedding:
