@@ -7,12 +7,11 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from torch.utils.data import DataLoader, TensorDataset
+from whole_irreps import by_whole_irreps
 
 from escnn_relax import fit, project, restrict, survivors
-from escnn_relax.evidence.demanding import Demands
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.stabiliser import KernelSymmetry, stabiliser
-from escnn_relax.symmetry.pathway import SWITCHED_OFF
 from escnn_relax.symmetry.subgroup import subgroup
 from escnn_relax.symmetry.subgroups import subgroups
 
@@ -209,33 +208,6 @@ def learned(name, id, seed, size, samples, noise, gates=False):
     options = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "gates": gates}
     history = fit(model, loader, likelihood="gaussian", progress=False, **options)
     return model, history.evidence, subgroup(space, id)
-
-
-def by_whole_irreps(symmetry, evidence):
-    """The decision that this package once took, for comparison: no subgroup survives that fixes nothing of a living irrep, and
-    demanding it is judged at the precisions that all the kernels have; with the margin."""
-    estimate = evidence.estimate
-    demands = Demands(symmetry, estimate.factors, evidence.log_precision, evidence.scale)
-
-    def touches(kept):
-        for pathway in symmetry.residual:
-            alive = fixed = 0.0
-            for pair, weights in symmetry._weights.items():
-                known = symmetry.pairs[pair]
-                section = known.sections[known.pathways.index(pathway)]
-                alive += float(weights[:, section].square().sum())
-                fixed += float(symmetry.fixed(pair, kept)[:, section].square().sum())
-            if alive > 10 * SWITCHED_OFF * symmetry.energy and fixed < 0.5:
-                return False
-        return True
-
-    def survives(kept):
-        return symmetry.remainder(kept) <= SWITCHED_OFF or (touches(kept) and demands.gain(kept) > -1)
-
-    search = symmetry.search()
-    found = max(search.maximal(symmetry.remainder, survives), key=lambda h: (h.order, -symmetry.remainder(h)))
-    larger = search.above(found, symmetry.remainder)
-    return found, min((demands.gain(found) - demands.gain(h) for h in larger), default=math.inf)
 
 
 #: Of each the subgroup's id, seed, kernel size, samples and noise.

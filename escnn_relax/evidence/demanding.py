@@ -42,6 +42,8 @@ class Demands:
         joint: the curvature with the blocks between the pathways, bias and equivariant kernels included, where it fits into memory
             (:class:`~escnn_relax.evidence.joint.JointCurvature`). Without it pathways are independent in the posterior: exact
             where the data hold all transforms of each sample, and wrong by nats where they are few.
+        slopes: of the negative log posterior at the weights, by parameter name (nats); with a ``joint``, which knows them, anything
+            but ``None``. Without them the weights are taken for its mode, which they are where the training has ended.
 
     Attributes:
         coupled: whether cross blocks are in the gains.
@@ -58,6 +60,7 @@ class Demands:
         scale: float,
         bounds: Optional[tuple[float, float]] = None,
         joint: Optional[JointCurvature] = None,
+        slopes: Optional[Mapping[str, Tensor]] = None,
     ) -> None:
         shut: frozenset[str] = getattr(symmetry.layer, "closed", frozenset())
         names = {p.name: join(symmetry.name, f"weights.{p.name}") for p in symmetry.residual if p.name not in shut}
@@ -72,7 +75,9 @@ class Demands:
         self.weights = {p.name: symmetry.layer.weights[p.name].detach().to("cpu", torch.float64) for p in self.open}
         self._known: dict[Any, float] = {}
         self._whole: dict[str, float] = {}
-        self._marginal = marginals(joint, {n: names[n] for n in self.weights})
+        known = {} if slopes is None else slopes
+        self.slopes = {p.name: known[names[p.name]].to("cpu", torch.float64) for p in self.open if names[p.name] in known}
+        self._marginal = marginals(joint, {n: names[n] for n in self.weights}, settled=slopes is None)
         self._free: Optional[float] = None
 
     @property
@@ -127,13 +132,14 @@ class Demands:
     def _all_of(self, name: str) -> float:
         """The log evidence of all weights of a pathway, relative to their being zero."""
         if name not in self._whole:
-            weights, delta = self.weights[name], self.log_precision[name]
+            weights, delta, slope = self.weights[name], self.log_precision[name], self.slopes.get(name)
             parts = [(f, _part(weights, f), delta) for f in self.factors[name]]
-            self._whole[name] = evidence_of_all(parts, self.scale, self.bounds)
+            slopes = None if slope is None else [_part(slope, f) for f in self.factors[name]]
+            self._whole[name] = evidence_of_all(parts, self.scale, self.bounds, slopes)
         return self._whole[name]
 
     def _blocks(self, members: Sequence[Pathway], own: Mapping[Pair, Tensor]) -> list[list[Part]]:
-        return _parts(self.symmetry, members, own, self.factors, self.weights, self.log_precision)
+        return _parts(self.symmetry, members, own, self.factors, self.weights, self.log_precision, self.slopes)
 
 
 def gain_of_demanding(
@@ -196,11 +202,12 @@ def _parts(
     factors: Mapping[str, Sequence[Factor]],
     weights: Mapping[str, Tensor],
     deltas: Mapping[str, float],
+    slopes: Mapping[str, Tensor],
 ) -> list[list[Part]]:
     """Lists of parts that share their c."""
     layer = symmetry.layer
     if any(f.positions is None for of in factors.values() for f in of):
-        return [_flat(symmetry, members, kept, factors, weights, deltas)]
+        return [_flat(symmetry, members, kept, factors, weights, deltas, slopes)]
     found: dict[tuple[Any, ...], list[Part]] = {}
     for pathway in members:
         blocks = layer.kernel.blocks[pathway.name]
@@ -216,8 +223,9 @@ def _parts(
             # which output fields, and in a transposed convolution which group of input fields
             key = first.out_name, o, i * getattr(layer, "groups", 1) // first.inputs
             matrix = _columns(symmetry, pathway, members, kept, columns)
-            values = weights[pathway.name][positions]
-            found.setdefault(key, []).append(Part(pathway.name, factor, values, deltas[pathway.name], matrix))
+            values, slope = weights[pathway.name][positions], slopes.get(pathway.name)
+            slope = None if slope is None else slope[positions]
+            found.setdefault(key, []).append(Part(pathway.name, factor, values, deltas[pathway.name], matrix, slope))
     return [c for c in found.values() if len(c[0].matrix)]
 
 
@@ -263,6 +271,7 @@ def _flat(
     factors: Mapping[str, Sequence[Factor]],
     weights: Mapping[str, Tensor],
     deltas: Mapping[str, float],
+    slopes: Mapping[str, Tensor],
 ) -> list[Part]:
     """All weights as one row, for blocks without a Kronecker form."""
     found = []
@@ -270,7 +279,8 @@ def _flat(
         for factor in factors[name]:
             columns = slice(None) if factor.positions is None else factor.positions.flatten().cpu()
             values = weights[name][columns].view(1, -1)
-            found.append(Part(name, factor, values, deltas[name], matrix[:, columns]))
+            slope = slopes[name][columns].view(1, -1) if name in slopes else None
+            found.append(Part(name, factor, values, deltas[name], matrix[:, columns], slope))
     return found
 
 

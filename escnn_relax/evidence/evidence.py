@@ -43,6 +43,7 @@ from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
 from .prior import BOUNDS, Prior, Ties
+from .slopes import Slopes
 from .spectrum import Spectrum
 from .state import pack, unpack
 from .terms import EvidenceTerms
@@ -100,6 +101,7 @@ class Evidence:
         log_precision: log prior precision by parameter name, float64.
         curvature: what takes the curvature.
         estimate: what it took last, its outputs weighted by their present noises (not in the state dict).
+        slopes: how steep the posterior was where :func:`~escnn_relax.fit` ended; ``None`` after other trainings.
         uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
 
     Raises:
@@ -168,6 +170,7 @@ class Evidence:
         self.estimate: Optional[CurvatureEstimate] = None
         self._previous: Optional[dict[str, Any]] = None
         self._spectrum: Optional[Spectrum] = None
+        self.slopes: Optional[Slopes] = None
         if shut:
             self.close(shut)
 

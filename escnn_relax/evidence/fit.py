@@ -28,6 +28,7 @@ from .loading import Part, Replayed, data_size
 from .rehearsal import rehearse
 from .run import Run, Undo
 from .scales import Scales
+from .slopes import Slopes
 from .units import Units, settle_units
 
 __all__ = ["fit"]
@@ -189,17 +190,18 @@ def fit(
     first = len(history.records)
     if not first and epochs > burn_in:
         rehearse(evidence, train_loader, evidence_loader)
-    moves = ""
+    moves, slopes = "", None
     tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}
     bar = _bar(range(first, epochs), first, epochs, progress)
     try:
         for epoch in bar:
             undo = Undo(run, modes)
+            slopes = Slopes(evidence) if epoch == epochs - 1 else None
             try:
                 if gate is not None and not epoch:
                     moves = gate.start()
                 with scales.held():
-                    loss, constant = _epoch(run)
+                    loss, constant = _epoch(run, slopes)
             except RelaxError:
                 undo()
                 raise
@@ -233,6 +235,9 @@ def fit(
         raise
     if epochs:
         evidence.refresh(all_of)
+        evidence.slopes = slopes
+        if slopes is not None:
+            slopes.end()
         if not evidence.learned:
             warnings.warn(f"after {epochs} epochs the network is {CONSTANT}", stacklevel=2)
     return history
@@ -242,8 +247,8 @@ def _also(one: str, other: str) -> str:
     return "; ".join(note for note in (one, other) if note)
 
 
-def _epoch(run: Run) -> tuple[float, float]:
-    """One pass; returns the loss averaged over samples, and what the best constant output would have."""
+def _epoch(run: Run, slopes: Optional[Slopes] = None) -> tuple[float, float]:
+    """One pass; returns the loss averaged over samples, and what the best constant output would have. Gradients go into ``slopes``."""
     check_weights(run.model)
     total, count, targets = 0.0, 0, []
     for index, (input, target) in enumerate(batches(run.loaders[0], run.device)):
@@ -254,6 +259,8 @@ def _epoch(run: Run) -> tuple[float, float]:
             if not torch.isfinite(loss):
                 raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
             loss.backward()
+            if slopes is not None:
+                slopes.add(len(target))
             return loss
 
         loss = torch.as_tensor(run.descent.step(closure))  # some optimisers look at several points, LBFGS for one

@@ -12,7 +12,8 @@ posterior precision :math:`Q = hH + \Lambda` and the mean :math:`\hat w`, the li
 
 .. math:: \tilde H = hH_{rr} - hH_{ro} Q_{oo}^{-1} hH_{or}, \qquad \tilde b = (Q \hat w)_r - hH_{ro} Q_{oo}^{-1} (Q \hat w)_o .
 
-For a linear model with Gaussian noise that is exact. Curvature and precisions are those of the moment; no approximation of the
+Where the training ended before the mode, :math:`Q \hat w` is :math:`hH w - h \nabla L(w)` with the loss's slope there, which is its own
+at the mode. For a linear model with Gaussian noise that is exact, wherever w is. Curvature and precisions are those of the moment; no approximation of the
 evidence's own (factors, samples, exact or reduced) enters.
 """
 
@@ -91,19 +92,23 @@ class JointCurvature:
                     by_owner.setdefault(owner, []).append(name)
             groups = [of for of in by_owner.values() if sum(sizes[n] for n in of) <= together]
         self.sizes = sizes
-        self._groups: list[tuple[list[str], Tensor]] = []
+        self._groups: list[tuple[list[str], Tensor, Tensor]] = []
         self.num_data = 0
         if groups:
             self._collect(groups, data)
 
-    def marginal(self, names: Sequence[str]) -> Optional[Marginal]:
-        """Of these parameters, whatever else was taken with them integrated out; ``None`` if they were not taken together."""
-        for group, H in self._groups:
+    def marginal(self, names: Sequence[str], settled: bool = True) -> Optional[Marginal]:
+        """Of these parameters, whatever else was taken with them integrated out; ``None`` if they were not taken together.
+
+        Args:
+            settled: take the weights for the mode; else they are where they are, on the slope that the data have there.
+        """
+        for group, H, slope in self._groups:
             if set(names) <= set(group):
-                return self._marginal(names, group, H)
+                return self._marginal(names, group, H, None if settled else slope)
         return None
 
-    def _marginal(self, names: Sequence[str], group: Sequence[str], H: Tensor) -> Marginal:
+    def _marginal(self, names: Sequence[str], group: Sequence[str], H: Tensor, slope: Optional[Tensor]) -> Marginal:
         evidence = self.evidence
         ends = torch.tensor([0, *(self.sizes[n] for n in group)]).cumsum(0).tolist()
         place = {n: torch.arange(a, b) for n, a, b in zip(group, ends, ends[1:])}
@@ -113,7 +118,7 @@ class JointCurvature:
         precision = torch.cat([torch.full((self.sizes[n],), math.exp(evidence.log_precision[n])) for n in group]).double()
         mode = torch.cat([evidence._parameters[n].detach().to("cpu", torch.float64).flatten() for n in group])
         hH = scale * H
-        linear = hH @ mode + precision * mode
+        linear = hH @ mode + (precision * mode if slope is None else -scale * slope)
         curvature, sizes = hH[asked][:, asked], tuple(self.sizes[n] for n in names)
         if not len(rest):
             return Marginal(curvature, linear[asked], tuple(names), sizes)
@@ -126,6 +131,7 @@ class JointCurvature:
     def _collect(self, groups: Sequence[list[str]], data: Iterable[Any]) -> None:
         evidence, likelihood = self.evidence, self.evidence.likelihood
         totals = [torch.zeros(2 * (sum(self.sizes[n] for n in of),), dtype=torch.float64) for of in groups]
+        slopes = [torch.zeros(len(total), dtype=torch.float64) for total in totals]
         wanted = [n for of in groups for n in of]
         device = next(evidence.model.parameters()).device
         for input, target in batches(data, device):
@@ -133,27 +139,32 @@ class JointCurvature:
             def columns(output: Tensor) -> list[Tensor]:
                 likelihood.check(output, target)
                 found = list(likelihood.columns(output, None, target))
-                if not evidence.noise.each:
-                    return found
-                evidence.noise.widen(output.shape[1])
-                weights = evidence.noise.weights.sqrt().to(output)
-                return [column * weights.view(1, -1, *[1] * (column.dim() - 2)) for column in found]
+                if evidence.noise.each:
+                    evidence.noise.widen(output.shape[1])
+                    weights = evidence.noise.weights.sqrt().to(output)
+                    found = [column * weights.view(1, -1, *[1] * (column.dim() - 2)) for column in found]
+                with torch.enable_grad():
+                    put_out = output.detach().requires_grad_()
+                    (downhill,) = torch.autograd.grad(evidence.noise.loss(put_out, target) / evidence.scale, put_out)
+                return [*found, downhill]
 
             V = rows(evidence.curvature, input, columns, wanted)
-            for total, of in zip(totals, groups):
-                part = torch.cat([V[n].flatten(0, 1).to("cpu", torch.float64) for n in of], dim=1)
+            for total, slope, of in zip(totals, slopes, groups):
+                part = torch.cat([V[n].to("cpu", torch.float64) for n in of], dim=2)
+                slope += part[:, -1].sum(0)
+                part = part[:, :-1].flatten(0, 1)
                 total += part.T @ part
             self.num_data += len(target)
         if not self.num_data:
             raise DataError("data", "it yields no batch", remedy="pass a list or a DataLoader: an iterator is empty after one pass")
-        for of, total in zip(groups, totals):
-            if not torch.isfinite(total).all():
+        for of, total, slope in zip(groups, totals, slopes):
+            if not (torch.isfinite(total).all() and torch.isfinite(slope).all()):
                 raise CurvatureError(of[0], "the curvature is not finite", remedy="look for NaN or huge weights, inputs or activations")
-        self._groups = list(zip(groups, totals))
+        self._groups = list(zip(groups, totals, slopes))
 
 
-def marginals(joint: Optional[JointCurvature], names: Mapping[str, str]) -> Optional[Marginal]:
+def marginals(joint: Optional[JointCurvature], names: Mapping[str, str], settled: bool = True) -> Optional[Marginal]:
     """Of the parameters of one layer's pathways, ``None`` where they are not known together, or too many."""
     if joint is None or not names or sum(joint.sizes.get(n, 0) for n in names.values()) > ASKED:
         return None
-    return joint.marginal(list(names.values()))
+    return joint.marginal(list(names.values()), settled)

@@ -1,7 +1,8 @@
 r"""The evidence of a linear family of kernels, at the precisions that suit it best: Laplace's likelihood with another prior.
 
 A Laplace posterior :math:`\mathcal N(\hat w, (hH + \Lambda)^{-1})` says what the likelihood is near :math:`\hat w`: as a function of
-w it is :math:`\exp(b^\top w - \tfrac12 w^\top hH w)` up to a constant, with :math:`b = (hH + \Lambda)\hat w`. So the evidence of
+w it is :math:`\exp(b^\top w - \tfrac12 w^\top hH w)` up to a constant, with :math:`b = (hH + \Lambda)\hat w - r`, where r is the slope
+of the negative log posterior, zero at its mode: where a training ended before it, b without r takes for data what is left of the way. So the evidence of
 :math:`w = B^\top c`, with orthonormal rows B and the prior :math:`p(w)` conditioned on that form, relative to that of w = 0, is
 
 .. math::
@@ -48,6 +49,7 @@ class Part:
         weights: their values, shape ``(O, D)``, float64.
         log_precision: log of the prior precision at which the weights were found.
         matrix: B for each of the O rows, shape ``(n, D)``, its rows orthonormal together with those of the other parts.
+        slope: r, of the negative log posterior at the weights, in their shape (nats); ``None``: they are its mode.
     """
 
     name: str
@@ -55,10 +57,14 @@ class Part:
     weights: Tensor
     log_precision: float
     matrix: Tensor
+    slope: Optional[Tensor] = None
 
 
 def evidence_of_all(
-    parts: Sequence[tuple[Factor, Tensor, float]], scale: float, bounds: Optional[tuple[float, float]] = None
+    parts: Sequence[tuple[Factor, Tensor, float]],
+    scale: float,
+    bounds: Optional[tuple[float, float]] = None,
+    slopes: Optional[Sequence[Tensor]] = None,
 ) -> float:
     """The log evidence (nats) of all weights of some blocks under one precision, relative to all of them being zero.
 
@@ -66,6 +72,7 @@ def evidence_of_all(
         parts: blocks with the values of their weights ``(P,)``, and the log precision at which they were found.
         scale: h, what one unit of the likelihood counts.
         bounds: of the log precision, for the best one within; that of the parts without.
+        slopes: of the negative log posterior at the weights of each block; ``None``: they are its mode.
 
     Raises:
         DataError: weights that are not finite.
@@ -77,7 +84,8 @@ def evidence_of_all(
     """
     for factor, weights, _ in parts:
         _check(weights, factor.where)
-    values, counts, linear = (torch.cat(of) for of in zip(*(_modes(*part, scale) for part in parts)))
+    rest: Sequence[Optional[Tensor]] = len(parts) * [None] if slopes is None else slopes
+    values, counts, linear = (torch.cat(of) for of in zip(*(_modes(*part, scale, r) for part, r in zip(parts, rest))))
     log_precision = parts[0][2]
 
     def at(log_delta: float) -> tuple[float, float]:
@@ -215,6 +223,8 @@ class _Family(_Modes):
                 weights = part.weights.flatten()
                 self.curvature += scale * N @ H @ N.T
                 self.linear += N @ (scale * H @ weights + math.exp(part.log_precision) * weights)
+                if part.slope is not None:
+                    self.linear -= N @ part.slope.to(self.linear).flatten()
                 overlaps.append(torch.kron(eye, part.matrix @ part.matrix.T))
         self.overlaps: dict[str, Tensor] = {}
         for part, overlap in zip(parts, overlaps):
@@ -246,22 +256,26 @@ def _single(found: tuple[float, float]) -> tuple[float, dict[str, float]]:
     return found[0], {"": found[1]}
 
 
-def _modes(factor: Factor, weights: Tensor, log_precision: float, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+def _modes(
+    factor: Factor, weights: Tensor, log_precision: float, scale: float, slope: Optional[Tensor] = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues of hH, how often each occurs, and the sums of the squares of b along its eigenvectors."""
     delta = math.exp(log_precision)
+    rest = torch.zeros_like(weights) if slope is None else slope.to(weights)
     if isinstance(factor, SketchedFactor):
         U = factor.output_axes
         b = scale * (U.T @ factor.B.to(U) @ U).diag().clamp(min=0).unsqueeze(1)
-        turned = U.T @ weights.to(U).view(len(U), -1)
-        inside = turned @ factor.A.axes
-        outside = (turned - inside @ factor.A.axes.T).square().sum(1, keepdim=True)
-        rest = turned.shape[1] - inside.shape[1]
+        turned, back = ((U.T @ of.to(U).view(len(U), -1)) for of in (weights, rest))
+        inside, back_inside = turned @ factor.A.axes, back @ factor.A.axes
+        outside, back_outside = turned - inside @ factor.A.axes.T, back - back_inside @ factor.A.axes.T
         values = torch.cat([b * factor.A.top, b * factor.A.level], dim=1)
         counts = torch.ones_like(values)
-        counts[:, -1] = rest
-        squares = torch.cat([inside.square(), outside], dim=1) * (values + delta) ** 2
-        return values.flatten(), counts.flatten(), squares.flatten()
-    turned = factor.whiten(weights.flatten(), 0.0, 1.0)
+        counts[:, -1] = turned.shape[1] - inside.shape[1]
+        total = values + delta
+        first = (total[:, :-1] * inside - back_inside).square()
+        last = (total[:, -1:] * outside - back_outside).square().sum(1, keepdim=True)
+        return values.flatten(), counts.flatten(), torch.cat([first, last], dim=1).flatten()
+    turned, back = (factor.whiten(of.flatten(), 0.0, 1.0) for of in (weights, rest))
     if isinstance(factor, KroneckerFactor):  # in the order of the eigenvectors, which that of the spectrum is not
         U_A, U_B = factor.eigenbases
         a, b = ((U.T @ m.to(U) @ U).diag().clamp(min=0) for U, m in ((U_A, factor.A), (U_B, factor.B)))
@@ -270,7 +284,7 @@ def _modes(factor: Factor, weights: Tensor, log_precision: float, scale: float) 
         values = scale * factor.spectrum
     else:
         values = scale * factor.eigensystem[0]
-    return values, torch.ones_like(values), ((values + delta) * turned) ** 2
+    return values, torch.ones_like(values), ((values + delta) * turned - back) ** 2
 
 
 def _output_axes(factor: Factor) -> Optional[Tensor]:
@@ -295,10 +309,11 @@ def _turned(part: Part, scale: float) -> _Turned:
     N = part.matrix
     U: Any = _output_axes(factor)  # there are some, or the rows would not be apart
     weights, delta = U.T @ part.weights, math.exp(part.log_precision)
+    back: Any = 0.0 if part.slope is None else U.T @ part.slope.to(N) @ N.T
     if isinstance(factor, EigenFactor):
         axes = factor.U_A.detach().to(N)
         values, X = scale * factor.spectrum.view(factor.values.shape), N @ axes
-        linear = ((values + delta) * (weights @ axes)) @ X.T
+        linear = ((values + delta) * (weights @ axes)) @ X.T - back
         return _Turned((X * values.unsqueeze(1)) @ X.T, None, linear)
     b = scale * (U.T @ factor.B.to(U) @ U).diag().clamp(min=0)
     if isinstance(factor, SketchedFactor):
@@ -309,7 +324,7 @@ def _turned(part: Part, scale: float) -> _Turned:
     else:
         A = factor.A.detach().to(N)
         moved, curvature = weights @ A, N @ A @ N.T
-    return _Turned(curvature, b, (b[:, None] * moved + delta * weights) @ N.T)
+    return _Turned(curvature, b, (b[:, None] * moved + delta * weights) @ N.T - back)
 
 
 def _joined(found: Sequence[_Turned], where: str) -> _Turned:

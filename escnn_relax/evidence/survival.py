@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Mapping, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..curvature.coverage import join
 from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
@@ -54,6 +55,7 @@ class LayerSurvivor:
         note: why there are no nats, empty if there are.
         coupled: whether gain and costs come from the curvature with its cross blocks; else pathways count as independent, see
             :mod:`escnn_relax.evidence.joint`.
+        unsettled: whether it cannot be told because the training ended too early: by what is left of the way, other subgroups survive.
         alike: smaller subgroups that have the same kernels as H in these layers, and what would tell them apart: the kernel is
             equivariant under H, but with larger kernels might not be.
 
@@ -75,12 +77,14 @@ class LayerSurvivor:
     candidates: tuple[Subgroup, ...] = ()
     coupled: bool = False
     alike: tuple[Alike, ...] = ()
+    unsettled: bool = False
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """What cannot be told, in words."""
         names = ", ".join(h.name for h in self.candidates)
-        unsure = (f"cannot tell whether {names} survives as well",) if names else ()
+        why = ": the training had not settled, more epochs may tell" if self.unsettled else ""
+        unsure = (f"cannot tell whether {names} survives as well{why}",) if names else ()
         return (*unsure, *(one.said_of(self.subgroup) for one in self.alike))
 
     @property
@@ -230,20 +234,30 @@ def survivors(
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="relax it first")
     joint = None if evidence is None or data is None or evidence.estimate is None else JointCurvature(evidence, data)
     measure, demands = _measure(evidence, joint)
+    slopes = None if evidence is None or evidence.slopes is None else evidence.slopes.read()
+    also = None if joint is None and slopes is None else _measure(evidence, joint, slopes or {})[0]
     projected = None if evidence is None or data is None else ProjectionLoss(evidence, data)
 
     before[-1] = {n: of for others in living.values() for n, of in others.items()}
 
+    gammas = {} if projected is None or evidence is None else evidence.effective_dimension()
+    left = 0.0 if projected is None or evidence is None or evidence.slopes is None else evidence.slopes.left()
+
+    def freedom(of: list[KernelSymmetry]) -> float:
+        """Nats: so much likeliness the residual weights of these layers gain at most by following the noise (Akaike), and what a
+        network could still learn without them."""
+        return left + sum(gammas.get(join(s.name, f"weights.{p.name}"), 0.0) for s in of for p in s.residual)
+
     def read(name: str, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
-        one = _survivor(name, layers, energy, measure)
+        one = _survivor(name, layers, energy, measure, also)
         one = replace(one, coupled=bool(demands) and all(s.name in demands and demands[s.name].coupled for s in layers))
         bounded = _within(one, layers, beside)
         if projected is None or bounded is not one:
             return bounded
         losses = {h.name: projected(layers, h) for h in one.larger}
-        refuted = [h for h in one.larger if losses[h.name] > REFUTED]  # the data tell what their curvature could not
-        left = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
-        return replace(one, losses=losses, candidates=left)
+        refuted = [h for h in one.larger if losses[h.name] > REFUTED + freedom(layers)]  # the data tell what their curvature could not
+        possible = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
+        return replace(one, losses=losses, candidates=possible)
 
     readings = [(s.name, [s], of) for s, of in zip(found, own)]
     readings += [("", found[: n + 1], of) for n, of in enumerate(before)] if depth else []
@@ -266,7 +280,7 @@ def _bar(readings: list[tuple[str, list[KernelSymmetry], Beside]], progress: boo
 
 
 def _measure(
-    evidence: Optional[Evidence], joint: Optional[JointCurvature]
+    evidence: Optional[Evidence], joint: Optional[JointCurvature], slopes: Optional[Mapping[str, Tensor]] = None
 ) -> tuple[Optional[Measure], dict[str, Demands]]:
     known: dict[str, Demands] = {}
     if evidence is None or evidence.estimate is None:
@@ -276,34 +290,42 @@ def _measure(
 
     def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
         if symmetry.name not in known:
-            known[symmetry.name] = Demands(symmetry, estimate.factors, evidence.log_precision, scale, bounds, joint)
+            known[symmetry.name] = Demands(symmetry, estimate.factors, evidence.log_precision, scale, bounds, joint, slopes)
         return known[symmetry.name].gain(kept)
 
     return gain, known
 
 
-def _survivor(name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure]) -> LayerSurvivor:
+def _survivor(
+    name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure], also: Optional[Measure]
+) -> LayerSurvivor:
     note = "no curvature: pass a refreshed evidence" if measure is None else ""
     if measure is not None:
         try:
-            return _read(name, layers, energy, measure)
+            return _read(name, layers, energy, measure, also)
         except (ArgumentError, CoverageError) as error:
             note = f"by energy alone, {error}"
-    return _read(name, layers, energy, None, note)
+    return _read(name, layers, energy, None, None, note)
 
 
 def _read(
-    name: str, layers: list[KernelSymmetry], energy: float, measure: Optional[Measure], note: str = ""
+    name: str,
+    layers: list[KernelSymmetry],
+    energy: float,
+    measure: Optional[Measure],
+    also: Optional[Measure],
+    note: str = "",
 ) -> LayerSurvivor:
-    kept, remainder, candidates = stabiliser(layers, energy, measure)
+    kept, remainder, candidates = found = stabiliser(layers, energy, measure, also)
     search = subgroup_search(layers)
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
     same = alike(layers, kept, search)
     if measure is None:
         return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same)
+    unsettled = also is not None and bool(candidates) and found != stabiliser(layers, energy, measure)
     gain = sum(measure(s, kept) for s in layers)
     costs = {h.name: sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers) for h in larger}
-    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, alike=same)
+    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, alike=same, unsettled=unsettled)
 
 
 def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:

@@ -205,24 +205,26 @@ def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
     return known[key][1]
 
 
-def verdict(symmetry: KernelSymmetry, kept: Subgroup, energy: float, gain: Optional[Gain], search: SubgroupSearch) -> Verdict:
+def verdict(symmetry: KernelSymmetry, kept: Subgroup, energy: float, gains: Sequence[Gain], search: SubgroupSearch) -> Verdict:
     """Whether a subgroup survives in a layer, see :func:`stabiliser`."""
     left = symmetry.remainder(kept)
     if left <= energy:
         return Verdict.YES
-    if gain is None:
+    if not gains:
         return Verdict.NO
     found = Verdict.YES
     for smaller in search.below(kept):
-        nats = gain(symmetry, kept) - gain(symmetry, smaller)
-        if nats < -REFUTED:
+        nats = [gain(symmetry, kept) - gain(symmetry, smaller) for gain in gains]
+        if max(nats) < -REFUTED:
             return Verdict.NO
-        if nats <= INDIFFERENT and left - symmetry.remainder(smaller) > ALIVE * energy:
+        if min(nats) <= INDIFFERENT and left - symmetry.remainder(smaller) > ALIVE * energy:
             found = Verdict.UNDECIDED
     return found
 
 
-def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, gain: Optional[Gain] = None) -> Survivor:
+def stabiliser(
+    layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, gain: Optional[Gain] = None, also: Optional[Gain] = None
+) -> Survivor:
     """The largest subgroup that survives in all these layers, with the largest share that it leaves in one of them.
 
     Each subgroup H is judged by its own kernels, as the pixel grid has them: what is left of the learned kernel without its
@@ -235,6 +237,7 @@ def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, g
             evidence prefers it to each smaller one (:data:`INDIFFERENT`), and it does not if the evidence prefers one of these
             beyond chance (:data:`REFUTED`). In between it survives if it leaves no more than ten times that share more than the
             smaller one, for that may be noise. Above that it is one of the ``candidates``: nobody can tell.
+        also: the same, read in another way: what one of them refutes and the other does not, nobody can tell.
 
     Returns:
         with ``gain``, of several that survive and none of which contains another the one with the most evidence, otherwise the
@@ -257,6 +260,7 @@ def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, g
             )
     search = subgroup_search(layers)
     undecided: list[Subgroup] = []
+    gains = [g for g in (gain, also) if g is not None]
 
     def remainder(kept: Subgroup) -> float:
         return max(s.remainder(kept) for s in layers)
@@ -264,7 +268,7 @@ def stabiliser(layers: Sequence[KernelSymmetry], energy: float = SWITCHED_OFF, g
     def survives(kept: Subgroup) -> bool:
         worst = Verdict.YES
         for s in layers:
-            worst = min(worst, verdict(s, kept, energy, gain, search))
+            worst = min(worst, verdict(s, kept, energy, gains, search))
             if worst == Verdict.NO:
                 break
         if worst == Verdict.UNDECIDED:
