@@ -145,7 +145,7 @@ def labelled(
     y = torch.distributions.Categorical(logits=logits).sample()
     exact = relaxed(into, out, size, bias=False)
     hold(exact, kernel)
-    model, loader = Fields(relaxed(into, out, size), flat=True), _batches(x, y, seed, len(x) // 20)
+    model, loader = Fields(relaxed(into, out, size), flat=True), _batches(x, y, seed, len(x) // 8)
     history = fit(model, loader, likelihood="categorical", **{**_OPTIONS, **options})
     return Learned(model, history.evidence, loader, exact)
 

@@ -22,6 +22,9 @@ __all__ = ["Demands", "gain_of_demanding"]
 
 Pair = tuple[str, str]
 
+#: A kernel of a subgroup counts where closed pathways leave more than this of its energy (fraction).
+OPEN = 0.5
+
 #: A vector of coefficients reaches into a pathway if it has more than this norm there.
 REACHES = 1e-5
 
@@ -31,7 +34,8 @@ class Demands:
 
     The log evidence of the kernels that a subgroup H fixes minus that of all kernels (nats), by
     :mod:`escnn_relax.evidence.restricted`: the curvature and the other weights stay. Closed pathways stay closed: they are zero
-    without any freedom, so of what H contradicts only the part among the open ones costs anything.
+    without any freedom, so of what H contradicts only the part among the open ones costs anything, and of its kernels the open
+    parts are meant.
 
     Args:
         symmetry: the layer.
@@ -185,10 +189,9 @@ def _own(
     opened = torch.cat([torch.full((of[p].stop - of[p].start,), p in members) for p in group])
     if not len(rows) or not int((~opened).sum()):
         return rows[:, opened]
-    # those combinations that need nothing of what is closed
-    left, reach, _ = torch.linalg.svd(rows[:, ~opened], full_matrices=True)
-    free = torch.cat([reach <= REACHES, torch.ones(len(left) - len(reach), dtype=torch.bool)])
-    return left[:, free].T @ rows[:, opened]
+    # a grid that mixes irreps gives the kernels of C3 a part in C6's irrep 1: where that is closed, their open parts are meant
+    _, sizes, axes = torch.linalg.svd(rows[:, opened], full_matrices=False)
+    return axes[sizes.square() > OPEN]
 
 
 def _part(weights: Tensor, factor: Factor) -> Tensor:
