@@ -126,7 +126,7 @@ def worker(rank, port, results):
         errors.append(str(error))
     history = fit(DistributedDataParallel(model(), find_unused_parameters=True), loader, **options)
     precisions, losses = [record.log_precision for record in history.records], [r.loss for r in history.records]
-    results[rank] = found, errors, precisions, losses, gated(rank)
+    results[rank] = found, errors, precisions, losses, gated(rank), history.evidence.slopes.read()
     distributed.destroy_process_group()
 
 
@@ -177,6 +177,12 @@ def test_errors_come_in_all_processes_by_name(found):
 def test_training_decides_alike(found):
     assert found[0][2] == found[1][2] and len(found[0][2]) == 2
     assert found[0][3] == found[1][3]
+
+
+def test_slopes_are_the_same_in_all_processes(found):
+    first, second = found[0][5], found[1][5]
+    assert first and first.keys() == second.keys()
+    assert all(torch.equal(slope, second[name]) and slope.abs().max() > 0 for name, slope in first.items())
 
 
 @pytest.mark.parametrize("count", [5, 8, 9])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Optional
 import torch
 from torch import Tensor
 
+from ..curvature.processes import summed
 from ..nn.decided import fingerprint
 from ..nn.relaxed import RelaxedConvolution
 
@@ -45,11 +46,13 @@ class Slopes:
             if p.grad is None or delta == math.inf:
                 continue
             prior = math.exp(delta) / (self._evidence.num_data or 1) * p.detach()
-            part = count * (p.grad.detach() - prior).to("cpu", torch.float64)
+            part = count * (p.grad.detach() - prior).double()
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def end(self) -> None:
-        """The training has ended: these are the weights."""
+        """The training has ended, in all processes: these are the weights."""
+        self._count = int(summed(torch.tensor(self._count)))
+        self._sums = {n: summed(total).cpu() for n, total in sorted(self._sums.items())}
         self._prints = {n: fingerprint(layer) for n, layer in self._layers.items()}
 
     def read(self) -> Optional[dict[str, Tensor]]:
