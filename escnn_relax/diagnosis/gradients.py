@@ -38,7 +38,7 @@ def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
             raise UnsupportedModuleError(name, problem, remedy="test the network that it was mixed from, or relax that one")
     if any(isinstance(m, RelaxedConvolution) for m in model.modules()):
         return replace_modules(model, lambda name, module: None).eval()
-    return relax(model, **options).eval()
+    return relax(model, **options, example=False).eval()  # the data come next
 
 
 def start_anew(model: nn.Module) -> None:

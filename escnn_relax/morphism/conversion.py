@@ -20,8 +20,8 @@ def convert_layers(
     model: nn.Module,
     kinds: Mapping[type, type[RelaxedConvolution]],
     options: Callable[[str, nn.Module], Optional[Mapping[str, Any]]],
-) -> tuple[nn.Module, int]:
-    """A copy of a model with some layers made into others by their ``from_strict``, and how many these are.
+) -> tuple[nn.Module, list[str]]:
+    """A copy of a model with some layers made into others by their ``from_strict``, and the names of these.
 
     Layers between whose types there is nothing to relax stay as they are, with a warning, and so do a user's subclasses of
     escnn layers.
@@ -31,13 +31,12 @@ def convert_layers(
         options: for a layer's name and the layer the arguments of ``from_strict``, ``None`` to leave it as it is.
 
     Raises:
-        UnsupportedModuleError: ``options`` for a sparse convolution that has a symmetry.
+        UnsupportedModuleError: ``options`` for a sparse convolution that has a symmetry, or for a layer on the meta device.
     """
-    count = 0
+    converted: list[str] = []
     beside = {id(part.convolution) for part in model.modules() if isinstance(part, KernelPathway)}
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
-        nonlocal count
         if isinstance(module, SparseConvolution) and id(module) not in beside and module.kept.order != 1:
             if options(name, module) is not None:
                 problem = f"a kernel interpolated from anchors has no pathways; it keeps {module.kept.name}"
@@ -52,12 +51,15 @@ def convert_layers(
             problem = f"a {type(module).__name__} may compute something else than its parent class"
             warnings.warn(f"{name or 'model'}: left as it is, since {problem}", stacklevel=2)
             return None
+        if any(p.is_meta for p in module.parameters()):
+            problem = "its kernels and weights are on the meta device, without values"
+            raise UnsupportedModuleError(name or type(module).__name__, problem, remedy="load the model on another device first")
         try:
             new = kind.from_strict(module, **chosen, where=name or type(module).__name__)
         except NothingToRelaxError as error:
             warnings.warn(f"left as it is: {error}", stacklevel=2)
             return None
-        count += 1
+        converted.append(name)
         return new
 
-    return replace_modules(model, replacement), count
+    return replace_modules(model, replacement), converted

@@ -35,7 +35,7 @@ def equivariant_state(model: nn.Module, like: Optional[nn.Module] = None) -> dic
     >>> strict.load_state_dict(equivariant_state(relaxed, like=strict))
     <All keys matched successfully>
     """
-    plain = project(model).eval()  # eval: only then are the derived entries those of the weights
+    plain = project(model, example=False).eval()  # eval: only then are the derived entries those of the weights
     state = {k: v.contiguous() for k, v in plain.state_dict().items()}  # escnn's kernels may lie in another order
     if like is not None:
         known = like.state_dict()

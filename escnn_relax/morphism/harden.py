@@ -21,6 +21,7 @@ from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF
 from .harden_subgroups import to_subgroups
 from .harden_translation import harden_translation, inside
 from .hardened_layer import HardenedLayer
+from .trial import OUT_OF_CODE, tried
 from .walk import replace_modules
 
 __all__ = ["harden", "HardenedLayer"]
@@ -76,8 +77,10 @@ def harden(
             ``"layer"``: each layer its own, between fields of G as before.
         energy: largest share of a layer's energy that is removed (fraction).
         determined: largest fraction of effective dimension that is removed.
-        example: an input of the model, or a tuple of arguments, as ``restrict`` takes it: the order of the layers is that of a run on
-            it, and the result is tried on it. Without one an input is made of the first field type.
+        example: an input of the model, or a tuple of arguments, as ``restrict`` takes it: with ``to`` or ``evidence`` the order
+            of the layers is that of a run on it, and the result is tried on it. Without one an input is made of the first
+            field type; ``False`` for no trial. Where nothing of a kernel was removed, the result has to compute the same in eval
+            mode; otherwise it only has to run (see :func:`~escnn_relax.relax`).
 
     Raises:
         UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
@@ -85,7 +88,7 @@ def harden(
             result would not run, with the way out.
         DataError: NaN or infinite weights.
         ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, subgroups that grow with depth, data without
-            an evidence, an evidence of another model or beside decisions.
+            an evidence, an evidence of another model or beside decisions, an example on which the model does not run.
         EmptyBasisError: a kernel outside the span of escnn's, of a layer with ``basis="pixel"``.
 
     >>> from escnn import gspaces, nn as enn
@@ -127,7 +130,11 @@ def harden(
     if not records:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden")
     hardened.hardening = tuple(records)
-    return hardened
+    whole = all(record.removed_energy == 0 for record in records)
+    single = [record.name for record in records]
+    remedy = f"keep the layers relaxed, or {OUT_OF_CODE}"
+    result: nn.Module = tried(model, hardened, example, "hardened", same=whole, single=single, remedy=remedy)
+    return result
 
 
 def _harden_layer(

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, Iterable, Mapping, Optional, Union
 
 import torch
-from escnn.nn import FieldType
 from torch import nn
 
 from ..errors import ArgumentError, UnsupportedModuleError, nearest
@@ -22,7 +21,7 @@ from ..symmetry.subgroups import Subgroup, subgroup
 from .harden_translation import inside, only_living, refuse_living
 from .hardened_layer import HardenedLayer
 from .stabilise import by_depth, by_layer
-from .trial import example_of, try_result
+from .trial import Trial
 
 __all__ = ["to_subgroups"]
 
@@ -68,14 +67,15 @@ def to_subgroups(
     chosen = dict(zip(names, kept))
     refuse_living(model, chosen, everywhere=per != "layer")
     hardened: Any
-    example = example if example is not None else _example(model)
+    trial = Trial.of(model, example)
+    example = False if trial is None else trial.example
     try:
         if per == "layer":
             hardened = by_layer(model, chosen)
         else:
             hardened, chosen = by_depth(model, chosen, example=example, flexible=isinstance(decided, Decisions))
-        if example is not None:
-            try_result(model, hardened, example, type(model).__name__, same=False)
+        if trial is not None:
+            trial.check(hardened, "hardened", same=False)
     except UnsupportedModuleError as error:
         problem = f"harden cannot take the network to these subgroups: {error.problem}"
         raise UnsupportedModuleError(error.where, problem, remedy=_way_out(isinstance(decided, Decisions), per)) from error
@@ -142,15 +142,6 @@ def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: 
         reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
         made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", (reason,), remainder))
     return Decisions(tuple(made), energy)
-
-
-def _example(model: nn.Module) -> Any:
-    """An input on which the model runs, ``None`` where none is found."""
-    for part in model.modules():
-        in_type = getattr(part, "in_type", None)
-        if isinstance(in_type, FieldType):
-            return example_of(model, in_type)
-    return None
 
 
 def _way_out(flexible: bool, per: str) -> str:

@@ -14,6 +14,7 @@ from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, M
 from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT
 from .conversion import convert_layers
+from .trial import OUT_OF_CODE, tried
 from .walk import replace_modules
 
 __all__ = ["mix", "merge", "mixed_layers"]
@@ -33,6 +34,7 @@ def mix(
     leaning: float = 0.0,
     temperature: float = 1.0,
     start: str = "strict",
+    example: Any = None,
 ) -> nn.Module:
     """A copy of an escnn model whose steerable layers are [G]-mixed; the given one is left alone.
 
@@ -45,14 +47,24 @@ def mix(
             gives ``None``, stay as they are. G itself is always in a mixture.
         layers: which layers, where ``subgroups`` is one list: names or a function; all by default.
         leaning, temperature, start: see :class:`~escnn_relax.nn.mixture.Mixture`.
+        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see below;
+            ``False`` for no trial.
 
     Raises:
         SubgroupError: an id that some layer's group does not have, or one named twice.
-        UnsupportedModuleError: nothing to mix, a name that is no such layer, or a sparse convolution that is not left out.
+        UnsupportedModuleError: nothing to mix, a sparse convolution that is not left out, or a result that would not run, or not
+            compute the same, with the layer.
+        ArgumentError: a name that is no such layer, or an example on which the model does not run.
 
     A layer in which all these groups have the same kernels stays as it is, with a warning; groups that coincide with a
     larger one are left out of that layer and named in its ``coinciding``. A user's subclass of an escnn layer stays as it
     is, with a warning. Weights tied between two layers become separate ones.
+
+    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input made of
+    the first layer's type; where the model itself does not run on that, nothing is tried. With
+    ``start="strict"`` it has to compute the same in eval mode. In training mode both run a second time.
+    That takes as long as two to four forward passes of two small images.
+    Hooks of your own are left out where it runs without them; what a forward does outside its model, such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -68,15 +80,17 @@ def mix(
         ids = chosen(name, module)
         return None if ids is None else {"subgroups": ids, **options}
 
-    copied, count = convert_layers(model, _MIXED, arguments)
-    if not count:
+    copied, converted = convert_layers(model, _MIXED, arguments)
+    if not converted:
         raise UnsupportedModuleError(
             type(model).__name__,
             "no layer in it was mixed",
             expected=f"at least one of {', '.join(k.__name__ for k in _MIXED)} with a symmetry to break",
             remedy="build the model with escnn convolutions, and name subgroups that they can tell apart",
         )
-    return copied
+    remedy = f"leave the layer out by layers=, or {OUT_OF_CODE}"
+    mixed: nn.Module = tried(model, copied, example, "mixed", same=start == "strict", single=converted, remedy=remedy)
+    return mixed
 
 
 def _chooser(
@@ -113,15 +127,26 @@ def mixed_layers(model: nn.Module, where: str = "") -> dict[str, MixedConvolutio
     return found
 
 
-def merge(model: nn.Module) -> nn.Module:
+def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
     """A copy of a model in which each mixed layer is one plain convolution with the same function.
 
     A layer whose only summand left is G's becomes the escnn layer with these weights, any other a
     :class:`~escnn_relax.nn.MergedConvolution` with one kernel, which keeps the symmetry it has but would lose it in further
     training: merge last.
 
+    Args:
+        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see below;
+            ``False`` for no trial.
+
     Raises:
-        UnsupportedModuleError: a model without mixed layers.
+        UnsupportedModuleError: a model without mixed layers, or a result that would not run or not compute the same, with the layer.
+        ArgumentError: an example on which the model does not run.
+
+    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input made of
+    the first layer's type; where the model itself does not run on that, nothing is tried. In eval mode it has to compute the same.
+    In training mode both run a second time.
+    That takes as long as two to four forward passes of two small images.
+    Hooks of your own are left out where it runs without them; what a forward does outside its model, such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -130,8 +155,11 @@ def merge(model: nn.Module) -> nn.Module:
     >>> [type(layer).__name__ for layer in merge(mixed)]
     ['MergedConvolution', 'MergedConvolution']
     """
-    layers = {id(layer) for layer in mixed_layers(model, "merge").values()}
-    return replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
+    found = mixed_layers(model, "merge")
+    layers = {id(layer) for layer in found.values()}
+    merged = replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
+    result: nn.Module = tried(model, merged, example, "merged", single=list(found), remedy=f"keep the layers mixed, or {OUT_OF_CODE}")
+    return result
 
 
 def _merged(layer: Any) -> nn.Module:

@@ -20,6 +20,7 @@ from ..symmetry.equivariance_record import relative
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.span import pseudo_inverse
 from .restrict_layer import BETWEEN_POINTS, SAMPLED
+from .trial import tried
 from .walk import replace_modules
 
 __all__ = ["ProjectedLayer", "project"]
@@ -42,7 +43,7 @@ class ProjectedLayer:
     lost_bias: float = 0.0
 
 
-def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
+def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any = None) -> nn.Module:
     r"""The orthogonal projection of a layer or network on the equivariant kernels of the larger group.
 
     .. math:: PW = W \Phi^+ \Phi, \qquad \min_{W' \in \mathrm{span}\,\Phi} |W - W'|_F
@@ -51,15 +52,24 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         module: a relaxed layer or a model with some; or a module on a subgroup.
         like: for a module on a subgroup, the module on G that it came from (or any of the same structure): it says
             which fields of G the channels are. It is left alone.
+        example: an input of the module, or a tuple of arguments, on which the result is tried before it is returned, see below;
+            ``False`` for no trial.
 
     Returns:
         a new module on G of escnn's classes, with the other parameters and statistics of ``module``; its attribute
         ``projection`` is a tuple of :class:`ProjectedLayer`.
 
     Raises:
-        UnsupportedModuleError: nothing to project, a convolution between points in ``like``, or a sparse convolution that
-            keeps less than G; one that keeps G is equivariant as it is, and stays.
+        UnsupportedModuleError: nothing to project, a convolution between points in ``like``, a sparse convolution that
+            keeps less than G (one that keeps G is equivariant as it is, and stays), or a result that would not run.
         FieldTypeError: ``like`` does not correspond to ``module``.
+        ArgumentError: an example on which the module does not run.
+
+    The result is run beside the module before it is returned, on copies of both: on the example, or on a small input made of
+    the first layer's type; where the module itself does not run on that, nothing is tried. Its function is
+    another one, so it only has to run. In training mode both run a second time.
+    That takes as long as two to four forward passes of two small images.
+    Hooks of your own are left out where it runs without them; what a forward does outside its module, such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn
     >>> from escnn_relax.morphism.restrict import restrict
@@ -116,7 +126,9 @@ def project(module: nn.Module, like: Optional[nn.Module] = None) -> nn.Module:
         _adopt(result, theirs, {r.name for r in records})
         result.train(module.training)
     result.projection = tuple(records)
-    return result
+    single = [r.name for r in records] if like is None else ()
+    projected: nn.Module = tried(module, result, example, "projected", same=False, single=single)
+    return projected
 
 
 def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, ProjectedLayer]:

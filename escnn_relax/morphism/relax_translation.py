@@ -19,6 +19,8 @@ from ..nn.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Con
 from ..symmetry.sites import largest_permuting
 from ..symmetry.subgroup import Subgroup
 from ..symmetry.subgroups import subgroup, subgroups
+from .apart import apart, run_once
+from .trial import OUT_OF_CODE, tried
 from .walk import replace_modules
 
 __all__ = ["relax_translation"]
@@ -38,7 +40,7 @@ SPARSE_KERNEL = "sparse-kernel"
 
 def relax_translation(
     model: nn.Module,
-    example: Union[Tensor, GeometricTensor],
+    example: Union[Tensor, GeometricTensor, tuple[Any, ...]],
     pathways: Union[str, Sequence[Union[str, tuple[Any, ...]]]] = "factored",
     *,
     fraction: float = 0.5,
@@ -58,7 +60,9 @@ def relax_translation(
 
     Args:
         model: any module tree that holds steerable convolutions of the plane or of space.
-        example: an input of the model, for the spatial sizes; the values do not matter.
+        example: an input of the model, or a tuple of arguments, for the spatial sizes; the values do not matter. The result is
+            tried on it before it is returned, on copies: it has to run and, where the function stays the same, to put out the same
+            in eval mode. What a forward does outside its model, such as printing, it does then, too.
         pathways: what each convolution gets: ``"dense"`` (each site to each site), ``"factored"``
             (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors), which break translations;
             or ``"sparse-kernel"`` (a :class:`~escnn_relax.nn.KernelPathway`: a convolution of the layer's geometry with its
@@ -76,7 +80,7 @@ def relax_translation(
 
     Raises:
         UnsupportedModuleError: no convolution in the model or chosen, a name that is no convolution, or one that the example
-            does not reach, or reaches with two sizes.
+            does not reach, or reaches with two sizes; a result that would not run.
         ArgumentError: an unknown pathway, one asked for twice, or none; anchors that do not fit: more than there are pixels
             before or after the convolution, since they come in whole orbits; an example that a convolution does not take.
         SubgroupError: an id that names no subgroup, or one that does not permute the pixels.
@@ -98,6 +102,7 @@ def relax_translation(
         raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways), remedy=remedy)
     chosen = _chooser(model, layers)
     shapes = _shapes(model, example, chosen)
+    relaxed: list[str] = []
 
     def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
         if isinstance(module, RelaxedTranslation):
@@ -134,9 +139,14 @@ def relax_translation(
         copied = replace_modules(module, lambda *_: None)
         layer = RelaxedTranslation(copied, before, built, average)
         layer.where = where
+        relaxed.append(name)
         return layer.train(module.training)
 
-    return replace_modules(model, replacement)
+    made = replace_modules(model, replacement)
+    remedy = f"leave the layer out by layers=, or {OUT_OF_CODE}"
+    same = silent and not average
+    result: nn.Module = tried(model, made, example, "relaxed", same=same, single=relaxed, remedy=remedy)
+    return result
 
 
 def _specified(pathway: Union[str, tuple[Any, ...]]) -> tuple[str, object]:
@@ -195,10 +205,10 @@ def _chooser(
 
 
 def _shapes(
-    model: nn.Module, example: Union[Tensor, GeometricTensor], chosen: Callable[[str, nn.Module], bool]
+    model: nn.Module, example: Any, chosen: Callable[[str, nn.Module], bool]
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
-    copied = replace_modules(model, lambda *_: None).eval()
+    copied = apart(model, eval=True)
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
     if not watched:
@@ -225,8 +235,7 @@ def _shapes(
     handles = [module.register_forward_hook(watch(name)) for name, module in watched.items()]
     handles += [module.register_forward_pre_hook(enter(name)) for name, module in watched.items()]
     try:
-        with torch.no_grad():
-            copied(example)
+        run_once(copied, example)
     except (RuntimeError, AssertionError) as error:
         if not entered:  # no convolution of ours was at work
             raise

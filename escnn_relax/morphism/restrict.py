@@ -19,7 +19,8 @@ from .relabel import Relabel
 from .restrict_layer import CONTAINERS, RETYPED, SPARSE, STEERABLE
 from .restrict_layer import restrict_sparse, restrict_steerable, restricted_value, retype
 from .restriction_plan import RestrictionPlan
-from .trial import example_of, run_once, try_result
+from .apart import apart, run_once
+from .trial import Trial, first_type
 from .walk import holds, map_values, replace_modules
 
 __all__ = ["restrict"]
@@ -50,7 +51,8 @@ def restrict(
         where: name of the module for error messages.
         example: an input of the module, or a tuple of arguments: a tensor or a GeometricTensor. The order of the layers is
             that in which this run calls them, and the result is tried on it before it is returned. Without one an input is
-            made of the first field type; where the module does not run on that, the order of registration counts.
+            made of the first field type; where the module does not run on that, and for ``False``, nothing is tried and the
+            order of registration counts.
 
     Raises:
         SubgroupError: the id has the wrong form, names no subgroup, or names G itself.
@@ -73,7 +75,7 @@ def restrict(
     (22, 44)
     """
     where = where or type(module).__name__
-    root = _first_type(module)
+    root = first_type(module)
     if root is None:
         remedy = "pass a module with an in_type, or one that contains some"
         raise FieldTypeError(where, "the module has no field type, so there is no group to restrict", remedy=remedy)
@@ -85,11 +87,10 @@ def restrict(
             remedy="name a proper subgroup; print(subgroups(gspace)) lists them",
         )
     _check_boundary(module, from_layer, where)
-    given = example is not None
-    example = example if given else example_of(module, root)
+    trial = Trial.of(module, example, where)
     seen = None
-    if from_layer is not None and example is not None:
-        seen = flow(module, from_layer, lambda: run_once(module, example))
+    if from_layer is not None and trial is not None:
+        seen = _seen(trial, from_layer)
         _refuse_both_sides(seen, module, from_layer, where)
     elif from_layer is not None:
         warnings.warn(
@@ -97,9 +98,9 @@ def restrict(
             stacklevel=2,
         )
     result = _restricted(module, chosen, from_layer, where, seen)
-    if example is not None:
+    if trial is not None:
         cause, remedy = _hint(seen)
-        try_result(module, result, example, where, cause=cause, remedy=remedy)
+        trial.check(result, "restricted", cause=cause, remedy=remedy)
     return result
 
 
@@ -120,6 +121,15 @@ def _check_boundary(module: nn.Module, from_layer: Optional[str], where: str) ->
             "from_layer must name a module with an in_type, since the step to the subgroup goes before it",
             remedy="name an escnn layer of the model, the first that is to be on the subgroup",
         )
+
+
+def _seen(trial: Trial, from_layer: str) -> Flow:
+    """A run in the network's own mode, or in eval mode where it does not run in its own on so small a batch."""
+    own, other = (apart(trial.model, eval=eval, hooks=trial.hooks) for eval in (False, True))
+    try:
+        return flow(own, from_layer, lambda: run_once(own, trial.example))
+    except Exception:
+        return flow(other, from_layer, lambda: run_once(other, trial.example))
 
 
 def _refuse_both_sides(seen: Flow, module: nn.Module, from_layer: str, where: str) -> None:
@@ -170,7 +180,7 @@ def _restricted(
         if part is boundary:
             inner = subgroup(part.in_type.gspace, _local_id(plan, part, title), title)
             on_h = _restricted(part, inner, None, title)
-            new: Optional[nn.Module] = _Boundary(Relabel(part.in_type, on_h.in_type), on_h)
+            new: Optional[nn.Module] = _Boundary(Relabel(part.in_type, on_h.in_type), on_h).within(part)
         elif id(part) in early:
             kept[name] = early[id(part)]
             return None
@@ -180,7 +190,7 @@ def _restricted(
             kept[name] = "after"
             return None
         if name in fed and part is not boundary and isinstance(getattr(part, "in_type", None), FieldType):
-            new = _Boundary(Relabel(part.in_type, new.in_type), new)
+            new = _Boundary(Relabel(part.in_type, new.in_type), new).within(part)
         replaced.append(new)
         return new
 
@@ -209,6 +219,11 @@ def _restricted(
 class _Boundary(enn.SequentialModule):
     """The step to H and the first module on H, until they find their place in the parent."""
 
+    def within(self, part: nn.Module) -> _Boundary:
+        """In the mode of the part whose place they take."""
+        self.training = self[0].training = part.training
+        return self
+
 
 def _unfold(model: nn.Module) -> nn.Module:
     """Within a sequence the step becomes a member of its own, so that the others keep their names."""
@@ -226,7 +241,9 @@ def _unfold(model: nn.Module) -> nn.Module:
                         c = layer
                     parent._modules[k] = c
             else:
-                parent._modules[key] = enn.SequentialModule(step, layer)
+                pair = enn.SequentialModule(step, layer)
+                pair.training = child.training
+                parent._modules[key] = pair
     for parent in reversed(list(model.modules())):  # the innermost first
         if isinstance(parent, enn.SequentialModule) and len(parent):
             parent.in_type = parent[0].in_type  # where the step came first, the sequence takes G's fields
@@ -264,16 +281,6 @@ def _early(module: nn.Module, from_layer: Optional[str], seen: Optional[Flow]) -
     return early
 
 
-def _first_type(module: nn.Module) -> Any:
-    """The input type of the module, or of the first of its parts that has one."""
-    for part in module.modules():
-        types = getattr(part, "in_type", None)
-        for type in types if isinstance(types, tuple | list) else (types,):
-            if isinstance(type, FieldType):
-                return type
-    return None
-
-
 def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
     """The restricted module, or None for a module that only holds others or knows nothing of fields."""
     kind = type(part)
@@ -282,10 +289,10 @@ def _leaf(part: Any, plan: RestrictionPlan, title: str) -> Optional[nn.Module]:
     if kind in SPARSE:
         return restrict_sparse(part, plan.restriction(part.in_type.gspace, title))
     if kind in RETYPED:
-        return retype(part, plan.restriction(_first_type(part).gspace, title))
+        return retype(part, plan.restriction(first_type(part).gspace, title))
     if kind in STEPS:
         before, after = plan.through(part, title)
-        return Relabel(before.field_type(part.in_type), after.field_type(part.out_type))
+        return Relabel(before.field_type(part.in_type), after.field_type(part.out_type)).train(part.training)
     if isinstance(part, CONTAINERS):
         return None
     if isinstance(part, MixedConvolution):

@@ -38,7 +38,7 @@ def by_depth(
 
     Args:
         kept: the subgroup of each relaxed layer by its name, in the order of the model.
-        example: an input of the model, see :func:`~escnn_relax.restrict`.
+        example: an input of the model or ``False``, see :func:`~escnn_relax.restrict`.
         flexible: where the network brings the outputs of a layer and of one before it together, let the step to the smaller
             subgroup begin before both: the layers between keep the smaller one, which fixes all that the larger one does.
 
@@ -104,9 +104,10 @@ def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
         strict = _strict(module)
         if kept[name].index == 1:
             return strict
-        on_h = restrict(strict, kept[name].id, where=name)
+        on_h = restrict(strict, kept[name].id, where=name, example=False)
         fill(on_h, module, kept[name], name)
-        return enn.SequentialModule(Relabel(module.in_type, on_h.in_type), on_h, Relabel(on_h.out_type, module.out_type))
+        steps = Relabel(module.in_type, on_h.in_type), Relabel(on_h.out_type, module.out_type)
+        return enn.SequentialModule(steps[0], on_h, steps[1]).train(module.training)
 
     return replace_modules(model, replacement)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, Optional
 
@@ -22,7 +22,9 @@ __all__ = ["holds", "map_values", "replace_modules"]
 SHARED = (FieldType, GSpace, Group, GroupElement, Representation, KernelBasis)
 
 
-def replace_modules(model: Module, replacement: Callable[[str, Module], Optional[Module]]) -> Module:
+def replace_modules(
+    model: Module, replacement: Callable[[str, Module], Optional[Module]], *, shared: Iterable[Any] = ()
+) -> Module:
     """A copy of ``model`` with modules exchanged; ``model`` itself is left alone.
 
     Args:
@@ -30,6 +32,7 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
         replacement: called once for each module, parents before children, with its dotted name (``""`` for ``model``)
             and the module. A returned module takes its place, wherever the original is referred to, and is not
             descended into; ``None`` keeps (a copy of) the module.
+        shared: modules and tensors that the copy is to have in common with the model.
 
     Returns:
         the copy, with all hooks; methods that are compiled run as they are written in it. Field types, G-spaces, groups and
@@ -47,7 +50,7 @@ def replace_modules(model: Module, replacement: Callable[[str, Module], Optional
       (1): ReLU()
     )
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(value): value for value in shared}
     kept: list[Module] = []
     _decide("", model, replacement, memo, kept)
     if id(model) in memo:
