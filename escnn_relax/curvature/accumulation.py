@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -23,10 +23,14 @@ class Batch:
     """What a layer read in one minibatch, and, column by column, what is back-propagated to it.
 
     A layer that is used twice in a pass just has more places.
+
+    Args:
+        counts: how often each sample counts, ``(N,)``; each once where there is none.
     """
 
-    def __init__(self, layer: LinearMap, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, layer: LinearMap, inputs: Sequence[Tensor], counts: Optional[Tensor] = None) -> None:
         self.layer, self.inputs = layer, tuple(layer.prepare(accurate(x)) for x in inputs)
+        self.counts = counts
 
     @cached_property
     def patches(self) -> Tensor:
@@ -124,10 +128,10 @@ class _Kronecker(Accumulator):
         super().__init__(name, layer, parameters)
         self._read = MeanPatchMoments(layer) if self.reduce else PatchMoments(layer)
         self._written = WrittenMoments(self.blocks, self.reduce)
-        self._contracted: dict[int, list[Tensor]] = {}  # A of each block by the number of rows, shared with followers
+        self._contracted: dict[float, list[Tensor]] = {}  # A of each block by the number of rows, shared with followers
 
     def read(self, batch: Batch) -> None:
-        self._read.add(batch.inputs)
+        self._read.add(batch.inputs, batch.counts)
 
     def follow(self, leader: Any) -> None:
         self._read, self._contracted = leader._read, leader._contracted

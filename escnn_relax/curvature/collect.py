@@ -221,8 +221,9 @@ class Curvature:
                 columns = self.likelihood.columns(output, target=target)
                 if weights is not None:
                     columns = (column * weights.sqrt()[index % len(weights)] for index, column in enumerate(columns))
+                counts = self.likelihood.counts(output, target)
                 for index, uses in enumerate(self.extraction.differentiable(output, columns)):
-                    _add(layers, uses, index == 0, len(output))
+                    _add(layers, uses, counts, index == 0, len(output))
                 factors = {join(part.layer, n): of for part, c in layers.items() for n, of in c.factors().items()}
                 loss = self.likelihood.loss(output, target)
                 if weights is not None:
@@ -301,8 +302,9 @@ class Curvature:
             else:
                 losses = self.likelihood.loss(output, target).to("cpu", torch.float64)
                 columns = self.likelihood.columns(output, self._draws(output), target)
+        counts = self.likelihood.counts(output, target)
         for index, uses in enumerate(self.extraction.backward(output, columns)):
-            _add(layers, uses, index == 0, len(output), *([index % len(losses)] if self.apart else []))
+            _add(layers, uses, counts, index == 0, len(output), *([index % len(losses)] if self.apart else []))
         self.extraction.forget()
         for layer in layers.values():
             layer.forget()
@@ -341,6 +343,7 @@ def _growth(layers: Mapping[Part, Outputwise]) -> int:
 def _add(
     layers: Mapping[Part, Union[LayerCurvature, Outputwise]],
     uses: Mapping[str, list[Use]],
+    counts: Optional[Tensor],
     first: bool,
     samples: int,
     *output: int,
@@ -350,7 +353,7 @@ def _add(
         of_part = [use for user in part.users for use in uses[user]]
         with torch.autocast(of_part[0].input.device.type, enabled=False):
             if first:
-                layer.read([use.input for use in of_part], samples)
+                layer.read([use.input for use in of_part], samples, counts)
             layer.add(of_part, *output)
 
 

@@ -30,12 +30,18 @@ used under every approximation. ``bias="kronecker"`` takes ``expand``'s :math:`B
 A weight that is used several times in a pass, by one layer or by several of one kind that share it, just has more
 places.
 
+Samples that count :math:`w_n`, by weights of their own, of their class or of their outputs (then the mean): columns carry
+:math:`\sqrt{w_n}`, and A is the weighted mean, :math:`A = \sum_{n,r} w_n a a^\top / (R \sum_n w_n)`. So a weight is a repetition: every
+form is that of the data with each sample as often as it counts, which is exact where the columns are the same for all samples, and
+what does not count is not there.
+
 Observation noise of each output: H is the sum over outputs :math:`\sum_c w_c H_c`, with the precision of output c
 relative to the geometric mean of all. Each :math:`H_c` is summed by itself (``apart``); Kronecker forms share A, and
 their B is the weighted sum. Eigenvalues follow a change of the noise to first order, by each output's diagonal in their
 eigenbasis (:mod:`.combination`).
 
-Minibatches of M samples: sums over n add up; ``expand`` and ``reduce`` divide A once, at the end, by the number of rows seen.
+Minibatches of M samples: sums over n add up; ``expand`` and ``reduce`` divide A once, at the end, by the number of rows seen,
+each as often as its sample counts.
 With ``samples=m`` the columns are m draws from the network's own predictive distribution, each scaled by
 :math:`1/\sqrt m`, instead of one for each output.
 """

@@ -84,7 +84,7 @@ class KroneckerFactor(Factor):
     A: Tensor
     B: Tensor
     positions: Optional[Tensor] = None
-    rows: int = 1  # that A is the mean of
+    rows: float = 1  # that A is the mean of, each as often as its sample counts
 
     @property
     def dimension(self) -> int:

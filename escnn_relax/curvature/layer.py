@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from torch import Tensor
 
@@ -55,8 +55,8 @@ class LayerCurvature:
             self._parts.append(Bias(name, layer, layer.bias, shared=not exact_bias and recipe["bias"] != "reduce"))
         self._done: dict[str, tuple[Factor, ...]] = {}
 
-    def read(self, inputs: Sequence[Tensor], samples: int) -> None:
-        """The inputs of all uses of the layer in one minibatch."""
+    def read(self, inputs: Sequence[Tensor], samples: int, counts: Optional[Tensor] = None) -> None:
+        """The inputs of all uses of the layer in one minibatch, and how often each sample counts."""
         for input in inputs:
             if len(input) != samples:
                 raise UnsupportedModuleError(
@@ -64,7 +64,7 @@ class LayerCurvature:
                     f"the layer sees {len(input)} samples where the network has {samples}",
                     remedy="keep the batch dimension first and to itself",
                 )
-        self._batch = Batch(self.layer, inputs)
+        self._batch = Batch(self.layer, inputs, counts)
         for part in self._parts:
             part.read(self._batch)
 

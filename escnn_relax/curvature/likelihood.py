@@ -56,6 +56,11 @@ class Likelihood(ABC):
         importance = self.importance(output, target)
         return output.numel() if importance is None else float(importance.expand_as(output).double().sum())
 
+    def counts(self, output: Tensor, target: Any) -> Optional[Tensor]:
+        """How often each sample counts, ``(N,)``: the mean :meth:`importance` of its outputs; ``None``: each once."""
+        importance = self.importance(output, target)
+        return None if importance is None else importance.detach().expand_as(output).flatten(1).mean(1)
+
     @abstractmethod
     def exact_columns(self, output: Tensor) -> Tensor:
         r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``; ``(columns, N, C)``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .conventions import FACTOR_DTYPE
 from .linear_map import LinearMap
 from .processes import summed
 
-__all__ = ["Moments", "MeanPatchMoments", "accurate"]
+__all__ = ["Moments", "MeanPatchMoments", "accurate", "counted", "number"]
 
 #: Sums in the network's own precision are carried over to float64 after so many rows.
 FLUSH = 1 << 16
@@ -83,33 +83,41 @@ class MeanPatchMoments:
     def __init__(self, layer: LinearMap) -> None:
         self._layer = layer
         self._moments = Moments()
+        self.rows = 0.0  # how many samples there were, each as often as it counts
 
-    def add(self, inputs: Sequence[Tensor]) -> None:
-        """Add one minibatch: the inputs of all uses of the layer, whose places are averaged together."""
+    def add(self, inputs: Sequence[Tensor], counts: Optional[Tensor] = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer, whose places are averaged together; see :func:`counted`."""
         total = torch.zeros(())
         places = 0
         for input in inputs:
             shape = self._layer.places.shape(input)
-            counts = self._layer.places.counts(shape).to(input)
+            reads = self._layer.places.counts(shape).to(input)
             places += self._layer.places.table(shape).shape[1]
-            total = total + (self._layer.places.flatten(input) @ counts).flatten(1)
+            total = total + (self._layer.places.flatten(input) @ reads).flatten(1)
         # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
-        mean = (total / places).to(FACTOR_DTYPE)
+        mean = counted((total / places).to(FACTOR_DTYPE), counts)
+        self.rows += number(mean, counts)
         self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
 
     def gather(self) -> None:
         """Add up those of all processes."""
         self._moments.gather()
-
-    @property
-    def rows(self) -> int:
-        """How many samples there were."""
-        return self._moments.rows
+        self.rows = float(summed(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
 
     @property
     def mean(self) -> Tensor:
         """Divided by the number of samples, float64."""
-        return self._moments.total / self._moments.rows
+        return self._moments.total / (self.rows or 1.0)  # where nothing counts, the sum is zero
+
+
+def counted(samples: Tensor, counts: Optional[Tensor]) -> Tensor:
+    """Samples, ``(N, ...)``, times the root of how often each counts: so often its second moment enters a sum."""
+    return samples if counts is None else samples * counts.to(samples).sqrt().view(-1, *(1,) * (samples.dim() - 1))
+
+
+def number(samples: Tensor, counts: Optional[Tensor]) -> float:
+    """How many samples these are, each as often as it counts."""
+    return float(len(samples)) if counts is None else float(counts.double().sum())
 
 
 def accurate(tensor: Tensor) -> Tensor:

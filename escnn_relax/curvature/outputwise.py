@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 from torch import Tensor
 
@@ -23,10 +23,10 @@ class Outputwise:
     def __init__(self, make: Callable[[], LayerCurvature]) -> None:
         self._make, self._of = make, [make()]
 
-    def read(self, inputs: Sequence[Tensor], samples: int) -> None:
-        """The inputs of all uses of the layer in one minibatch."""
+    def read(self, inputs: Sequence[Tensor], samples: int, counts: Optional[Tensor] = None) -> None:
+        """The inputs of all uses of the layer in one minibatch, and how often each sample counts."""
         first, *others = self._of
-        first.read(inputs, samples)
+        first.read(inputs, samples, counts)
         for other in others:
             other.follow(first)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .conventions import FACTOR_DTYPE
 from .linear_map import LinearMap
-from .moments import Moments
+from .moments import Moments, counted, number
 from .places import Window
 from .processes import summed
 from .row_moments import RowMoments
@@ -34,29 +35,31 @@ class PatchMoments:
     def __init__(self, layer: LinearMap) -> None:
         self._layer = layer
         self._sums: dict[tuple[Any, ...], Union[_Patches, _Whole, RowMoments]] = {}
-        self.rows = 0
+        self.rows = 0.0
         self._gathered: Optional[Tensor] = None
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self._gathered, self.rows = summed(self._total), int(summed(torch.tensor(self.rows)))
+        self._gathered, self.rows = summed(self._total), float(summed(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
 
-    def add(self, inputs: Sequence[Tensor]) -> None:
-        """Add one minibatch: the inputs of all uses of the layer."""
+    def add(self, inputs: Sequence[Tensor], counts: Optional[Tensor] = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
         for input in inputs:
             shape = self._layer.places.shape(input)
             if shape not in self._sums:
                 self._sums[shape] = self._cheapest(input, shape)
             width, count = self._layer.places.table(shape).shape
-            self.rows += len(input) * count
+            self.rows += number(input, counts) * count
             patches = self._layer.places.flatten(input[:1]).shape[1] * width * count  # of a sample, if all are formed
-            for part in input.split(max(1, LARGEST_PART // patches)):
-                self._sums[shape].add(part)
+            size = max(1, LARGEST_PART // patches)
+            of_parts = [None] * len(input) if counts is None else counts.split(size)
+            for part, of_part in zip(input.split(size), of_parts):
+                self._sums[shape].add(counted(part, of_part))
 
     @property
     def mean(self) -> Tensor:
         """Divided by the number of rows, float64."""
-        return (self._total if self._gathered is None else self._gathered) / self.rows
+        return (self._total if self._gathered is None else self._gathered) / (self.rows or 1.0)
 
     @property
     def _total(self) -> Tensor:

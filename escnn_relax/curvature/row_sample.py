@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .linear_map import LinearMap
+from .moments import counted, number
 from .processes import gathered, rank, summed
 
 __all__ = ["RowSample"]
@@ -31,26 +32,27 @@ class RowSample:
     """
 
     def __init__(self, layer: LinearMap, size: int, seed: int) -> None:
-        self._layer, self.size, self.rows = layer, size, 0
+        self._layer, self.size = layer, size
+        self.rows, self._drawn = 0.0, 0  # as often as they count, and each once
         self._generator = torch.Generator().manual_seed(seed + (rank() << 32))  # each process draws its own
         self._keys = torch.zeros(0, dtype=torch.float64)
         self._patches: list[Tensor] = []
         self._of_patches: list[Tensor] = []
 
-    def add(self, inputs: Sequence[Tensor]) -> None:
-        """Add one minibatch: the inputs of all uses of the layer."""
+    def add(self, inputs: Sequence[Tensor], counts: Optional[Tensor] = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
         for input in inputs:
             places = self._layer.places
             table = places.table(places.shape(input))
             count = table.shape[1]
             keys = torch.rand(len(input), count, dtype=torch.float64, generator=self._generator)
-            self.rows += keys.numel()
+            self.rows, self._drawn = self.rows + number(input, counts) * count, self._drawn + keys.numel()
             least = torch.cat([self._keys, keys.flatten()])
             limit = float(least.kthvalue(self.size).values) if len(least) > self.size else float("inf")
             sample, place = (keys <= limit).nonzero(as_tuple=True)
             if not len(sample):
                 continue
-            flat = F.pad(places.flatten(input), (0, 1)).transpose(1, 2)
+            flat = F.pad(places.flatten(counted(input, counts)), (0, 1)).transpose(1, 2)
             found = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
             self._keep(keys[sample, place], found.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit)
 
@@ -87,10 +89,13 @@ class RowSample:
         keys, patches = zip(*gathered((self._keys, self._patches[0].cpu())))
         like = self._patches[0]
         self._of_patches, self._patches = [torch.cat(keys)], [torch.cat(patches).to(like)]
-        self._keys, self.rows = self._of_patches[0], int(summed(torch.tensor(self.rows)))
+        self._keys = self._of_patches[0]
+        total = summed(torch.tensor([self.rows, self._drawn], dtype=torch.float64))
+        self.rows, self._drawn = float(total[0]), int(total[1])
         self._compact()
 
     def group(self, index: int) -> Tensor:
-        """The sampled rows of one convolution group, ``(rows, C S)``."""
+        """The sampled rows of one convolution group, ``(rows, C S)``, whose plain mean is the weighted one of all in expectation."""
         self._compact()
-        return self._patches[0][:, index]
+        found = self._patches[0][:, index]
+        return found if self._drawn == self.rows else found * (self._drawn / (self.rows or 1.0)) ** 0.5

@@ -18,7 +18,7 @@ from .contraction import row_basis
 from .conventions import FACTOR_BYTES
 from .factors import Factor
 from .linear_map import LinearMap, Piece, WeightBlock, width
-from .moments import accurate
+from .moments import accurate, counted, number
 from .patch_moments import PatchMoments
 from .places import Window
 from .processes import summed
@@ -52,11 +52,11 @@ class Sketched(Accumulator):
         self._fields = FieldMoments(layer, self.blocks)
         self._written = WrittenMoments(self.blocks)
         self._seed = seed
-        self._sketches: dict[int, list[Sketch]] = {}
+        self._sketches: dict[float, list[Sketch]] = {}
 
     def read(self, batch: Batch) -> None:
-        self._rows.add(batch.inputs)
-        self._fields.add(batch.inputs)
+        self._rows.add(batch.inputs, batch.counts)
+        self._fields.add(batch.inputs, batch.counts)
 
     def follow(self, leader: Any) -> None:
         self._rows, self._fields, self._sketches = leader._rows, leader._fields, leader._sketches
@@ -204,7 +204,7 @@ class FieldMoments:
     """
 
     def __init__(self, layer: LinearMap, blocks: Sequence[WeightBlock]) -> None:
-        self._layer, self.rows = layer, 0
+        self._layer, self.rows = layer, 0.0
         self._moments: dict[Any, Any] = {}
         self._members: dict[tuple[Any, ...], Tensor] = {}
         single = LinearMap((), None, layer.places)
@@ -214,11 +214,12 @@ class FieldMoments:
                 if key not in self._moments and _affordable(layer, block, piece):
                     self._moments[key], self._members[key] = PatchMoments(single), piece.channels
 
-    def add(self, inputs: Sequence[Tensor]) -> None:
-        """Add one minibatch: the inputs of all uses of the layer."""
+    def add(self, inputs: Sequence[Tensor], counts: Optional[Tensor] = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
         for input in inputs:
             places = self._layer.places
-            self.rows += len(input) * places.table(places.shape(input)).shape[1]
+            self.rows += number(input, counts) * places.table(places.shape(input)).shape[1]
+            input = counted(input, counts)
             axis = -1 if places.channels_last else 1
             grouped = accurate(input).unflatten(axis, (self._layer.groups, -1))
             for key, moments in self._moments.items():
@@ -229,7 +230,7 @@ class FieldMoments:
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self.rows = int(summed(torch.tensor(self.rows)))
+        self.rows = float(summed(torch.tensor(self.rows, dtype=torch.float64)))
         for moments in self._moments.values():
             moments.gather()
 
@@ -241,7 +242,7 @@ class FieldMoments:
             if key not in self._moments:
                 return None
             moments = self._moments[key]
-            moment = moments.mean[0] * (moments.rows / self.rows)
+            moment = moments.mean[0] * (moments.rows / (self.rows or 1.0))
             if grams is None:
                 _, basis = row_basis(piece, moment)
                 total += traced(moment, None if basis is None else gram(basis))

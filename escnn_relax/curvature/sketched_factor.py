@@ -26,7 +26,7 @@ class SketchedFactor(Factor):
     A: Sketch
     B: Tensor
     positions: Optional[Tensor] = None
-    rows: int = 1
+    rows: float = 1
 
     @property
     def dimension(self) -> int:
