@@ -16,7 +16,9 @@ Approximations
     ``reduce``: :math:`\bar a_n = \frac1R \sum_r a_{n,r}`, :math:`A = \frac1N \sum_n \bar a \bar a^\top`,
     :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
     ``eigenvalue-corrected``: expand's eigenbasis with the exact diagonal in it,
-    :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data.
+    :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data. Among (nearly) equal
+    eigenvalues of A, which steerable layers have in pairs and more, the basis is that in which the block summed over the
+    axes of B is diagonal, and likewise for B (:mod:`.clusters`).
     ``sketched``: ``expand`` with the same B and the eigenvalues of A from products with vectors: the largest by subspace
     iteration, the others by Lanczos quadrature, their sum exact (:mod:`.sketch`). A is that of a sample of the rows.
     ``exact``: H itself, of a whole parameter with all its blocks together.

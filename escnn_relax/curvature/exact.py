@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from torch import Tensor
 from .accumulation import Accumulator, Batch
 from .contraction import pull_back
 from .conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
-from .factors import DenseFactor, DiagonalFactor, EigenFactor, Factor, GramFactor, KroneckerFactor
+from .factors import DenseFactor, DiagonalFactor, Factor, GramFactor
 from .linear_map import LinearMap, WeightBlock
 from .moments import Moments
-from .processes import agreed, gathered, summed
+from .processes import gathered, summed
 
-__all__ = ["Exact", "Diagonal", "Corrected", "in_order"]
+__all__ = ["Exact", "Diagonal", "Samplewise", "in_order"]
 
 
-class _Samplewise(Accumulator):
+class Samplewise(Accumulator):
     """Forms the gradient of the kernel for each sample and column, and pulls it back to the weights."""
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
@@ -36,7 +36,7 @@ class _Samplewise(Accumulator):
         raise NotImplementedError
 
 
-class Exact(_Samplewise):
+class Exact(Samplewise):
     """The whole matrix of a parameter, all its blocks together.
 
     The columns V themselves are kept until there are more of them than weights: then the Gram matrix of the columns has
@@ -96,7 +96,7 @@ class Exact(_Samplewise):
         return found
 
 
-class Diagonal(_Samplewise):
+class Diagonal(Samplewise):
     """Only the diagonal is kept."""
 
     def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
@@ -116,45 +116,6 @@ class Diagonal(_Samplewise):
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}
-
-
-class Corrected(_Samplewise):
-    """The exact diagonal in the eigenbasis of given Kronecker factors; needs a pass over the data of its own.
-
-    George, Laurent, Bouthillier, Ballas, Vincent: *Fast approximate natural gradient descent in a Kronecker-factored
-    eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\\log|H + \\delta|` is never below the exact block's.
-    """
-
-    def __init__(self, name: str, layer: LinearMap, kronecker: Mapping[str, tuple[Factor, ...]]) -> None:
-        super().__init__(name, layer, tuple(kronecker))
-        self._bases = {
-            parameter: [tuple(agreed(U) for U in f.eigenbases) for f in of if isinstance(f, KroneckerFactor)]
-            for parameter, of in kronecker.items()
-        }
-        self._squares: dict[str, list[Any]] = {parameter: [0.0] * len(of) for parameter, of in kronecker.items()}
-
-    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
-        for index, (gradient, (U_A, U_B)) in enumerate(zip(gradients, self._bases[parameter])):
-            # in float64: the small eigenvalues are differences of large numbers
-            wide = gradient.to(FACTOR_DTYPE)
-            rotated = U_B.T.to(wide) @ wide @ U_A.to(wide)  # (N, O, D)
-            squares = rotated.square().sum(0)
-            self._squares[parameter][index] = self._squares[parameter][index] + squares
-
-    def sums(self) -> Iterable[Any]:
-        return (self,)
-
-    def gather(self) -> None:
-        """Add up those of all processes."""
-        self._squares = {name: [summed(s) for s in of] for name, of in self._squares.items()}
-
-    def factors(self) -> dict[str, tuple[Factor, ...]]:
-        found: dict[str, tuple[Factor, ...]] = {}
-        for parameter, blocks in self._by_parameter().items():
-            parts = zip(blocks, self._bases[parameter], self._squares[parameter])
-            where = self.where(parameter)
-            found[parameter] = tuple(EigenFactor(where, A, B, s, block.positions) for block, (A, B), s in parts)
-        return found
 
 
 def in_order(blocks: list[WeightBlock], gradients: list[Tensor]) -> Tensor:

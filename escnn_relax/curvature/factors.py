@@ -99,9 +99,18 @@ class KroneckerFactor(Factor):
         return torch.outer(eigenvalues(self.B, self.where), eigenvalues(self.A, self.where)).flatten()
 
     @cached_property
+    def _eigensystems(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple(_decompose(torch.linalg.eigh, matrix, self.where) for matrix in (self.A, self.B))
+
+    @property
+    def eigenvalues(self) -> tuple[Tensor, Tensor]:
+        """Those of A and of B, ascending, as they come out of the decomposition."""
+        return self._eigensystems[0][0], self._eigensystems[1][0]
+
+    @property
     def eigenbases(self) -> tuple[Tensor, Tensor]:
         """Eigenvectors of A and of B, in columns."""
-        return eigenvectors(self.A, self.where), eigenvectors(self.B, self.where)
+        return self._eigensystems[0][1], self._eigensystems[1][1]
 
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous(), self.A.contiguous())

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..errors import UnsupportedModuleError
 from .accumulation import Accumulator, Batch, Bias, Expand, Reduce
-from .exact import Corrected, Diagonal, Exact
+from .corrected import Corrected
+from .exact import Diagonal, Exact
 from .extraction import Use
 from .factors import Factor
 from .linear_map import LinearMap
