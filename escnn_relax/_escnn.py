@@ -347,13 +347,20 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
     )
 
 
-def default_highest(dimension: int, kernel_size: int) -> int:
-    """The highest angular frequency of a convolution's kernels under escnn's own band limit."""
+def default_band(dimension: int, kernel_size: int) -> tuple[tuple[float, ...], tuple[float, ...], int, Limit]:
+    """Of a convolution's kernels under escnn's own band limit: rings, their widths, the highest angular frequency that is built,
+    and the highest on each ring."""
     from escnn.nn.modules.conv import r2convolution, r3convolution
 
-    admits, rings, _, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(kernel_size)
-    admitted = [f for f in range(int(highest) + 1) for r in rings if admits({"radius": r, "irrep:frequency": f})]
-    return max(admitted)
+    admits, rings, sigma, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(kernel_size)
+    frequencies = range(int(highest) + 1)
+    limit = [(round(r, 6), max(f for f in frequencies if admits({"radius": r, "irrep:frequency": f}))) for r in rings]
+    return tuple(rings), tuple(sigma), int(highest), tuple(limit)
+
+
+def default_highest(dimension: int, kernel_size: int) -> int:
+    """The highest angular frequency of a convolution's kernels under escnn's own band limit."""
+    return max(frequency for _, frequency in default_band(dimension, kernel_size)[3])
 
 
 # --- copying and pickling ---------------------------------------------------------------------------------------------

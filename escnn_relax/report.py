@@ -87,6 +87,8 @@ class LayerReport:
             without a refreshed evidence.
         by_depth: name of the largest subgroup that survives in the layer and all before it.
         margin_by_depth: the same for that one.
+        lost: what the layer's pixels lose at most of the difference between that subgroup and a smaller one (fraction), see
+            :class:`~escnn_relax.symmetry.decision.Decision`; NaN without a survivor.
         empty: names of the pathways that have no kernel between the layer's field types, so that it cannot break the
             symmetry in these ways.
     """
@@ -100,6 +102,7 @@ class LayerReport:
     margin: float = math.nan
     by_depth: str = ""
     margin_by_depth: float = math.nan
+    lost: float = math.nan
     empty: tuple[str, ...] = ()
     error_bound: float = math.nan
     error_reached: float = math.nan
@@ -147,6 +150,9 @@ class Report:
         if any(layer.by_depth for layer in self.layers):
             steps = (_kept(layer.by_depth, layer.margin_by_depth) for layer in self.layers if layer.by_depth)
             lines.append(f"survives by depth: {' → '.join(steps)}")
+        for layer in self.layers:
+            if layer.lost > 0:
+                lines.append(f"lost on the pixels: {layer.name}: {_percent(layer.lost)} of what tells {layer.survivor} from less symmetry")
         for layer in self.layers:
             if layer.empty:
                 lines.append(f"without kernels: {layer.name}: {', '.join(layer.empty)}")
@@ -235,7 +241,7 @@ def report(
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
     for own in () if decided is None or note else decided.layers:
-        known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin}
+        known: dict[str, Any] = {"survivor": own.subgroup.name, "margin": own.margin, "lost": own.lost}
         if decided is not None and decided.depth:
             known |= {"by_depth": own.by_depth.name, "margin_by_depth": own.margin_by_depth}
         layers[own.layer] = replace(layers[own.layer], **known)

@@ -6,7 +6,8 @@ from escnn import nn as enn
 
 from escnn_relax import _escnn, relax, restrict, survivors
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.nn.stabiliser import KernelSymmetry, alike
+from escnn_relax.nn.resolution import alike
+from escnn_relax.nn.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.restriction import restriction
 from escnn_relax.symmetry.subgroup import subgroup
 from escnn_relax.symmetry.subgroups import subgroups

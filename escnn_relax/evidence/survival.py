@@ -14,8 +14,10 @@ from ..errors import ArgumentError, CoverageError, UnsupportedModuleError
 from ..nn.decided import remember
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
-from ..nn.stabiliser import INDIFFERENT, REFUTED, Alike, KernelSymmetry, alike, stabiliser, subgroup_search
+from ..nn.resolution import Alike, Resolution, resolution
+from ..nn.stabiliser import INDIFFERENT, REFUTED, KernelSymmetry, stabiliser, subgroup_search
 from ..symmetry.decision import Decision, Decisions
+from ..symmetry.grid_loss import GridLoss
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
@@ -58,6 +60,8 @@ class LayerSurvivor:
         unsettled: whether it cannot be told because the training ended too early: by what is left of the way, other subgroups survive.
         alike: smaller subgroups that have the same kernels as H in these layers, and what would tell them apart: the kernel is
             equivariant under H, but with larger kernels might not be.
+        grid: what the pixels lose of the difference between H and smaller subgroups, or candidates, the most first; empty where H
+            and these move pixels to pixels.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -78,14 +82,20 @@ class LayerSurvivor:
     coupled: bool = False
     alike: tuple[Alike, ...] = ()
     unsettled: bool = False
+    grid: tuple[GridLoss, ...] = ()
+
+    @property
+    def lost(self) -> float:
+        """The most that the pixels lose of the difference between H and a smaller subgroup (fraction): 1 where all is lost."""
+        return Resolution(self.alike, self.grid).lost(self.subgroup)
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What cannot be told, in words."""
+        """What cannot be told, or not fully, in words."""
         names = ", ".join(h.name for h in self.candidates)
         why = ": the training had not settled, more epochs may tell" if self.unsettled else ""
         unsure = (f"cannot tell whether {names} survives as well{why}",) if names else ()
-        return (*unsure, *(one.said_of(self.subgroup) for one in self.alike))
+        return (*unsure, *Resolution(self.alike, self.grid).said_of(self.subgroup))
 
     @property
     def loss(self) -> float:
@@ -257,7 +267,8 @@ def survivors(
         losses = {h.name: projected(layers, h) for h in one.larger}
         refuted = [h for h in one.larger if losses[h.name] > REFUTED + freedom(layers)]  # the data tell what their curvature could not
         possible = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
-        return replace(one, losses=losses, candidates=possible)
+        grid = tuple(of for of in one.grid if of.larger == one.subgroup or of.larger in possible)
+        return replace(one, losses=losses, candidates=possible, grid=grid)
 
     readings = [(s.name, [s], of) for s, of in zip(found, own)]
     readings += [("", found[: n + 1], of) for n, of in enumerate(before)] if depth else []
@@ -319,13 +330,14 @@ def _read(
     kept, remainder, candidates = found = stabiliser(layers, energy, measure, also)
     search = subgroup_search(layers)
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
-    same = alike(layers, kept, search)
+    same, grid = resolution(layers, kept, search, candidates)
     if measure is None:
-        return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same)
+        return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)
     unsettled = also is not None and bool(candidates) and found != stabiliser(layers, energy, measure)
     gain = sum(measure(s, kept) for s in layers)
     costs = {h.name: sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers) for h in larger}
-    return LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, alike=same, unsettled=unsettled)
+    one = LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, unsettled=unsettled)
+    return replace(one, alike=same, grid=grid)
 
 
 def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
@@ -343,7 +355,9 @@ def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) ->
     highest = max([*(s.search().highest for s in layers), kept.order])
     search = SubgroupSearch(space, highest) if planar else subgroup_search(layers)
     larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
-    return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, f"no margin: {', '.join(breaking)}")
+    same, grid = resolution(layers, kept, search)
+    note = f"no margin: {', '.join(breaking)}"
+    return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)
 
 
 def _decision(own: LayerSurvivor, depth: LayerSurvivor) -> Decision:
@@ -361,7 +375,7 @@ def _decision(own: LayerSurvivor, depth: LayerSurvivor) -> Decision:
         reasons.append(own.note)
     reasons += own.doubts
     source = "energy" if math.isnan(own.gain) else "evidence"
-    numbers = {"remainder": own.remainder, "margin": own.margin, "loss": own.loss, "margin_by_depth": depth.margin}
+    numbers = {"remainder": own.remainder, "margin": own.margin, "loss": own.loss, "margin_by_depth": depth.margin, "lost": own.lost}
     return Decision(own.name, own.subgroup, depth.subgroup, source, tuple(reasons), **numbers)
 
 

@@ -14,7 +14,8 @@ from ..nn.decided import remembered
 from ..nn.mixed import MixedConvolution
 from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
-from ..nn.stabiliser import KernelSymmetry, stabiliser, stabilisers
+from ..nn.resolution import resolution
+from ..nn.stabiliser import KernelSymmetry, stabiliser, stabilisers, subgroup_search
 from ..symmetry.decision import Decided, Decides, Decision, Decisions
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.subgroups import Subgroup, subgroup
@@ -82,7 +83,8 @@ def to_subgroups(
     left = {name for name, module in model.named_modules() if isinstance(module, RelaxedTranslation)}
     own = {name: _record(name, s, chosen[name]) for name, s in zip(names, found)}
     if isinstance(decided, Decisions):
-        own = {n: replace(r, reasons=decided.of(titles.get(n, n)).reasons) for n, r in own.items()}
+        records_of = {n: decided.of(titles.get(n, n)) for n in own}
+        own = {n: replace(r, reasons=records_of[n].reasons, lost=records_of[n].lost) for n, r in own.items()}
         for n, decision in zip(names, kept):
             if not decision <= chosen[n]:
                 reason = f"{chosen[n].name} instead of {decision.name}, since its output meets that of layers that keep no more"
@@ -140,7 +142,9 @@ def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: 
     for name, s, kept in zip(names, found, deep):
         remainder = s.remainder(kept.subgroup)
         reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
-        made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", (reason,), remainder))
+        told = resolution([s], kept.subgroup, subgroup_search([s]))
+        reasons, lost = (reason, *told.said_of(kept.subgroup)), told.lost(kept.subgroup)
+        made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", reasons, remainder, lost=lost))
     return Decisions(tuple(made), energy)
 
 

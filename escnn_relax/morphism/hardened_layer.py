@@ -25,6 +25,8 @@ class HardenedLayer:
         error: no input of norm 1 has a larger equivariance error under the whole group of the field types that the layer came
             with, see :class:`~escnn_relax.nn.certificate.Certificate`; NaN beside pathways that break translations.
         change: no input of norm 1 changes the layer's output by more than this; NaN likewise.
+        lost: what the layer's pixels lose at most of the difference between that subgroup and a smaller one (fraction), see
+            :class:`~escnn_relax.symmetry.decision.Decision`; NaN where you named the subgroup.
         reasons: why that one, with ``to`` or ``evidence``, see :class:`~escnn_relax.symmetry.decision.Decision`.
     """
 
@@ -37,3 +39,4 @@ class HardenedLayer:
     reasons: tuple[str, ...] = ()
     error: float = math.nan
     change: float = math.nan
+    lost: float = math.nan

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Callable, NamedTuple, Optional, Sequence
+from collections import Counter
+from functools import cached_property
+from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import torch
+from escnn.group import IrreducibleRepresentation
 from torch import Tensor
 
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
+from ..symmetry.band import Band
+from ..symmetry.grid_loss import LossOf, contained_irreps, grid_loss
 from ..symmetry.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
 from ..symmetry.positions import TurningKernels
 from ..symmetry.stabiliser import FixedKernels, SubgroupSearch
 from ..symmetry.subgroup import group_size
 from ..symmetry.subgroups import Subgroup, subgroup
-from ..symmetry.telling import telling_frequency, telling_size
+from ..symmetry.telling import telling_frequency
 from .relaxed import RelaxedConvolution
 
 __all__ = [
-    *("Alike", "KernelSymmetry", "Survivor", "Verdict"),
-    *("alike", "stabiliser", "stabilisers", "subgroup_search", "verdict"),
+    *("KernelSymmetry", "Survivor", "Verdict"),
+    *("stabiliser", "stabilisers", "subgroup_search", "verdict"),
 ]
 
 Pair = tuple[str, str]
@@ -45,29 +50,6 @@ class Survivor(NamedTuple):
     subgroup: Subgroup
     remainder: float
     candidates: tuple[Subgroup, ...] = ()
-
-
-class Alike(NamedTuple):
-    """A smaller subgroup with the same kernels in some layers, so that no weights tell it from the larger one.
-
-    Attributes:
-        subgroup: it.
-        frequency: the lowest angular frequency of kernels that would; ``None`` if none does.
-        kernel_size: the smallest odd one that has this frequency under escnn's own band limit; ``None`` where no larger kernels
-            are needed, but pathways that the layers were not given, or more than any would do.
-    """
-
-    subgroup: Subgroup
-    frequency: Optional[int]
-    kernel_size: Optional[int]
-
-    def said_of(self, kept: Subgroup) -> str:
-        """In words, beside the subgroup that survives."""
-        text = f"cannot tell {kept.name} from {self.subgroup.name}, whose kernels are the same here"
-        if self.frequency is None:
-            return text
-        wider = f" (kernel_size={self.kernel_size})" if self.kernel_size else ", for which the layer has no pathways"
-        return f"{text}; those of frequency {self.frequency} differ{wider}"
 
 
 class Verdict(enum.IntEnum):
@@ -171,6 +153,24 @@ class KernelSymmetry:
         """See :func:`~escnn_relax.symmetry.telling.telling_frequency`."""
         ins, outs = ({r.name: r for r in of} for of in self.layer._kernel_fields())
         return telling_frequency(one, other, [(a, b) for a in ins.values() for b in outs.values()])
+
+    def lost(self, smaller: Subgroup, larger: Subgroup) -> LossOf:
+        """See :func:`~escnn_relax.symmetry.grid_loss.grid_loss`."""
+        if not isinstance(self.layer.band, Band):
+            return LossOf(0, 0.0, 1.0)
+        smaller, larger = (subgroup(self.layer.space, h, self.where) for h in (smaller, larger))
+        return grid_loss(self.layer.band, smaller, larger, self.irreps)
+
+    @cached_property
+    def irreps(self) -> dict[IrreducibleRepresentation, int]:
+        """Those of G that the layer's kernels consist of, with how often."""
+        found: dict[Any, int] = {}
+        ins, outs = (Counter(r for r in of) for of in self.layer._kernel_fields())
+        for a, few in ins.items():
+            for b, some in outs.items():
+                for psi, times in contained_irreps(a, b).items():
+                    found[psi] = found.get(psi, 0) + few * some * times
+        return found
 
     def kept(self, subgroup: Subgroup) -> dict[str, Tensor]:
         """Coefficients of :math:`P_H K` in each pathway, float64, shaped as the layer's own."""
@@ -282,24 +282,6 @@ def stabiliser(
 
     chosen = max(search.maximal(remainder, survives), key=evidence)
     return Survivor(chosen, remainder(chosen), tuple(h for h in undecided if not h <= chosen))
-
-
-def alike(layers: Sequence[KernelSymmetry], kept: Subgroup, search: SubgroupSearch) -> tuple[Alike, ...]:
-    """The largest smaller subgroups that fix the same kernels as ``kept`` in all these layers.
-
-    They are symmetries of the kernels as well, so ``kept`` is no wrong answer; but data of theirs would have given it, too.
-    """
-    found: list[Alike] = []
-    smaller = search.below(kept)
-    for one in search.beyond(kept) + tuple(h for h in smaller if not any(h < other for other in smaller)):
-        if not all(s.alike(one, kept) for s in layers):
-            continue
-        known = [s.telling_frequency(one, kept) for s in layers]
-        frequency = min((f for f in known if f is not None), default=None)
-        wide = frequency is not None and all(frequency > s.layer.band.highest for s in layers)
-        d = kept.gspace.dimensionality
-        found.append(Alike(one, frequency, telling_size(d, frequency) if wide and frequency is not None else None))
-    return tuple(found)
 
 
 def stabilisers(

@@ -32,6 +32,9 @@ class Decision:
         loss: what the next larger subgroup would cost in the data (nats); NaN without data.
         p_value: the least adjusted p-value of the layer in a symmetry test; NaN without one.
         margin_by_depth: the margin of the layer and all before it together (nats).
+        lost: what the layer's pixels lose at most of the difference between H and a smaller subgroup, whose kernels might then have
+            been taken for its own (fraction of their energy); 0 where H moves pixels to pixels, 1 where no kernel tells them apart,
+            NaN where no kernel was asked. See :mod:`escnn_relax.symmetry.grid_loss`.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -50,6 +53,7 @@ class Decision:
     loss: float = math.nan
     p_value: float = math.nan
     margin_by_depth: float = math.nan
+    lost: float = math.nan
 
     def __str__(self) -> str:
         depth = "" if self.same else f" ({self.by_depth.name} by depth)"
@@ -136,7 +140,7 @@ class Decisions(Mapping[str, Subgroup]):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and names, for machines; ``None`` for what is not known or infinite."""
-        numbers = ("remainder", "margin", "loss", "p_value")
+        numbers = ("remainder", "margin", "loss", "p_value", "lost")
         return {
             d.layer: {"subgroup": d.subgroup.name, "by_depth": d.by_depth.name, "source": d.source, "reasons": list(d.reasons)}
             | {n: getattr(d, n) if math.isfinite(getattr(d, n)) else None for n in numbers}
