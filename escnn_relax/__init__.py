@@ -10,6 +10,7 @@ _escnn.require()
 _escnn.prefer_scipy_svd()
 _escnn.tell_reflection_axes_apart()
 _escnn.keep_clebsch_gordan()
+_escnn.provide_clebsch_gordan()
 
 try:
     __version__ = metadata.version("escnn-relax")

@@ -188,6 +188,30 @@ def keep_clebsch_gordan() -> bool:
     return changed
 
 
+def provide_clebsch_gordan() -> bool:
+    """Have escnn compute the Clebsch-Gordan coefficients of SO(3) and O(3) in closed form where py3nj is missing.
+
+    escnn then looks for them numerically, which takes minutes and gigabytes from degree 6 on, such as relaxed layers between
+    vectors need. Here it finds :mod:`escnn_relax._clebsch_gordan` in the place of py3nj, and keeps what it made of it.
+    The coefficients that it kept on disk before may have other signs, as those of another machine may.
+
+    Returns:
+        whether anything was changed. To undo it, set ``escnn.group.groups.so3group.py3nj`` to None.
+    """
+    from escnn.group.groups import o3group, so3group
+
+    from . import _clebsch_gordan
+
+    if so3group.py3nj is not None:
+        return False
+    so3group.py3nj = _clebsch_gordan
+    reader = so3group._clebsh_gordan_tensor_so3
+    if not getattr(reader, "keeps_in_memory", False):
+        reader = _remembering(reader)
+    so3group._clebsh_gordan_tensor_so3 = o3group._clebsh_gordan_tensor_so3 = reader
+    return True
+
+
 def _remembering(reader: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[Any, Any] = {}
 
@@ -306,18 +330,30 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
     expansion = convolution.basisexpansion
     points = torch.as_tensor(expansion.points, dtype=torch.float32)
     kept: set[tuple[float, int]] = set()
-    dropped: set[tuple[float, int]] = set()
+    left_out: dict[str, set[tuple[float, int]]] = {}
+    dropped: dict[str, set[tuple[float, int]]] = {}
     for pair in expansion._representations_pairs:
-        block = getattr(expansion, f"block_expansion_{expansion._escape_pair(pair)}")
-        inside = block._mask.tolist()
+        name = f"block_expansion_{expansion._escape_pair(pair)}"
+        block = getattr(expansion, name)
         elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
-        kept.update(e for e, i in zip(elements, inside) if i)
-        if not all(inside):  # what sampling makes vanish says nothing about the limit
+        kept.update(e for e, i in zip(elements, block._mask.tolist()) if i)
+        left_out[name] = {e for e, i in zip(elements, block._mask.tolist()) if not i}
+
+    def present(name: str) -> set[tuple[float, int]]:
+        """Elements that were left out though they do not vanish: what sampling makes vanish says nothing about the limit."""
+        if name not in dropped:
+            block = getattr(expansion, name)
             size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
-            dropped.update(e for e, i, n in zip(elements, inside, size) if not i and n > 1e-10)
+            elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
+            dropped[name] = {e for e, i, n in zip(elements, block._mask.tolist(), size) if not i and n > 1e-10}
+        return dropped[name]
 
     def explains(limit: dict[float, int]) -> bool:
-        return all(f <= limit[r] for r, f in kept) and not any(f <= limit[r] for r, f in dropped)
+        if any(f > limit[r] for r, f in kept):
+            return False
+        # sampled only where an element was left out that the limit admits, which takes long for large fields
+        admitted = [name for name, elements in left_out.items() if any(f <= limit[r] for r, f in elements)]
+        return not any(f <= limit[r] for name in admitted for r, f in present(name))
 
     rings = [round(r, 6) for r in convolution._rings]
     candidates: list[dict[float, int]] = []

@@ -227,3 +227,60 @@ def test_clebsch_gordan_coefficients_are_read_from_disk_once(monkeypatch):
     assert len(asked) == len(ids) == 5
     first, second = (group._tensor_product_irreps((1, 1), (1, 1)) for _ in range(2))
     assert first == second and first is not second  # a list of the caller's own
+
+
+def rotations(group, count):
+    import numpy as np
+
+    generator = np.random.RandomState(0)
+    quaternions = [q / np.linalg.norm(q) for q in generator.standard_normal((count, 4))]
+    return [group.element(q, "Q") for q in quaternions]
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 0), (1, 1, 2), (1, 2, 2), (2, 3, 1), (3, 3, 6), (6, 4, 8)])
+def test_clebsch_gordan_coefficients_intertwine(degrees):
+    """The product of two irreps acts on the columns as the third does; those columns are orthonormal."""
+    import numpy as np
+    from escnn.group import so3_group
+
+    group = so3_group(8)
+    m, n, j = degrees
+    found = group._clebsh_gordan_coeff((m,), (n,), (j,))
+    assert found.shape == (2 * m + 1, 2 * n + 1, 1, 2 * j + 1) and not found.flags.writeable
+    columns = found.reshape(-1, 2 * j + 1)
+    assert np.allclose(columns.T @ columns, np.eye(2 * j + 1), atol=1e-12)
+    for g in rotations(group, 3):
+        both = np.kron(group.irrep(m)(g), group.irrep(n)(g))
+        assert np.allclose(both @ columns, columns @ group.irrep(j)(g), atol=1e-12)
+        if j:
+            assert not np.allclose(both @ columns[:, ::-1], columns[:, ::-1] @ group.irrep(j)(g), atol=1e-3)  # the twin
+
+
+def test_clebsch_gordan_coefficients_of_the_tables_and_of_escnn():
+    import numpy as np
+    from escnn.group import _clebsh_gordan, so3_group
+
+    from escnn_relax._clebsch_gordan import clebsch_gordan
+
+    one = lambda *twice: float(clebsch_gordan(*twice).item())
+    assert abs(one(2, 2, 4, 0, 0, 0) - (2 / 3) ** 0.5) < 1e-15 and abs(one(2, 2, 0, 2, -2, 0) - 3**-0.5) < 1e-15
+    assert abs(one(4, 2, 2, 4, -2, 2) - (3 / 5) ** 0.5) < 1e-15 and one(2, 2, 8, 0, 0, 0) == one(2, 2, 4, 2, 2, 0) == 0
+    with pytest.raises(NotImplementedError, match="whole degrees"):
+        clebsch_gordan(1, 1, 2, 1, 1, 2)
+    for degrees in ((1, 1, 1), (1, 1, 2), (2, 1, 2)):
+        ours = so3_group(2)._clebsh_gordan_coeff(*((d,) for d in degrees))
+        numerical = _clebsh_gordan._clebsh_gordan_tensor(*((d,) for d in degrees), "SO3")
+        assert min(np.abs(ours - numerical).max(), np.abs(ours + numerical).max()) < 1e-10
+
+
+def test_clebsch_gordan_coefficients_are_never_looked_for_numerically(monkeypatch):
+    """Symptom: the first layer between vectors of degree 3 took minutes, and gigabytes."""
+    from escnn.group import _clebsh_gordan, o3_group, so3_group
+
+    def asked(*_, **__):
+        raise AssertionError("looked for numerically")
+
+    monkeypatch.setattr(_clebsh_gordan, "_clebsh_gordan_tensor", asked)
+    assert so3_group(7)._clebsh_gordan_coeff((7,), (5,), (4,)).shape == (15, 11, 1, 9)
+    assert o3_group(7)._clebsh_gordan_coeff((1, 7), (0, 5), (1, 4)).shape == (15, 11, 1, 9)
+    assert not _escnn.provide_clebsch_gordan()  # once is enough
