@@ -8,7 +8,9 @@ import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
+from ..symmetry.composed import Composed, Kernels
 from ..symmetry.pathway import EQUIVARIANT
+from .composed import ComposedBasis
 from .sectioned import SectionedBasis
 
 __all__ = ["Block", "PathwayKernel"]
@@ -46,12 +48,14 @@ class PathwayKernel(nn.Module):
 
     The bases are plain buffers, kept in the state dict: some of escnn's Clebsch-Gordan coefficients are determined up
     to sign only, and differ between machines. There is no state that depends on train or eval mode. The equivariant
-    kernels are kept as they are; large stacks of residual ones by input irrep (:class:`SectionedBasis`).
+    kernels are kept as they are; large stacks of residual ones by input irrep (:class:`SectionedBasis`), the largest by
+    pairs of irreps (:class:`ComposedBasis`).
 
     Args:
         in_reprs, out_reprs: representations of the fields, in channel order.
         bases: for each pathway, and for each pair of an input and an output representation's name, sampled kernels
-            ``(K, out size, in size, S)``; pairs without kernels may be missing.
+            ``(K, out size, in size, S)``; pairs without kernels may be missing. Composed ones are composed in all pathways of
+            a pair, but for the equivariant.
 
     The coefficients of a pathway are one flat vector, pairs in sorted order, each ``(out fields, in fields, K)`` as in
     escnn, so that an escnn layer's weights are those of the equivariant pathway.
@@ -63,7 +67,7 @@ class PathwayKernel(nn.Module):
         self,
         in_reprs: Sequence[Representation],
         out_reprs: Sequence[Representation],
-        bases: Mapping[str, Mapping[Pair, Tensor]],
+        bases: Mapping[str, Mapping[Pair, Kernels]],
     ) -> None:
         super().__init__()
         self.in_fields, self.out_fields = _fields(in_reprs), _fields(out_reprs)
@@ -86,16 +90,20 @@ class PathwayKernel(nn.Module):
                     self.blocks[name].append(Block(*pair, inputs, outputs, first, rows[name], start, start + count))
                     start += count
             together = {name: of[pair] for name, of in bases.items() if pair in of and len(of[pair])}
-            # only beside equivariant kernels, and those come first: a basis without them is dense
+            # by irrep only beside equivariant kernels, and those come first: a basis without them is dense
             own = [together.pop(name) for name in list(together) if name == EQUIVARIANT.name]
-            sectioned = None
-            if EQUIVARIANT.name in bases and together:
-                sectioned = SectionedBasis.of(torch.cat(list(together.values())), representations[pair[0]])
-            dense = own if sectioned is not None else [*own, *together.values()]
+            apart: Any = None
+            composed = [k for k in together.values() if isinstance(k, Composed)]
+            stacks = [k for k in together.values() if not isinstance(k, Composed)]
+            if composed:
+                apart = ComposedBasis(composed)
+            elif EQUIVARIANT.name in bases and stacks:
+                apart = SectionedBasis.of(torch.cat(stacks), representations[pair[0]])
+            dense: Any = own if apart is not None else [*own, *stacks]
             sizes = (representations[pair[1]].size, representations[pair[0]].size, self.sites)
             self.register_buffer(f"basis_{index}", torch.cat(dense) if dense else torch.zeros(0, *sizes))
-            if sectioned is not None:
-                self.add_module(f"sectioned_{index}", sectioned)
+            if apart is not None:
+                self.add_module(f"{'composed' if composed else 'sectioned'}_{index}", apart)
         self.dimensions = rows
         self.register_buffer("_gather", self._channel_order(), persistent=False)
 
@@ -103,10 +111,10 @@ class PathwayKernel(nn.Module):
         """Sampled kernels of one block, shape ``(K, out size, in size, S)``."""
         index = self.pairs.index((block.in_name, block.out_name))
         stacked: Tensor = getattr(self, f"basis_{index}")
-        sectioned: Any = self._modules.get(f"sectioned_{index}")
-        if sectioned is None or block.stop_row <= len(stacked):
+        apart = self._apart(index)
+        if apart is None or block.stop_row <= len(stacked):
             return stacked[block.row : block.stop_row]
-        return sectioned.rows(block.row - len(stacked), block.stop_row - len(stacked))
+        return apart.rows(block.row - len(stacked), block.stop_row - len(stacked))
 
     def forward(self, weights: Mapping[str, Tensor], scales: Optional[Mapping[str, Tensor]] = None) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[p]`` has shape ``(dimensions[p],)``.
@@ -138,11 +146,15 @@ class PathwayKernel(nn.Module):
         rows = torch.cat([rows, rows.new_zeros(1, self.sites)])
         return rows[self._gather].view(self.out_size, self.in_size, self.sites)
 
+    def _apart(self, index: int) -> Any:
+        """The module that keeps a pair's kernels by irrep, ``None`` where all are dense."""
+        return self._modules.get(f"composed_{index}", self._modules.get(f"sectioned_{index}"))
+
     def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
         """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
         basis: Tensor = getattr(self, f"basis_{index}")
-        sectioned: Any = self._modules.get(f"sectioned_{index}")
-        own = parts if sectioned is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
+        apart = self._apart(index)
+        own = parts if apart is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
         dense = None
         if own:
             coefficients = torch.cat([c for _, c in own], dim=1) if len(own) > 1 else own[0][1]
@@ -153,7 +165,7 @@ class PathwayKernel(nn.Module):
         if dense is not None and len(own) == len(parts):
             return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
         # all rows in order, with zeros where a pathway is missing
-        pieces, row, stop = [], len(basis), len(basis) + sectioned.shape[0]
+        pieces, row, stop = [], len(basis), len(basis) + apart.shape[0]
         for block, coefficients in parts[len(own) :]:
             if block.row > row:
                 pieces.append(coefficients.new_zeros(len(coefficients), block.row - row))
@@ -161,7 +173,7 @@ class PathwayKernel(nn.Module):
             row = block.stop_row
         if row < stop:
             pieces.append(pieces[-1].new_zeros(len(pieces[-1]), stop - row))
-        return sectioned.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
+        return apart.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
 
     def _channel_order(self) -> Optional[Tensor]:
         """Where each (out channel, in channel) finds its row among the blocks' products; ``None`` if plainly in order."""

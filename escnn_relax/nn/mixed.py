@@ -9,6 +9,7 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, NothingToRelaxError
+from ..symmetry import kernel_cache
 from ..symmetry.band import band_of
 from ..symmetry.equivariance_record import relative
 from ..symmetry.irreps import highest_frequency
@@ -76,7 +77,8 @@ class MixedConvolution(RelaxedConvolution):
         self.band, self.mixture = band, freedom
 
         fields = self._kernel_fields()
-        basis = mixture_basis(rule, band, *fields, strict.basisexpansion, where)
+        with kernel_cache.announced(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
+            basis = mixture_basis(rule, band, *fields, strict.basisexpansion, where)
         groups = {p.name: subgroup(self.space, p.subgroup) for p in rule.residual}
         biases = mixture_biases(strict, groups)
         self.coinciding = coinciding(basis, biases, groups)

@@ -3,13 +3,13 @@ r"""The kernels of a mixture of groups: one orthonormal basis that all summands 
 The kernels equivariant under H are sums of parts, one in each irrep of G that H fixes a vector of. So for all H together it
 takes the orthonormal kernels of these irreps once, and for each H which combinations of them it has: all of an irrep, none,
 or (a reflection in a two-dimensional irrep) some. A mixture of any number of groups thus expands about as fast as its
-smallest group alone.
+smallest group alone. Large ones are found by pairs of irreps, :mod:`escnn_relax.nn.mixed_composed`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Collection, NamedTuple, Optional, Sequence
+from typing import Any, Collection, NamedTuple, Optional, Sequence, Union
 
 import torch
 from escnn.group import Representation
@@ -19,11 +19,14 @@ from torch import Tensor
 from .. import _escnn
 from ..errors import SubgroupError
 from ..symmetry.band import Band, FiberBand
+from ..symmetry.composed import Composed, Kernels
 from ..symmetry.graded import fixed_vectors
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.relaxation import Relaxation, plan
 from ..symmetry.span import orthonormal
 from ..symmetry.subgroups import Subgroup, subgroup
+from .block_products import Blocks
+from .mixed_composed import Sections
 
 __all__ = ["Part", "MixtureBasis", "mixed_groups", "mixture_basis"]
 
@@ -34,14 +37,15 @@ WHOLE = 1 - 1e-4
 class Part(NamedTuple):
     """Kernels ``first:last`` of one summand: the shared kernels ``start:stop`` themselves, or combinations of them.
 
-    ``table`` has orthonormal rows, shape ``(last - first, stop - start)``; ``None`` stands for the identity.
+    ``table`` has orthonormal rows, shape ``(last - first, stop - start)``, or is made of blocks; ``None`` stands for the
+    identity.
     """
 
     first: int
     last: int
     start: int
     stop: int
-    table: Optional[Tensor]
+    table: Union[Tensor, tuple[Blocks, ...], None]
 
 
 class MixtureBasis(NamedTuple):
@@ -53,7 +57,7 @@ class MixtureBasis(NamedTuple):
         own: how many of them are G's.
     """
 
-    shared: dict[tuple[str, str], Tensor]
+    shared: dict[tuple[str, str], Kernels]
     parts: dict[str, dict[tuple[str, str], tuple[Part, ...]]]
     own: dict[tuple[str, str], int]
 
@@ -110,16 +114,26 @@ def mixture_basis(
             if own is None:
                 own = torch.zeros(0, o.size, i.size, len(band.points))
             bases = graded.bases(band, i, o, own)
-            own = bases.pop(EQUIVARIANT.name)
-            sections = [orthonormal(own.flatten(1)), *(b.flatten(1) for b in bases.values())]
-            shared = torch.cat(sections)
-            size = len(sections[0])
-            found.shared[pair], found.own[pair] = shared.view(-1, *own.shape[1:]), size
-            table = own.flatten(1) @ sections[0].T
-            found.parts[EQUIVARIANT.name][pair] = (Part(0, len(own), 0, size, table),) if len(own) else ()
-            for name, relaxation in alone.items():
-                beyond = relaxation.bases(band, i, o, own)[name].flatten(1) @ shared.T
-                found.parts[name][pair] = tuple(_parts(size, beyond, [len(s) for s in sections]))
+            del bases[EQUIVARIANT.name]
+            own = own.detach().to("cpu", torch.float64)
+            beyond = {name: relaxation.bases(band, i, o, own)[name] for name, relaxation in alone.items()}
+            found.parts[EQUIVARIANT.name][pair] = ()
+            if any(isinstance(kernels, Composed) for kernels in bases.values()):
+                sections = Sections.of(own, [k for k in bases.values() if isinstance(k, Composed)], i, o)
+                found.shared[pair], size, table = sections.shared, sections.own, sections.coordinates(own)
+                for name, kernels in beyond.items():
+                    found.parts[name][pair] = _composed_parts(sections, kernels)
+            else:
+                stacks = [orthonormal(own.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
+                shared = torch.cat(stacks)
+                size = len(stacks[0])
+                found.shared[pair], table = shared.view(-1, *own.shape[1:]), own.flatten(1) @ stacks[0].T
+                for name, kernels in beyond.items():
+                    coordinates = _dense(kernels).flatten(1) @ shared.T
+                    found.parts[name][pair] = tuple(_parts(size, coordinates, [len(s) for s in stacks]))
+            found.own[pair] = size
+            if len(own):
+                found.parts[EQUIVARIANT.name][pair] = (Part(0, len(own), 0, size, table),)
     return found
 
 
@@ -128,6 +142,30 @@ def _needed(graded: Relaxation, groups: Collection[Subgroup]) -> Relaxation:
     group = graded.gspace.fibergroup
     kept = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*(p.irrep or ())), h)) for h in groups)]
     return replace(graded, pathways=(EQUIVARIANT, *kept))
+
+
+def _dense(kernels: Kernels) -> Tensor:
+    return kernels.dense() if isinstance(kernels, Composed) else kernels
+
+
+def _composed_parts(sections: Sections, kernels: Kernels) -> tuple[Part, ...]:
+    """As :func:`_parts`, by pairs of irreps."""
+    assert isinstance(kernels, Composed)  # as all pathways of a pair are
+    parts = [Part(0, sections.own, 0, sections.own, None)] if sections.own else []
+    first = sections.own
+    whole, blocks = sections.placed(kernels)
+    for start, stop in whole:
+        if parts and parts[-1].table is None and parts[-1].stop == start:
+            parts[-1] = parts[-1]._replace(last=parts[-1].last + stop - start, stop=stop)
+        else:
+            parts.append(Part(first, first + stop - start, start, stop, None))
+        first += stop - start
+    if blocks:
+        low, high = min(int(b.placed.min()) for b in blocks), max(int(b.placed.max()) for b in blocks) + 1
+        count = sum(b.taken.numel() for b in blocks)
+        inside = tuple(b._replace(placed=b.placed - low) for b in blocks)
+        parts.append(Part(first, first + count, low, high, inside))
+    return tuple(parts)
 
 
 def _parts(own: int, beyond: Tensor, sizes: list[int]) -> list[Part]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Mapping, NamedTuple, Optional, Sequence
+from dataclasses import replace
+from typing import Any, Mapping, NamedTuple, Optional, Sequence
 
 import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
+from ..symmetry.composed import Composed, Kernels
+from .block_products import BlockProducts
 from .kernel import Block, PathwayKernel
 from .mixed_basis import MixtureBasis
 
@@ -20,7 +23,7 @@ ROUNDING = 1e-6
 
 
 class _Part(NamedTuple):
-    """A :class:`~escnn_relax.nn.mixed_basis.Part` whose table is a buffer, by its name."""
+    """A :class:`~escnn_relax.nn.mixed_basis.Part` whose table is a buffer, or a module of blocks, by its name."""
 
     first: int
     last: int
@@ -29,7 +32,7 @@ class _Part(NamedTuple):
     table: Optional[str]
 
 
-def _factored(shared: Mapping[tuple[str, str], Tensor]) -> tuple[dict[tuple[str, str], Tensor], Tensor]:
+def _factored(shared: Mapping[tuple[str, str], Kernels]) -> tuple[dict[tuple[str, str], Kernels], Tensor]:
     """Kernels as combinations of a few patterns that all channels share: between scalars of the trivial group the band
     limit leaves 11 of 25 pixels free, and every other kernel is made of those.
 
@@ -37,10 +40,21 @@ def _factored(shared: Mapping[tuple[str, str], Tensor]) -> tuple[dict[tuple[str,
         the kernels in the coordinates of the patterns, ``(R, out size, in size, r)``, and the orthonormal patterns,
         ``(r, S)``; their product is what was given, to the accuracy to which escnn samples.
     """
-    gram = sum(kernels.flatten(0, 2).T @ kernels.flatten(0, 2) for kernels in shared.values())
-    values, vectors = torch.linalg.eigh(gram)
-    patterns = vectors[:, values > ROUNDING**2 * values.max()].T.contiguous()
-    return {pair: kernels @ patterns.T for pair, kernels in shared.items()}, patterns
+    composed = [kernels for kernels in shared.values() if isinstance(kernels, Composed)]
+    if composed:  # they have them already, and so do the others within the same band
+        frame = composed[0].frame
+        patterns = torch.eye(frame.sites, dtype=torch.float64) if frame.pictures is None else frame.pictures
+    else:
+        gram = sum(kernels.flatten(0, 2).T @ kernels.flatten(0, 2) for kernels in shared.values() if isinstance(kernels, Tensor))
+        values, vectors = torch.linalg.eigh(gram)
+        patterns = vectors[:, values > ROUNDING**2 * values.max()].T.contiguous()
+    return {pair: _in_patterns(kernels, patterns) for pair, kernels in shared.items()}, patterns
+
+
+def _in_patterns(kernels: Kernels, patterns: Tensor) -> Kernels:
+    if isinstance(kernels, Composed):
+        return replace(kernels, frame=replace(kernels.frame, pictures=None, sites=len(patterns)))
+    return kernels @ patterns.T
 
 
 class MixtureKernel(nn.Module):
@@ -92,8 +106,10 @@ class MixtureKernel(nn.Module):
                 if not count:
                     continue
                 for n, part in enumerate(of[pair]):
-                    if part.table is not None:
+                    if isinstance(part.table, Tensor):
                         self.register_buffer(f"table_{summand}_{index}_{n}", part.table.clone())
+                    elif part.table is not None:
+                        self.add_module(f"table_{summand}_{index}_{n}", BlockProducts(part.table, part.stop - part.start))
                 tables = [None if p.table is None else f"table_{summand}_{index}_{n}" for n, p in enumerate(of[pair])]
                 self.parts[name][pair] = tuple(_Part(*p[:4], t) for p, t in zip(of[pair], tables))
                 inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
@@ -119,8 +135,16 @@ class MixtureKernel(nn.Module):
         shared, rows = self.union.basis(union), []
         for part in self.parts[name][pair]:
             kernels = shared[part.start : part.stop]
-            rows.append(kernels if part.table is None else torch.einsum("kr,rois->kois", getattr(self, part.table), kernels))
+            rows.append(kernels if part.table is None else torch.einsum("kr,rois->kois", self._table(part.table), kernels))
         return torch.cat(rows) @ self.spatial
+
+    def _table(self, name: str) -> Tensor:
+        table: Any = getattr(self, name)
+        return table.dense() if isinstance(table, BlockProducts) else table
+
+    def _inverse(self, name: str) -> Tensor:
+        table: Any = getattr(self, name)
+        return table.dense().T if isinstance(table, BlockProducts) else torch.linalg.pinv(table)  # blocks' rows are orthonormal
 
     def forward(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[H]`` has shape ``(dimensions[H],)``.
@@ -149,7 +173,8 @@ class MixtureKernel(nn.Module):
                 parts = self.parts[name][pair]
                 for part, piece in zip(parts, coefficients.split([p.last - p.first for p in parts], 1)):
                     if part.table is not None:
-                        piece = piece @ getattr(self, part.table)
+                        table: Any = getattr(self, part.table)
+                        piece = table(piece) if isinstance(table, BlockProducts) else piece @ table
                     inside = range(cuts.index(part.start), cuts.index(part.stop))
                     for n, summand in zip(inside, piece.split([cuts[n + 1] - cuts[n] for n in inside], 1)):
                         sums[n].append(summand)
@@ -190,7 +215,7 @@ class MixtureKernel(nn.Module):
             shared = vector[union.start : union.stop].view(union.outputs * union.inputs, -1)
             for part in self.parts[name][pair]:
                 piece = shared[:, part.start : part.stop]
-                found.append(piece if part.table is None else piece @ torch.linalg.pinv(getattr(self, part.table)))
+                found.append(piece if part.table is None else piece @ self._inverse(part.table))
             count = len(self.parts[name][pair])
             found[-count:] = [torch.cat(found[-count:], dim=1).flatten()]
         return torch.cat(found)

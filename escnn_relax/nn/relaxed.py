@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from .. import _escnn
 from ..errors import ArgumentError, DataError, EmptyBasisError, NothingToRelaxError
+from ..symmetry import kernel_cache
 from ..symmetry.band import Band, FiberBand, band_of
+from ..symmetry.composed import Kernels
 from ..symmetry.irreps import highest_frequency, instantiate
 from ..symmetry.pathway import EQUIVARIANT, Pathway
 from ..symmetry.relaxation import Freedom, Relaxation, plan
@@ -149,7 +151,8 @@ class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
         self.band, self.relaxation = band, rule
 
         in_reprs, out_reprs = self._kernel_fields()
-        bases = _bases(rule, band, in_reprs, out_reprs, strict.basisexpansion)
+        with kernel_cache.announced(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
+            bases = _bases(rule, band, in_reprs, out_reprs, strict.basisexpansion)
         dimensions = {p.name: sum(len(b) for b in bases[p.name].values()) for p in rule.pathways}
         self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if dimensions[p.name])
         self.empty_pathways = tuple(p for p in rule.pathways if not dimensions[p.name])
@@ -340,10 +343,10 @@ def _bases(
     in_reprs: Sequence[Representation],
     out_reprs: Sequence[Representation],
     expansion: Any,
-) -> dict[str, dict[tuple[str, str], Tensor]]:
+) -> dict[str, dict[tuple[str, str], Kernels]]:
     """For each pathway and pair of representation names the sampled kernels."""
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
-    bases: dict[str, dict[tuple[str, str], Tensor]] = {p.name: {} for p in rule.pathways}
+    bases: dict[str, dict[tuple[str, str], Kernels]] = {p.name: {} for p in rule.pathways}
     for i in dict.fromkeys(in_reprs):
         for o in dict.fromkeys(out_reprs):
             own = equivariant.get((i.name, o.name))

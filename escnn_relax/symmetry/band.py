@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, Protocol, Sized, Union
 
 import numpy as np
 import torch
@@ -17,7 +17,18 @@ from torch import Tensor
 from .. import _escnn
 from ..errors import ReflectionAxisError
 
-__all__ = ["Band", "FiberBand", "band_of", "check_axis"]
+__all__ = ["Band", "FiberBand", "Sampler", "band_of", "check_axis"]
+
+
+class Sampler(Protocol):
+    """Whatever samples kernels: a :class:`Band`, or one in other coordinates than pixels."""
+
+    @property
+    def points(self) -> Sized:
+        """As many as a kernel between scalars has numbers."""
+
+    def sample(self, gspace: GSpace, in_repr: Representation, out_repr: Representation) -> Tensor:
+        """Kernels equivariant from ``in_repr`` to ``out_repr``, shape ``(K, out size, in size, points)``, float64."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Optional
 
 import escnn
 import numpy as np
 import torch
 from escnn.group import GroupElement, Representation
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .band import Band, FiberBand
-from .decomposition import generating_elements
-from .subgroups import subgroup
 
 if TYPE_CHECKING:
     from .relaxation import Relaxation
@@ -57,22 +56,20 @@ def cache_key(
                 value = (value.shape, (np.round(value.astype(np.float64), 6) + 0.0).tobytes())  # no negative zeros
             digest.update(repr(value).encode() + b"|")
 
-    def add_action(element: GroupElement) -> None:
-        if gspace.dimensionality:
-            add(np.asarray(gspace.basespace_action(element)))
-        for representation in (in_repr, out_repr):
-            add(np.asarray(representation(element)))
+    def add_actions(generators: list[tuple[GroupElement, Optional[NDArray[Any]]]]) -> None:
+        for element, action in generators:
+            if action is not None:
+                add(np.asarray(action))
+            for representation in (in_repr, out_repr):
+                add(np.asarray(representation(element)))
 
     add(type(gspace).__name__, type(group).__name__, group.name)
     add(relaxation.basis, relaxation.frequencies, band.key, in_repr.irreps, out_repr.irreps)
-    for element in generating_elements(group):
-        add_action(element)
+    add_actions(relaxation.generators[None])
     for pathway in relaxation.pathways:
         add(pathway.name, pathway.kind, pathway.irrep)
         if pathway.kind == "subgroup":
-            kept = subgroup(gspace, pathway.subgroup)
-            for h in generating_elements(kept.group):
-                add_action(kept.embed(h))
+            add_actions(relaxation.generators[pathway.name])
     digest.update(str(tuple(equivariant.shape)).encode())
     digest.update(equivariant.contiguous().numpy().data)
     return digest.hexdigest()

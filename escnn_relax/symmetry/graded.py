@@ -10,7 +10,7 @@ combinations of such tuples by the H-fixed vectors of the :math:`\psi` (Frobeniu
 
 from __future__ import annotations
 
-from typing import Iterable, Optional
+from typing import Any, Iterable, Optional
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from escnn.group import IrreducibleRepresentation, Representation
 from escnn.gspaces import GSpace
 from torch import Tensor
 
-from .band import Band, FiberBand
+from .band import Sampler
 from .decomposition import generating_elements
 from .irreps import highest_frequency, instantiate, irreps_up_to
 from .subgroups import Subgroup
@@ -26,11 +26,13 @@ from .subgroups import Subgroup
 #: A vector that generating elements move by less than this is fixed; escnn's larger matrices are accurate to 1e-8.
 FIXED_TOLERANCE = 1e-5
 
-__all__ = ["isotypic_tuples", "isotypic_kernels", "fixed_vectors", "fixed_kernels"]
+_PRODUCTS: dict[tuple[int, Any, Any], Representation] = {}
+
+__all__ = ["isotypic_tuples", "isotypic_kernels", "fixed_vectors", "fixed_kernels", "product"]
 
 
 def isotypic_tuples(
-    band: Band | FiberBand, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+    band: Sampler, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
 ) -> Tensor:
     r"""Tuples of kernels that transform by ``psi``, shape ``(K, dim psi, out size, in size, S)``, float64.
 
@@ -40,6 +42,7 @@ def isotypic_tuples(
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
     >>> one = nn.FieldType(space, [space.regular_repr])
+    >>> from escnn_relax.symmetry.band import Band
     >>> band = Band.of(nn.R2Conv(one, one, 5, initialize=False))
     >>> [isotypic_kernels(band, space, *2 * [space.regular_repr], psi).shape[0] for psi in space.irreps]
     [44, 88, 44]
@@ -47,13 +50,23 @@ def isotypic_tuples(
     group = gspace.fibergroup
     if group.continuous:
         instantiate(group, sum(highest_frequency([one]) for one in (in_repr, out_repr, psi)))
-    target = out_repr if psi.is_trivial() else out_repr.tensor(psi)
+    target = out_repr if psi.is_trivial() else product(out_repr, psi)
     kernels = band.sample(gspace, in_repr, target)
     return kernels.unflatten(1, (out_repr.size, psi.size)).transpose(1, 2)
 
 
+def product(out_repr: Representation, psi: IrreducibleRepresentation) -> Representation:
+    r""":math:`\rho_{out} \otimes \psi`; that of two irreps, which many pathways and pairs ask for, is made once."""
+    if not isinstance(out_repr, IrreducibleRepresentation):
+        return out_repr.tensor(psi)
+    key = id(psi.group), out_repr.id, psi.id  # escnn's groups have no hash
+    if key not in _PRODUCTS:
+        _PRODUCTS[key] = out_repr.tensor(psi)  # which holds on to the group
+    return _PRODUCTS[key]
+
+
 def isotypic_kernels(
-    band: Band | FiberBand, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
+    band: Sampler, gspace: GSpace, in_repr: Representation, out_repr: Representation, psi: IrreducibleRepresentation
 ) -> Tensor:
     """Kernels that span the ``psi`` part, not redundant, shape ``(m, out size, in size, S)``.
 
@@ -83,7 +96,7 @@ def fixed_vectors(psi: IrreducibleRepresentation, subgroup: Subgroup) -> Tensor:
 
 
 def fixed_kernels(
-    band: Band | FiberBand,
+    band: Sampler,
     gspace: GSpace,
     in_repr: Representation,
     out_repr: Representation,

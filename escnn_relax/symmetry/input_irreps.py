@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .span import orthonormal, sectioned
 
-__all__ = ["Splitting", "SECTIONED_ABOVE"]
+__all__ = ["Splitting", "SECTIONED_ABOVE", "orthogonal_change"]
 
 #: From so many entries of one kernel (output x input x pixels) on, irreps are treated one at a time.
 SECTIONED_ABOVE = 1_000
@@ -31,7 +31,7 @@ class Splitting:
     def __init__(self, equivariant: Tensor, in_repr: Representation) -> None:
         self._shape = equivariant.shape[1:]
         out, _, sites = self._shape
-        self._change = _orthogonal(in_repr) if self._shape.numel() > SECTIONED_ABOVE else None
+        self._change = orthogonal_change(in_repr) if self._shape.numel() > SECTIONED_ABOVE else None
         sizes = [in_repr.group.irrep(*id).size for id in in_repr.irreps] if self._change is not None else []
         ends = torch.tensor([0, *sizes]).cumsum(0) * out * sites
         self._sections = [slice(a, b) for a, b in zip(ends.tolist(), ends[1:].tolist())]
@@ -72,7 +72,7 @@ class Splitting:
         return kernels.transpose(2, 3).flatten(1)
 
 
-def _orthogonal(representation: Representation) -> Optional[Tensor]:
+def orthogonal_change(representation: Representation) -> Optional[Tensor]:
     """The nearest orthogonal change to irreps, None where the representation has no such."""
     change = torch.as_tensor(representation.change_of_basis, dtype=torch.float64)
     left, _, right = torch.linalg.svd(change)

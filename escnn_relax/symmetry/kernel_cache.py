@@ -35,7 +35,7 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
-__all__ = ["CacheSize", "clear", "folder", "kernels", "size", "MEMORY_LIMIT", "DISK_LIMIT", "WORTHWHILE"]
+__all__ = ["CacheSize", "announced", "clear", "folder", "kernels", "size", "MEMORY_LIMIT", "DISK_LIMIT", "WORTHWHILE"]
 
 #: Bytes kept in memory: 256 MiB.
 MEMORY_LIMIT = 2**28
@@ -54,6 +54,7 @@ _SUFFIX, _PARTIAL = ".kernels", ".partial"
 _LOG = logging.getLogger("escnn_relax")
 _MEMORY: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
 _LOCK = threading.Lock()
+_BUILDING = threading.local()
 _warned = False
 
 
@@ -116,7 +117,7 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]], what: str = "kerne
         found = _load(key)
         if found is None:
             start = time.perf_counter()
-            with _announced(what):
+            with announced(what):
                 found = {name: tensor.contiguous() for name, tensor in build().items()}
             if time.perf_counter() - start >= WORTHWHILE:
                 _save(key, found)
@@ -130,17 +131,26 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]], what: str = "kerne
 
 
 @contextmanager
-def _announced(what: str) -> Iterator[None]:
-    """Say so, once, where it takes long."""
+def announced(what: str) -> Iterator[None]:
+    """Say so, once, where what is done within takes more than :data:`SILENCE` seconds; within another, nothing.
+
+    Args:
+        what: is being built, in words.
+    """
+    if getattr(_BUILDING, "announced", False):
+        yield
+        return
     where = folder()
     kept = f"they are kept in {where} for the next time" if where else "ESCNN_RELAX_CACHE is off, so they are not kept on disk"
     line = f"still building {what}, after {SILENCE:g} s; {kept}"
     timer = threading.Timer(SILENCE, _LOG.warning, (line,))
     timer.daemon = True
     timer.start()
+    _BUILDING.announced = True
     try:
         yield
     finally:
+        _BUILDING.announced = False
         timer.cancel()
 
 

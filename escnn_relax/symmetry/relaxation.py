@@ -1,14 +1,14 @@
 """Which pathways a relaxed layer has, and the mutually orthogonal kernels of each.
 
 The plan is made once for a layer (:func:`plan`), the kernels once for each pair of an input and an output
-representation (:meth:`Relaxation.bases`). Later pathways are orthogonal to earlier ones on the pixel grid, in the order of
-the plan, and orthonormal among themselves. Kernels are kept in memory and on disk, see
+representation (:meth:`Relaxation.bases`), of large ones for each pair of irreps. Later pathways are orthogonal to earlier ones
+on the pixel grid, in the order of the plan, and orthonormal among themselves. Kernels are kept in memory and on disk, see
 :mod:`escnn_relax.symmetry.kernel_cache`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Iterable, Optional, Sequence
 
@@ -20,15 +20,18 @@ from torch import Tensor
 
 from ..errors import ArgumentError, SubgroupError
 from . import kernel_cache
-from .band import Band, FiberBand
+from .band import Band, FiberBand, Sampler
 from .cache_key import cache_key
+from .composed import Between, Composed, Frame, Kernels, frame_of, irrep_places
+from .decomposition import generating_elements
 from .graded import fixed_kernels, isotypic_kernels
 from .grid import grid_permutation, isotypic_projection
 from .grid_action import acts_on_grid
 from .input_irreps import Splitting
 from .irreps import checked_frequency, chosen_irreps, frequency, irreps_up_to
 from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
-from .span import complement
+from .patterns import Patterns, patterns_of
+from .span import complement, orthonormal
 from .subgroup import group_size
 from .subgroups import Subgroup, subgroup
 
@@ -36,6 +39,15 @@ __all__ = ["Freedom", "Relaxation", "plan", "BASES"]
 
 #: Band-limited as escnn's own kernels are, or complete on the pixel grid.
 BASES = ("band-limited", "pixel")
+
+#: From so many entries of one kernel (output x input x pixels) on, kernels are solved and kept by pairs of irreps.
+COMPOSED_ABOVE = 10_000
+
+#: In space already from so many entries of all kernels on.
+COMPOSED_IN_SPACE = 2**18
+
+#: Equivariant kernels of a smaller relative distance span the same space: escnn samples them in float32.
+SAME_SPAN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -82,25 +94,102 @@ class Relaxation:
 
     def bases(
         self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Kernels]:
         """Kernels of every pathway for one pair of representations.
 
         Args:
             equivariant: the layer's own equivariant kernels, shape ``(K, out size, in size, S)``; kept as they are.
 
         Returns:
-            for each pathway's name a tensor ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0.
+            for each pathway's name kernels ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0. Residual ones are
+            :class:`~escnn_relax.symmetry.composed.Composed` where kernels have more than :data:`COMPOSED_ABOVE` entries each,
+            or in space more than :data:`COMPOSED_IN_SPACE` together.
         """
         # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
         equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
+        composed = self._composed(band, in_repr, out_repr, equivariant)
+        if composed is not None:
+            return {EQUIVARIANT.name: equivariant, **composed}
+        return {EQUIVARIANT.name: equivariant, **self._residual(band, in_repr, out_repr, equivariant)}
+
+    def _residual(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Tensor]:
+        """The kernels of every pathway but the equivariant one, from the cache or newly built."""
         key = cache_key(self, band, in_repr, out_repr, equivariant)
         what = f"the kernels of {self.gspace.name} from {in_repr.name} to {out_repr.name}"
         residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant), what)
-        return {EQUIVARIANT.name: equivariant, **{p.name: residual[p.name].clone() for p in self.residual}}
+        return {p.name: residual[p.name].clone() for p in self.residual}
+
+    def _composed(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> Optional[dict[str, Kernels]]:
+        """The residual kernels by pairs of irreps, each pair solved once.
+
+        ``None`` for small kernels and for representations that are not orthogonal.
+        """
+        patterns, space = self._patterns(band), equivariant.shape[1:].numel()
+        depth = equivariant.shape[-1] if patterns is None else len(patterns.pictures)
+        many = space * depth * out_repr.size * in_repr.size > COMPOSED_IN_SPACE and self.gspace.dimensionality == 3
+        single = len(in_repr.irreps) == len(out_repr.irreps) == 1
+        if not (space > COMPOSED_ABOVE or many) or single and patterns is None:
+            return None
+        frame = frame_of(in_repr, out_repr, None if patterns is None else patterns.pictures, equivariant.shape[-1])
+        if frame is None:
+            return None
+        parts: dict[str, list[Between]] = {p.name: [] for p in self.residual}
+        own = []
+        for phi, outs in irrep_places(out_repr).items():
+            for psi, ins in irrep_places(in_repr).items():
+                irreps = [self.gspace.fibergroup.irrep(*id) for id in (psi, phi)]
+                if irreps == [in_repr, out_repr]:
+                    alone = equivariant
+                elif patterns is not None:
+                    alone = patterns.on_pixels(self.gspace, psi, phi)
+                else:
+                    alone = band.sample(self.gspace, *irreps)
+                own.append(Between(outs, ins, alone))
+                for name, kernels in self._residual(band, irreps[0], irreps[1], alone).items():
+                    if len(kernels):
+                        parts[name].append(Between(outs, ins, frame.pictured(kernels)))
+        if not _same_span(frame, own, equivariant):
+            return None
+        return {name: Composed(frame, tuple(of)) for name, of in parts.items()}
+
+    def _patterns(self, band: Band | FiberBand) -> Optional[Patterns]:
+        """The coordinates in which band-limited kernels are solved, ``None`` for others."""
+        if not isinstance(band, Band) or self.basis != "band-limited":
+            return None
+        if band.key not in self._known:
+            self._known[band.key] = patterns_of(band, self.gspace)
+        return self._known[band.key]
+
+    @cached_property
+    def _known(self) -> dict[Any, Patterns]:
+        return {}
+
+    @cached_property
+    def kept(self) -> dict[str, Subgroup]:
+        """The subgroup of each pathway that has one, by the pathway's name."""
+        return {p.name: subgroup(self.gspace, p.subgroup) for p in self.pathways if p.kind == "subgroup"}
+
+    @cached_property
+    def generators(self) -> dict[Optional[str], list[tuple[GroupElement, Optional[NDArray[Any]]]]]:
+        """Elements that generate the group, under ``None``, and each pathway's subgroup, by its name; with their action on space."""
+        found: dict[Optional[str], list[GroupElement]] = {None: list(generating_elements(self.gspace.fibergroup))}
+        for name, kept in self.kept.items():
+            found[name] = [kept.embed(h) for h in generating_elements(kept.group)]
+        act = self.gspace.basespace_action if self.gspace.dimensionality else lambda g: None
+        return {name: [(g, act(g)) for g in elements] for name, elements in found.items()}
 
     def _split(
         self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
     ) -> dict[str, Tensor]:
+        patterns = self._patterns(band) if self.gspace.dimensionality == 3 else None
+        if patterns is not None:  # solving for kernels in space takes long, the plane's are as they have always been
+            splitting = Splitting(patterns.project(equivariant), in_repr)
+            kernels = (self._kernels(p, patterns, in_repr, out_repr) for p in self.residual)
+            return {p.name: splitting.part(of) @ patterns.pictures for p, of in zip(self.residual, kernels)}
         splitting = Splitting(equivariant, in_repr)
         result = {}
         for pathway in self.pathways[1:]:
@@ -111,11 +200,9 @@ class Relaxation:
                 result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
         return result
 
-    def _kernels(
-        self, pathway: Pathway, band: Band | FiberBand, in_repr: Representation, out_repr: Representation
-    ) -> Tensor:
+    def _kernels(self, pathway: Pathway, band: Sampler, in_repr: Representation, out_repr: Representation) -> Tensor:
         group = self.gspace.fibergroup
-        kept = subgroup(self.gspace, pathway.subgroup) if pathway.kind == "subgroup" else None
+        kept = self.kept.get(pathway.name)
         permutations = self._permutations(band, kept) if self.basis == "pixel" else None
         if permutations is not None:
             irrep = group.irrep(*(pathway.irrep or ())) if pathway.kind == "irrep" else None
@@ -127,7 +214,7 @@ class Relaxation:
             return fixed_kernels(band, self.gspace, in_repr, out_repr, kept, irreps)
         return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*(pathway.irrep or ())))
 
-    def _permutations(self, band: Band | FiberBand, kept: Optional[Subgroup]) -> Optional[dict[GroupElement, NDArray[Any]]]:
+    def _permutations(self, band: Any, kept: Optional[Subgroup]) -> Optional[dict[GroupElement, NDArray[Any]]]:
         """How a finite group moves the pixels, ``None`` for others and for those that leave the grid."""
         group = self.gspace.fibergroup
         if group.continuous if kept is None else kept.order < 0:
@@ -146,6 +233,24 @@ class Relaxation:
     def residual(self) -> tuple[Pathway, ...]:
         """All pathways but the equivariant one."""
         return self.pathways[1:]
+
+
+def _same_span(frame: Frame, own: Sequence[Between], equivariant: Tensor) -> bool:
+    """Whether kernels between irreps, copied to all their places, span what the layer's own equivariant kernels do."""
+    if sum(part.copies * len(part.kernels) for part in own) != len(equivariant):
+        return False
+    # a random combination lies inside another space by chance only
+    draws = torch.randn(len(equivariant), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = replace(frame, pictures=None).turned(torch.einsum("k,kois->ois", draws, equivariant)[None])
+    inside = 0.0
+    for outs, ins, kernels in own:
+        basis = orthonormal(kernels.flatten(1))
+        for a in outs:
+            for b in ins:
+                block = turned[:, a : a + kernels.shape[1], b : b + kernels.shape[2]].flatten(1)
+                inside += float((block @ basis.T).square().sum())
+    total = float(turned.square().sum())
+    return total - inside <= SAME_SPAN**2 * total
 
 
 def plan(
