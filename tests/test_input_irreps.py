@@ -16,6 +16,8 @@ SAMPLING, ROUNDING = 1e-5, 1e-10
 
 def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", size=3):
     monkeypatch.setattr(input_irreps, "SECTIONED_ABOVE", above)
+    for name in ("COMPOSED_ABOVE", "COMPOSED_IN_SPACE"):
+        monkeypatch.setattr(relaxation, name, 10**12)
     kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
     conv = kind(nn.FieldType(gspace, [in_repr]), nn.FieldType(gspace, [out_repr]), size, initialize=False, recompute=True)

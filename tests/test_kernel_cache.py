@@ -253,3 +253,23 @@ def test_long_builds_say_so(monkeypatch, caplog, folder):
         kernel_cache.kernels("01", build, "the kernels of C4")
     assert released.is_set() and len(caplog.records) == 1
     assert "still building the kernels of C4" in caplog.text and str(folder) in caplog.text
+
+
+def test_one_line_for_all_that_a_layer_builds(monkeypatch, caplog, folder):
+    """Symptom: nothing was said where many parts took long together and none by itself."""
+
+    class Now(threading.Timer):
+        def start(self):
+            self.function(*self.args)
+
+    monkeypatch.setattr(threading, "Timer", Now)
+    build = lambda: {"kernels": torch.ones(1)}
+    with caplog.at_level(logging.WARNING, logger="escnn_relax"):
+        with kernel_cache.announced("the kernels of a layer"):
+            for n in range(3):
+                kernel_cache.kernels(f"1{n}", build, "a part of them")
+        assert len(caplog.records) == 1 and "the kernels of a layer" in caplog.text
+        with pytest.raises(ValueError), kernel_cache.announced("what fails"):
+            raise ValueError
+        kernel_cache.kernels("20", build, "the next")  # said again, after the failure
+    assert [r.getMessage().split(",")[0] for r in caplog.records[1:]] == ["still building what fails", "still building the next"]
