@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from escnn import gspaces
 from planted_data import filtered, plane_type, space_of
 from test_demanding import CASES, Map, at_the_mode, demanding, linear, log_evidence, planar, precisions
-from test_joint import EXACT, few
+from test_joint import EXACT, Net, few
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax import Evidence, fit, survivors
+from escnn_relax import Evidence, fit, relax, survivors
 from escnn_relax.evidence.demanding import Demands
 from escnn_relax.evidence.joint import JointCurvature
 from escnn_relax.evidence.restricted import evidence_of_all
@@ -62,6 +63,30 @@ def test_coupled_gains_off_the_mode(make, name):
         assert Demands(*arguments, joint=joint, slopes={}).gain(kept) == pytest.approx(wanted, abs=EXACT, rel=EXACT), kept.name
         off.append(abs(Demands(*arguments, joint=joint).gain(kept) - wanted))
     assert len(off) >= 2 and max(off) > 1
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_the_slope_of_the_data(likelihood):
+    """Of a network on half of its samples, with a noise for each output: the gradient by torch."""
+    torch.manual_seed(0)
+    model = relax(Net(gspaces.rot2dOnR2(4))).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    x = torch.randn(5, 1, 7, 7, dtype=torch.float64)
+    y = torch.randint(3, (5,)) if likelihood == "categorical" else torch.randn(5, 3, dtype=torch.float64)
+    noises = {"noise": "output", "log_noise": [0.0, 0.5, -0.5]} if likelihood == "gaussian" else {}
+    evidence = Evidence(model, likelihood, num_data=10, **noises)
+    data = [(x[:2], y[:2]), (x[2:], y[2:])]
+    evidence.refresh(data)
+    names = list(evidence.log_precision)
+    joint = JointCurvature(evidence, data)
+    there, mode = joint.marginal(names, settled=False), joint.marginal(names)
+    w = torch.cat([model.get_parameter(n).detach().flatten() for n in names])
+    gradients = torch.autograd.grad(2 * evidence.noise.loss(model(x), y), [model.get_parameter(n) for n in names])
+    wanted = torch.cat([g.flatten() for g in gradients])
+    assert torch.allclose(there.curvature @ w - there.linear, wanted, atol=1e-9 * float(wanted.abs().max()))
+    assert not torch.allclose(there.linear, mode.linear, atol=0.1 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("curvature", ["exact", "expand", "eigenvalue-corrected", "diagonal", "sketched"])

@@ -231,14 +231,17 @@ def cases() -> Iterator[Case]:
     yield from regressions("octahedral", 3, every["octahedral"], ("clear",), (0,))
     for group in ("D6", "D8"):
         yield from regressions(group, 3, every[group], ("clear",), (0,))
+    yield from kernels(every)
+    yield from turned_kernels(turning, "O(3)", 3, (0,))
     for group in ("C6", "D4"):
         yield from classifiers(group, 5, every[group], (0,), 2000)
-    yield from kernels(every, turning)
     for group in small:
         yield from regressions(group, 3, every[group], ("unfinished", "faint"), (0,))
     yield from regressions("octahedral", 3, every["octahedral"], ("clear",), SEEDS)
     for group, ids in plane.items():
         yield from regressions(group, 3, [subgroup(space_of(group), id) for id in ids], ("clear",), SEEDS)
+    for size in (3, 5, 7):
+        yield from turned_kernels(turning, "SO(3)", size, (0,))
     yield from regressions("SO(3)", 3, turning["SO(3)"], ("clear",), (0,))
     for group in ("D8", "D6", "octahedral"):
         yield from regressions(group, 3, every[group], ("unfinished", "faint"), (0,))
@@ -253,8 +256,8 @@ def cases() -> Iterator[Case]:
     yield from regressions("O(3)", 3, turning["O(3)"], ("clear",), (0,))
 
 
-def kernels(every: dict[str, list[Subgroup]], turning: dict[str, list[Subgroup]]) -> Iterator[Case]:
-    """Those planted in kernels, the slow ones last."""
+def kernels(every: dict[str, list[Subgroup]]) -> Iterator[Case]:
+    """Those of finite groups, planted in kernels."""
     for size in (3, 5, 7):
         for group in PLANE:
             for kind in ("scalars", "vectors", "regular"):
@@ -266,11 +269,14 @@ def kernels(every: dict[str, list[Subgroup]], turning: dict[str, list[Subgroup]]
             for seed, kept in enumerate(every["octahedral"]):
                 run = lambda k=kind, s=size, h=kept, n=seed: in_voxels(k, s, h, n)  # noqa: E731
                 yield case("kernel", "octahedral", f"{kind}, {size}", kept.name, seed, run)
-    for group, size, seeds in (("SO(3)", 3, (0,)), ("O(3)", 3, (0,)), ("SO(3)", 5, (0,)), ("SO(3)", 7, (0,))):
-        for kept in turning[group]:
-            for seed in seeds:
-                run = lambda g=group, s=size, h=kept, n=seed: about_axes(g, s, h, n)  # noqa: E731
-                yield case("kernel", group, f"vectors, {size}", kept.name, seed, run)
+
+
+def turned_kernels(turning: dict[str, list[Subgroup]], group: str, size: int, seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Those of SO(3) and O(3), about random axes."""
+    for kept in turning[group]:
+        for seed in seeds:
+            run = lambda h=kept, n=seed: about_axes(group, size, h, n)  # noqa: E731
+            yield case("kernel", group, f"vectors, {size}", kept.name, seed, run)
 
 
 # the page
