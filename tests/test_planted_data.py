@@ -100,7 +100,7 @@ def line(planted, verdict, name, candidates=()):
 
 def test_the_page_counts():
     text = bench.page([line("C4", "hit", "C4"), line("C4", "cannot tell", "C2", ["C4"]), line("C2", "wrong", "C8")])
-    assert "| C8 | regression: clear, 3 | 3 | 1 / 1 / 1 |  |  | 0 / 0 / 3 |" in text
+    assert "| C8 | regression: clear; size 3 | 3 | 1 / 1 / 1 |  |  | 0 / 0 / 3 |" in text
     assert "| C4 | 1 / 1 / 0 | 0 / 0 / 2 | before trivial (wrong) ×2; now C2 or C4 ×1 |" in text
     assert "| C2 | 0 / 0 / 1 | 0 / 0 / 1 | now C8 (wrong) ×1; before trivial (wrong) ×1 |" in text
 

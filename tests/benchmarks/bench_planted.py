@@ -286,10 +286,12 @@ HEAD = """# Planted subgroups, and what is read off
 Made by `bench_planted.py`; every run is a line of `planted.jsonl`. *Kernel*: a random kernel of escnn's own layer of the subgroup, or
 one averaged over it by numpy; right is the largest subgroup that leaves it as it is (which a few kernels share with a larger one).
 *Regression*: fields on a torus filtered by a kernel of which a tenth of the energy has the subgroup's symmetry alone; *clear*: 80
-samples, noise 0.3, *faint*: 20 samples, noise 1 (the fields have about 2), *unfinished*: 20, noise 0.3, and a fourth of the steps. *Classifier*: labels drawn by such a kernel. One layer
-each, 50 epochs. *Before*: by whole irreps, at the precisions of all kernels, among escnn's own ids in escnn's positions, read off the same
-weights. *Weights taken for the mode*: as now, without the slope that the training left (`evidence.slopes`). Counts are **hits / cannot tell / wrong**; "cannot tell" names candidates, the
-planted one among them, or says that the network is no better than a constant.
+samples, noise 0.3, *faint*: 20 samples, noise 1 (the fields have about 2), *unfinished*: 20, noise 0.3, and a fourth of the steps.
+*Classifier*: labels drawn by such a kernel, by the defaults of `fit`. One layer each, 50 epochs. *Before*: by whole irreps, at the
+precisions of all kernels, among escnn's own ids in escnn's positions, read off the same weights. *Weights taken for the mode*: as now,
+without the slope that the training left (`evidence.slopes`). Counts are
+**hits / cannot tell / wrong**; "cannot tell" names candidates, the planted one among them, or says that the network is no better than a
+constant.
 
 """
 WAYS = (("now", "now"), ("data", "now, with `data=`"), ("mode", "weights taken for the mode"), ("before", "before"))
@@ -308,10 +310,14 @@ def page(lines: list[dict]) -> str:
     rows = [HEAD + "| group | planted in | runs | " + " | ".join(dict(WAYS).values()) + " |", "|---" * 7 + "|"]
     for group in order:
         for how in ("kernel", "regression", "classifier"):
-            settings = sorted({line["setting"] for line in groups[group] if line["how"] == how})
-            for setting in settings:
-                of = [x for x in groups[group] if (x["how"], x["setting"]) == (how, setting)]
-                rows.append(f"| {group} | {how}: {setting} | {len(of)} | " + " | ".join(tally(of, way) for way, _ in WAYS) + " |")
+            settings: dict[str, list[dict]] = defaultdict(list)
+            for line in groups[group]:
+                if line["how"] == how:
+                    settings[line["setting"].rsplit(", ", 1)[0]].append(line)
+            for setting, of in settings.items():
+                sizes = " ".join(sorted({line["setting"].rsplit(", ", 1)[1] for line in of}))
+                counts = " | ".join(tally(of, way) for way, _ in WAYS)
+                rows.append(f"| {group} | {how}: {setting}; size {sizes} | {len(of)} | {counts} |")
     for group in order:
         hows = [h for h in ("kernel", "regression", "classifier") if any(x["how"] == h for x in groups[group])]
         columns = [(h, way) for h in hows for way, _ in WAYS if any(way in x for x in groups[group] if x["how"] == h)]
