@@ -54,6 +54,20 @@ def test_expansion_and_rows(always):
     assert distance(basis.expand(coefficients, beside), both) < ROUNDING
 
 
+@pytest.mark.parametrize("rows", [((3, 17),), ((0, 5), (5, 9), (30, 40)), ((12, 13),)])
+def test_some_of_the_rows(always, rows):
+    kernels, regular = stack()
+    basis = SectionedBasis.of(kernels, regular)
+    of = torch.cat([torch.arange(*ends) for ends in rows])
+    coefficients = torch.randn(5, len(of), dtype=torch.float64)
+    expected = torch.einsum("fk,kois->fois", coefficients, kernels[of])
+    assert distance(basis.expand(coefficients, rows=rows), expected) < ROUNDING
+    assert distance(basis.expand(coefficients.flip(1), rows=rows), expected) > 0.1 or len(of) == 1
+    beside = torch.randn(5, 2, dtype=torch.float64), torch.randn(2, 3, 8, 9, dtype=torch.float64)
+    both = expected + torch.einsum("fk,kois->fois", *beside)
+    assert distance(basis.expand(coefficients, beside, rows), both) < ROUNDING
+
+
 def test_kernels_that_read_several_irreps_stay_together(always):
     """The twin: a row across two irreps joins them, one across all leaves nothing to gain."""
     kernels, regular = stack()

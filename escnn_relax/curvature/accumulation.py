@@ -81,6 +81,10 @@ class Accumulator(ABC):
         """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
         return 0, 0
 
+    def read_so_far(self) -> tuple[float, int]:
+        """Number of rows, and of the directions that they have; zeros where it is not rows that are summed."""
+        return 0, 0
+
     def where(self, parameter: str) -> str:
         """The parameter as error messages call it."""
         return f"{self.name}.{parameter}" if self.name else parameter
@@ -141,6 +145,9 @@ class _Kronecker(Accumulator):
 
     def sums(self) -> Iterable[Any]:
         return self._read, self._written
+
+    def read_so_far(self) -> tuple[float, int]:
+        return self._read.rows, self._read.side
 
     def rehearsed(self) -> dict[str, tuple[Factor, ...]]:
         found = self.factors()

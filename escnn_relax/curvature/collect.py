@@ -14,6 +14,7 @@ from ..errors import ArgumentError, DataError, LikelihoodError
 from .batches import batches, check_weights, counting, detached, first, halves
 from .budget import Budget
 from .conventions import DECOMPOSED, FACTOR_BYTES
+from .enough import Enough
 from .coverage import Part, check_samples, coverage, join
 from .estimate import CurvatureEstimate
 from .extraction import Extraction, Use
@@ -113,12 +114,20 @@ class Curvature:
             raise ArgumentError("curvature", problem, remedy="use 'expand'")
         self.extraction = Extraction(self.coverage.layers)
         self.memory = memory
+        self._enough: Optional[Enough] = None
+        self._probed = False
         self._ending: Optional[int] = None  # bytes that factors and their spectra take at the end, beside the sums
 
     def __call__(
-        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None
+        self,
+        loader: Iterable[Any],
+        progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None,
+        enough: Optional[Enough] = None,
     ) -> CurvatureEstimate:
         """One pass over ``loader``, which yields ``(input, target)``; two for ``"eigenvalue-corrected"``.
+
+        Args:
+            enough: ends the pass before the loader does, and says how many columns ``samples="auto"`` draws.
 
         Raises:
             DataError: an empty loader, NaN or infinite inputs or outputs, labels out of range, a second pass that
@@ -138,6 +147,7 @@ class Curvature:
         check_samples(self.model)
         layers = {part: self._outputwise(part) for part in self.coverage.parts}
         budget = None if self.memory is None else Budget(self.memory)
+        self._enough = enough
         with budget or nullcontext(), self.extraction.open(self.model):
             sums = self._pass(loader, layers, progress, budget)
             if not sums.num_data:
@@ -192,6 +202,9 @@ class Curvature:
         """How many columns are drawn for each sample of such outputs."""
         columns = output[0].numel()
         found = draws(self.samples, columns, self.recipe.values())
+        if self._enough is not None and self.samples == AUTOMATIC and found is None:
+            few = self._enough.columns
+            return few if few is not None and few < columns - 1 else None
         if found is not None and self.samples == AUTOMATIC and columns > LARGEST_COLUMNS:
             self._announce(
                 f"samples='auto': one column is drawn for each sample, since there are {columns} outputs; samples=None takes "
@@ -242,9 +255,12 @@ class Curvature:
         return Outputwise(lambda: self._layer(part, layer))
 
     def _probe(self, input: Any, samples: int) -> None:
-        """Refuse what the uses of layers do not show, see :func:`~.probe.probe`."""
+        """Refuse what the uses of layers do not show, see :func:`~.probe.probe`; once for many passes over parts of the data."""
         covered = {name: self.model.get_parameter(name) for name in self.covered}
         few = first(input, samples, PROBED)
+        if self._probed and self._enough is not None:
+            return
+        self._probed = True
         probe(self.coverage.layers, covered, lambda x: self.likelihood.tensor(self.extraction.forward(self.model, x)), few)
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             self.extraction.find(self.likelihood.tensor(self.extraction.forward(self.model, detached(few))))
@@ -274,6 +290,8 @@ class Curvature:
                 probed = len(target) > 1
             loss, observed = self._part(input, target, layers)
             losses, observations, num_data = losses + loss, observations + observed, num_data + len(target)
+            if self._enough is not None and self._enough.reached(layers.values()):
+                break
             if budget is not None and self._ending is None:
                 self._ending = self._rehearse(layers, budget)
             if budget is not None:
@@ -303,6 +321,7 @@ class Curvature:
                 losses = self.likelihood.loss(output, target).to("cpu", torch.float64)
                 columns = self.likelihood.columns(output, self._draws(output), target)
         counts = self.likelihood.counts(output, target)
+        columns = columns if self._enough is None else self._enough.watch(columns)
         for index, uses in enumerate(self.extraction.backward(output, columns)):
             _add(layers, uses, counts, index == 0, len(output), *([index % len(losses)] if self.apart else []))
         self.extraction.forget()

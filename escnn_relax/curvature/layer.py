@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from torch import Tensor
@@ -87,6 +88,10 @@ class LayerCurvature:
         """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
         grown = [part.growth() for part in self._parts]
         return sum(stays for stays, _ in grown), max((passing for _, passing in grown), default=0)
+
+    def read_so_far(self) -> tuple[float, int]:
+        """Of the part with the fewest rows for its directions, see :meth:`.Accumulator.read_so_far`."""
+        return min((part.read_so_far() for part in self._parts), key=lambda read: read[0] / max(read[1], 1) if read[1] else math.inf)
 
     def follow(self, first: LayerCurvature) -> None:
         """Take over what another one of the same layer has read, and the sums over it."""

@@ -81,7 +81,7 @@ class MeanPatchMoments:
     """Second moment of each sample's mean patch, ``(groups, C S, C S)``."""
 
     def __init__(self, layer: LinearMap) -> None:
-        self._layer = layer
+        self._layer, self.side = layer, 0
         self._moments = Moments()
         self.rows = 0.0  # how many samples there were, each as often as it counts
 
@@ -97,6 +97,7 @@ class MeanPatchMoments:
         # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
         mean = counted((total / places).to(FACTOR_DTYPE), counts)
         self.rows += number(mean, counts)
+        self.side = mean.shape[1] // self._layer.groups
         self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
 
     def gather(self) -> None:

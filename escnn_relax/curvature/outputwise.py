@@ -37,6 +37,10 @@ class Outputwise:
             self._of[-1].follow(self._of[0])
         self._of[output].add(uses)
 
+    def read_so_far(self) -> tuple[float, int]:
+        """Number of rows, and of the directions that they have."""
+        return self._of[0].read_so_far()
+
     def forget(self) -> None:
         """Let go of the minibatch."""
         for of in self._of:

@@ -35,7 +35,7 @@ class PatchMoments:
     def __init__(self, layer: LinearMap) -> None:
         self._layer = layer
         self._sums: dict[tuple[Any, ...], Union[_Patches, _Whole, RowMoments]] = {}
-        self.rows = 0.0
+        self.rows, self.side = 0.0, 0
         self._gathered: Optional[Tensor] = None
 
     def gather(self) -> None:
@@ -50,7 +50,9 @@ class PatchMoments:
                 self._sums[shape] = self._cheapest(input, shape)
             width, count = self._layer.places.table(shape).shape
             self.rows += number(input, counts) * count
-            patches = self._layer.places.flatten(input[:1]).shape[1] * width * count  # of a sample, if all are formed
+            channels = self._layer.places.flatten(input[:1]).shape[1]
+            self.side = max(self.side, channels // self._layer.groups * width)
+            patches = channels * width * count  # of a sample, if all are formed
             size = max(1, LARGEST_PART // patches)
             of_parts = [None] * len(input) if counts is None else counts.split(size)
             for part, of_part in zip(input.split(size), of_parts):

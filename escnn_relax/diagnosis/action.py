@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import UnsupportedModuleError
 from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.grid import grid_permutation, transform_kernels
+from .exact_group import products
 
 __all__ = ["LayerAction", "PathwayAction"]
 
@@ -98,6 +99,7 @@ class LayerAction:
         in_reprs, out_reprs = ({r.name: r for r in of} for of in layer._kernel_fields())
         self.pairs: list[_Pair] = []
         permutations = [grid_permutation(layer.space, ~g, layer.band.points) for g in elements]
+        self._products = products(elements)
         if any(p is None for p in permutations):
             raise UnsupportedModuleError(where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers=")
         for into, onto in layer.kernel.pairs:
@@ -124,21 +126,26 @@ class LayerAction:
             chosen = torch.randn(few, count, generator=generator, dtype=torch.float64) @ rows.flatten(1)
             chosen = chosen.view(few, *rows.shape[1:])
             orbit = torch.cat([transform_kernels(chosen, g, ins, outs, p) for g, p in moves])
-            _, values, basis = torch.linalg.svd(orbit.flatten(1), full_matrices=False)
-            rows = basis[values > 1e-6 * values[0]].view(-1, *rows.shape[1:])
+            orbit = orbit.flatten(1)
+            squares, vectors = torch.linalg.eigh(orbit @ orbit.T)
+            kept = squares > 1e-12 * squares[-1]
+            rows = (vectors[:, kept] / squares[kept].sqrt()).T @ orbit
+            rows = torch.linalg.qr(rows.T).Q.T.reshape(-1, *chosen.shape[1:])  # what small values leave of roundings
             scale = (count / len(rows)) ** 0.5
         flat = rows.flatten(1)
-        matrices = []
-        for g, p in moves:
-            moved = transform_kernels(rows, g, ins, outs, p).flatten(1)
-            matrix = moved @ flat.T
+        matrices = torch.zeros(len(moves), len(flat), len(flat), dtype=flat.dtype)
+        for n, factors in self._products.items():
+            if factors is not None:  # M is a homomorphism
+                matrices[n] = matrices[factors[0]] @ matrices[factors[1]]
+                continue
+            moved = transform_kernels(rows, moves[n][0], ins, outs, moves[n][1]).flatten(1)
+            matrix = matrices[n] = moved @ flat.T
             outside = (moved - matrix @ flat).norm() / moved.norm()
             skew = (matrix @ matrix.T - torch.eye(len(matrix), dtype=matrix.dtype)).abs().max()
             if not max(float(outside), float(skew)) < CLOSED:
                 problem = f"the group does not act orthogonally on the kernels of {name} ({float(outside):.1e} leave them)"
                 raise UnsupportedModuleError(self.where, problem, remedy="use orthogonal representations, or leave it out")
-            matrices.append(matrix)
-        return PathwayAction(name, scale * flat, torch.stack(matrices))
+        return PathwayAction(name, scale * flat, matrices)
 
     @property
     def names(self) -> list[str]:

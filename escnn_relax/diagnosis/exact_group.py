@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..errors import UnsupportedModuleError
 from ..symmetry.grid_action import acts_on_grid
 from ..symmetry.subgroups import Subgroup, subgroups
 
-__all__ = ["ExactGroup", "exact_group", "random_elements"]
+__all__ = ["ExactGroup", "exact_group", "products", "random_elements"]
 
 #: Cyclic subgroups of a continuous group that acts on no grid are listed up to this order.
 LARGEST_ORDER = 16
@@ -113,6 +113,44 @@ def random_elements(gspace: GSpace, count: int, generator: torch.Generator) -> l
         return [group.sample() for _ in range(count)]
     finally:
         np.random.set_state(state)
+
+
+def products(elements: Sequence[GroupElement]) -> dict[int, Optional[tuple[int, int]]]:
+    """How few elements make all of a finite group: for each position two earlier ones whose product it is, ``None`` for a generator.
+
+    In an order in which factors come first; the identity, if anything else is there, is a product too.
+
+    >>> from escnn.group import dihedral_group
+    >>> found = products(dihedral_group(4).elements)
+    >>> len(found), sum(factors is None for factors in found.values())
+    (8, 2)
+    """
+    found: dict[int, Optional[tuple[int, int]]] = {}
+    positions = {g: n for n, g in enumerate(elements)} if elements[0].group.order() > 0 else None
+    for generator in sorted(range(len(elements)), key=lambda n: -_order(elements[n])):
+        if generator in found:
+            continue
+        found[generator] = None
+        new = [generator]
+        while new:
+            fresh: list[int] = []
+            for a in list(found):
+                for b in new:
+                    for left, right in ((a, b), (b, a)):
+                        made = elements[left] @ elements[right]
+                        n = positions.get(made) if positions is not None else _position(elements, made)
+                        if n is not None and n not in found:
+                            found[n] = left, right
+                            fresh.append(n)
+            new = fresh
+    return found
+
+
+def _order(element: GroupElement) -> int:
+    power, n = element, 1
+    while power != element.group.identity and n < 10**4:
+        power, n = power @ element, n + 1
+    return n
 
 
 def _position(elements: Sequence[GroupElement], wanted: GroupElement) -> int | None:

@@ -103,7 +103,7 @@ def randomise(
         trace, still = float(whole[0].square().sum()), float(fixed.square().sum())
         if trace > 0 and trace - still > STILL * trace:
             moved[n] = (trace - still) / trace
-            drawn[n] = embedding_bag(cells, (part - fixed).flatten(0, 1), mode="sum").square().sum(1) / (trace - still)
+            drawn[n] = _squares(part - fixed, cells) / (trace - still)
     observed = drawn[:, :1] - EQUAL * drawn[:, :1].abs()
     p = (drawn >= observed).double().mean(1)
     scores = _normal(drawn)
@@ -112,6 +112,20 @@ def randomise(
         values[moved == 0] = torch.nan
     largest = drawn[:, 1:].max(1).values if draws else torch.full((len(coordinates),), torch.nan)
     return Randomisation(drawn[:, 0], largest, p, adjusted, moved)
+
+
+def _squares(moved: Tensor, cells: Tensor) -> Tensor:
+    """T* of each draw, ``(draws,)``: the square of the sum of the groups, each moved by the element that is drawn for it.
+
+    Args:
+        moved: coordinates of groups moved by each element, without what all elements leave, ``(order, B, rank)``.
+        cells: rows of it that a draw adds up, ``(draws, B)``.
+    """
+    order, groups, rank = moved.shape
+    if order == 2 and groups <= rank:  # the second is minus the first: signs, whose inner products are all that counts
+        signs = 1.0 - 2.0 * (cells >= groups).double()
+        return ((signs @ (moved[0] @ moved[0].T)) * signs).sum(1)
+    return embedding_bag(cells, moved.flatten(0, 1), mode="sum").square().sum(1)
 
 
 def _normal(drawn: Tensor) -> Tensor:

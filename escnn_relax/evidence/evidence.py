@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..curvature.averaging import averaged, parts
 from ..curvature.collect import Curvature
+from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.coverage import join
 from ..curvature.likelihood import Likelihood
@@ -286,7 +287,8 @@ class Evidence:
         return not gain <= sum(self.effective_dimension().values()) + self.spectrum.num_outputs
 
     def refresh(
-        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None, keep: float = 0.0
+        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None, keep: float = 0.0,
+        enough: Optional[Enough] = None,
     ) -> EvidenceTerms:
         """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.
 
@@ -295,13 +297,14 @@ class Evidence:
             progress: wraps the loader, as ``tqdm`` does.
             keep: what is left of the weight of older samples beside new ones (fraction), for a running average over parts:
                 the mean over all samples seen, those of the last refresh but one ``keep`` times as heavy as the last ones.
+            enough: ends the pass early, see :class:`~escnn_relax.curvature.enough.Enough`; ``num_data`` has to be known then.
 
         If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
         """
         if not 0 <= keep < 1:
             raise ArgumentError("keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default")
         follow(self)
-        estimate = self.curvature(loader, progress)
+        estimate = self.curvature(loader, progress, enough)
         if not estimate.num_outputs:
             remedy = "look at ignore_index, or at the weights of the batches"
             raise DataError("targets", "none of them counts: all are ignored, or have no weight", remedy=remedy)

@@ -6,7 +6,6 @@ import inspect
 import logging
 import math
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, Optional, Union
 
@@ -24,10 +23,11 @@ from .decay import warn_of_decay
 from .evidence import CONSTANT, Evidence
 from .gates import Gates
 from .history import EpochRecord, History
-from .loading import Part, Replayed, data_size
+from .loading import Replayed, data_size
 from .rehearsal import rehearse
 from .run import Run, Undo
 from .scales import Scales
+from .schedule import Schedule, first
 from .slopes import Slopes
 from .units import Units, settle_units
 
@@ -50,11 +50,11 @@ def fit(
     optimizer: Union[None, Optimizer, Callable[[list[Any]], Optimizer]] = None,
     scheduler: Optional[Callable[[Optimizer], Any]] = None,
     lr: float = 5e-3,
-    burn_in: int = 10,
-    refresh_every: int = 3,
+    burn_in: Optional[int] = None,
+    refresh_every: Optional[int] = None,
     hypersteps: int = 6,
     evidence_loader: Optional[Iterable[Any]] = None,
-    share: float = 1.0,
+    share: Optional[float] = None,
     keep: float = 0.0,
     omega_rate: float = 0.1,
     gates: Optional[bool] = None,
@@ -66,9 +66,10 @@ def fit(
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
     Before the training the residual pathways are closed, exactly zero, and a symmetry test opens those that the data ask for, each
-    with a precision of its own (:class:`~escnn_relax.evidence.gates.Gates`). Each epoch descends the penalised loss (the negative log posterior); after ``burn_in`` epochs, every
-    ``refresh_every``-th one ends with a refresh of the curvature and ``hypersteps`` updates of the precisions. Where a
-    strict network can learn nothing, the evidence of an untrained one is best with everything switched off: so in the
+    with a precision of its own (:class:`~escnn_relax.evidence.gates.Gates`). Each epoch descends the penalised loss (the negative
+    log posterior); after ``burn_in`` of them some end with a refresh of the curvature and ``hypersteps`` updates of the precisions
+    (:class:`~escnn_relax.evidence.schedule.Schedule` says which, and how much of the data they look at).
+    Where a strict network can learn nothing, the evidence of an untrained one is best with everything switched off: so in the
     first half of the training the precisions wait until the network is clearly better than a constant output.
 
     Args:
@@ -81,16 +82,20 @@ def fit(
             hold length scales (``log_omega``), which that list does not have, and should decay no weight that the evidence has
             a prior for: there is a warning if it does.
         scheduler: function from the optimiser to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
-        burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights.
-        refresh_every: epochs from one refresh to the next.
+        burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights. By default 10, in
+            short trainings a quarter of them.
+        refresh_every: epochs from one refresh to the next; by default the distance grows, from 4 at epoch 10 to 20 at epoch 54.
         hypersteps: updates of the precisions after each refresh.
         evidence_loader: data for the curvature; ``train_loader`` by default. It must hold the whole training set, or
             ``num_data`` must say how large that is (the curvature of a part is scaled up).
         share: how many of its batches each refresh looks at (fraction), one part after the other; the last refresh of
-            all looks at every batch.
+            all looks at every batch. By default as many batches, with one Monte-Carlo column a sample, as show the scale of every
+            block of the curvature to 10 % (:class:`~escnn_relax.curvature.enough.Enough`): about 200 samples, however many there
+            are. Where ``samples`` is given, as many columns as that; all data where length scales are learned.
         keep: what a refresh leaves of the weight of the samples before it (fraction), for a running average over such parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
-        gates: keep residual pathways closed until a symmetry test opens them, at the start, at the first refresh and half-way.
+        gates: keep residual pathways closed until a symmetry test opens them, at the start, at the first refresh and after those
+            at which nothing was learned yet.
             With ``False`` all are open from the start, at ``residual_log_precision``; that is also meant where this is
             given, or an ``evidence``, and ``gates`` is not.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
@@ -112,9 +117,8 @@ def fit(
     (1 / pixels). It costs one more pass over these data, with a graph, and two with ``keep``. What a loader shuffles or
     augments comes the same again in each of them. Scales with ``requires_grad=False`` stay.
 
-    For ten outputs a refresh on all the data costs about as much as six epochs. With ``refresh_every=5``, ``share=0.25``
-    and ``samples=1`` (one Monte-Carlo column a sample instead of one for each output) training takes 1.3 times as long as
-    without evidence (``tests/benchmarks/refresh.md``), for precisions that are somewhat noisier.
+    For ten outputs a refresh on all the data with a column for each output costs about as much as six epochs; the default looks at
+    all the data only once, in the end. What training costs beside that of the strict network: ``tests/benchmarks/gates.md``.
 
     One batch goes through all that later epochs need before the first one begins, so that what cannot work fails in seconds.
     After an error of ours in an epoch, weights, buffers, optimiser and modes are those from before that epoch.
@@ -136,12 +140,12 @@ def fit(
     >>> [epoch for epoch, _ in history.evidences]
     [1, 2]
     """
-    if epochs < 0 or burn_in < 0 or refresh_every < 1 or hypersteps < 0:
+    if epochs < 0 or (burn_in or 0) < 0 or (refresh_every is not None and refresh_every < 1) or hypersteps < 0:
         got = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
         remedy = "leave out what should have its default"
         raise ArgumentError("fit", expected="epochs, burn_in, hypersteps >= 0 and refresh_every >= 1", got=got, remedy=remedy)
-    if not 0 < share <= 1:
-        remedy = "leave it out to look at all batches"
+    if share is not None and not 0 < share <= 1:
+        remedy = "leave it out for as many as it takes, or 1 to look at all batches"
         raise ArgumentError("share", expected="a fraction above 0 and at most 1", got=share, remedy=remedy)
     if evidence is not None and (evidence_options or evidence.model is not unwrapped(model)):
         another = evidence.model is not unwrapped(model)
@@ -152,12 +156,13 @@ def fit(
         if name not in known:
             own = [n for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY]
             raise ArgumentError("fit", f"it has no argument {name!r}", remedy=nearest(name, [*known, *own], most=30))
+    burn_in = first(epochs) if burn_in is None else burn_in
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
     gates = evidence is None and "residual_log_precision" not in evidence_options if gates is None else gates
     all_of = train_loader if evidence_loader is None else evidence_loader
-    part_of: Callable[[int], Iterable[Any]] = (lambda index: all_of) if share == 1 else partial(Part, all_of, share)
-    part_of(0)  # to fail before anything is trained
+    if share is not None:
+        Schedule.of(all_of, epochs, burn_in, refresh_every, share)  # to fail before anything is trained
     units: Optional[Units] = None
     if evidence is None:
         evidence_options.setdefault("num_data", data_size(train_loader))
@@ -169,6 +174,8 @@ def fit(
             units = Units(*began)
             units.widen(evidence)
     scales = Scales(evidence, omega_rate)
+    partly = evidence.num_data is not None and not scales and "eigenvalue-corrected" not in evidence.curvature.recipe.values()
+    schedule = Schedule.of(all_of, epochs, burn_in, refresh_every, share, evidence.num_data if partly else None)
     shut = set(evidence.closed)  # what opens later is the optimiser's as well; what is closed has no gradient
     parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
     in_units = parameters if units is None else units.groups(evidence.model, lr, parameters)
@@ -176,23 +183,22 @@ def fit(
     descent = descent if isinstance(descent, Optimizer) else descent(parameters)
     scales.refuse_in(descent)
     warn_of_decay(descent, evidence)
-    schedule = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
+    annealing = _cosine(descent, epochs) if scheduler is None else scheduler(descent)
     settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
     settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gates}
     settings["units"] = None if units is None else [units.layer, units.step, units.size]
     settings["lr"] = [group.get("initial_lr", group["lr"]) for group in descent.param_groups]
     gate = Gates(evidence, train_loader, model) if gates else None
-    run = Run(model, descent, schedule, evidence, (train_loader, evidence_loader), settings, scales, gate)
+    run = Run(model, descent, annealing, evidence, (train_loader, evidence_loader), settings, scales, gate)
     modes = [(module, module.training) for module in model.modules()]
     history = History(evidence)
     if checkpoint is not None and Path(checkpoint).exists():
         history.records = run.load(checkpoint)
-    first = len(history.records)
-    if not first and epochs > burn_in:
-        rehearse(evidence, train_loader, evidence_loader)
+    done = len(history.records)
+    if not done and epochs > burn_in:
+        rehearse(evidence, train_loader, evidence_loader, schedule.look(0).enough)
     moves, slopes = "", None
-    tests = {burn_in, burn_in + math.ceil(max(epochs // 2 - burn_in, 1) / refresh_every) * refresh_every}
-    bar = _bar(range(first, epochs), first, epochs, progress)
+    bar = _bar(range(done, epochs), done, epochs, progress)
     try:
         for epoch in bar:
             undo = Undo(run, modes)
@@ -205,15 +211,19 @@ def fit(
             except RelaxError:
                 undo()
                 raise
-            _anneal(schedule, loss)
+            _anneal(annealing, loss)
             record = EpochRecord(epoch, loss, note=moves)
-            if epoch >= burn_in and (epoch - burn_in) % refresh_every == 0:
-                part = part_of((epoch - burn_in) // refresh_every)
+            if epoch in schedule.epochs:
+                index = schedule.epochs.index(epoch)
+                part, enough = schedule.look(index)
                 part = Replayed(part, all_of, run.device) if scales else part
-                if gate is not None and epoch in tests:
+                if gate is not None and (not index or gate.waited):
                     moves = _also(moves, gate.again())
-                terms, note = evidence.refresh(part, keep=keep), ""
-                if epoch < epochs // 2 and evidence.mean_loss > LEARNED * constant:
+                terms, note = evidence.refresh(part, keep=keep, enough=enough), ""
+                waits = epoch < epochs // 2 and evidence.mean_loss > LEARNED * constant
+                if gate is not None:
+                    gate.waited = waits
+                if waits:
                     note = "no better than a constant yet: the precisions wait"
                 else:
                     terms = evidence.step(hypersteps)
@@ -234,7 +244,7 @@ def fit(
             _log.warning("interrupted after epoch %d; call fit again with checkpoint=%s", len(history.records), checkpoint)
         raise
     if epochs:
-        evidence.refresh(all_of)
+        evidence.refresh(schedule.last.data, enough=schedule.last.enough)
         evidence.slopes = slopes
         if slopes is not None:
             slopes.end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any, Iterable, Mapping, Optional, Sized
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -11,9 +11,12 @@ from torch.optim import LBFGS, Optimizer
 
 from ..curvature.processes import gathered, processes
 from ..diagnosis import symmetry_test
+from ..diagnosis.exact_group import exact_group
+from ..diagnosis.strictness import kept_elements
 from ..errors import ArgumentError, RelaxError
 from ..nn.gates import Gated
 from ..nn.recorded import DETERMINED
+from ..nn.relaxed import RelaxedConvolution
 from ..symmetry.pathway import SWITCHED_OFF
 from .evidence import Evidence
 from .gating import gateable, starts
@@ -22,8 +25,10 @@ __all__ = ["Gates", "LEVEL"]
 
 #: Family-wise error of each test. What it opens wrongly the evidence closes again.
 LEVEL = 0.01
-#: Random elements drawn for the null distribution.
-DRAWS = 999
+#: Random elements drawn for the null distribution: the smallest p-value is a quarter of the level.
+DRAWS = 399
+#: Groups of samples that a test randomises: as many as the loader has batches, so that it costs about an epoch, between these.
+GROUPS = 32, 64
 #: A pathway is closed when it was switched off at so many refreshes in a row.
 PATIENCE = 2
 
@@ -33,10 +38,11 @@ class Gates:
 
     A pathway opens if :func:`~escnn_relax.symmetry_test` finds its irrep broken in its layer (adjusted p-value at most
     :data:`LEVEL`), with the precision that the test suggests. The test runs before the training, when it is exact whatever the
-    weights, at the first refresh and half-way: later ones can find what had no first-order way to the output before. Once a
-    pathway is open they test by the elements that this one keeps only. The evidence closes a pathway which holds at most
+    weights, and at the first refresh: later ones can find what had no first-order way to the output before; and again after each
+    refresh at which the network was no better than a constant. Once a pathway is open they test by the elements that this one
+    keeps only, and not at all where it keeps none. The evidence closes a pathway which holds at most
     :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension the data determine, at
-    :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there are two of them, so nothing thrashes.
+    :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there are few of them, so nothing thrashes.
 
     In several processes each tests its share of the data at a share of the level, and what one of them finds opens in all.
 
@@ -64,15 +70,17 @@ class Gates:
             raise ArgumentError("gates", problem, got=evidence.closed[0], remedy=remedy)
         self.evidence, self.loader = evidence, loader
         self.note = ""
+        self.waited = False
         self.idle: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been idle for how many refreshes, and why there was no test."""
-        return {"idle": dict(self.idle), "note": self.note}
+        """What has been idle for how many refreshes, why there was no test, and whether the last refresh found nothing learned."""
+        return {"idle": dict(self.idle), "note": self.note, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The way back; of a checkpoint that has none of it, all anew."""
         self.idle, self.note = dict(state.get("idle", {})), state.get("note", "")
+        self.waited = bool(state.get("waited", False))
 
     def start(self) -> str:
         """Close what is zero, test, open what is broken; returns what happened, in words."""
@@ -92,7 +100,15 @@ class Gates:
 
     def again(self) -> str:
         """Test what is closed once more; returns what happened, in words."""
-        return self._test() if self.evidence.closed and not self.note else ""
+        return self._test() if self.evidence.closed and not self.note and self._symmetric() else ""
+
+    def _symmetric(self) -> bool:
+        """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""
+        layers = {name: m for name, m in self.evidence._layers.items() if isinstance(m, RelaxedConvolution)}
+        try:
+            return len(kept_elements(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
+        except RelaxError:  # which the test itself puts into words
+            return True
 
     def _test(self, otherwise: dict[str, float] | None = None) -> str:
         found: dict[str, float] = {}
@@ -103,6 +119,7 @@ class Gates:
                 self.loader,
                 likelihood=self.evidence.likelihood,
                 draws=(DRAWS + 1) * processes() - 1,
+                groups=_groups(self.loader),
                 level=LEVEL / processes(),
                 progress=False,
             )
@@ -144,6 +161,11 @@ class Gates:
             for name in gone:
                 del self.idle[name]
         return f"closed {', '.join(gone)}" if gone else ""
+
+
+def _groups(loader: Iterable[Any]) -> int:
+    least, most = GROUPS
+    return min(most, max(least, len(loader))) if isinstance(loader, Sized) else most
 
 
 def _forgotten(wrapped: DistributedDataParallel, evidence: Evidence) -> bool:

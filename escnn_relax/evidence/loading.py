@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Iterable, Iterator, Optional, Sized
 
 import torch
+from torch.utils.data import SequentialSampler
 
 from ..curvature.batches import batches, check_iterable
 from ..curvature.processes import check_batches, distributed, summed
@@ -15,7 +16,11 @@ from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
 from .distinct import draws
 
-__all__ = ["Part", "Replayed", "chance_kept", "data_size", "generators"]
+__all__ = ["Onward", "Part", "Replayed", "chance_kept", "data_size", "generators"]
+
+
+#: The golden section, whose multiples fill the circle evenly.
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class Part:
@@ -44,6 +49,27 @@ class Part:
         for position, batch in enumerate(islice(iter(self.loader), min(self.length, self.start + self.size))):
             if position < beyond or position >= self.start:
                 yield batch
+
+
+class Onward:
+    """A loader's batches from another one on, and around the end; so that passes that end early look at other batches each time.
+
+    The starts of successive passes lie as far apart as they can, at multiples of the golden section. One that shuffles is not
+    turned, and neither is one without a length.
+
+    >>> [list(Onward(range(5), index)) for index in range(3)]
+    [[0, 1, 2, 3, 4], [3, 4, 0, 1, 2], [1, 2, 3, 4, 0]]
+    """
+
+    def __init__(self, loader: Iterable[Any], index: int) -> None:
+        self.loader = loader
+        in_order = isinstance(getattr(loader, "sampler", None), (SequentialSampler, type(None)))
+        length = len(loader) if isinstance(loader, Sized) and in_order else 0
+        self.start = math.floor(index * GOLDEN % 1 * length)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from islice(iter(self.loader), self.start, None)
+        yield from islice(iter(self.loader), self.start)
 
 
 class Replayed:

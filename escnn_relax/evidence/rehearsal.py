@@ -7,13 +7,16 @@ from typing import Any, Iterable, Optional
 
 from ..curvature.batches import answer, batches, check_weights
 from ..curvature.collect import Curvature
+from ..curvature.enough import Enough
 from .evidence import Evidence
 from .loading import chance_kept
 
 __all__ = ["rehearse"]
 
 
-def rehearse(evidence: Evidence, loader: Iterable[Any], evidence_loader: Optional[Iterable[Any]] = None) -> None:
+def rehearse(
+    evidence: Evidence, loader: Iterable[Any], evidence_loader: Optional[Iterable[Any]] = None, enough: Optional[Enough] = None
+) -> None:
     """The loss of the first batch, and the curvature of the first batch of the evidence's data.
 
     Nothing is kept: weights, buffers and random states are as before. What a refresh cannot do is raised now, by the
@@ -38,7 +41,7 @@ def rehearse(evidence: Evidence, loader: Iterable[Any], evidence_loader: Optiona
             for input, target in batches(islice(iter(loader), 1), device):
                 evidence.loss(answer(evidence.model, input), target)
             first = islice(iter(loader if evidence_loader is None else evidence_loader), 1)
-            Curvature(evidence.model, *evidence._settings)(list(first))
+            Curvature(evidence.model, *evidence._settings)(list(first), enough=enough)
     finally:
         for module, mode in training:  # parents before children
             if module.training != mode:

@@ -164,16 +164,21 @@ class PathwayKernel(nn.Module):
             dense = coefficients, rows
         if dense is not None and len(own) == len(parts):
             return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
+        given = parts[len(own) :]
+        if isinstance(apart, SectionedBasis):
+            present = tuple((block.row - len(basis), block.stop_row - len(basis)) for block, _ in given)
+            return apart.expand(torch.cat([c for _, c in given], dim=1) if len(given) > 1 else given[0][1], dense, present)
         # all rows in order, with zeros where a pathway is missing
         pieces, row, stop = [], len(basis), len(basis) + apart.shape[0]
-        for block, coefficients in parts[len(own) :]:
+        for block, coefficients in given:
             if block.row > row:
                 pieces.append(coefficients.new_zeros(len(coefficients), block.row - row))
             pieces.append(coefficients)
             row = block.stop_row
         if row < stop:
             pieces.append(pieces[-1].new_zeros(len(pieces[-1]), stop - row))
-        return apart.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
+        expanded: Tensor = apart.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
+        return expanded
 
     def _channel_order(self) -> Optional[Tensor]:
         """Where each (out channel, in channel) finds its row among the blocks' products; ``None`` if plainly in order."""

@@ -50,6 +50,7 @@ class SectionedBasis(nn.Module):
         of = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(self.counts))[order.argsort()]
         labels, lengths = torch.unique_consecutive(of, return_counts=True)
         self._stretches = tuple(zip(labels.tolist(), lengths.tolist()))
+        self._plans: dict[tuple[tuple[int, int], ...], tuple[list[int], list[list[tuple[int, int, int]]]]] = {}
 
     @classmethod
     def of(cls, kernels: Tensor, in_repr: Representation) -> Optional["SectionedBasis"]:
@@ -77,22 +78,55 @@ class SectionedBasis(nn.Module):
         dtype = kernels.dtype
         return cls(kernels.shape, change[:, columns].to(dtype), [s.to(dtype) for s in sections], torch.cat(rows))
 
-    def expand(self, coefficients: Tensor, beside: Optional[tuple[Tensor, Tensor]] = None) -> Tensor:
+    def expand(
+        self,
+        coefficients: Tensor,
+        beside: Optional[tuple[Tensor, Tensor]] = None,
+        rows: Optional[tuple[tuple[int, int], ...]] = None,
+    ) -> Tensor:
         """``(F, K)`` to the sum of the kernels, ``(F, out size, in size, S)``.
 
         Args:
             beside: coefficients ``(F, L)`` and dense kernels ``(L, out size, in size, S)`` to be added.
+            rows: ranges of the kernels that the coefficients are of, in order; by default all. The others cost nothing.
         """
-        _, out, size, sites = self.shape
-        parts: list[list[Tensor]] = [[] for _ in self.counts]
-        for (n, _), piece in zip(self._stretches, coefficients.split([length for _, length in self._stretches], 1)):
-            parts[n].append(piece)
-        sums = [torch.cat(of, 1) @ getattr(self, f"section_{n}").flatten(1) for n, of in enumerate(parts)]
-        turned = torch.cat([s.view(-1, width) for s, width in zip(sums, self.widths)], dim=1)
-        total = (turned @ self.change.T).view(len(coefficients), out * sites * size)
+        count, out, size, sites = self.shape
+        lengths, cuts = self._plan(((0, count),) if rows is None else rows)
+        pieces = coefficients.split(lengths, 1)
+        sums, change, column = [], [], 0
+        for n, (cut, width) in enumerate(zip(cuts, self.widths)):
+            if cut:
+                section = getattr(self, f"section_{n}")
+                if sum(stop - start for _, start, stop in cut) < len(section):
+                    section = torch.cat([section[start:stop] for _, start, stop in cut])
+                sums.append((torch.cat([pieces[index] for index, _, _ in cut], 1) @ section.flatten(1)).view(-1, width))
+                change.append(self.change[:, column : column + width])
+            column += width
+        turned = torch.cat(sums, dim=1)
+        change = [self.change] if len(change) == len(self.widths) else change
+        total = (turned @ torch.cat(change, 1).T).view(len(coefficients), out * sites * size)
         if beside is not None:
             total = torch.addmm(total, beside[0], beside[1].transpose(2, 3).flatten(1))
         return total.view(-1, out, sites, size).transpose(2, 3)
+
+    def _plan(self, rows: tuple[tuple[int, int], ...]) -> tuple[list[int], list[list[tuple[int, int, int]]]]:
+        """Lengths of the stretches of these rows that lie in one section; and for each section which of them, with its own rows."""
+        if rows not in self._plans:
+            lengths: list[int] = []
+            cuts: list[list[tuple[int, int, int]]] = [[] for _ in self.counts]
+            begun = [0] * len(self.counts)
+            stretches, row = [], 0
+            for n, length in self._stretches:
+                stretches.append((n, row, row + length, begun[n]))
+                row, begun[n] = row + length, begun[n] + length
+            for start, stop in rows:
+                for n, first, last, own in stretches:
+                    low, high = max(start, first), min(stop, last)
+                    if low < high:
+                        cuts[n].append((len(lengths), own + low - first, own + high - first))
+                        lengths.append(high - low)
+            self._plans[rows] = lengths, cuts
+        return self._plans[rows]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Kernels ``start`` to ``stop`` of the dense stack, ``(stop - start, out size, in size, S)``."""
