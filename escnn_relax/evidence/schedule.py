@@ -15,6 +15,8 @@ __all__ = ["Schedule"]
 #: From one refresh to the next the number of passes grows by this factor: early the weights change much, and the rate of learning
 #: falls. Their number, and so their share of the training, falls as its length grows.
 GROWTH = 1.4
+#: Not nearer than so many epochs.
+LEAST = 2
 #: The first refresh waits for so many epochs, or this share of the training, if that is less.
 BURN_IN, FIRST = 10, 1 / 4
 #: The last of them comes where this part of the training is left, so that the weights follow it.
@@ -67,9 +69,9 @@ class Schedule:
         else:
             at, exact = [], float(start)
             end = math.floor((1 - END) * epochs)
-            while round(exact) < end:
+            while round(exact) <= end - LEAST:
                 at.append(round(exact))
-                exact = max(exact * GROWTH, at[-1] + 1)
+                exact = max(exact * GROWTH, at[-1] + LEAST)
             at += [end] if start <= end < epochs else []
         parts = num_data is not None and share is None
         if share is not None and share < 1:
