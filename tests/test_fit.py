@@ -274,7 +274,8 @@ def test_size_of_the_data():
     data = loader().dataset
     assert data_size(loader()) == data_size(DataLoader(data, 5, drop_last=True)) == 24
     assert data_size(DataLoader(data, 4, sampler=SubsetRandomSampler(range(12)))) == 12
-    assert data_size([(torch.randn(3, 1), torch.zeros(3))] * 2) == 6
+    assert data_size([(torch.randn(3, 1), torch.zeros(3)) for _ in range(2)]) == 6
+    assert data_size([(torch.randn(3, 1), torch.zeros(3))] * 2) == 3
     with pytest.raises(DataError, match="only once"):
         data_size(iter(loader()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     Sampler,
     Subset,
@@ -47,6 +49,8 @@ class Pairs(Sampler):
         return iter([[0, 1], [2, 3], [4, 5]])
 
 
+FIRST, SECOND = DATA[:3], DATA[3:5]
+
 #: the number of different samples, and a loader
 LOADERS = {
     "shuffled": (12, DataLoader(DATA, 5, shuffle=True)),
@@ -64,6 +68,7 @@ LOADERS = {
     "one of several processes": (11, DataLoader(Subset(DATA, range(11)), 2, sampler=DistributedSampler(Subset(DATA, range(11)), 4, 0))),
     "read by a function": (12, Batches(DataLoader(ConcatDataset([DATA] * 20), 5), lambda batch: tuple(batch))),
     "batch sampler of one's own": (6, DataLoader(DATA, batch_sampler=Pairs())),
+    "list in which a batch comes again": (5, [FIRST, SECOND, FIRST, FIRST]),
 }
 
 
@@ -81,6 +86,37 @@ def test_a_sampler_of_ones_own_that_repeats_is_named():
     loader = DataLoader(DATA, 4, sampler=Twice())
     with pytest.warns(UserWarning, match="Twice draws some samples several times.*4 different ones.*num_data="):
         assert data_size(loader) == 4
+
+
+class Stream(IterableDataset):
+    """Says neither how many samples it has nor which; x times each."""
+
+    def __init__(self, times, shift=0.0):
+        self.times, self.shift = times, shift
+
+    def __iter__(self):
+        return ((x + self.shift * n, y) for n in range(self.times) for x, y in DATA)
+
+
+def test_what_comes_again_from_a_stream_is_asked_about():
+    """Symptom: 20 passes over 12 samples in one counted as 240 samples, without a word."""
+    again = [DataLoader(Stream(20), 7), [tuple(part.clone() for part in DATA[:]) for _ in range(20)]]
+    again.append(Batches(again[0], lambda batch: tuple(batch)))
+    again.append([{"image": x, "label": y, "id": torch.arange(len(y))} for x, y in again[1]])
+    for loader in again:
+        with pytest.warns(UserWarning, match="yields 240 samples, 12 different ones.*num_data=12"):
+            assert data_size(loader) == 240
+        for curvature in ("expand", "eigenvalue-corrected"):  # which goes over the data twice
+            with pytest.warns(UserWarning, match="yields 240 samples, 12 different ones"):
+                assert Evidence(network(), curvature=curvature).refresh(loader).num_data == 240
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert Evidence(network(), num_data=12).refresh(again[0]).num_data == 12  # the answer
+        assert data_size(DataLoader(Stream(1), 7)) == 12 and Evidence(network()).refresh(DataLoader(Stream(1), 7)).num_data == 12
+        assert data_size(DataLoader(Stream(3, shift=0.1), 7)) == 36  # others
+    model = network()
+    once, given = (Evidence(model, num_data=12).refresh(loader) for loader in (DataLoader(DATA, 5), again[0]))
+    assert math.isclose(given.complexity, once.complexity, rel_tol=ROUNDING)
 
 
 def test_a_repeated_data_set_is_the_data_set():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Iterable, NamedTuple, Optional, Sized, Union
+from typing import Any, Iterable, NamedTuple, Optional, Sequence, Sized, Union
 
 import torch
 from torch.utils.data import (
@@ -17,7 +17,9 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from ..curvature.reader import read
 from ..diagnosis.numbered import sample_identity
+from ..errors import RelaxError
 from .checkpoint import random_state, set_random_state
 
 __all__ = ["Draws", "draws"]
@@ -49,7 +51,7 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     Kish's number :math:`1 / \sum_n p_n^2` as ``num_data`` then.
 
     Known are torch's samplers, alone or in a ``BatchSampler``, distributed ones that pad (N is that of all processes together),
-    ``Subset`` and ``ConcatDataset``, in which one data set may come several times. A sampler of another kind is gone through once,
+    ``Subset`` and ``ConcatDataset``, in which one data set may come several times, and lists of batches, in which one batch may. A sampler of another kind is gone through once,
     its random numbers put back; it warns if it repeats samples, for others may come the next time.
 
     >>> from torch.utils.data import DataLoader
@@ -58,6 +60,8 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     >>> draws([1, 2, 3]) is None
     True
     """
+    if isinstance(loader, (list, tuple)):
+        return _of_batches(loader)
     dataset, sampler = getattr(loader, "dataset", None), _sampler(loader)
     single: Any
     if sampler is None or not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
@@ -68,6 +72,18 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     if isinstance(indices, range) and type(dataset) not in (Subset, ConcatDataset):
         return Draws(len(indices), drawn)
     return Draws(len({sample_identity(dataset, index) for index in indices}), drawn)
+
+
+def _of_batches(loader: Sequence[Any]) -> Optional[Draws]:
+    """Of a list in which a batch comes several times."""
+    different = {id(batch): batch for batch in loader}
+    if len(different) == len(loader):
+        return None
+    try:
+        sizes = {key: len(read(batch, "").target) for key, batch in different.items()}
+    except (RelaxError, TypeError):  # which is said where the batch is used
+        return None
+    return Draws(sum(sizes.values()), sum(sizes[id(batch)] for batch in loader))
 
 
 def _sampler(loader: Iterable[Any]) -> Any:

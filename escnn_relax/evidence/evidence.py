@@ -44,6 +44,7 @@ from .hypergradient import hypergradient
 from .noise import Noise
 from .posterior import Posterior
 from .prior import BOUNDS, Prior, Ties
+from .recurring import Recurring
 from .slopes import Slopes
 from .spectrum import Spectrum
 from .state import pack, unpack
@@ -304,7 +305,11 @@ class Evidence:
         if not 0 <= keep < 1:
             raise ArgumentError("keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default")
         follow(self)
-        estimate = self.curvature(loader, progress, enough)
+        counting = self.num_data is None or self._counting
+        known = draws(loader) if counting and not (several() and distributed(loader)) else None
+        watch = Recurring() if counting and known is None and not several() else None
+        passing = progress if watch is None else lambda of: watch.through(progress(of) if progress else of)
+        estimate = self.curvature(loader, passing, enough)
         if not estimate.num_outputs:
             remedy = "look at ignore_index, or at the weights of the batches"
             raise DataError("targets", "none of them counts: all are ignored, or have no weight", remedy=remedy)
@@ -314,11 +319,12 @@ class Evidence:
         previous, estimate = parts(estimate) if keep else None, self.noise.weigh(estimate)
         sizes = {name: p.numel() for name, p in self._parameters.items()}
         num_data = self.num_data
-        if num_data is None or self._counting:
-            known = None if several() and distributed(loader) else draws(loader)
+        if num_data is None or counting:
             # a sample that is drawn again says nothing new; those of a distributed sampler were counted once already
             seen = estimate.num_data if known is None else round(estimate.num_data * known.distinct / known.drawn)
             num_data = max(num_data or 0, seen)
+            if watch is not None:
+                watch.warn()
         spectrum = Spectrum.of(estimate, sizes, num_data).agreed()
         self.estimate, self._previous, self._spectrum = estimate, previous, spectrum
         self.num_data = spectrum.num_data

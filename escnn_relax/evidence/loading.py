@@ -15,6 +15,7 @@ from ..curvature.processes import check_batches, distributed, summed
 from ..errors import ArgumentError, DataError
 from .checkpoint import random_state, set_random_state
 from .distinct import draws
+from .recurring import Recurring
 
 __all__ = ["Onward", "Part", "Replayed", "chance_kept", "data_size", "generators"]
 
@@ -117,8 +118,8 @@ def chance_kept(device: torch.device, *loaders: Optional[Iterable[Any]]) -> Iter
 
 
 def data_size(loader: Iterable[Any]) -> int:
-    """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting; of all
-    processes together, where there are several."""
+    """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting, with
+    a warning where many are the same (:mod:`.recurring`); of all processes together, where there are several."""
     check_iterable(loader)
     if iter(loader) is loader:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
@@ -126,7 +127,12 @@ def data_size(loader: Iterable[Any]) -> int:
     known = draws(loader)
     if known is not None and distributed(loader):
         return known.distinct
-    count = sum(len(target) for _, target in batches(loader, torch.device("cpu"))) if known is None else known.distinct
+    if known is None:
+        watch = Recurring()
+        count = sum(len(target) for _, target in batches(loader, torch.device("cpu"), watch.through))
+        watch.warn()
+    else:
+        count = known.distinct
     check_batches(count)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
