@@ -2,7 +2,7 @@ r"""Kernels kept by pairs of irreps, expanded by small products.
 
 Coefficients of kernels between equal pairs of irreps meet the same small matrix, whichever copies of the irreps it is between;
 what comes out is put into its place among the irreps of output and input, and turned to channels and pixels once. For regular
-octahedral fields, 3 x 3 x 3, the matrices hold 57 600 numbers, where all kernels have 90 million.
+octahedral fields, 3 x 3 x 3, the matrices hold 57 600 numbers with the equivariant kernels, where all have 90 million.
 """
 
 from __future__ import annotations
