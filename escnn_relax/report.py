@@ -21,6 +21,7 @@ from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
 from .nn.relaxed_translation import RelaxedTranslation
 from .symmetry.decision import Decided, Decisions
+from .symmetry.equal_records import equal_records
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
 
@@ -63,6 +64,7 @@ class PathwayReport:
     share: float
     energy: float
     closed: bool = False
+    __eq__ = equal_records
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class LayerReport:
     error_bound: float = math.nan
     error_reached: float = math.nan
     norm: float = math.nan
+    __eq__ = equal_records
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def test_to_stabiliser_after_the_pathways_died(per):
     assert turned_error(model, x) > 0.1
     if per == "depth":
         given = harden(model, to=survivors(model).subgroups)
-        asked = tuple(replace(r, reasons=()) for r in plain.hardening)  # nobody gave any for a mapping
+        asked = tuple(replace(r, reasons=(), lost=math.nan) for r in plain.hardening)  # a mapping has neither
         assert distance(given, model, x) < SINGLE and given.hardening == asked
 
 

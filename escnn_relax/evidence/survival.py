@@ -17,6 +17,7 @@ from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from ..nn.resolution import Alike, Resolution, resolution
 from ..nn.stabiliser import INDIFFERENT, REFUTED, KernelSymmetry, stabiliser, subgroup_search
 from ..symmetry.decision import Decision, Decisions
+from ..symmetry.equal_records import equal_records
 from ..symmetry.grid_loss import GridLoss
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
@@ -82,6 +83,7 @@ class LayerSurvivor:
     coupled: bool = False
     alike: tuple[Alike, ...] = ()
     unsettled: bool = False
+    __eq__ = equal_records
     grid: tuple[GridLoss, ...] = ()
 
     @property

@@ -142,8 +142,9 @@ def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: 
     for name, s, kept in zip(names, found, deep):
         remainder = s.remainder(kept.subgroup)
         reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
-        told = resolution([s], kept.subgroup, subgroup_search([s]))
-        reasons, lost = (reason, *told.said_of(kept.subgroup)), told.lost(kept.subgroup)
+        own = subgroup(s.layer.space, kept.subgroup, s.where)  # one group may act on several base spaces
+        told = resolution([s], own, subgroup_search([s]))
+        reasons, lost = (reason, *told.said_of(own)), told.lost(own)
         made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", reasons, remainder, lost=lost))
     return Decisions(tuple(made), energy)
 

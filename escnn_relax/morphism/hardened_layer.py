@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..symmetry.equal_records import equal_records
+
 __all__ = ["HardenedLayer"]
 
 
@@ -40,3 +42,4 @@ class HardenedLayer:
     error: float = math.nan
     change: float = math.nan
     lost: float = math.nan
+    __eq__ = equal_records

@@ -9,7 +9,7 @@ smallest group alone. Large ones are found by pairs of irreps, :mod:`escnn_relax
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Collection, NamedTuple, Optional, Sequence, Union
+from typing import Any, Collection, NamedTuple, Optional, Sequence, Union, cast
 
 import torch
 from escnn.group import Representation
@@ -122,7 +122,7 @@ def mixture_basis(
                 sections = Sections.of(own, [k for k in bases.values() if isinstance(k, Composed)], i, o)
                 found.shared[pair], size, table = sections.shared, sections.own, sections.coordinates(own)
                 for name, kernels in beyond.items():
-                    found.parts[name][pair] = _composed_parts(sections, kernels)
+                    found.parts[name][pair] = _composed_parts(sections, cast(Composed, kernels))  # all pathways of a pair are
             else:
                 stacks = [orthonormal(own.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
                 shared = torch.cat(stacks)
@@ -148,9 +148,8 @@ def _dense(kernels: Kernels) -> Tensor:
     return kernels.dense() if isinstance(kernels, Composed) else kernels
 
 
-def _composed_parts(sections: Sections, kernels: Kernels) -> tuple[Part, ...]:
+def _composed_parts(sections: Sections, kernels: Composed) -> tuple[Part, ...]:
     """As :func:`_parts`, by pairs of irreps."""
-    assert isinstance(kernels, Composed)  # as all pathways of a pair are
     parts = [Part(0, sections.own, 0, sections.own, None)] if sections.own else []
     first = sections.own
     whole, blocks = sections.placed(kernels)

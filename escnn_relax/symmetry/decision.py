@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ArgumentError, nearest
+from .equal_records import equal_records
 from .subgroups import Subgroup
 
 __all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES"]
@@ -54,6 +55,7 @@ class Decision:
     p_value: float = math.nan
     margin_by_depth: float = math.nan
     lost: float = math.nan
+    __eq__ = equal_records
 
     def __str__(self) -> str:
         depth = "" if self.same else f" ({self.by_depth.name} by depth)"
@@ -92,6 +94,7 @@ class Decisions(Mapping[str, Subgroup]):
     layers: tuple[Decision, ...]
     energy: float = math.nan
     depth: bool = True
+    __eq__ = equal_records
 
     def __getitem__(self, layer: str) -> Subgroup:
         return self.of(layer).by_depth
