@@ -22,7 +22,7 @@ def equal_records(one: Any, other: object) -> bool:
     >>> Record(float("nan")) == Record(float("nan")), Record(1.0) == Record(float("nan")), Record(1.0) == 1.0
     (True, False, False)
     """
-    if one.__class__ is not other.__class__:
+    if not isinstance(other, type(one)) or not isinstance(one, type(other)):
         return NotImplemented
     return all(_same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one) if f.compare)
 
