@@ -22,6 +22,7 @@ from ..symmetry.grid_loss import GridLoss
 from ..symmetry.pathway import SWITCHED_OFF
 from ..symmetry.stabiliser import SubgroupSearch
 from ..symmetry.subgroups import Subgroup, common_subgroup, subgroup
+from .blurred import blurred
 from .demanding import Demands
 from .evidence import CONSTANT, Evidence
 from .joint import JointCurvature
@@ -63,6 +64,8 @@ class LayerSurvivor:
             equivariant under H, but with larger kernels might not be.
         grid: what the pixels lose of the difference between H and smaller subgroups, or candidates, the most first; empty where H
             and these move pixels to pixels.
+        blurred: candidates that the evidence prefers H to, by no more than the pixels may have lost, see
+            :mod:`escnn_relax.evidence.blurred`.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.subgroups import subgroup
@@ -83,8 +86,9 @@ class LayerSurvivor:
     coupled: bool = False
     alike: tuple[Alike, ...] = ()
     unsettled: bool = False
-    __eq__ = equal_records
     grid: tuple[GridLoss, ...] = ()
+    blurred: tuple[Subgroup, ...] = ()
+    __eq__ = equal_records
 
     @property
     def lost(self) -> float:
@@ -268,7 +272,7 @@ def survivors(
             return bounded
         losses = {h.name: projected(layers, h) for h in one.larger}
         refuted = [h for h in one.larger if losses[h.name] > REFUTED + freedom(layers)]  # the data tell what their curvature could not
-        possible = tuple(h for h in one.candidates if not any(small <= h for small in refuted))
+        possible = tuple(h for h in one.candidates if h in one.blurred or not any(small <= h for small in refuted))
         grid = tuple(of for of in one.grid if of.larger == one.subgroup or of.larger in possible)
         return replace(one, losses=losses, candidates=possible, grid=grid)
 
@@ -337,9 +341,17 @@ def _read(
         return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)
     unsettled = also is not None and bool(candidates) and found != stabiliser(layers, energy, measure)
     gain = sum(measure(s, kept) for s in layers)
-    costs = {h.name: sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers) for h in larger}
+
+    def cost(h: Subgroup) -> float:
+        return sum(max(measure(s, kept) - measure(s, h), 0.0) for s in layers)
+
+    costs = {h.name: cost(h) for h in larger}
+    unseen = tuple(h for h in blurred(layers, kept, costs, larger, search, cost) if h not in candidates)
+    if unseen:
+        candidates = (*candidates, *unseen)
+        same, grid = resolution(layers, kept, search, candidates)
     one = LayerSurvivor(name, kept, remainder, gain, larger, costs, note, candidates=candidates, unsettled=unsettled)
-    return replace(one, alike=same, grid=grid)
+    return replace(one, alike=same, grid=grid, blurred=unseen)
 
 
 def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) -> LayerSurvivor:
