@@ -73,7 +73,7 @@ def test_large_batches_are_halved(curvature):
 def test_a_part_of_the_data_is_scaled_up():
     model, data = network(), dataset()
     once = Evidence(model, num_data=24).refresh(DataLoader(data, batch_size=12))
-    twice = Evidence(model).refresh(list(DataLoader(data, batch_size=12)) * 2)
+    twice = Evidence(model, num_data=24).refresh(list(DataLoader(data, batch_size=12)) * 2)  # as new data: else they count once
     assert once.num_data == twice.num_data == 24
     assert math.isclose(once.total, twice.total, rel_tol=1e-10)
 
@@ -106,7 +106,9 @@ def test_temperature_equals_a_power_of_the_likelihood():
     """Data counted twice is the same as half the temperature."""
     model, data = network(), list(loader(batch_size=12))
     assert math.isclose(
-        Evidence(model, temperature=0.5).refresh(data).complexity, Evidence(model).refresh(data * 2).complexity, rel_tol=1e-10
+        Evidence(model, temperature=0.5).refresh(data).complexity,
+        Evidence(model, num_data=24).refresh(data * 2).complexity,
+        rel_tol=1e-10,
     )
 
 
