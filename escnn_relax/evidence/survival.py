@@ -335,7 +335,8 @@ def _read(
 ) -> LayerSurvivor:
     kept, remainder, candidates = found = stabiliser(layers, energy, measure, also)
     search = subgroup_search(layers)
-    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
+    dear = None if measure is None else lambda h: -sum(measure(s, h) for s in layers)
+    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers), dear)
     same, grid = resolution(layers, kept, search, candidates)
     if measure is None:
         return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)

@@ -280,7 +280,10 @@ def stabiliser(
         nats = () if gain is None else (sum(gain(s, kept) for s in layers),)
         return (*nats, size, parts, -remainder(kept))
 
-    chosen = max(search.maximal(remainder, survives), key=evidence)
+    def cost(kept: Subgroup) -> float:
+        return -sum(gain(s, kept) for s in layers) if gain is not None else 0.0
+
+    chosen = max(search.maximal(remainder, survives, None if gain is None else cost), key=evidence)
     return Survivor(chosen, remainder(chosen), tuple(h for h in undecided if not h <= chosen))
 
 

@@ -37,6 +37,9 @@ CONTAINED = 1 - 1e-5
 
 #: A share of the kernel's energy below which no other axis of a reflection is looked for (fraction): that of the rounding.
 NOTHING = 1e-8
+#: How far from the axis that leaves least of a kernel the evidence may move it (radians), and how many nats it may cost to take a
+#: mirror of the pixels instead, which is none worth another name.
+NEAR, CHANCE = 0.1, 1.0
 
 
 class FixedKernels:
@@ -171,10 +174,19 @@ class SubgroupSearch:
             return ""
         return subgroups(self.gspace).unlisted
 
-    def maximal(self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]) -> list[Subgroup]:
-        """The subgroups that survive and lie in no other one that does, large to small; the trivial one has to survive."""
+    def maximal(
+        self,
+        remainder: Callable[[Subgroup], float],
+        survives: Callable[[Subgroup], bool],
+        cost: Optional[Callable[[Subgroup], float]] = None,
+    ) -> list[Subgroup]:
+        """The subgroups that survive and lie in no other one that does, large to small; the trivial one has to survive.
+
+        Args:
+            cost: by which an axis of O(2) is refined, near the one that leaves least of the kernels.
+        """
         if self.kind in ("SO2", "O2"):
-            return self._maximal_planar(remainder, survives)
+            return self._maximal_planar(remainder, survives, cost)
         if self.positions is not None:
             return self.positions.maximal(survives)
         found: list[Subgroup] = []
@@ -209,10 +221,12 @@ class SubgroupSearch:
             return (subgroup(self.gspace, turns),)
         return (subgroup(self.gspace, (None, turns) if kept.id[0] is None else (0.0, turns)),)
 
-    def above(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
-        """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself."""
+    def above(
+        self, kept: Subgroup, remainder: Callable[[Subgroup], float], cost: Optional[Callable[[Subgroup], float]] = None
+    ) -> tuple[Subgroup, ...]:
+        """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself. See :meth:`maximal`."""
         if self.kind in ("SO2", "O2"):
-            return self._above_planar(kept, remainder)
+            return self._above_planar(kept, remainder, cost)
         if self.positions is not None:
             return self.positions.above(kept)
         larger = [m for m in self.members if kept < m]
@@ -228,7 +242,10 @@ class SubgroupSearch:
         return subgroup(self.gspace, self._id(turns, axis))
 
     def _maximal_planar(
-        self, remainder: Callable[[Subgroup], float], survives: Callable[[Subgroup], bool]
+        self,
+        remainder: Callable[[Subgroup], float],
+        survives: Callable[[Subgroup], bool],
+        cost: Optional[Callable[[Subgroup], float]],
     ) -> list[Subgroup]:
         # if a reflection and some turns survive, so does what they generate: one question for the turns, one for the axis
         turns: list[int] = []
@@ -238,18 +255,23 @@ class SubgroupSearch:
                 turns.append(m)
         found = []
         for m in turns:
-            mirrored = self._mirrored(m, remainder) if self.kind == "O2" else None
+            mirrored = self._mirrored(m, remainder, cost) if self.kind == "O2" else None
             found.append(mirrored if mirrored is not None and survives(mirrored) else self._member(m))
         return found
 
-    def _mirrored(self, turns: int, remainder: Callable[[Subgroup], float]) -> Subgroup:
-        """The dihedral subgroup of so many turns on the axis that leaves least of the kernels."""
+    def _mirrored(
+        self, turns: int, remainder: Callable[[Subgroup], float], nats: Optional[Callable[[Subgroup], float]] = None
+    ) -> Subgroup:
+        """The dihedral subgroup of so many turns on the axis that leaves least of the kernels, or near it costs least."""
         if turns > self.highest:
             return self._member(turns, 0.0)
         period = 2 * math.pi / turns
 
         def cost(axis: float) -> float:
             return remainder(self._member(turns, axis % period))
+
+        def evidence(axis: float) -> float:
+            return nats(self._member(turns, axis % period)) if nats is not None else 0.0
 
         # a trigonometric polynomial of no higher degree than the irreps; where a low frequency is weak, the wells of a high
         # one are nearly as deep as the deepest, so each is looked into
@@ -265,9 +287,21 @@ class SubgroupSearch:
                 axis, least = at, value
             if least < NOTHING or np.ptp(costs) < NOTHING:
                 break
+        if nats is not None and NOTHING < least < np.ptp(costs):
+            # directions that the data leave open have energy, too, which would turn the axis: the evidence knows them
+            near = axis - NEAR, axis + NEAR
+            refined = minimize_scalar(evidence, bounds=near, method="bounded", options={"xatol": 2e-3})
+            standard = round(axis / (math.pi / 4)) * (math.pi / 4)  # the mirrors of the pixels
+            tried = [(evidence(axis), axis), (refined.fun, refined.x)]
+            best = min(tried)
+            if near[0] <= standard <= near[1] and evidence(standard) <= best[0] + CHANCE:
+                best = evidence(standard), standard
+            axis = best[1]
         return self._member(turns, axis % period)
 
-    def _above_planar(self, kept: Subgroup, remainder: Callable[[Subgroup], float]) -> tuple[Subgroup, ...]:
+    def _above_planar(
+        self, kept: Subgroup, remainder: Callable[[Subgroup], float], cost: Optional[Callable[[Subgroup], float]]
+    ) -> tuple[Subgroup, ...]:
         id = kept.id if self.kind == "O2" else (None, kept.id)
         axis, turns = id
         if turns == -1:
@@ -279,7 +313,7 @@ class SubgroupSearch:
         finite = [f for f in found if f.order > 0]
         found = finite + [f for f in found if f.order < 0 and not finite]
         if self.kind == "O2" and axis is None:
-            found.append(self._mirrored(turns, remainder))
+            found.append(self._mirrored(turns, remainder, cost))
         return tuple(found)
 
     @staticmethod
