@@ -51,16 +51,8 @@ def learn(arguments: tuple[str, int, int]) -> dict:
         "change": change_under_turns(relaxed, data.test[0]),
         "chance": 1 / data.classes,
         "report": learned,
-        "kept": [symmetry(layer) for layer in learned.layers],
+        "kept": [layer.survivor or "no verdict" for layer in learned.layers],
     }
-
-
-def symmetry(layer) -> str:
-    """The subgroup of C4 under which a layer's kernel is still equivariant, up to 0.01 % of its energy."""
-    energy = {p.name: p.energy for p in layer.pathways}
-    if energy["irrep_1"] > 1e-4:
-        return "none"
-    return "C2" if energy["irrep_2"] > 1e-4 else "C4"
 
 
 def claims(result: dict) -> list[tuple[str, bool]]:
