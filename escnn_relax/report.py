@@ -20,7 +20,7 @@ from .nn.mixed import MixedConvolution
 from .nn.recorded import Recorded
 from .nn.relaxed import RelaxedConvolution
 from .nn.relaxed_translation import RelaxedTranslation
-from .symmetry.decision import Decided, Decisions
+from .symmetry.decision import Decided, Decisions, check_evidence
 from .symmetry.equal_records import equal_records
 from .symmetry.pathway import SWITCHED_OFF
 from .symmetry.equivariance import grid_elements, kernel_equivariance_error
@@ -240,6 +240,7 @@ def report(
     relaxed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
     if not relaxed:
         raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
+    check_evidence(evidence, model, "report")
     layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"

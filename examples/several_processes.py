@@ -50,6 +50,7 @@ def main() -> None:
         print(escnn_relax.report(model, history.evidence))
         print(f"{len(precisions)} processes, the same precisions; test accuracy {accuracy(model, data.test):.1%}")
     if several:
+        del wrapped  # before the group: freed after it, torch waits for a thread of gloo's that waits for Python
         dist.destroy_process_group()
 
 

@@ -195,3 +195,15 @@ def average(rows, in_type, out_type, character=None):
         moved = np.einsum("po,koixy,qi->kpqxy", out_type.representation(g), moved, in_type.representation(g))
         total += moved * (1.0 if character is None else character(g))
     return torch.from_numpy(total.reshape(len(rows), -1)) / group.order()
+
+
+def same_spans(apart, at_once):
+    """Kernels split in two ways span the same, pathway by pathway; the orthonormal residual ones of the first."""
+    assert list(apart) == list(at_once) and len(apart) > 1
+    for pathway, rows in apart.items():
+        assert rows.shape == at_once[pathway].shape
+        if len(rows):
+            assert outside(rows, at_once[pathway]) < SAMPLING, pathway
+    residual = torch.cat([rows for pathway, rows in apart.items() if pathway != "equivariant"])
+    assert (residual @ residual.T - torch.eye(len(residual))).abs().max() < ROUNDING
+    return residual

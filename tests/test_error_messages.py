@@ -12,7 +12,7 @@ from escnn import nn as enn
 from torch import nn
 
 import escnn_relax
-from escnn_relax import Evidence, errors, fit, harden, mix, project, relax, report, restrict, subgroup, subgroups, survivors
+from escnn_relax import Evidence, History, errors, fit, harden, mix, project, relax, report, restrict, subgroup, subgroups, survivors
 from escnn_relax import assert_equivariant, carry_optimiser, equivariance_error, relax_translation, symmetry_test
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, FieldTypeError, LikelihoodError
 from escnn_relax.errors import NothingToRelaxError, NotEquivariantError, RelaxError, SubgroupError, UnsupportedModuleError
@@ -157,6 +157,9 @@ TABLE = {
     "survivors, strict": (lambda: survivors(strict()), UnsupportedModuleError, "no relaxed layer in it; relax it first"),
     "survivors, data": (lambda: survivors(model(), data=data()), ArgumentError, "data without an evidence; pass the evidence"),
     "survivors, other model": (lambda: survivors(model(), evidence()), ArgumentError, "an evidence of another model; pass the one"),
+    "survivors, history": (lambda: survivors(model(), History(evidence())), ArgumentError, "an Evidence, got History; pass its .evidence"),
+    "report, number": (lambda: report(model(), 3), ArgumentError, "report: expected an Evidence, got int; make one by"),
+    "harden, history": (lambda: harden(model(), evidence=History(evidence())), ArgumentError, "harden: expected.*; pass its .evidence"),
     "subgroup, form": (lambda: subgroup(DIHEDRAL, 2), SubgroupError, "got 2 of type int; names are trivial, C2"),
     "subgroup, name": (lambda: subgroup(DIHEDRAL, "D2_0"), SubgroupError, "did you mean 'D2_0deg'"),
     "subgroup, other group": (lambda: subgroup(SPACE, subgroup(DIHEDRAL, "C4")), SubgroupError, "a subgroup of C4.*; make it by"),

@@ -99,8 +99,8 @@ class Net(nn.Module):
         return self.linear(self.second(self.relu(self.first(self.first.in_type(x)))).tensor.mean((-2, -1)))
 
 
-@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
-def test_dense_gauss_newton_matrix_of_a_network(likelihood):
+def half_seen(likelihood):
+    """A relaxed network, its evidence on half of ten samples in two batches, with a noise for each output, and these samples."""
     torch.manual_seed(0)
     model = relax(Net(gspaces.rot2dOnR2(4))).double().eval()
     with torch.no_grad():
@@ -112,6 +112,12 @@ def test_dense_gauss_newton_matrix_of_a_network(likelihood):
     evidence = Evidence(model, likelihood, num_data=10, **noises)
     data = [(x[:2], y[:2]), (x[2:], y[2:])]
     evidence.refresh(data)
+    return model, evidence, data, x, y
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_dense_gauss_newton_matrix_of_a_network(likelihood):
+    model, evidence, data, x, y = half_seen(likelihood)
     joint = JointCurvature(evidence, data)
     names = [n for n, _ in model.named_parameters() if n in evidence.log_precision]
     J = torch.autograd.functional.jacobian(

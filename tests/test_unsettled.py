@@ -7,7 +7,7 @@ import torch
 from escnn import gspaces
 from planted_data import filtered, plane_type, space_of
 from test_demanding import CASES, Map, at_the_mode, demanding, linear, log_evidence, planar, precisions
-from test_joint import EXACT, Net, few
+from test_joint import EXACT, few, half_seen
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, fit, relax, survivors
@@ -68,17 +68,7 @@ def test_coupled_gains_off_the_mode(make, name):
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 def test_the_slope_of_the_data(likelihood):
     """Of a network on half of its samples, with a noise for each output: the gradient by torch."""
-    torch.manual_seed(0)
-    model = relax(Net(gspaces.rot2dOnR2(4))).double().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    x = torch.randn(5, 1, 7, 7, dtype=torch.float64)
-    y = torch.randint(3, (5,)) if likelihood == "categorical" else torch.randn(5, 3, dtype=torch.float64)
-    noises = {"noise": "output", "log_noise": [0.0, 0.5, -0.5]} if likelihood == "gaussian" else {}
-    evidence = Evidence(model, likelihood, num_data=10, **noises)
-    data = [(x[:2], y[:2]), (x[2:], y[2:])]
-    evidence.refresh(data)
+    model, evidence, data, x, y = half_seen(likelihood)
     names = list(evidence.log_precision)
     joint = JointCurvature(evidence, data)
     there, mode = joint.marginal(names, settled=False), joint.marginal(names)

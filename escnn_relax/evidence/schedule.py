@@ -10,7 +10,7 @@ from ..curvature.enough import SAMPLES, Enough
 from ..curvature.processes import processes
 from .loading import Onward, Part
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "first"]
 
 #: From one refresh to the next the number of passes grows by this factor: early the weights change much, and the rate of learning
 #: falls. Their number, and so their share of the training, falls as its length grows.

@@ -16,7 +16,7 @@ from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from ..nn.resolution import Alike, Resolution, resolution
 from ..nn.stabiliser import INDIFFERENT, REFUTED, KernelSymmetry, stabiliser, subgroup_search
-from ..symmetry.decision import Decision, Decisions
+from ..symmetry.decision import Decision, Decisions, check_evidence
 from ..symmetry.equal_records import equal_records
 from ..symmetry.grid_loss import GridLoss
 from ..symmetry.pathway import SWITCHED_OFF
@@ -229,9 +229,7 @@ def survivors(
     ['D4', 'D2_0deg']
     """
     model = unwrapped(model)
-    if evidence is not None and evidence.model is not model:
-        remedy = "pass the one that this model was fitted with"
-        raise ArgumentError("survivors", "an evidence of another model", remedy=remedy)
+    check_evidence(evidence, model, "survivors")
     if data is not None and evidence is None:
         raise ArgumentError("survivors", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")
     found: list[KernelSymmetry] = []

@@ -16,7 +16,7 @@ from ..nn.relaxed import RelaxedConvolution
 from ..nn.relaxed_translation import RelaxedTranslation
 from ..nn.resolution import resolution
 from ..nn.stabiliser import KernelSymmetry, stabiliser, stabilisers, subgroup_search
-from ..symmetry.decision import Decided, Decides, Decision, Decisions
+from ..symmetry.decision import Decided, Decides, Decision, Decisions, check_evidence
 from ..symmetry.pathway import EQUIVARIANT
 from ..symmetry.subgroups import Subgroup, subgroup
 from .harden_translation import inside, only_living, refuse_living
@@ -121,8 +121,7 @@ def _decided(
     if evidence is not None:
         if isinstance(to, Mapping):
             raise ArgumentError("harden", "both decisions and an evidence to decide by", remedy="pass one: to= or evidence=")
-        if evidence.model is not model:
-            raise ArgumentError("harden", "an evidence of another model", remedy="pass the one that this model was fitted with")
+        check_evidence(evidence, model, "harden")
         return evidence.decide(data, energy)
     if data is not None:
         raise ArgumentError("data", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")

@@ -11,7 +11,7 @@ from ..errors import ArgumentError, nearest
 from .equal_records import equal_records
 from .subgroups import Subgroup
 
-__all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES"]
+__all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES", "check_evidence"]
 
 #: What can decide: the symmetry test, the evidence, the energy of the kernels alone, or the user.
 SOURCES = ("test", "evidence", "energy", "choice")
@@ -162,9 +162,28 @@ class Decided(Protocol):
     def decisions(self) -> Decisions | None: ...
 
 
+@runtime_checkable
 class Decides(Protocol):
     """Whatever can decide about the model that it belongs to, such as an :class:`~escnn_relax.Evidence`."""
 
     model: Any
 
     def decide(self, data: Iterable[Any] | None = None, energy: float = ...) -> Decisions: ...
+
+
+def check_evidence(evidence: Any, model: Any, where: str) -> None:
+    """Raise ``ArgumentError`` for what is no evidence, or one of another model; ``None`` is none.
+
+    >>> check_evidence(3, None, "survivors")
+    Traceback (most recent call last):
+        ...
+    escnn_relax.errors.ArgumentError: survivors: expected an Evidence, got int; make one by Evidence(model), and refresh it
+    """
+    if evidence is None:
+        return
+    if not isinstance(evidence, Decides):
+        own = isinstance(getattr(evidence, "evidence", None), Decides)
+        remedy = "pass its .evidence" if own else "make one by Evidence(model), and refresh it"
+        raise ArgumentError(where, expected="an Evidence", got=type(evidence).__name__, remedy=remedy)
+    if evidence.model is not model:
+        raise ArgumentError(where, "an evidence of another model", remedy="pass the one that this model was fitted with")
