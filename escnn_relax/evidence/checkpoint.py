@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import random
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import CheckpointError
+from .random_state import generators, random_state, set_random_state
 
-__all__ = ["save", "load", "settings", "plain", "random_state", "set_random_state"]
+__all__ = ["load", "plain", "random_numbers", "restore_random_numbers", "save", "settings"]
 
 
-def save(path: Union[str, Path], state: dict[str, Any]) -> None:
+def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write ``state`` beside ``path``, then move it there, so that a kill leaves the previous file intact."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,11 +37,14 @@ def plain(value: Any) -> Any:
     return value
 
 
-def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:
+def load(path: str | Path, run: dict[str, Any], loaders: Iterable[Iterable[Any] | None] = ()) -> dict[str, Any]:
     """Read a checkpoint of the run described by ``run``.
 
+    Args:
+        loaders: of the run, if it stored their random generators.
+
     Raises:
-        CheckpointError: a file that is no checkpoint, or one of another run.
+        CheckpointError: a file that is no checkpoint, or one of another run, or of loaders with other generators.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -53,10 +57,13 @@ def load(path: Union[str, Path], run: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             str(path), f"belongs to a run with other {', '.join(differ)}", remedy="delete it, or name another file"
         )
+    if len(list(generators(*loaders))) != len(state.get("generators", [])):
+        remedy = "start with the loaders that it was written with, or with a new checkpoint file"
+        raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders", remedy=remedy)
     return state
 
 
-def settings(path: Union[str, Path]) -> dict[str, Any]:
+def settings(path: str | Path) -> dict[str, Any]:
     """What a checkpoint says of its run; nothing if it cannot be read, which :func:`load` will complain of."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -65,25 +72,13 @@ def settings(path: Union[str, Path]) -> dict[str, Any]:
         return {}
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of the global generators of torch, numpy and Python."""
-    legacy: Any = np.random.get_state()
-    kind, keys, position, has_gauss, gauss = legacy
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def random_numbers(device: torch.device, loaders: Iterable[Iterable[Any] | None]) -> dict[str, Any]:
+    """What :func:`restore_random_numbers` needs: states of the global generators and of the loaders' own."""
+    return {"random": random_state(device), "generators": [g.get_state() for g in generators(*loaders)]}
 
 
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put them back."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    random.setstate(state["python"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def restore_random_numbers(state: dict[str, Any], device: torch.device, loaders: Iterable[Iterable[Any] | None]) -> None:
+    """Put all of them back."""
+    set_random_state(state["random"], device)
+    for generator, saved in zip(generators(*loaders), state["generators"], strict=True):
+        generator.set_state(saved)

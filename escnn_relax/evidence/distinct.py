@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ..curvature.reader import read
 from ..diagnosis.numbered import sample_identity
 from ..errors import RelaxError
-from .checkpoint import random_state, set_random_state
+from .random_state import random_state_kept
 
 __all__ = ["Draws", "draws"]
 
@@ -109,14 +109,8 @@ def _indices(sampler: Any, dataset: Sized) -> Union[range, list[Any]]:
 
 def _once(sampler: Any) -> list[Any]:
     """One pass over a sampler of a kind that is not known, of indices or of batches of them."""
-    generator = getattr(sampler, "generator", None)
-    state, own = random_state(_HERE), None if generator is None else generator.get_state()
-    try:
+    with random_state_kept(_HERE, sampler):
         drawn = [i for item in sampler for i in (item if isinstance(item, (list, tuple)) else [item])]
-    finally:
-        set_random_state(state, _HERE)
-        if generator is not None:
-            generator.set_state(own)
     found = len(set(drawn))
     if found < len(drawn):
         warnings.warn(

@@ -1,9 +1,8 @@
-"""What a training run must know of its loaders: how many samples they hold, and where their randomness comes from."""
+"""What a training run must know of its loaders: how many samples they hold, and in which parts and orders they yield them."""
 
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Iterable, Iterator, Optional, Sized
 
@@ -13,11 +12,11 @@ from torch.utils.data import SequentialSampler
 from ..curvature.batches import batches, check_iterable
 from ..curvature.processes import check_batches, distributed, summed
 from ..errors import ArgumentError, DataError
-from .checkpoint import random_state, set_random_state
 from .distinct import draws
+from .random_state import generators, random_state, set_random_state
 from .recurring import Recurring
 
-__all__ = ["Onward", "Part", "Replayed", "chance_kept", "data_size", "generators"]
+__all__ = ["Onward", "Part", "Replayed", "data_size"]
 
 
 #: The golden section, whose multiples fill the circle evenly.
@@ -104,19 +103,6 @@ class Replayed:
         return iter(self.loader)
 
 
-@contextmanager
-def chance_kept(device: torch.device, *loaders: Optional[Iterable[Any]]) -> Iterator[None]:
-    """Global generators and the loaders' own are put back in the end, so that a pass more changes nothing after it."""
-    own = list(generators(*loaders))
-    before = random_state(device), [g.get_state() for g in own]
-    try:
-        yield
-    finally:
-        set_random_state(before[0], device)
-        for generator, state in zip(own, before[1]):
-            generator.set_state(state)
-
-
 def data_size(loader: Iterable[Any]) -> int:
     """Number of different samples that a loader draws from: what :func:`~.distinct.draws` finds, else by counting, with
     a warning where many are the same (:mod:`.recurring`); of all processes together, where there are several."""
@@ -137,15 +123,3 @@ def data_size(loader: Iterable[Any]) -> int:
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
     return int(summed(torch.tensor(count)))
-
-
-def generators(*loaders: Optional[Iterable[Any]]) -> Iterator[torch.Generator]:
-    """The loaders' own random generators, each once, always in the same order."""
-    seen: list[torch.Generator] = []
-    for loader in loaders:
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        for holder in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
-            generator = getattr(holder, "generator", None)
-            if isinstance(generator, torch.Generator) and not any(generator is g for g in seen):
-                seen.append(generator)
-                yield generator

@@ -9,7 +9,7 @@ from ..curvature.batches import answer, batches, check_weights
 from ..curvature.collect import Curvature
 from ..curvature.enough import Enough
 from .evidence import Evidence
-from .loading import chance_kept
+from .random_state import random_state_kept
 
 __all__ = ["rehearse"]
 
@@ -37,7 +37,7 @@ def rehearse(
     training = [(module, module.training) for module in evidence.model.modules()]
     try:
         evidence.model.eval()
-        with chance_kept(device, loader, evidence_loader):
+        with random_state_kept(device, loader, evidence_loader):
             for input, target in batches(islice(iter(loader), 1), device):
                 evidence.loss(answer(evidence.model, input), target)
             first = islice(iter(loader if evidence_loader is None else evidence_loader), 1)

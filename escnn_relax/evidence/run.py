@@ -12,13 +12,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import CheckpointError
 from . import checkpoint as disk
 from .evidence import Evidence
 from .gates import Gates
 from .gating import move_gates
 from .history import EpochRecord, History
-from .loading import generators
 from .scales import Scales
 from .terms import EvidenceTerms
 
@@ -78,18 +76,13 @@ class Run:
             "scales": self.scales.state_dict(),
             "gates": {} if self.gates is None else self.gates.state_dict(),
             "records": [asdict(record) for record in history.records],
-            "random": disk.random_state(self.device),
-            "generators": [g.get_state() for g in generators(*self.loaders)],
+            **disk.random_numbers(self.device, self.loaders),
         }
         disk.save(path, state)
 
     def load(self, path: Union[str, Path]) -> list[EpochRecord]:
         """Continue from a file; returns the epochs done so far. Nothing is touched if the file is of another run."""
-        state = disk.load(path, self.description())
-        own = list(generators(*self.loaders))
-        if len(own) != len(state["generators"]):
-            remedy = "start with the loaders that it was written with, or with a new checkpoint file"
-            raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders", remedy=remedy)
+        state = disk.load(path, self.description(), self.loaders)
         self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
         self.evidence.model.load_state_dict(state["model"])
         self.descent.load_state_dict(state["optimizer"])
@@ -98,9 +91,7 @@ class Run:
         self.scales.load_state_dict(state.get("scales", {}))
         if self.gates is not None:
             self.gates.load_state_dict(state.get("gates", {}))
-        disk.set_random_state(state["random"], self.device)
-        for generator, saved in zip(own, state["generators"]):
-            generator.set_state(saved)
+        disk.restore_random_numbers(state, self.device, self.loaders)
         return [_record(entry) for entry in state["records"]]
 
 

@@ -24,7 +24,7 @@ from ..curvature.coverage import join
 from ..curvature.likelihood import Gaussian, apart, spread
 from ..curvature.processes import summed
 from .evidence import Evidence
-from .loading import chance_kept
+from .random_state import random_state_kept
 
 __all__ = ["Units", "foreign", "last_layer", "settle_units"]
 
@@ -151,7 +151,7 @@ def _moments(evidence: Evidence, loader: Iterable[Any]) -> Optional[tuple[Any, f
     total = square = counted = torch.zeros(1, dtype=torch.float64)
     model.eval()
     try:
-        with torch.no_grad(), chance_kept(next(model.parameters()).device, loader):
+        with torch.no_grad(), random_state_kept(next(model.parameters()).device, loader):
             for input, target in batches(loader, next(model.parameters()).device):
                 first = input if first is None else first
                 output = likelihood.tensor(answer(model, input))

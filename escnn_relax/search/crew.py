@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 import torch
 
 from ..errors import ArgumentError, SearchError
-from ..evidence import checkpoint as disk
+from ..evidence.random_state import random_state_kept
 from .task import Context, Outcome, Task
 
 __all__ = ["Crew"]
@@ -116,10 +116,9 @@ def _quiet(context: Context) -> Iterator[None]:
     """One thread, and the caller's random numbers as they were."""
     threads = torch.get_num_threads()
     device = next(context.shells.template.parameters()).device
-    state = disk.random_state(device)
-    try:
-        torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        disk.set_random_state(state, device)
+    with random_state_kept(device):
+        try:
+            torch.set_num_threads(1)
+            yield
+        finally:
+            torch.set_num_threads(threads)

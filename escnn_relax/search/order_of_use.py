@@ -10,8 +10,7 @@ from torch import nn
 
 from ..curvature.batches import batches, call
 from ..errors import DataError, UnsupportedModuleError
-from ..evidence import checkpoint as disk
-from ..evidence.loading import generators
+from ..evidence.random_state import random_state_kept
 from ..morphism.walk import replace_modules
 
 __all__ = ["check_order", "calls"]
@@ -65,15 +64,8 @@ def calls(model: nn.Module, loader: Iterable[Any]) -> list[str]:
         ):
             module.register_forward_pre_hook(lambda module, args, name=name: sequence.append(name))
     device = next(model.parameters()).device
-    own, state = list(generators(loader)), disk.random_state(device)
-    theirs = [generator.get_state() for generator in own]
-    try:
-        with torch.no_grad():
-            for input, _ in batches(loader, device):
-                call(copied.eval(), input)
-                return sequence
-    finally:
-        disk.set_random_state(state, device)
-        for generator, before in zip(own, theirs):
-            generator.set_state(before)
+    with torch.no_grad(), random_state_kept(device, loader):
+        for input, _ in batches(loader, device):
+            call(copied.eval(), input)
+            return sequence
     raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")

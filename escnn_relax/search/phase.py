@@ -15,7 +15,7 @@ from ..curvature.batches import answer, batches, check_weights
 from ..errors import DataError
 from ..evidence import Evidence
 from ..evidence.fit import LEARNED
-from ..evidence.loading import generators
+from ..evidence.random_state import generators
 from ..morphism.mix import mixed_layers
 from .phase_checkpoint import save
 from .settings import Settings

@@ -6,9 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence, Union
 
-from ..errors import CheckpointError
 from ..evidence import checkpoint as disk
-from ..evidence.loading import generators
 from .shares_history import SearchEpoch
 
 if TYPE_CHECKING:
@@ -24,8 +22,7 @@ def save(phase: Phase, path: Union[str, Path], records: Sequence[SearchEpoch]) -
     state = {
         "run": _description(phase),
         "records": [asdict(record) for record in records],
-        "random": disk.random_state(phase.device),
-        "generators": [g.get_state() for g in generators(*phase.loaders)],
+        **disk.random_numbers(phase.device, phase.loaders),
         **states,
     }
     disk.save(path, state)
@@ -39,14 +36,10 @@ def resume(phase: Phase, path: Union[None, str, Path]) -> list[SearchEpoch]:
     """
     if path is None or not Path(path).exists():
         return []
-    stored = disk.load(path, _description(phase))
+    stored = disk.load(path, _description(phase), phase.loaders)
     state = stored.get(phase.name)
     if state is None:
         return []
-    own = list(generators(*phase.loaders))
-    if len(own) != len(stored["generators"]):
-        remedy = "start with the loaders that it was written with, or with a new checkpoint file"
-        raise CheckpointError(str(path), "belongs to a run with other random generators in its loaders", remedy=remedy)
     phase.model.train()
     phase.model.load_state_dict(state["model"])
     phase.descent.load_state_dict(state["descent"])
@@ -56,9 +49,7 @@ def resume(phase: Phase, path: Union[None, str, Path]) -> list[SearchEpoch]:
         phase.evidence.load_state_dict(state["evidence"])
     phase.step, phase.steps, phase.constant = state["step"], list(state["steps"]), state["constant"]
     phase.shares = {n: [tuple(s) for s in of] for n, of in state["shares"].items()}
-    disk.set_random_state(stored["random"], phase.device)
-    for generator, saved in zip(own, stored["generators"]):
-        generator.set_state(saved)
+    disk.restore_random_numbers(stored, phase.device, phase.loaders)
     return [SearchEpoch(**entry) for entry in stored["records"]]
 
 

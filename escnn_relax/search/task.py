@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from ..curvature.batches import batches, call
 from ..errors import ArgumentError, CurvatureError, DataError
 from ..evidence import Evidence
-from ..evidence.loading import data_size, generators
+from ..evidence.loading import data_size
+from ..evidence.random_state import generators
 from .genome import Genome
 from .network import Shells, State, fill, parts_apart, read, scatter, transfer
 
