@@ -19,7 +19,7 @@ from escnn_relax.curvature.contraction import contract
 from escnn_relax.curvature.layers import linear_map
 from escnn_relax.curvature.patch_moments import PatchMoments
 from escnn_relax.curvature.sketch import AXES, Sketch, sketch
-from escnn_relax.curvature.sketched_factor import SketchedFactor
+from escnn_relax.curvature.factors import SketchedFactor
 from escnn_relax.errors import ArgumentError, RelaxError
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR3Conv
 

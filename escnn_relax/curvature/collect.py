@@ -175,7 +175,7 @@ class Curvature:
             )
             for found, loss, constant in zip(factors, sums.losses, sums.constants)
         ]
-        return CurvatureEstimate.of(outputs) if self.apart else outputs[0]
+        return CurvatureEstimate.weighted_sum(outputs) if self.apart else outputs[0]
 
     def refuse_indifferentiable(self) -> None:
         """Raise ``ArgumentError`` where :meth:`differentiable` will."""

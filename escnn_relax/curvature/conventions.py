@@ -40,7 +40,7 @@ what does not count is not there.
 Observation noise of each output: H is the sum over outputs :math:`\sum_c w_c H_c`, with the precision of output c
 relative to the geometric mean of all. Each :math:`H_c` is summed by itself (``apart``); Kronecker forms share A, and
 their B is the weighted sum. Eigenvalues follow a change of the noise to first order, by each output's diagonal in their
-eigenbasis (:mod:`.combination`).
+eigenbasis (:meth:`.Factor.diagonals`).
 
 Minibatches of M samples: sums over n add up; ``expand`` and ``reduce`` divide A once, at the end, by the number of rows seen,
 each as often as its sample counts.

@@ -16,7 +16,7 @@ from torch import Tensor
 from .accumulation import Accumulator, Batch, WrittenMoments
 from .contraction import row_basis
 from .conventions import FACTOR_BYTES
-from .factors import Factor
+from .factors import Factor, SketchedFactor
 from .linear_map import LinearMap, Piece, WeightBlock, width
 from .moments import accurate, counted, number
 from .patch_moments import PatchMoments
@@ -24,7 +24,6 @@ from .places import Window
 from .processes import summed
 from .row_sample import RowSample
 from .sketch import AXES, PROBES, STEPS, Sketch, sketch
-from .sketched_factor import SketchedFactor
 
 __all__ = ["RowOperator", "Sketched"]
 

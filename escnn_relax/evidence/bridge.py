@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..curvature.factors import Factor, KroneckerFactor
+from ..curvature.factors import Factor
 from ..errors import CoverageError, InstallationError, LikelihoodError
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def to_laplace(evidence: "Evidence") -> Any:
 def _matrices(factors: tuple[Factor, ...], share: float) -> list[Tensor]:
     """``[B, A]`` where one product of them is the whole parameter's curvature, else that itself."""
     (first, *others) = factors
-    if not others and isinstance(first, KroneckerFactor) and _in_order(first):
-        return [share * first.B, first.A]
+    if not others and first.kronecker_factors is not None and _in_order(first):
+        B, A = first.kronecker_factors
+        return [share * B, A]
     size = sum(factor.dimension for factor in factors)
     whole = torch.zeros(size, size, dtype=torch.float64)
     for factor in factors:

@@ -20,7 +20,6 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequenc
 import torch
 from torch import Tensor, nn
 
-from ..curvature.averaging import averaged, parts
 from ..curvature.collect import Curvature
 from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
@@ -314,9 +313,9 @@ class Evidence:
             remedy = "look at ignore_index, or at the weights of the batches"
             raise DataError("targets", "none of them counts: all are ignored, or have no weight", remedy=remedy)
         if keep and self._previous is not None:
-            estimate = averaged(estimate, self._previous, keep)
+            estimate = estimate.average(self._previous, keep)
         self.noise.widen(len(estimate.outputs))
-        previous, estimate = parts(estimate) if keep else None, self.noise.weigh(estimate)
+        previous, estimate = estimate.plain() if keep else None, self.noise.weigh(estimate)
         sizes = {name: p.numel() for name, p in self._parameters.items()}
         num_data = self.num_data
         if num_data is None or counting:

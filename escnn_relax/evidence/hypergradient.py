@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..curvature.averaging import tensors
 from ..curvature.collect import SAME_DATA
-from ..curvature.factors import DiagonalFactor, Factor, KroneckerFactor
+from ..curvature.factors import Factor
 from ..errors import ArgumentError, DataError
 
 if TYPE_CHECKING:
@@ -92,23 +91,13 @@ def hypergradient(
 def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Tensor, ...]:
     """Derivative of half the log determinant in the tensors that the factor consists of."""
     delta = math.exp(log_precision)
-    parts = [t.detach().clone().requires_grad_() for t in tensors(factor, "hypergradient")]
+    parts = [t.detach().clone().requires_grad_() for t in factor.tensors("hypergradient")]
     with torch.enable_grad():
-        if isinstance(factor, KroneckerFactor):
-            a, b = (torch.linalg.eigvalsh((t + t.T) / 2).clamp(min=0) for t in parts)
-            values = torch.outer(b, a).flatten()
-        elif isinstance(factor, DiagonalFactor):
-            (values,) = parts
-        else:
-            values = torch.linalg.eigvalsh((parts[0] + parts[0].T) / 2).clamp(min=0)
-        half = 0.5 * torch.log1p(values * (scale / delta)).sum()
+        half = 0.5 * torch.log1p(factor.smooth_spectrum(parts) * (scale / delta)).sum()
         return torch.autograd.grad(half, parts)
 
 
 def _inner(factor: Factor, total: Factor, sensitivity: tuple[Tensor, ...]) -> Tensor:
     """A minibatch's share of a factor against the sensitivity to the whole."""
-    parts = list(tensors(factor, "hypergradient"))
-    if isinstance(factor, KroneckerFactor) and isinstance(total, KroneckerFactor):
-        parts[0] = parts[0] * (factor.rows / total.rows)
-    first, *others = ((part * s).sum() for part, s in zip(parts, sensitivity))
+    first, *others = ((part * s).sum() for part, s in zip(factor.portion(total), sensitivity))
     return sum(others, first)

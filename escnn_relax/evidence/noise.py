@@ -131,4 +131,4 @@ class Noise:
 
     def weigh(self, estimate: CurvatureEstimate) -> CurvatureEstimate:
         """The estimate whose outputs count as this noise has it, in units of :attr:`scale`."""
-        return CurvatureEstimate.of(estimate.outputs, self.weights) if self.each else estimate
+        return CurvatureEstimate.weighted_sum(estimate.outputs, self.weights) if self.each else estimate

@@ -26,8 +26,7 @@ from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..curvature.factors import DiagonalFactor, EigenFactor, Factor, KroneckerFactor
-from ..curvature.sketched_factor import SketchedFactor
+from ..curvature.factors import Factor
 from ..errors import ArgumentError, DataError
 
 __all__ = ["LARGEST", "Part", "evidence_of_all", "evidence_of_coupled", "evidence_of_family"]
@@ -203,7 +202,7 @@ class _Family(_Modes):
         for part in parts:
             _check(part.weights, where or part.factor.where)
         rows, n = len(parts[0].weights), len(parts[0].matrix)
-        axes = [_output_axes(part.factor) for part in parts]
+        axes = [part.factor.output_axes for part in parts]
         first = axes[0]
         shared = first is not None and len(first) == rows and all(a is not None and torch.allclose(a, first, atol=1e-10) for a in axes)
         size = n if shared else rows * n
@@ -260,40 +259,8 @@ def _modes(
     factor: Factor, weights: Tensor, log_precision: float, scale: float, slope: Optional[Tensor] = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues of hH, how often each occurs, and the sums of the squares of b along its eigenvectors."""
-    delta = math.exp(log_precision)
     rest = torch.zeros_like(weights) if slope is None else slope.to(weights)
-    if isinstance(factor, SketchedFactor):
-        U = factor.output_axes
-        b = scale * (U.T @ factor.B.to(U) @ U).diag().clamp(min=0).unsqueeze(1)
-        turned, back = ((U.T @ of.to(U).view(len(U), -1)) for of in (weights, rest))
-        inside, back_inside = turned @ factor.A.axes, back @ factor.A.axes
-        outside, back_outside = turned - inside @ factor.A.axes.T, back - back_inside @ factor.A.axes.T
-        values = torch.cat([b * factor.A.top, b * factor.A.level], dim=1)
-        counts = torch.ones_like(values)
-        counts[:, -1] = turned.shape[1] - inside.shape[1]
-        total = values + delta
-        first = (total[:, :-1] * inside - back_inside).square()
-        last = (total[:, -1:] * outside - back_outside).square().sum(1, keepdim=True)
-        return values.flatten(), counts.flatten(), torch.cat([first, last], dim=1).flatten()
-    turned, back = (factor.whiten(of.flatten(), 0.0, 1.0) for of in (weights, rest))
-    if isinstance(factor, KroneckerFactor):  # in the order of the eigenvectors, which that of the spectrum is not
-        U_A, U_B = factor.eigenbases
-        a, b = ((U.T @ m.to(U) @ U).diag().clamp(min=0) for U, m in ((U_A, factor.A), (U_B, factor.B)))
-        values = scale * torch.outer(b, a).flatten()
-    elif isinstance(factor, (EigenFactor, DiagonalFactor)):
-        values = scale * factor.spectrum
-    else:
-        values = scale * factor.eigensystem[0]
-    return values, torch.ones_like(values), ((values + delta) * turned - back) ** 2
-
-
-def _output_axes(factor: Factor) -> Optional[Tensor]:
-    """Eigenvectors on the side of the outputs, ``(O, O)``, of factors that have them."""
-    if isinstance(factor, KroneckerFactor):
-        return factor.eigenbases[1]
-    if isinstance(factor, SketchedFactor):
-        return factor.output_axes
-    return factor.U_B.detach().to("cpu", torch.float64) if isinstance(factor, EigenFactor) else None
+    return factor.modes(weights, rest, scale, math.exp(log_precision))
 
 
 class _Turned(NamedTuple):
@@ -305,26 +272,11 @@ class _Turned(NamedTuple):
 
 
 def _turned(part: Part, scale: float) -> _Turned:
-    factor: Any = part.factor
     N = part.matrix
-    U: Any = _output_axes(factor)  # there are some, or the rows would not be apart
-    weights, delta = U.T @ part.weights, math.exp(part.log_precision)
+    curvature, rows, linear = part.factor.restriction(N, part.weights, scale, math.exp(part.log_precision))
+    U: Any = part.factor.output_axes  # there are some, or the rows would not be apart
     back: Any = 0.0 if part.slope is None else U.T @ part.slope.to(N) @ N.T
-    if isinstance(factor, EigenFactor):
-        axes = factor.U_A.detach().to(N)
-        values, X = scale * factor.spectrum.view(factor.values.shape), N @ axes
-        linear = ((values + delta) * (weights @ axes)) @ X.T - back
-        return _Turned((X * values.unsqueeze(1)) @ X.T, None, linear)
-    b = scale * (U.T @ factor.B.to(U) @ U).diag().clamp(min=0)
-    if isinstance(factor, SketchedFactor):
-        axes, extra, level = factor.A.axes.to(N), (factor.A.top - factor.A.level).to(N), factor.A.level
-        X = N @ axes
-        moved = level * weights + (weights @ axes * extra) @ axes.T
-        curvature = level * N @ N.T + (X * extra) @ X.T
-    else:
-        A = factor.A.detach().to(N)
-        moved, curvature = weights @ A, N @ A @ N.T
-    return _Turned(curvature, b, (b[:, None] * moved + delta * weights) @ N.T - back)
+    return _Turned(curvature, rows, linear - back)
 
 
 def _joined(found: Sequence[_Turned], where: str) -> _Turned:
