@@ -7,7 +7,7 @@ from typing import NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Blocks", "BlockProducts"]
+__all__ = ["Blocks", "BlockProducts", "alike"]
 
 
 class Blocks(NamedTuple):
@@ -33,6 +33,15 @@ class _Group(NamedTuple):
     columns: int
 
 
+def alike(blocks: Sequence[Blocks]) -> dict[tuple[int, int, int], list[Blocks]]:
+    """By number of copies, rows and columns, in the order in which each first occurs."""
+    groups: dict[tuple[int, int, int], list[Blocks]] = {}
+    for block in blocks:
+        rows, columns = block.matrix.shape
+        groups.setdefault((len(block.taken), rows, columns), []).append(block)
+    return groups
+
+
 class BlockProducts(nn.Module):
     """Multiplication from the right by a matrix of blocks; columns without a block are zero.
 
@@ -53,17 +62,15 @@ class BlockProducts(nn.Module):
 
     def __init__(self, blocks: Sequence[Blocks], size: int) -> None:
         super().__init__()
-        alike: dict[_Group, list[Blocks]] = {}
-        for block in blocks:
-            alike.setdefault(_Group(1, len(block.taken), *block.matrix.shape), []).append(block)
-        self.groups = tuple(group._replace(members=len(of)) for group, of in alike.items())
-        for n, of in enumerate(alike.values()):
+        groups = alike(blocks)
+        self.groups = tuple(_Group(len(of), *size) for size, of in groups.items())
+        for n, of in enumerate(groups.values()):
             self.register_buffer(f"matrix_{n}", torch.stack([b.matrix for b in of]))
-        at = torch.cat([b.placed.flatten() for of in alike.values() for b in of])
+        at = torch.cat([b.placed.flatten() for of in groups.values() for b in of])
         where = torch.full((size,), len(at))  # one more than there are, for the columns that stay zero
         where[at] = torch.arange(len(at))
         self._whole = bool((where < len(at)).all())
-        self.register_buffer("taken", torch.cat([b.taken.flatten() for of in alike.values() for b in of]), persistent=False)
+        self.register_buffer("taken", torch.cat([b.taken.flatten() for of in groups.values() for b in of]), persistent=False)
         self.register_buffer("placed", where, persistent=False)
 
     def forward(self, coefficients: Tensor) -> Tensor:
@@ -72,16 +79,21 @@ class BlockProducts(nn.Module):
         lengths = [g.members * g.copies * g.rows for g in self.groups]
         for n, (piece, g) in enumerate(zip(coefficients.index_select(1, self.taken).split(lengths, 1), self.groups)):
             together = piece.view(fields, g.members, g.copies, g.rows).transpose(0, 1).reshape(g.members, -1, g.rows)
-            product = torch.bmm(together, getattr(self, f"matrix_{n}")).view(g.members, fields, g.copies * g.columns)
+            product = torch.bmm(together, self.matrix(n)).view(g.members, fields, g.copies * g.columns)
             products.append(product.transpose(0, 1).reshape(fields, -1))
         if not self._whole:
             products.append(products[0].new_zeros(fields, 1))
         return torch.cat(products, 1).index_select(1, self.placed)
+
+    def matrix(self, group: int) -> Tensor:
+        """The matrices of one group of :func:`alike`, ``(members, rows, columns)``."""
+        matrix: Tensor = getattr(self, f"matrix_{group}")
+        return matrix
 
     def dense(self) -> Tensor:
         """The large matrix, ``(rows, columns)``."""
         return self(torch.eye(len(self.taken), dtype=self.matrix_0.dtype, device=self.matrix_0.device))
 
     def extra_repr(self) -> str:
-        kept = sum(getattr(self, f"matrix_{n}").numel() for n in range(len(self.groups)))
+        kept = sum(self.matrix(n).numel() for n in range(len(self.groups)))
         return f"{len(self.taken)} x {len(self.placed)}, {kept} numbers in {len(self.groups)} groups"

@@ -13,6 +13,7 @@ from ..symmetry.composed import Composed, Kernels
 from .block_products import BlockProducts
 from .kernel import Block, PathwayKernel
 from .mixed_basis import MixtureBasis
+from .mixed_sum import Share, SummandSum
 
 __all__ = ["MixtureKernel"]
 
@@ -118,6 +119,15 @@ class MixtureKernel(nn.Module):
                 self.blocks[name].append(Block(*pair, inputs, outputs, position, stop, row, row + count))
                 position, rows[pair] = stop, row + count
             self.dimensions[name] = position
+        unions = {(b.in_name, b.out_name): b for b in self.union.blocks[_SHARED]}
+        self.sums = nn.ModuleDict()
+        for name, of in basis.parts.items():
+            blocks = []
+            for block in self.blocks[name]:
+                pair = block.in_name, block.out_name
+                shares = [Share(*kept, part.table) for kept, part in zip(self.parts[name][pair], of[pair])]
+                blocks.append((block, unions[pair], shares))
+            self.sums[name] = SummandSum(blocks, self.union.dimensions[_SHARED])
 
     @property
     def shares(self) -> Tensor:
@@ -137,6 +147,9 @@ class MixtureKernel(nn.Module):
             kernels = shared[part.start : part.stop]
             rows.append(kernels if part.table is None else torch.einsum("kr,rois->kois", self._table(part.table), kernels))
         return torch.cat(rows) @ self.spatial
+
+    def _given(self, name: str) -> Any:
+        return getattr(self, name)
 
     def _table(self, name: str) -> Tensor:
         table: Any = getattr(self, name)
@@ -160,36 +173,12 @@ class MixtureKernel(nn.Module):
 
     def combine(self, weights: Mapping[str, Tensor]) -> Tensor:
         r""":math:`\sum_H w_H T_H`: coefficients of the shared kernels, one flat vector."""
-        like, flat = next(iter(weights.values())), []
-        for union in self.union.blocks[_SHARED]:
-            pair, count = (union.in_name, union.out_name), union.outputs * union.inputs
-            cuts = self._cuts(pair, weights)
-            sums: list[list[Tensor]] = [[] for _ in cuts[1:]]
-            for name in self.pathways:
-                if name not in weights or pair not in self.parts[name]:
-                    continue
-                (block,) = (b for b in self.blocks[name] if (b.in_name, b.out_name) == pair)
-                coefficients = weights[name][block.start : block.stop].view(count, -1)
-                parts = self.parts[name][pair]
-                for part, piece in zip(parts, coefficients.split([p.last - p.first for p in parts], 1)):
-                    if part.table is not None:
-                        table: Any = getattr(self, part.table)
-                        piece = table(piece) if isinstance(table, BlockProducts) else piece @ table
-                    inside = range(cuts.index(part.start), cuts.index(part.stop))
-                    for n, summand in zip(inside, piece.split([cuts[n + 1] - cuts[n] for n in inside], 1)):
-                        sums[n].append(summand)
-            columns = [
-                sum(of[1:], of[0]) if of else like.new_zeros(count, stop - start)
-                for of, start, stop in zip(sums, cuts, cuts[1:])
-            ]
-            flat.append(torch.cat(columns, dim=1).flatten())
-        return torch.cat(flat) if len(flat) > 1 else flat[0]
-
-    def _cuts(self, pair: tuple[str, str], weights: Mapping[str, Tensor]) -> list[int]:
-        """The columns at which some summand's part begins or ends, from the first to the last."""
-        (union,) = (b for b in self.union.blocks[_SHARED] if (b.in_name, b.out_name) == pair)
-        parts = [part for name, of in self.parts.items() if name in weights for part in of.get(pair, ())]
-        return sorted({0, union.stop_row - union.row, *(p.start for p in parts), *(p.stop for p in parts)})
+        like, size = next(iter(weights.values())), self.union.dimensions[_SHARED]
+        total = like.new_zeros(size)
+        for name in self.pathways:
+            if name in weights:
+                total = self.sums[name](total, weights[name], self._given)
+        return total
 
     def breaking(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Squared norms of the part of the whole kernel that G does not keep, and of the whole kernel."""
@@ -228,6 +217,7 @@ class MixtureKernel(nn.Module):
                 for part in parts:
                     if part.table is not None:
                         delattr(self, part.table)
+            del self.sums[name]
         self.pathways = tuple(name for name in self.pathways if name in names)
         for table in (self.parts, self.blocks, self.dimensions):
             for name in set(table) - set(names):
