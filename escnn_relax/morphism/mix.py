@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import nn
 
-from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
 from ..nn.mixed import MixedConvolution
 from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
 from ..nn.strict_layer import strict_layer
 from ..symmetry.pathway import EQUIVARIANT
 from .conversion import convert_layers
+from .layer_selection import LayerSelection, check_names, layer_predicate
 from .trial import OUT_OF_CODE, tried
 from .walk import replace_modules
 
@@ -21,6 +22,9 @@ __all__ = ["mix", "merge", "mixed_layers"]
 
 _KINDS = (MixedR2Conv, MixedR3Conv, MixedLinear, MixedR2ConvTransposed, MixedR3ConvTransposed)
 _MIXED = {kind._strict: kind for kind in _KINDS}
+
+#: What error messages call these layers.
+_KNOWN = "layer that can be mixed"
 
 #: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
 Choice = Union[Sequence[Any], Mapping[str, Sequence[Any]], Callable[[str, nn.Module], Optional[Sequence[Any]]]]
@@ -30,7 +34,7 @@ def mix(
     model: nn.Module,
     subgroups: Choice,
     *,
-    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+    layers: LayerSelection = None,
     leaning: float = 0.0,
     temperature: float = 1.0,
     start: str = "strict",
@@ -94,28 +98,16 @@ def mix(
 
 
 def _chooser(
-    model: nn.Module, subgroups: Choice, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
+    model: nn.Module, subgroups: Choice, layers: LayerSelection
 ) -> Callable[[str, Any], Optional[Sequence[Any]]]:
-    known = [name for name, module in model.named_modules() if type(module) in _MIXED]
-
-    def refuse(names: Iterable[str]) -> None:
-        for name in names:
-            if name not in known:
-                problem = f"no layer that can be mixed is named {name!r}"
-                raise ArgumentError("layers", problem, remedy=nearest(name, known))
-
+    known = {name: module for name, module in model.named_modules() if type(module) in _MIXED}
     if isinstance(subgroups, Mapping):
-        refuse(subgroups)
+        check_names(subgroups, known, _KNOWN)
         return lambda name, module: subgroups.get(name)
     if callable(subgroups):
         return subgroups
-    if layers is None:
-        return lambda name, module: subgroups if module.space.fibergroup.order() != 1 else None
-    if callable(layers):
-        return lambda name, module: subgroups if layers(name, module) else None
-    names = [layers] if isinstance(layers, str) else list(layers)
-    refuse(names)
-    return lambda name, module: subgroups if name in names else None
+    chosen = layer_predicate(layers, known, _KNOWN, lambda name, module: module.space.fibergroup.order() != 1)
+    return lambda name, module: subgroups if chosen(name, module) else None
 
 
 def mixed_layers(model: nn.Module, where: str = "") -> dict[str, MixedConvolution]:

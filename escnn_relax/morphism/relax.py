@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Optional, Sequence, Union
+from typing import Any, Optional, Sequence
 
 from torch import nn
 
-from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..errors import UnsupportedModuleError
 from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 from .conversion import convert_layers
+from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
 from .trial import OUT_OF_CODE, tried
 
 __all__ = ["relax"]
@@ -25,7 +26,7 @@ def relax(
     basis: str = "band-limited",
     frequencies: Optional[int] = None,
     irreps: Optional[Sequence[Any]] = None,
-    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+    layers: LayerSelection = None,
     example: Any = None,
 ) -> nn.Module:
     """A copy of an escnn model whose steerable convolutions are relaxed; function, weights and types stay the same.
@@ -64,7 +65,8 @@ def relax(
     >>> [p.name for p in relaxed[0].pathways]
     ['equivariant', 'irrep_1', 'irrep_2']
     """
-    chosen = _chooser(model, layers)
+    known = {name: module for name, module in model.named_modules() if type(module) in _RELAXED}
+    chosen = layer_predicate(layers, known, "layer that can be relaxed", _with_symmetry(model))
     options: dict[str, Any] = {"relaxation": relaxation, "subgroups": subgroups, "basis": basis}
     options.update(frequencies=frequencies, irreps=irreps)
     copied, converted = convert_layers(model, _RELAXED, lambda name, module: options if chosen(name, module) else None)
@@ -80,18 +82,8 @@ def relax(
     return relaxed
 
 
-def _chooser(
-    model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
-) -> Callable[[str, Any], bool]:
-    if layers is None:
-        spaces: list[Any] = [module.space for module in model.modules() if type(module) in _RELAXED]
-        trivial = all(space.fibergroup.order() == 1 for space in spaces)  # then layers with the equivariant pathway only
-        return lambda name, module: trivial or module.space.fibergroup.order() != 1
-    if callable(layers):
-        return layers
-    names = [layers] if isinstance(layers, str) else list(layers)
-    known = {name: module for name, module in model.named_modules() if type(module) in _RELAXED}
-    for name in names:
-        if name not in known:
-            raise ArgumentError("layers", f"no layer that can be relaxed is named {name!r}", remedy=nearest(name, known))
-    return lambda name, module: name in names
+def _with_symmetry(model: nn.Module) -> LayerPredicate:
+    """Layers whose group is not trivial; where there are none, all: they get the equivariant pathway only."""
+    spaces: list[Any] = [module.space for module in model.modules() if type(module) in _RELAXED]
+    trivial = all(space.fibergroup.order() == 1 for space in spaces)
+    return lambda name, module: trivial or module.space.fibergroup.order() != 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, Iterable, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 import torch
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..errors import ArgumentError, UnsupportedModuleError
 from ..nn.convolution import RelaxedR2Conv, RelaxedR3Conv
 from ..nn.kernel_pathway import KernelPathway
 from ..nn.mixed_layers import MixedR2Conv, MixedR3Conv
@@ -20,6 +20,7 @@ from ..symmetry.sites import largest_permuting
 from ..symmetry.subgroup import Subgroup
 from ..symmetry.subgroups import subgroup, subgroups
 from .apart import apart, run_once
+from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
 from .trial import OUT_OF_CODE, tried
 from .walk import replace_modules
 
@@ -50,7 +51,7 @@ def relax_translation(
     silent: bool = True,
     fitted: bool = False,
     seed: int = 0,
-    layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]] = None,
+    layers: LayerSelection = None,
 ) -> nn.Module:
     """A copy of a model whose convolutions have pathways beside them, most of which break translation; the function stays
     the same.
@@ -100,7 +101,11 @@ def relax_translation(
     if not wanted:
         remedy = "pass a list, such as ['dense'] or [('factored', 'group')]"
         raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways), remedy=remedy)
-    chosen = _chooser(model, layers)
+    known = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
+    if not known:
+        remedy = "build the model with escnn's convolutions of the plane or of space"
+        raise UnsupportedModuleError(type(model).__name__, "no convolution in it", remedy=remedy)
+    chosen = layer_predicate(layers, known, "convolution")
     shapes = _shapes(model, example, chosen)
     relaxed: list[str] = []
 
@@ -188,24 +193,8 @@ def _sparse_kernel(module: Any, kept: Subgroup, **options: Any) -> SparseConvolu
     return make(module.in_type, module.out_type, **geometry, bias=False, kept=kept.id, **options)
 
 
-def _chooser(
-    model: nn.Module, layers: Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
-) -> Callable[[str, nn.Module], bool]:
-    known = [name for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
-    if not known:
-        remedy = "build the model with escnn's convolutions of the plane or of space"
-        raise UnsupportedModuleError(type(model).__name__, "no convolution in it", remedy=remedy)
-    if layers is None or callable(layers):
-        return layers or (lambda name, module: True)
-    names = [layers] if isinstance(layers, str) else list(layers)
-    for name in names:
-        if name not in known:
-            raise ArgumentError("layers", f"no convolution is named {name!r}", remedy=nearest(name, known))
-    return lambda name, module: name in names
-
-
 def _shapes(
-    model: nn.Module, example: Any, chosen: Callable[[str, nn.Module], bool]
+    model: nn.Module, example: Any, chosen: LayerPredicate
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
     copied = apart(model, eval=True)
