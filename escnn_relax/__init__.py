@@ -22,12 +22,13 @@ _escnn.make_picklable()
 from .curvature.reader import Batches  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
-from .evidence import Evidence, EvidenceTerms, History, fit, survivors  # noqa: E402
+from .evidence import Evidence, EvidenceTerms, survivors  # noqa: E402
+from .training import History, fit  # noqa: E402
 from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
 from .morphism import relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
-from .symmetry.equivariance import assert_equivariant, equivariance_error  # noqa: E402
-from .symmetry.subgroups import Subgroup, subgroup, subgroups  # noqa: E402
+from .symmetry.equivariance.model_error import assert_equivariant, equivariance_error  # noqa: E402
+from .symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 
 __all__ = [
     "Batches",

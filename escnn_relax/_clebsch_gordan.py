@@ -3,10 +3,10 @@ r"""Clebsch-Gordan coefficients of SO(3) in closed form: the one thing that escn
 .. math:: \langle j_1 m_1 j_2 m_2 | j_3 m_3 \rangle = \sqrt{q} \sum_k (-1)^k
     \binom{a}{k} \binom{b}{j_1 - m_1 - k} \binom{c}{j_2 + m_2 - k}
 
-with :math:`a = j_1 + j_2 - j_3`, :math:`b = j_1 - j_2 + j_3`, :math:`c = -j_1 + j_2 + j_3` and a rational q (Racah's formula; e.g.
-Edmonds, *Angular momentum in quantum mechanics*, section 3.6). Sum and q are exact, only the root is rounded. Without it
-escnn looks for the coefficients numerically, in the null space of a matrix of :math:`3 n \times n` numbers,
-:math:`n = (2 j_1 + 1)(2 j_2 + 1)(2 j_3 + 1)`: minutes and gigabytes from degree 6 on.
+with :math:`a = j_1 + j_2 - j_3`, :math:`b = j_1 - j_2 + j_3`, :math:`c = -j_1 + j_2 + j_3` and a rational q (Racah's
+formula; e.g. Edmonds, *Angular momentum in quantum mechanics*, section 3.6). Sum and q are exact, only the root is
+rounded. Without it escnn looks for the coefficients numerically, in the null space of a matrix of :math:`3 n \times n`
+numbers, :math:`n = (2 j_1 + 1)(2 j_2 + 1)(2 j_3 + 1)`: minutes and gigabytes from degree 6 on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["clebsch_gordan"]
 
 
-def clebsch_gordan(
-    two_j1: Any, two_j2: Any, two_j3: Any, two_m1: Any, two_m2: Any, two_m3: Any
-) -> NDArray[np.float64]:
+def clebsch_gordan(two_j1: Any, two_j2: Any, two_j3: Any, two_m1: Any, two_m2: Any, two_m3: Any) -> NDArray[np.float64]:
     r"""The coefficients :math:`\langle j_1 m_1 j_2 m_2 | j_3 m_3 \rangle`, real, with the Condon-Shortley phase.
 
     Args:
@@ -42,7 +40,9 @@ def clebsch_gordan(
     degrees = [int(np.asarray(d).item()) for d in (two_j1, two_j2, two_j3)]
     orders = np.broadcast_arrays(*(np.asarray(m) for m in (two_m1, two_m2, two_m3)))
     if any(d % 2 for d in degrees) or any((m % 2).any() for m in orders):
-        raise NotImplementedError(f"Clebsch-Gordan coefficients of whole degrees only, not {degrees} / 2: install py3nj for others")
+        raise NotImplementedError(
+            f"Clebsch-Gordan coefficients of whole degrees only, not {degrees} / 2: install py3nj for others"
+        )
     j1, j2, j3 = (d // 2 for d in degrees)
     table = _table(j1, j2, j3)
     m1, m2, m3 = (m // 2 for m in orders)

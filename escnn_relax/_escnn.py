@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
 from functools import wraps
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
+from typing import TYPE_CHECKING, Any
 
 from .errors import InstallationError
 
@@ -69,10 +70,10 @@ WIGNER = "lie_learn.representations.SO3.wigner_d"
 def provide_wigner_matrices() -> bool:
     """Have escnn find Wigner matrices where lie_learn, which it takes them from, cannot be imported.
 
-    lie_learn is compiled, against numpy 1 and for no Python after 3.12, and escnn needs one function of it. Beside numpy 1
-    it is used where it works (beside numpy 2 even trying floods the terminal); elsewhere modules of its name hold :func:`escnn_relax._wigner.wigner_D_matrix`. This has to come
-    before the first import of escnn's groups, which ``import escnn_relax`` sees to; a process that imports escnn first finds
-    it without its parts until then.
+    lie_learn is compiled, against numpy 1 and for no Python after 3.12, and escnn needs one function of it. Beside
+    numpy 1 it is used where it works (beside numpy 2 even trying floods the terminal); elsewhere modules of its name
+    hold :func:`escnn_relax._wigner.wigner_D_matrix`. This has to come before the first import of escnn's groups, which
+    ``import escnn_relax`` sees to; a process that imports escnn first finds it without its parts until then.
 
     Returns:
         whether a stand-in was put in place. To undo it, take ``lie_learn`` and its parts out of ``sys.modules``.
@@ -110,7 +111,7 @@ def _unusable(problem: str) -> InstallationError:
     return InstallationError("escnn_relax", problem, remedy=remedy)
 
 
-def prefer_scipy_svd() -> Optional[Callable[..., Any]]:
+def prefer_scipy_svd() -> Callable[..., Any] | None:
     """Have escnn solve for intertwiners by ``scipy.linalg.svd`` even where scikit-learn is installed.
 
     Where it finds scikit-learn, escnn takes ``randomized_svd`` from it, without a seed, and hands it a ``np.matrix``.
@@ -131,10 +132,11 @@ def prefer_scipy_svd() -> Optional[Callable[..., Any]]:
 def tell_reflection_axes_apart() -> None:
     """Have escnn keep the kernels of O(2) by the axis of their reflections.
 
-    escnn keeps kernels, solved and sampled, for the whole process, and finds them by a basis of circular harmonics whose equality
-    and hash leave the axis out. So the first O(2) of a process decides for all: a layer on ``flipRot2dOnR2(-1, axis=0.)`` built
-    after one on the usual axis of 90 degrees gets the kernels of that one, and is not equivariant (errors up to 1.6 seen). Here
-    the axis becomes a part of both. Layers that exist already keep what they were given, see :func:`foreign_axis`.
+    escnn keeps kernels, solved and sampled, for the whole process, and finds them by a basis of circular harmonics
+    whose equality and hash leave the axis out. So the first O(2) of a process decides for all: a layer on
+    ``flipRot2dOnR2(-1, axis=0.)`` built after one on the usual axis of 90 degrees gets the kernels of that one, and is
+    not equivariant (errors up to 1.6 seen). Here the axis becomes a part of both. Layers that exist already keep what
+    they were given, see :func:`foreign_axis`.
 
     To undo the repair, assign the ``__wrapped__`` of both methods of ``escnn.kernels.polar_basis.CircularShellsBasis``.
     """
@@ -155,8 +157,9 @@ def tell_reflection_axes_apart() -> None:
     CircularShellsBasis.__eq__, CircularShellsBasis.__hash__ = equal, hash_with_axis
 
 
-def foreign_axis(layer: Any) -> Optional[tuple[float, float]]:
-    """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else ``None``."""
+def foreign_axis(layer: Any) -> tuple[float, float] | None:
+    """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else
+    ``None``."""
     group: Any = getattr(layer.in_type.gspace, "_sg_id", (None,))
     if getattr(layer, "d", 0) != 2 or group[0] is None or group[1] != -1:
         return None
@@ -170,8 +173,8 @@ def foreign_axis(layer: Any) -> Optional[tuple[float, float]]:
 def keep_clebsch_gordan() -> bool:
     """Have escnn keep Clebsch-Gordan coefficients and decompositions in memory, once they were read or computed.
 
-    escnn keeps them on disk only, and opens the file at each use: a basis of a few hundred kernels asks for the same few
-    arrays thousands of times, which is most of the time it takes to build one. The arrays are handed out read-only.
+    escnn keeps them on disk only, and opens the file at each use: a basis of a few hundred kernels asks for the same
+    few arrays thousands of times, which is most of the time it takes to build one. The arrays are handed out read-only.
 
     Returns:
         whether anything was changed. To undo it, assign to each name in ``escnn.group._clebsh_gordan`` its own
@@ -191,9 +194,9 @@ def keep_clebsch_gordan() -> bool:
 def provide_clebsch_gordan() -> bool:
     """Have escnn compute the Clebsch-Gordan coefficients of SO(3) and O(3) in closed form where py3nj is missing.
 
-    escnn then looks for them numerically, which takes minutes and gigabytes from degree 6 on, such as relaxed layers between
-    vectors need. Here it finds :mod:`escnn_relax._clebsch_gordan` in the place of py3nj, and keeps what it made of it.
-    The coefficients that it kept on disk before may have other signs, as those of another machine may.
+    escnn then looks for them numerically, which takes minutes and gigabytes from degree 6 on, such as relaxed layers
+    between vectors need. Here it finds :mod:`escnn_relax._clebsch_gordan` in the place of py3nj, and keeps what it made
+    of it. The coefficients that it kept on disk before may have other signs, as those of another machine may.
 
     Returns:
         whether anything was changed. To undo it, set ``escnn.group.groups.so3group.py3nj`` to None.
@@ -257,7 +260,7 @@ def sample_kernels(
     rings: list[float],
     sigma: list[float],
     maximum_frequency: int,
-    admits: Optional[Callable[[dict[str, Any]], bool]],
+    admits: Callable[[dict[str, Any]], bool] | None,
     points: NDArray[Any],
 ) -> Tensor:
     """Sampled basis of the kernels equivariant from ``in_repr`` to ``out_repr``: shape ``(K, o, i, S)``, float32.
@@ -285,10 +288,9 @@ def sample_kernels(
 def sample_intertwiners(gspace: Any, in_repr: Any, out_repr: Any) -> Tensor:
     """Basis of the equivariant matrices from ``in_repr`` to ``out_repr``: shape ``(K, o, i, 1)``, float32."""
     import numpy as np
+    import torch
     from escnn.kernels import EmptyBasisException
     from escnn.nn.modules.basismanager import SingleBlockBasisExpansion
-
-    import torch
 
     try:
         with single_precision():
@@ -340,7 +342,8 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
         left_out[name] = {e for e, i in zip(elements, block._mask.tolist()) if not i}
 
     def present(name: str) -> set[tuple[float, int]]:
-        """Elements that were left out though they do not vanish: what sampling makes vanish says nothing about the limit."""
+        """Elements that were left out though they do not vanish: what sampling makes vanish says nothing about the
+        limit."""
         if name not in dropped:
             block = getattr(expansion, name)
             size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
@@ -384,11 +387,13 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
 
 
 def default_band(dimension: int, kernel_size: int) -> tuple[tuple[float, ...], tuple[float, ...], int, Limit]:
-    """Of a convolution's kernels under escnn's own band limit: rings, their widths, the highest angular frequency that is built,
-    and the highest on each ring."""
+    """Of a convolution's kernels under escnn's own band limit: rings, their widths, the highest angular frequency that
+    is built, and the highest on each ring."""
     from escnn.nn.modules.conv import r2convolution, r3convolution
 
-    admits, rings, sigma, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(kernel_size)
+    admits, rings, sigma, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(
+        kernel_size
+    )
     frequencies = range(int(highest) + 1)
     limit = [(round(r, 6), max(f for f in frequencies if admits({"radius": r, "irrep:frequency": f}))) for r in rings]
     return tuple(rings), tuple(sigma), int(highest), tuple(limit)
@@ -467,13 +472,14 @@ def make_picklable() -> None:
 
 
 def register_group(kind: Any) -> None:
-    """Let escnn find a group class that it does not have: it computes Clebsh-Gordan coefficients by the class's name."""
+    """Let escnn find a group class that it does not have: it computes Clebsh-Gordan coefficients by the class's
+    name."""
     from escnn.group import groups_dict
 
     groups_dict.setdefault(kind.__name__, kind)
 
 
-# --- rebuilding steerable layers on other field types ------------------------------------------------------------------
+# --- rebuilding steerable layers on other field types -----------------------------------------------------------------
 
 
 def frequency_limit(layer: Any) -> Callable[[float], int]:
@@ -525,7 +531,7 @@ def expansion(layer: Any) -> Any:
     return layer.basissampler if is_point_convolution(layer) else layer.basisexpansion
 
 
-def kernels(block: Any, points: Optional[Tensor] = None) -> Tensor:
+def kernels(block: Any, points: Tensor | None = None) -> Tensor:
     """The kernels of a block, shape ``(K, out size, in size, S)``, float64; a sampler's at ``points``, ``(S, d)``."""
     if points is None:
         return block.sampled_basis.detach().double().cpu()
@@ -587,7 +593,8 @@ def convert(layer: Any, like: Tensor) -> Any:
 
 
 def block_modules(expansion: Any) -> Iterator[tuple[tuple[str, str], Any]]:
-    """The blocks of an escnn basis expansion or sampler, in the order of its weights: ``((in name, out name), module)``."""
+    """The blocks of an escnn basis expansion or sampler, in the order of its weights: ``((in name, out name),
+    module)``."""
     escaped = getattr(expansion, "_escape_pair", None)
     for pair in expansion._representations_pairs:
         yield pair, getattr(expansion, f"block_expansion_{escaped(pair)}" if escaped else f"block_sampler_{pair}")
@@ -612,13 +619,14 @@ def irrep_positions(block: Any) -> list[tuple[int, int]]:
 
 
 def initialise(layer: Any) -> None:
-    r"""Draw a layer's weights as escnn does when it constructs one, in place, in milliseconds where escnn takes seconds.
+    r"""Draw a layer's weights as escnn does when it constructs one, in place, in milliseconds where escnn takes
+    seconds.
 
     He's initialisation, generalised to irreps (Weiler and Cesa, NeurIPS 2019): with :math:`n_o` the number of different
-    irreps that kernels lead from to the irrep o of the output, and :math:`b_{\psi o}` the number of all kernels from irreps
-    :math:`\psi` to it, weights have the standard deviation :math:`1 / \sqrt{n_o b_{\psi o}}`. That is the same for all fields
-    of one kind, so it is found once for each pair of representations; escnn goes through the weights one by one. The same
-    seed gives the same weights.
+    irreps that kernels lead from to the irrep o of the output, and :math:`b_{\psi o}` the number of all kernels from
+    irreps :math:`\psi` to it, weights have the standard deviation :math:`1 / \sqrt{n_o b_{\psi o}}`. That is the same
+    for all fields of one kind, so it is found once for each pair of representations; escnn goes through the weights one
+    by one. The same seed gives the same weights.
     """
     import torch
 

@@ -1,10 +1,12 @@
-r"""Real Wigner matrices in plain numpy: the one thing that escnn takes from lie_learn, which today's Pythons cannot install.
+r"""Real Wigner matrices in plain numpy: the one thing that escnn takes from lie_learn, which today's Pythons cannot
+install.
 
 .. math:: D^l(\alpha, \beta, \gamma) = e^{-i\alpha J_z} e^{-i\beta J_y} e^{-i\gamma J_z}
 
-in the basis of real spherical harmonics of degree l, centred order :math:`m = -l, ..., l`, with the Condon-Shortley phase, as
-``lie_learn.representations.SO3.wigner_d.wigner_D_matrix`` has it by default (equal to 1e-14 up to l = 20). The generators
-follow from the commutation relations (any text on angular momentum, e.g. Sakurai, *Modern quantum mechanics*, ch. 3).
+in the basis of real spherical harmonics of degree l, centred order :math:`m = -l, ..., l`, with the Condon-Shortley
+phase, as ``lie_learn.representations.SO3.wigner_d.wigner_D_matrix`` has it by default (equal to 1e-14 up to l = 20).
+The generators follow from the commutation relations (any text on angular momentum, e.g. Sakurai, *Modern quantum
+mechanics*, ch. 3).
 """
 
 from __future__ import annotations

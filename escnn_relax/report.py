@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Iterable, Optional, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 from escnn.nn import FieldType
 from torch import nn
 
-from .curvature.wrappers import unwrapped
+from .curvature.layers.wrappers import unwrapped
 from .errors import ArgumentError, UnsupportedModuleError, nearest
 from .evidence import Evidence, survivors
 from .evidence.evidence import CONSTANT
-from .nn.certificate import certify
-from .nn.decided import remember
-from .nn.mixed import MixedConvolution
-from .nn.recorded import Recorded
-from .nn.relaxed import RelaxedConvolution
-from .nn.relaxed_translation import RelaxedTranslation
+from .nn.evidence_record import Recorded
+from .nn.last_decision import remember
+from .nn.measured.certificate import certify
+from .nn.mixed.convolution import MixedConvolution
+from .nn.relaxed_convolution import RelaxedConvolution
+from .nn.translation.layer import RelaxedTranslation
 from .symmetry.decision import Decided, Decisions, check_evidence
 from .symmetry.equal_records import equal_records
-from .symmetry.pathway import SWITCHED_OFF
-from .symmetry.equivariance import grid_elements, kernel_equivariance_error
+from .symmetry.equivariance.model_error import grid_elements, kernel_equivariance_error
+from .symmetry.kernels.pathway import SWITCHED_OFF
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +40,8 @@ class PathwayReport:
         name: ``"equivariant"``, or the irrep or subgroup of the pathway.
         breaks: whether it breaks the symmetry.
         dimension: number of its weights, biases aside.
-        log_precision: log prior precision, NaN where no evidence set it, infinite where closed; of a convolution beside other
-            pathways the smallest of its weights'.
+        log_precision: log prior precision, NaN where no evidence set it, infinite where closed; of a convolution beside
+            other pathways the smallest of its weights'.
         effective_dimension: how many of its weights the data determine, NaN where no evidence measured it.
         fraction: ``effective_dimension / dimension``.
         share: the fraction relative to the sum of the fractions of the layer's pathways.
@@ -48,11 +49,11 @@ class PathwayReport:
             :meth:`escnn_relax.nn.RelaxedTranslation.energies`.
         closed: kept at zero, for nothing in the data asked for it (:class:`~escnn_relax.nn.gates.Gated`).
 
-    In a pathway that breaks translations and keeps a group, fields at sites that some elements leave in place have weights
-    that depend on each other (a dense scalar C4 pathway from 2 x 2 pixels to one has four, of rank 1; one of D4 between
-    other fields from 4 x 4 to 3 x 3, 384 of rank 216). The data can determine no more than the rank, while ``dimension``
-    counts them all: ``fraction`` and ``share`` of such a pathway come out smaller than of a free one, whose weights are
-    independent.
+    In a pathway that breaks translations and keeps a group, fields at sites that some elements leave in place have
+    weights that depend on each other (a dense scalar C4 pathway from 2 x 2 pixels to one has four, of rank 1; one of D4
+    between other fields from 4 x 4 to 3 x 3, 384 of rank 216). The data can determine no more than the rank, while
+    ``dimension`` counts them all: ``fraction`` and ``share`` of such a pathway come out smaller than of a free one,
+    whose weights are independent.
     """
 
     name: str
@@ -79,18 +80,17 @@ class LayerReport:
         equivariance_error: largest relative change of the kernel under the elements of the group that map the pixel
             grid to itself; NaN if there is none but the identity.
         error_bound: no input of norm 1 has a larger error under any element of the group, interpolation aside, see
-            :class:`~escnn_relax.nn.certificate.Certificate`; NaN where it is not known.
+            :class:`~escnn_relax.nn.measured.certificate.Certificate`; NaN where it is not known.
         error_reached: one that some input of norm 1 has, under an element that maps the grid to itself.
         norm: of the layer's linear part: some input of norm 1 becomes as long.
-        survivor: name of the largest subgroup that survives in the layer, see :func:`escnn_relax.evidence.survivors`; empty
-            if it was not asked for, or of a mixed layer. Living pathways beside the layer
-            are counted in.
-        margin: by how much the evidence prefers it to the best larger subgroup (nats); infinite for the whole group, NaN
-            without a refreshed evidence.
+        survivor: name of the largest subgroup that survives in the layer, see :func:`escnn_relax.evidence.survivors`;
+            empty if it was not asked for, or of a mixed layer. Living pathways beside the layer are counted in.
+        margin: by how much the evidence prefers it to the best larger subgroup (nats); infinite for the whole group,
+            NaN without a refreshed evidence.
         by_depth: name of the largest subgroup that survives in the layer and all before it.
         margin_by_depth: the same for that one.
-        lost: what the layer's pixels lose at most of the difference between that subgroup and a smaller one (fraction), see
-            :class:`~escnn_relax.symmetry.decision.Decision`; NaN without a survivor.
+        lost: what the layer's pixels lose at most of the difference between that subgroup and a smaller one (fraction),
+            see :class:`~escnn_relax.symmetry.decision.Decision`; NaN without a survivor.
         empty: names of the pathways that have no kernel between the layer's field types, so that it cannot break the
             symmetry in these ways.
     """
@@ -119,25 +119,36 @@ class Report:
     Attributes:
         layers: in the order of the model.
         uncovered: parameters without a prior, with the reason; known if an evidence was given.
-        decisions: which subgroup each layer keeps and why, for :func:`~escnn_relax.harden`; ``None`` if it was not asked for.
+        decisions: which subgroup each layer keeps and why, for :func:`~escnn_relax.harden`; ``None`` if it was not
+            asked for.
         note: why no subgroup is named, empty if they are: the network is no better than a constant output.
     """
 
     layers: tuple[LayerReport, ...]
     uncovered: dict[str, str]
-    decisions: Optional[Decisions] = None
+    decisions: Decisions | None = None
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is not known, and for margins that are infinite."""
         decided = {} if self.decisions is None else self.decisions.to_dict()
-        return _plain({"layers": [asdict(layer) for layer in self.layers], "uncovered": self.uncovered, "decisions": decided, "note": self.note})
+        return _plain(
+            {
+                "layers": [asdict(layer) for layer in self.layers],
+                "uncovered": self.uncovered,
+                "decisions": decided,
+                "note": self.note,
+            }
+        )
 
     def __str__(self) -> str:
         width = max([5, *(len(layer.name) for layer in self.layers)])
         names = max([7, *(len(p.name) for layer in self.layers for p in layer.pathways)])
         kept = any(layer.survivor for layer in self.layers)
-        head = f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error   error ≤"
+        head = (
+            f"{'layer':<{width}}  {'pathway':<{names}}  log prec  eff. dim      of  fraction  share   energy  eq. error"
+            "   error ≤"
+        )
         head += "  survivor (margin, nats)" if kept else ""
         lines = [head, "-" * len(head)]
         for layer in self.layers:
@@ -147,7 +158,11 @@ class Report:
                     f"{layer.name if index == 0 else '':<{width}}  {p.name:<{names}}  {precision}"
                     f"  {_number(p.effective_dimension, '8.1f')}  {p.dimension:6d}  {_number(p.fraction, '8.1%')}"
                     f"  {_number(p.share, '5.0%')}  {_percent(p.energy):>7}"
-                    + (f"  {_percent(layer.equivariance_error):>9}  {_ceiling(layer.error_bound):>8}" if index == 0 else "")
+                    + (
+                        f"  {_percent(layer.equivariance_error):>9}  {_ceiling(layer.error_bound):>8}"
+                        if index == 0
+                        else ""
+                    )
                     + (f"  {_kept(layer.survivor, layer.margin)}" if index == 0 and kept else "")
                 )
         if any(layer.by_depth for layer in self.layers):
@@ -155,7 +170,10 @@ class Report:
             lines.append(f"survives by depth: {' → '.join(steps)}")
         for layer in self.layers:
             if layer.lost > 0:
-                lines.append(f"lost on the pixels: {layer.name}: {_percent(layer.lost)} of what tells {layer.survivor} from less symmetry")
+                lines.append(
+                    f"lost on the pixels: {layer.name}: {_percent(layer.lost)} of what tells {layer.survivor} from less"
+                    " symmetry"
+                )
         for layer in self.layers:
             if layer.empty:
                 lines.append(f"without kernels: {layer.name}: {', '.join(layer.empty)}")
@@ -165,7 +183,7 @@ class Report:
             lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
         return "\n".join(lines)
 
-    def plot(self, axes: Optional[Axes] = None, title: str = "", of: str = "energy") -> Axes:
+    def plot(self, axes: Axes | None = None, title: str = "", of: str = "energy") -> Axes:
         """Heat map, layers x pathways; each layer with the subgroup that survives in it. Returns the matplotlib axes.
 
         Args:
@@ -181,13 +199,17 @@ class Report:
         from matplotlib.colors import LogNorm, Normalize
 
         if of not in ("energy", "fraction"):
-            raise ArgumentError("of", expected="'energy' or 'fraction'", got=repr(of), remedy="leave it out for 'energy'")
+            raise ArgumentError(
+                "of", expected="'energy' or 'fraction'", got=repr(of), remedy="leave it out for 'energy'"
+            )
         label = "share of kernel energy" if of == "energy" else "effective dimension / dimension"
         names = list(dict.fromkeys(p.name for layer in self.layers for p in layer.pathways))
         if axes is None:
             size = (2.4 + 1.25 * len(names), 1.4 + 0.6 * len(self.layers))
             _, axes = plt.subplots(figsize=size, layout="constrained")
-        table = [[{p.name: getattr(p, of) for p in layer.pathways}.get(n, math.nan) for n in names] for layer in self.layers]
+        table = [
+            [{p.name: getattr(p, of) for p in layer.pathways}.get(n, math.nan) for n in names] for layer in self.layers
+        ]
         norm, floor = (LogNorm(1e-6, 1), 1e-6) if of == "energy" else (Normalize(0, 1), 0.0)
         image = axes.imshow([[max(e, floor) for e in row] for row in table], norm=norm, cmap="cividis", aspect="auto")
         for y, row in enumerate(table):
@@ -208,10 +230,10 @@ class Report:
 
 def report(
     model: nn.Module,
-    evidence: Optional[Evidence] = None,
+    evidence: Evidence | None = None,
     *,
-    data: Optional[Iterable[Any]] = None,
-    decisions: Union[None, Decisions, Decided] = None,
+    data: Iterable[Any] | None = None,
+    decisions: None | Decisions | Decided = None,
     subgroups: bool = True,
 ) -> Report:
     """Read off what each relaxed layer of a model learned.
@@ -239,7 +261,9 @@ def report(
     model = unwrapped(model)
     relaxed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
     if not relaxed:
-        raise UnsupportedModuleError(type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)")
+        raise UnsupportedModuleError(
+            type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)"
+        )
     check_evidence(evidence, model, "report")
     layers = {n: (_translation if isinstance(m, RelaxedTranslation) else _layer)(n, m) for n, m in relaxed.items()}
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
@@ -255,11 +279,11 @@ def report(
 def _decide(
     model: nn.Module,
     relaxed: dict[str, Any],
-    evidence: Optional[Evidence],
-    data: Optional[Iterable[Any]],
-    decisions: Union[None, Decisions, Decided],
+    evidence: Evidence | None,
+    data: Iterable[Any] | None,
+    decisions: None | Decisions | Decided,
     subgroups: bool,
-) -> Optional[Decisions]:
+) -> Decisions | None:
     found = {n: m for n, m in relaxed.items() if isinstance(m, RelaxedConvolution)}
     readable = {n: m for n, m in found.items() if hasattr(m, "relaxation")}  # a mixture's summands overlap
     given = decisions.decisions if isinstance(decisions, Decided) else decisions
@@ -284,7 +308,15 @@ def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:
     shut: frozenset[str] = getattr(layer, "closed", frozenset())
     pathways = tuple(
         PathwayReport(
-            p.name, p.breaks, size, delta, gamma, f, f / total if total else math.nan, energies[p.name], closed=p.name in shut
+            p.name,
+            p.breaks,
+            size,
+            delta,
+            gamma,
+            f,
+            f / total if total else math.nan,
+            energies[p.name],
+            closed=p.name in shut,
         )
         for p, size, delta, gamma, f in zip(layer.pathways, sizes, layer.log_precision.tolist(), gammas, fractions)
     )

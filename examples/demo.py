@@ -108,7 +108,10 @@ def main() -> None:
         for result in pool.map(learn, [(name, given.seed, given.epochs) for name in TASKS]):
             results.append(result)
             print(f"\n=== {result['task']}: {TASKS[result['task']]}")
-            print(f"test accuracy: relaxed {result['relaxed']:.1%}, strict {result['strict']:.1%}, chance {result['chance']:.0%}")
+            print(
+                f"test accuracy: relaxed {result['relaxed']:.1%}, strict {result['strict']:.1%}, chance"
+                f" {result['chance']:.0%}"
+            )
             print(f"hardened: {result['hardened']:.1%} ({', '.join(result['classes'])})")
             print(f"change of the logits under turns: {result['change']:.1%}")
             print(f"symmetry kept, layer by layer: {' → '.join(result['kept'])}\n{result['report']}", flush=True)

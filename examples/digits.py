@@ -57,7 +57,8 @@ def task(name: str, seed: int) -> Data:
 
 
 class DigitNet(nn.Module):
-    """Three steerable convolutions, pooling over the group and the image, one linear layer: invariant under the group."""
+    """Three steerable convolutions, pooling over the group and the image, one linear layer: invariant under the
+    group."""
 
     def __init__(self, classes: int, fields: int = 6, gspace=None) -> None:
         super().__init__()

@@ -63,7 +63,10 @@ class UNet(nn.Module):
         super().__init__()
         space = gspaces.rot2dOnR2(order)
         fields = lambda n: enn.FieldType(space, n * [space.regular_repr])
-        self.in_type, out_type = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, classes * [space.trivial_repr])
+        self.in_type, out_type = (
+            enn.FieldType(space, [space.trivial_repr]),
+            enn.FieldType(space, classes * [space.trivial_repr]),
+        )
         self.down1 = self.layer(self.in_type, fields(width))
         self.pool1 = enn.PointwiseMaxPool2D(fields(width), 2)
         self.down2 = self.layer(fields(width), fields(2 * width))
@@ -97,10 +100,16 @@ class ActorCritic(nn.Module):
         super().__init__()
         space = gspaces.rot2dOnR2(4)
         point = gspaces.no_base_space(space.fibergroup)
-        self.in_type, regular = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, width * [space.regular_repr])
+        self.in_type, regular = (
+            enn.FieldType(space, [space.trivial_repr]),
+            enn.FieldType(space, width * [space.regular_repr]),
+        )
         self.vector, hidden = point.type(point.irrep(1)), point.type(*2 * width * [point.regular_repr])
         self.see = enn.SequentialModule(
-            enn.R2Conv(self.in_type, regular, 5, padding=2), enn.ReLU(regular), enn.R2Conv(regular, regular, 5), enn.ReLU(regular)
+            enn.R2Conv(self.in_type, regular, 5, padding=2),
+            enn.ReLU(regular),
+            enn.R2Conv(regular, regular, 5),
+            enn.ReLU(regular),
         )
         seen = point.type(*width * [point.regular_repr])
         self.seen = seen

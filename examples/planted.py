@@ -1,6 +1,7 @@
 """Data with a planted symmetry: fields filtered by a random kernel, and digits moved by a group. For the examples.
 
-In each case a network equivariant under a larger group is relaxed and trained; the right answer is the planted subgroup.
+In each case a network equivariant under a larger group is relaxed and trained; the right answer is the planted
+subgroup.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import escnn_relax  # noqa: E402
-from escnn_relax.symmetry.subgroup import subgroup  # noqa: E402
+from escnn_relax.symmetry.groups.subgroup import subgroup  # noqa: E402
 
 #: For each start the ids of the subgroups that are planted, by name. Of D4, D8 and O(2) "D1" is one reflection.
 PLANTED = {
@@ -58,7 +59,8 @@ class Tensors(nn.Module):
 
 
 class Fields(NamedTuple):
-    """A regression: a scalar and a vector field on a torus, filtered, with noise. ``axis`` in degrees, of a reflection."""
+    """A regression: a scalar and a vector field on a torus, filtered, with noise. ``axis`` in degrees, of a
+    reflection."""
 
     model: nn.Module
     train: tuple[Tensor, Tensor]
@@ -95,7 +97,9 @@ def fields(group: str, planted: str, seed: int, samples: int = 80, side: int = 7
         x = torch.randn(samples, both.size, side, side)
         y = F.conv2d(F.pad(x, (2, 2, 2, 2), "circular"), 2 * kernel)
         y = y + noise * torch.randn_like(y)
-    return Fields(Tensors(escnn_relax.relax(enn.R2Conv(both, both, 5, padding=2, padding_mode="circular"))), (x, y), axis)
+    return Fields(
+        Tensors(escnn_relax.relax(enn.R2Conv(both, both, 5, padding=2, padding_mode="circular"))), (x, y), axis
+    )
 
 
 class TurnedNet(nn.Module):
@@ -105,7 +109,9 @@ class TurnedNet(nn.Module):
         super().__init__()
         self.gray = enn.FieldType(space, [space.trivial_repr])
         if space.fibergroup.continuous:
-            irreps = [(f,) for f in range(3)] if space.fibergroup.name == "SO(2)" else [(0, 0), *((1, f) for f in range(3))]
+            irreps = (
+                [(f,) for f in range(3)] if space.fibergroup.name == "SO(2)" else [(0, 0), *((1, f) for f in range(3))]
+            )
             self.activation = enn.FourierELU(space, fields, irreps, N=8)
         else:
             self.activation = enn.ELU(enn.FieldType(space, fields * [space.regular_repr]))
@@ -134,12 +140,13 @@ class Turned(NamedTuple):
 
 
 def turned(group: str, planted: str, seed: int, samples: int = 350) -> Turned:
-    """Images of 4, 6 and 7, each moved by a random g of C8, D4 or D8; the label is the coset Hg of the planted subgroup H.
+    """Images of 4, 6 and 7, each moved by a random g of C8, D4 or D8; the label is the coset Hg of the planted subgroup
+    H.
 
-    The label of h x is that of x for h in H and no other, which is all that the network can know of H. If H is the whole
-    group, the label is the digit. From SO(2) and O(2) the moves are those of C8 and D8. For these two the images are turned
-    by 22.5 degrees beforehand, so that all are equally blurred by interpolation: else the grid itself would break C8, since
-    turns by odd multiples of 45 degrees blur and those by even ones do not.
+    The label of h x is that of x for h in H and no other, which is all that the network can know of H. If H is the
+    whole group, the label is the digit. From SO(2) and O(2) the moves are those of C8 and D8. For these two the images
+    are turned by 22.5 degrees beforehand, so that all are equally blurred by interpolation: else the grid itself would
+    break C8, since turns by odd multiples of 45 degrees blur and those by even ones do not.
     """
     archive = np.load(Path(__file__).parent / "data" / "digits8.npz", allow_pickle=False)
     generator = torch.Generator().manual_seed(1000 + seed)

@@ -3,9 +3,10 @@
 
     python examples/plot_actor_critic.py [--out examples/output]
 
-One network sees an image and a velocity, and has two heads: a policy over the four directions and a value. It pays to go up, wherever one
-looks, and the value is the velocity upwards: an equivariant network can know neither. Relaxed from its checkpoint, two heads
-and vector inputs included, it learns both, says which layers broke C4, and leaves as TorchScript. Twenty seconds on a core.
+One network sees an image and a velocity, and has two heads: a policy over the four directions and a value. It pays to
+go up, wherever one looks, and the value is the velocity upwards: an equivariant network can know neither. Relaxed from
+its checkpoint, two heads and vector inputs included, it learns both, says which layers broke C4, and leaves as
+TorchScript. Twenty seconds on a core.
 """
 
 import torch

@@ -38,7 +38,8 @@ EXPECTED = {"isotropic": "O2", "fibres": "D2", "fibres and wind": "D1"}
 
 
 def step(u: torch.Tensor, along: float, across: float, wind: float) -> torch.Tensor:
-    """One time step of u_t = div(D grad u) - v·grad u on a torus, exact for every Fourier mode; ``(..., side, side)``."""
+    """One time step of u_t = div(D grad u) - v·grad u on a torus, exact for every Fourier mode; ``(..., side,
+    side)``."""
     k = 2 * math.pi * torch.fft.fftfreq(u.shape[-1], dtype=torch.float64)
     ky, kx = torch.meshgrid(-k, k, indexing="ij")  # y points up
     c, s = math.cos(math.radians(ANGLE)), math.sin(math.radians(ANGLE))
@@ -59,7 +60,9 @@ def learn(name: str, samples: int = 30, epochs: int = 150, noise: float = 0.05):
     strict = enn.R2Conv(scalar, scalar, 7, padding=3, padding_mode="circular", bias=False)
     model = Tensors(escnn_relax.relax(strict, frequencies=4))
     options = {"likelihood": "gaussian", "lr": 2e-2, "burn_in": 5, "refresh_every": 2, "samples": 8, "log_noise": -1.0}
-    options["gates"] = False  # thirty samples are few for a test; one layer may have all its pathways open from the start
+    options["gates"] = (
+        False  # thirty samples are few for a test; one layer may have all its pathways open from the start
+    )
     loader = DataLoader(TensorDataset(x, y), 10, shuffle=True)
     history = escnn_relax.fit(model, loader, epochs=epochs, progress=False, **options)
     return model, history.evidence, survivors(model, history.evidence).network
@@ -105,7 +108,9 @@ def draw(results: dict, path: Path) -> None:
         bottom.set_ylim(1e-9, 1)
         bottom.set_xticks(range(len(energies)), [f"frequency {p[-1]}" for p in energies])
     axes[1, 0].set_ylabel("share of kernel energy\n(grey: switched off)")
-    figure.suptitle("What a medium breaks: learned kernels (dashed: a mirror axis found) and their spectra by irrep of O(2)")
+    figure.suptitle(
+        "What a medium breaks: learned kernels (dashed: a mirror axis found) and their spectra by irrep of O(2)"
+    )
     figure.savefig(path, dpi=110)
 
 

@@ -19,7 +19,7 @@ import statistics
 import timeit
 import warnings
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from digits import DigitNet, accuracy, task
@@ -80,7 +80,8 @@ def milliseconds(model: Callable, x: Tensor, repeats: int = 15) -> float:
 
 
 def learn(epochs: int) -> dict:
-    """Train, harden, export; per form its largest deviation from the relaxed network's logits, and time for 100 digits."""
+    """Train, harden, export; per form its largest deviation from the relaxed network's logits, and time for 100
+    digits."""
     torch.manual_seed(0)
     data = task("turn", 0)
     model = escnn_relax.relax(DigitNet(data.classes, fields=4))

@@ -7,7 +7,8 @@ The kernels of a relaxed SO(2) layer carry a representation of the group, and ea
 with n-fold symmetry has energy at multiples of n only. One relaxed filter, which starts rotationally symmetric, learns
 blossoms with one to six petals from noisy pairs of pictures. Which frequencies the evidence leaves alive says how many
 petals there are, three and six too, which return no grid of pixels to
-itself (all that the grid does is to lend a little of frequency 6 to 2, since they differ by 4). About 40 seconds on a core.
+itself (all that the grid does is to lend a little of frequency 6 to 2, since they differ by 4). About 40 seconds on a
+core.
 """
 
 from __future__ import annotations

@@ -85,7 +85,10 @@ def draw(results: list[dict], path: Path) -> None:
     for output, (axes, title) in enumerate(zip(panels, titles)):
         true = [r["true"][output] for r in results]
         axes.plot(NOISES, true, color="black", linewidth=1, label="true noise")
-        for key, look, label in (("learned", "o", "learned by the evidence"), ("train", "x", "RMS of training residuals")):
+        for key, look, label in (
+            ("learned", "o", "learned by the evidence"),
+            ("train", "x", "RMS of training residuals"),
+        ):
             colour = {"learned": "#0072B2", "train": "#E69F00"}[key]
             axes.plot(NOISES, [r[key][output] for r in results], look, color=colour, markersize=9, mew=2, label=label)
         axes.set_xscale("log")

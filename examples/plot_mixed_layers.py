@@ -94,7 +94,10 @@ def main() -> None:
     for name, result in results.items():
         print(f"\n=== {QUESTIONS[name]}\n{result['history']}")
         before, after = result["parameters"]
-        print(f"test accuracy {result['accuracy']:.1%}; merged: {before} → {after} parameters, {', '.join(result['kinds'])}")
+        print(
+            f"test accuracy {result['accuracy']:.1%}; merged: {before} → {after} parameters,"
+            f" {', '.join(result['kinds'])}"
+        )
     draw(results, given.out / "mixed_layers.png")
     print(f"\n{time.time() - start:.0f} s; figure in {given.out / 'mixed_layers.png'}")
     check(results)

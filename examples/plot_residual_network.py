@@ -3,9 +3,10 @@
 
     python examples/plot_residual_network.py [--out examples/output]
 
-Does a noisy image get lighter upwards or downwards? A residual network on D4 says the same of an image and of its mirror image, so
-it answers by chance. From its checkpoint goes a network that keeps D4 in the first stage, C4 in the second and C2 in the third, the
-same function at first. Relaxed, each stage may break what it has; hardened and exported, plain layers are left. Half a minute on a core.
+Does a noisy image get lighter upwards or downwards? A residual network on D4 says the same of an image and of its
+mirror image, so it answers by chance. From its checkpoint goes a network that keeps D4 in the first stage, C4 in the
+second and C2 in the third, the same function at first. Relaxed, each stage may break what it has; hardened and
+exported, plain layers are left. Half a minute on a core.
 """
 
 import torch
@@ -45,13 +46,20 @@ def learn(steps: int = 20) -> dict:
 
 
 def check(result: dict) -> None:
-    assert result["same"] < 1e-4 and result["export"] < 1e-4, f"restricted and exported it is the same function: {result}"
+    assert result["same"] < 1e-4 and result["export"] < 1e-4, (
+        f"restricted and exported it is the same function: {result}"
+    )
     assert result["mirrored"] < 1e-4 and result["score"] > 0.9, f"the answer needs up and down: {result}"
 
 
 def main() -> None:
     out, result = folder(__doc__), learn()
-    bars(result["broken"], "share of the kernel that breaks its group", "D4, C4 and C2 stages", out / "residual_network.png")
+    bars(
+        result["broken"],
+        "share of the kernel that breaks its group",
+        "D4, C4 and C2 stages",
+        out / "residual_network.png",
+    )
     check(result)
 
 

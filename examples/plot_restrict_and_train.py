@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
-
 def network(group: int) -> nn.Module:
     """Two convolutions on a torus from a scalar field to a scalar field, with 16 channels in between."""
     space = gspaces.rot2dOnR2(group)
@@ -101,7 +100,9 @@ def check(result: dict) -> None:
     assert jump < 0, f"training goes on without a jump: {jump:+.3f}"
     assert result["C4"][-1] < 0.7 * result["C8"][-1], f"C4 gets further: {result['C4'][-1]} against {result['C8'][-1]}"
     assert result["left before"] < 1e-4 < 0.05 < result["left"], f"its kernels are no longer C8's: {result['left']}"
-    assert result["change"] < 1e-4, f"but exactly C4's: the outputs change by {result['change']:.1e} under quarter turns"
+    assert result["change"] < 1e-4, (
+        f"but exactly C4's: the outputs change by {result['change']:.1e} under quarter turns"
+    )
 
 
 def draw(result: dict, path: Path) -> None:

@@ -7,8 +7,8 @@ Two questions whose answers have no symmetry under quarter turns. By how much is
 look for, edges and strokes, may come in all four orientations; only the last layer must know which way they point.
 Which digit is it, none of them turned? There the early layers profit already. The relaxed C4 network, with the same
 settings for both questions, says so: the first breaks its symmetry late, keeping C4 in the first layer, the second
-breaks it from the first layer on. (``gates=False``: every pathway of every layer starts open, under one and the same prior, so
-that where the evidence ends is its own choice.) Under a minute on each of 2 CPU cores.
+breaks it from the first layer on. (``gates=False``: every pathway of every layer starts open, under one and the same
+prior, so that where the evidence ends is its own choice.) Under a minute on each of 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         results = dict(zip(QUESTIONS, pool.map(learn, [(name, given.epochs) for name in QUESTIONS])))
     for name, result in results.items():
-        print(f"=== {QUESTIONS[name]} relaxed {result['relaxed']:.1%}, strict {result['strict']:.1%}\n{result['report']}\n")
+        print(
+            f"=== {QUESTIONS[name]} relaxed {result['relaxed']:.1%}, strict"
+            f" {result['strict']:.1%}\n{result['report']}\n"
+        )
     draw(results, given.out / "symmetry_broken.png")
     check(results)
 

@@ -4,9 +4,9 @@
     python examples/plot_symmetry_discovery.py [--out examples/output] [--runs examples/symmetry_discovery.jsonl]
 
 From C8, D8, SO(2) or O(2) to the subgroup that the data have, by the evidence alone.
-The confusion matrix of all runs of `symmetry_discovery_runs.py` (the numbers stand in `symmetry_discovery.md`), one run made
-now, with the heat map of its layers, and why the pixels themselves leave less than C8: turned by an odd multiple of 45
-degrees, kernels of a C8 layer do not return to themselves. About 20 seconds on a core.
+The confusion matrix of all runs of `symmetry_discovery_runs.py` (the numbers stand in `symmetry_discovery.md`), one run
+made now, with the heat map of its layers, and why the pixels themselves leave less than C8: turned by an odd multiple
+of 45 degrees, kernels of a C8 layer do not return to themselves. About 20 seconds on a core.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def confusion(records: list[dict], data: str) -> tuple[list[str], np.ndarray]:
     table = np.zeros((len(cases), len(FOUND)), dtype=int)
     for r in records:
         if r["data"] == data:
-            table[cases.index((r["start"], r["planted"])), FOUND.index(r["found"] if r["found"] in FOUND else "other")] += 1
+            table[
+                cases.index((r["start"], r["planted"])), FOUND.index(r["found"] if r["found"] in FOUND else "other")
+            ] += 1
     return [f"{start} ⊃ {name}" for start, name in cases], table
 
 
@@ -51,7 +53,8 @@ def live(seed: int = 0):
 
 
 def grid_changes() -> list[float]:
-    """Relative change of the sampled kernels of a C8 layer, from a scalar to a vector of frequency 2, under each turn."""
+    """Relative change of the sampled kernels of a C8 layer, from a scalar to a vector of frequency 2, under each
+    turn."""
     torch.manual_seed(0)
     space = planted.start("C8")
     scalar, vector = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.irrep(2)])
@@ -60,7 +63,9 @@ def grid_changes() -> list[float]:
     changes = []
     for g in space.fibergroup.elements:
         sources = np.tensordot(space.basespace_action(~g), np.stack([x, y]), 1)
-        turned = np.stack([map_coordinates(k, [2 - sources[1], sources[0] + 2], order=3, mode="nearest") for k in kernel])
+        turned = np.stack(
+            [map_coordinates(k, [2 - sources[1], sources[0] + 2], order=3, mode="nearest") for k in kernel]
+        )
         turned = np.tensordot(vector.representation(g), turned, 1)
         changes.append(float(np.linalg.norm(turned - kernel) / np.linalg.norm(kernel)))
     return changes
@@ -82,7 +87,9 @@ def draw(records: list[dict], learned, found, changes: list[float], path: Path) 
                 weight, color = "bold" if right else "normal", "black" if count > 5 else "white"
                 axes.text(x, y, count, ha="center", va="center", color=color, weight=weight)
             if right:
-                axes.add_patch(plt.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, color="#E69F00", linewidth=2))
+                axes.add_patch(
+                    plt.Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, fill=False, color="#E69F00", linewidth=2)
+                )
         axes.set_xticks(range(len(FOUND)), FOUND, fontsize=8)
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xlabel("found: stabiliser of all layers")

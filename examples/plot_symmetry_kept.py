@@ -36,7 +36,13 @@ def learn(epochs: int, name: str = "rot", fields: int = 4) -> dict:
     def watch(record) -> None:
         energies.append([model.get_submodule(layer).breaking_energy for layer in LAYERS])
 
-    options = {"evidence_loader": data.evidence_loader(), "samples": 3, "gates": False, "progress": False, "callback": watch}
+    options = {
+        "evidence_loader": data.evidence_loader(),
+        "samples": 3,
+        "gates": False,
+        "progress": False,
+        "callback": watch,
+    }
     history = escnn_relax.fit(model, data.loader(), epochs=epochs, **options)
     return {
         "energies": energies,
@@ -63,7 +69,9 @@ def draw(result: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     looks = (("#0072B2", "-"), ("#E69F00", "--"), ("#000000", ":"))
     for layer, curve, (colour, style) in zip(LAYERS, zip(*result["energies"]), looks):
-        axes.plot(range(1, len(curve) + 1), [max(e, 1e-8) for e in curve], style, color=colour, label=layer, linewidth=2)
+        axes.plot(
+            range(1, len(curve) + 1), [max(e, 1e-8) for e in curve], style, color=colour, label=layer, linewidth=2
+        )
     axes.axvline(result["evidences"][0] + 1, color="#999999", linewidth=1)
     axes.text(result["evidences"][0] + 1.5, 3e-8, "the evidence begins to move the precisions", fontsize=9)
     axes.axhline(KEPT, color="#999999", linewidth=1, linestyle=":")

@@ -3,11 +3,12 @@
 
     python examples/plot_symmetry_test.py [--out examples/output] [--seed 0]
 
-Three questions about digits turned by random quarter turns: which digit is it, does it lie on its side, by how much is it
-turned? One C4 network with random weights, one pass of gradients over the data for each: in a strictly equivariant network
-the mean gradient of a pathway that breaks the symmetry is zero unless the answer needs it broken, whatever the weights. So
-the test tells for each layer and irrep which question needs what: nothing, the sign that half turns keep, everything. Its
-p-values come from turning the samples at random once more, and are exact. A few seconds on one CPU core.
+Three questions about digits turned by random quarter turns: which digit is it, does it lie on its side, by how much is
+it turned? One C4 network with random weights, one pass of gradients over the data for each: in a strictly equivariant
+network the mean gradient of a pathway that breaks the symmetry is zero unless the answer needs it broken, whatever the
+weights. So the test tells for each layer and irrep which question needs what: nothing, the sign that half turns keep,
+everything. Its p-values come from turning the samples at random once more, and are exact. A few seconds on one CPU
+core.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def check(results: dict[str, escnn_relax.SymmetryTest]) -> None:
         assert len(test.tests) == 6 and all(t.testable for t in test.tests), f"{name}: three layers, two irreps"
         for t in test.tests:
             found = "found" if t.broken else "not found"
-            assert t.broken == (t.pathway in planted), f"{name}: {t.pathway} of {t.layer} {found}, p = {t.adjusted_p_value:.3f}"
+            assert t.broken == (t.pathway in planted), (
+                f"{name}: {t.pathway} of {t.layer} {found}, p = {t.adjusted_p_value:.3f}"
+            )
         assert test.network.name == left, f"{name}: {left} is left, not {test.network.name}"
 
 

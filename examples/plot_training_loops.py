@@ -30,7 +30,13 @@ FIRST, EVERY, LR = 4, 2, 5e-3
 def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
     """The evidence and the penalised loss of each epoch."""
     evidence = escnn_relax.Evidence(model, num_data=len(loader.dataset), samples=1)
-    options = {"lr": LR, "burn_in": FIRST, "refresh_every": EVERY, "evidence_loader": evidence_loader, "progress": False}
+    options = {
+        "lr": LR,
+        "burn_in": FIRST,
+        "refresh_every": EVERY,
+        "evidence_loader": evidence_loader,
+        "progress": False,
+    }
     constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
     history = escnn_relax.fit(model, loader, epochs=epochs, evidence=evidence, scheduler=constant, **options)
     return evidence, history.losses
@@ -105,7 +111,9 @@ def check(results: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     (first, losses), *others = results.values()
     assert losses[-1] < 0.7 * losses[0], f"the network learns: {losses}"
-    assert any(abs(now - 3.0) > 0.1 for name, now in first.log_precision.items() if "irrep" in name), "the precisions move"
+    assert any(abs(now - 3.0) > 0.1 for name, now in first.log_precision.items() if "irrep" in name), (
+        "the precisions move"
+    )
     for evidence, own in others:
         assert own == losses, "the losses are the same"
         assert evidence.log_precision == first.log_precision, "so are the precisions"

@@ -3,9 +3,10 @@
 
     python examples/plot_unet.py [--out examples/output]
 
-At each pixel: is it lighter than the one to its left? A C4 U-Net with transposed convolutions and skips cannot know where left is; by
-the pixel's own brightness it is right at three quarters of them, at most. Relaxed, it is the same network at first, loads the same
-checkpoint, learns the question in a training loop of one's own, and leaves as TorchScript. Half a minute on a core.
+At each pixel: is it lighter than the one to its left? A C4 U-Net with transposed convolutions and skips cannot know
+where left is; by the pixel's own brightness it is right at three quarters of them, at most. Relaxed, it is the same
+network at first, loads the same checkpoint, learns the question in a training loop of one's own, and leaves as
+TorchScript. Half a minute on a core.
 """
 
 import torch
@@ -46,7 +47,9 @@ def learn(steps: int = 25) -> dict:
 
 def check(result: dict) -> None:
     assert result["same"] < 1e-4 and result["export"] < 1e-4, f"relaxed and exported it is the same function: {result}"
-    assert result["C4"] < 0.76 and result["relaxed"] > 0.8, f"the question breaks C4: {result['C4']}, {result['relaxed']}"
+    assert result["C4"] < 0.76 and result["relaxed"] > 0.8, (
+        f"the question breaks C4: {result['C4']}, {result['relaxed']}"
+    )
 
 
 def main() -> None:

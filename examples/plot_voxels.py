@@ -3,11 +3,12 @@
 
     python examples/plot_voxels.py [--out examples/output] [--data modelnet10_30.npz]
 
-Pieces of furniture stand on their feet or on their heads, turned about the vertical axis by any multiple of 90°. A network
-that is invariant under all 24 rotations of a cube cannot tell which; relaxed, it learns to. The irreps that single out
-an axis come alive, that of a direction (irrep 1) among them, the other two stay next to nothing, and the subgroup that
-survives is C4 about the vertical axis, which nobody told the network. The shapes are generated; with ``--data`` they
-are those of ModelNet10 (an archive with ``x_train``, 30×30×30 voxels a shape). About a minute on a core.
+Pieces of furniture stand on their feet or on their heads, turned about the vertical axis by any multiple of 90°. A
+network that is invariant under all 24 rotations of a cube cannot tell which; relaxed, it learns to. The irreps that
+single out an axis come alive, that of a direction (irrep 1) among them, the other two stay next to nothing, and the
+subgroup that survives is C4 about the vertical axis, which nobody told the network. The shapes are generated; with
+``--data`` they are those of ModelNet10 (an archive with ``x_train``, 30×30×30 voxels a shape). About a minute on a
+core.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from escnn_relax.evidence import survivors  # noqa: E402
 
+
 def furniture(kind: int, random: np.random.Generator) -> np.ndarray:
     """A table (0), a chair (1) or a cupboard (2) of 10×10×10 voxels, the first axis pointing up."""
     voxels = np.zeros((10, 10, 10), dtype=np.float32)
@@ -47,7 +49,7 @@ def furniture(kind: int, random: np.random.Generator) -> np.ndarray:
     return voxels
 
 
-def task(count: int, data: Optional[Path], seed: int = 0) -> tuple[Tensor, Tensor]:
+def task(count: int, data: Path | None, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Voxels ``(count, 1, 10, 10, 10)``, the first axis vertical; labels: on its feet (0) or on its head (1)."""
     random = np.random.default_rng(seed)
     if data is None:
@@ -65,7 +67,8 @@ def task(count: int, data: Optional[Path], seed: int = 0) -> tuple[Tensor, Tenso
 
 
 class VoxelNet(nn.Module):
-    """Two steerable convolutions of fields on the six directions of the axes; invariant under the rotations of a cube."""
+    """Two steerable convolutions of fields on the six directions of the axes; invariant under the rotations of a
+    cube."""
 
     def __init__(self, classes: int, fields: int = 4) -> None:
         super().__init__()
@@ -82,13 +85,15 @@ class VoxelNet(nn.Module):
         return self.linear(self.pool(self.activation(self.conv2(x))).tensor.mean((-3, -2, -1)))
 
 
-def learn(data: Optional[Path], count: int = 300, epochs: int = 30) -> dict:
+def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
     """Train strict and relaxed network."""
     torch.manual_seed(0)
     x, y = task(count + 150, data)
     strict = VoxelNet(2)
     model = escnn_relax.relax(strict)
-    loader = DataLoader(TensorDataset(x[:count], y[:count]), 50, shuffle=True, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(
+        TensorDataset(x[:count], y[:count]), 50, shuffle=True, generator=torch.Generator().manual_seed(0)
+    )
     train_strict(strict, loader, epochs)
     options = {"refresh_every": 4, "samples": 1, "lr": 1e-2, "progress": False}
     history = escnn_relax.fit(model, loader, epochs=epochs, **options)

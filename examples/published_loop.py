@@ -1,8 +1,8 @@
 """The training loop of the layer-wise-equivariance paper, beside which ``escnn_relax.fit`` can be set.
 
-Van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using gradients*, NeurIPS 2023: stochastic
-gradient descent with momentum, and from the tenth epoch on, after every fifth, the exact curvature of all the data and twenty
-steps of Adam on the log prior precisions.
+Van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using gradients*, NeurIPS 2023:
+stochastic gradient descent with momentum, and from the tenth epoch on, after every fifth, the exact curvature of all
+the data and twenty steps of Adam on the log prior precisions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from escnn_relax import Evidence
 BURN_IN, EVERY, HYPERSTEPS, RATE = 10, 5, 20, 0.1
 
 
-def train_as_published(model: nn.Module, loader: DataLoader, evidence: Evidence, epochs: int, learns: bool = True) -> None:
+def train_as_published(
+    model: nn.Module, loader: DataLoader, evidence: Evidence, epochs: int, learns: bool = True
+) -> None:
     """Train in place; without ``learns`` the precisions stay as they are, which is the paper's MAP."""
     descent = SGD(model.parameters(), lr=0.01, momentum=0.9)
     schedule = CosineAnnealingLR(descent, max(epochs, 1), eta_min=1e-6)

@@ -7,12 +7,12 @@ import json
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def arguments(doc: str, name: str, seeds: int) -> argparse.ArgumentParser:
-    """The arguments that experiments share: data, seeds, processes, device, files, training loop, and one of three sizes or only
-    the table."""
+    """The arguments that experiments share: data, seeds, processes, device, files, training loop, and one of three
+    sizes or only the table."""
     import torch
 
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,7 +37,8 @@ def common_to_all(parser: argparse.ArgumentParser, given: argparse.Namespace, si
 
 
 def chosen_size(given: argparse.Namespace, sizes: dict[str, dict]) -> tuple[str, dict]:
-    """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for; and of the loop."""
+    """The name of the size that was asked for, ``"small"`` unless another was, and what it stands for; and of the
+    loop."""
     name = next((size for size in ("full", "quick") if getattr(given, size)), "small")
     loop = ", published loop" if given.published_loop else ""
     return name + loop, {**sizes[name], "published": given.published_loop}
@@ -61,7 +62,9 @@ def stored(path: Path) -> list[dict]:
     return lines
 
 
-def work_off(jobs: Iterable[dict], run: Callable[[dict], dict], path: Path, key: Sequence[str], workers: int = 1) -> list[dict]:
+def work_off(
+    jobs: Iterable[dict], run: Callable[[dict], dict], path: Path, key: Sequence[str], workers: int = 1
+) -> list[dict]:
     """Do the runs that are not stored yet and store each as soon as it is done; returns all there are.
 
     Args:

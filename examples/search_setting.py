@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
@@ -56,7 +56,10 @@ class Network(nn.Module):
     def __init__(self, fields: int, layers: Sequence[tuple[int, int, int]]) -> None:
         super().__init__()
         space = gspaces.flipRot2dOnR2(4)
-        self.gray, hidden = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, fields * [space.regular_repr])
+        self.gray, hidden = (
+            enn.FieldType(space, [space.trivial_repr]),
+            enn.FieldType(space, fields * [space.regular_repr]),
+        )
         invariant, parts, before = enn.FieldType(space, INVARIANT * [space.trivial_repr]), [], self.gray
         for index, (kernel, stride, pool) in enumerate(layers, 1):
             after = invariant if index == len(layers) else hidden

@@ -6,19 +6,18 @@
     python examples/search_table.py --table                          (only writes the table from the runs there are)
 
 FOLDER holds ``rotated_mnist.npz`` and ``mnist.npz``: arrays x_train, y_train, x_test, y_test of uint8 digits, 28 × 28.
-Of the 12000 training digits each run trains on some, selects on others where it needs to, and is tested on digits of the
-test set; ``SIZES`` in search_setting.py says on how many, with which network and for how long. Every finished run is one
-line of a file; a run that is there is not done again, so the script can be stopped at any time. Seeds are worked off one
-after the other, so that what is there are whole seeds.
+Of the 12000 training digits each run trains on some, selects on others where it needs to, and is tested on digits of
+the test set; ``SIZES`` in search_setting.py says on how many, with which network and for how long. Every finished run
+is one line of a file; a run that is there is not done again, so the script can be stopped at any time. Seeds are worked
+off one after the other, so that what is there are whole seeds.
 
-"equal compute": all networks have the same channels, and the final one has seen the training data the same number of times,
-with the same schedule (a constant learning rate in the first half, a falling one in the second); what a search spends
-besides stands in its own column. A search has the first of these passes: its population lives on so many from the first to
-the last generation, or its mixture moves its shares for so many; then the winner, or the mixture with its shares frozen,
-trains on.
-"EquiNAS_D, one group a layer" trains what it found from scratch. "equal parameters": each architecture, found ones too, is
-trained from scratch at the width (one field or more) at which its number of weights is closest to that of the static D4
-network.
+"equal compute": all networks have the same channels, and the final one has seen the training data the same number of
+times, with the same schedule (a constant learning rate in the first half, a falling one in the second); what a search
+spends besides stands in its own column. A search has the first of these passes: its population lives on so many from
+the first to the last generation, or its mixture moves its shares for so many; then the winner, or the mixture with its
+shares frozen, trains on. "EquiNAS_D, one group a layer" trains what it found from scratch. "equal parameters": each
+architecture, found ones too, is trained from scratch at the width (one field or more) at which its number of weights is
+closest to that of the static D4 network.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ import time
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -72,7 +71,9 @@ def digits(folder: Path, name: str, seed: int, size: dict, device: str):
     y, labels = y.long().to(device), test[1].long().to(device)
     train = TensorDataset(scaled(x[:cut]), y[:cut])
     loader = DataLoader(train, size["batch"], shuffle=True, generator=torch.Generator().manual_seed(seed))
-    held_out = DataLoader(TensorDataset(scaled(x[cut:]), y[cut:]), size["batch"], shuffle=True, generator=torch.Generator())
+    held_out = DataLoader(
+        TensorDataset(scaled(x[cut:]), y[cut:]), size["batch"], shuffle=True, generator=torch.Generator()
+    )
     return loader, held_out, Accuracy(scaled(x[cut:]), y[cut:]), Accuracy(scaled(test[0]), labels)
 
 
@@ -116,7 +117,8 @@ def build(kind: str, genome: Sequence[str] | None, fields: int, size: dict) -> n
 
 @lru_cache(maxsize=None)
 def width(kind: str, genome: tuple[str, ...] | None, size: str) -> int:
-    """The number of fields, up to that of the size, at which the number of weights is closest to the static D4 network's."""
+    """The number of fields, up to that of the size, at which the number of weights is closest to the static D4
+    network's."""
     chosen = SIZES[size]
     wanted = size_of(Network(chosen["fields"], chosen["layers"]))
 

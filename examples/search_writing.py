@@ -8,7 +8,7 @@ import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need wha
 from escnn import gspaces
 from search_setting import DATA, INVARIANT, METHODS, MODES, SIZES
 
-from escnn_relax.symmetry.subgroups import subgroup
+from escnn_relax.symmetry.groups.lattice import subgroup
 
 COLUMNS = ("network", "runs", "test accuracy, %", "weights", "passes in all", "seconds", "−log evidence / N", "groups")
 
@@ -38,13 +38,15 @@ def table(lines: list[dict]) -> str:
 def setting(size: str) -> str:
     """What a size is, in a sentence."""
     s = SIZES[size]
-    layers = ", ".join(f"{k} × {k}" + f" stride {st}" * (st > 1) + f" pooled by {p}" * (p > 1) for k, st, p in s["layers"])
+    layers = ", ".join(
+        f"{k} × {k}" + f" stride {st}" * (st > 1) + f" pooled by {p}" * (p > 1) for k, st, p in s["layers"]
+    )
     groups = ", ".join(["D4", *(subgroup(gspaces.flipRot2dOnR2(4), id).name for id in s["groups"])])
     return (
-        f"Size {size}: {len(s['layers'])} convolutions ({layers}) with {s['fields']} regular fields of D4 between them and "
-        f"{INVARIANT} invariant ones behind; {s['train']} digits to train on, {s['select']} to select by, {s['test']} to "
-        f"test with; {s['epochs']} passes for each final network, {s['search']} of them the search's; {s['generations']} "
-        f"generations, {s['population']} survivors; groups {groups}."
+        f"Size {size}: {len(s['layers'])} convolutions ({layers}) with {s['fields']} regular fields of D4 between them"
+        f" and {INVARIANT} invariant ones behind; {s['train']} digits to train on, {s['select']} to select by,"
+        f" {s['test']} to test with; {s['epochs']} passes for each final network, {s['search']} of them the search's;"
+        f" {s['generations']} generations, {s['population']} survivors; groups {groups}."
     )
 
 

@@ -1,8 +1,8 @@
 """One network with a group convolution, a plain convolution and a fully connected map beside each other in every layer.
 
-The "several groups" network of van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using
-gradients*, NeurIPS 2023, from steerable layers: an escnn network of C4, relaxed to nothing by a second convolution, and by a
-factored map between all pixels that keeps neither C4 nor translations.
+The "several groups" network of van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically
+using gradients*, NeurIPS 2023, from steerable layers: an escnn network of C4, relaxed to nothing by a second
+convolution, and by a factored map between all pixels that keeps neither C4 nor translations.
 
 =====  ==========================================  ==================================================
 GCONV  escnn's own C4-equivariant convolution      commutes with quarter turns and translations
@@ -10,9 +10,9 @@ CONV   the other kernels that a convolution has    commutes with translations
 FC     ``FactoredPathway``                         commutes with nothing
 =====  ==========================================  ==================================================
 
-Strides go with even kernels, for which the middle of an even image stays the middle: with GCONV alone the network is exactly
-invariant under quarter turns, and its convolutions commute with translations by their stride; a sample never depends on the
-others of its batch.
+Strides go with even kernels, for which the middle of an even image stays the middle: with GCONV alone the network is
+exactly invariant under quarter turns, and its convolutions commute with translations by their stride; a sample never
+depends on the others of its batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ from torch import Tensor, nn
 
 
 #: The names of each pathway's weights end in this, or contain it.
-PATHWAYS = {"GCONV": ("weights.equivariant",), "CONV": ("weights.trivial", "weights.off_band"), "FC": (".factored_free.",)}
+PATHWAYS = {
+    "GCONV": ("weights.equivariant",),
+    "CONV": ("weights.trivial", "weights.off_band"),
+    "FC": (".factored_free.",),
+}
 #: Fields of the blocks in units of alpha; strides, which take 32 pixels to one.
 WIDTHS, STRIDES = (1, 1, 2, 2, 4, 4, 4), (2, 1, 2, 1, 2, 2, 2)
 
@@ -40,7 +44,13 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, alpha: int = 3, channels: int = 1, classes: int = 10, size: int = 32, blocks: int = 7, padding_mode: str = "zeros"
+        self,
+        alpha: int = 3,
+        channels: int = 1,
+        classes: int = 10,
+        size: int = 32,
+        blocks: int = 7,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
         space = gspaces.rot2dOnR2(4)
@@ -53,7 +63,10 @@ class Network(nn.Module):
             parts += [enn.ReLU(after)]
             before, size = after, size // stride
         self.features = enn.SequentialModule(*parts, enn.GroupPooling(before))
-        self.hidden, self.linear = nn.Linear(len(before) * size**2, 4 * len(before)), nn.Linear(4 * len(before), classes)
+        self.hidden, self.linear = (
+            nn.Linear(len(before) * size**2, 4 * len(before)),
+            nn.Linear(4 * len(before), classes),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.hidden(self.features(self.input(x)).tensor.flatten(1)).relu())
@@ -66,7 +79,8 @@ def with_several_groups(strict: Network, example: Tensor) -> nn.Module:
 
 
 def relative_dimensions(model: nn.Module, gammas: dict[str, float]) -> list[dict[str, float]]:
-    r"""For each block the share of each pathway, :math:`r_p = (\gamma_p / P_p) / \sum_q (\gamma_q / P_q)` (fractions)."""
+    r"""For each block the share of each pathway, :math:`r_p = (\gamma_p / P_p) / \sum_q (\gamma_q / P_q)`
+    (fractions)."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     layers: dict[str, dict[str, list[str]]] = {}
     for name in gammas:

@@ -1,20 +1,21 @@
-"""Which layer needs which group? The "several groups" experiment of the layer-wise-equivariance paper, with steerable layers.
+"""Which layer needs which group? The "several groups" experiment of the layer-wise-equivariance paper, with steerable
+layers.
 
     python examples/several_groups_table.py --data FOLDER [--seeds 2] [--jobs 1] [--runs FILE]
-    python examples/several_groups_table.py --data FOLDER --full     (32 × 32 pixels, all the data, long training; wants a GPU)
-    python examples/several_groups_table.py --data FOLDER --quick    (a minute: shows that it runs, nothing else)
+    python examples/several_groups_table.py --data FOLDER --full     (32 × 32 pixels, all the data, long training; wants
+    a GPU) python examples/several_groups_table.py --data FOLDER --quick    (a minute: shows that it runs, nothing else)
     python examples/several_groups_table.py --published-loop ...      (trains as the paper did, see published_loop.py)
     python examples/several_groups_table.py --table                  (only writes the table from the runs there are)
 
-FOLDER holds ``mnist.npz``, ``rotated_mnist.npz`` and ``cifar10_16k.npz`` (a subset of CIFAR-10): arrays x_train, y_train, x_test,
-y_test of uint8 images. Translated digits are moved by up to eight pixels. The network is that of several_groups.py. "MAP" trains
-all pathways under one prior precision: 1, as published, or the best of ``PRECISIONS`` on a sixth of the training data held out
-(seed 0), with which it is then trained on all of them. "evidence" learns a precision for each tensor of weights. "strict" is the
-network with GCONV alone, under the precision 1.
+FOLDER holds ``mnist.npz``, ``rotated_mnist.npz`` and ``cifar10_16k.npz`` (a subset of CIFAR-10): arrays x_train,
+y_train, x_test, y_test of uint8 images. Translated digits are moved by up to eight pixels. The network is that of
+several_groups.py. "MAP" trains all pathways under one prior precision: 1, as published, or the best of ``PRECISIONS``
+on a sixth of the training data held out (seed 0), with which it is then trained on all of them. "evidence" learns a
+precision for each tensor of weights. "strict" is the network with GCONV alone, under the precision 1.
 
-Without --full: images reduced to 16 × 16 pixels, 4000 of them to train on, 4000 to test with, 40 epochs; one to three minutes a run on
-one CPU core. Every finished run is one line of FILE, by default several_groups_runs.jsonl beside this script; a run that
-is there is not done again.
+Without --full: images reduced to 16 × 16 pixels, 4000 of them to train on, 4000 to test with, 40 epochs; one to three
+minutes a run on one CPU core. Every finished run is one line of FILE, by default several_groups_runs.jsonl beside this
+script; a run that is there is not done again.
 """
 
 from __future__ import annotations
@@ -35,18 +36,54 @@ from torch.utils.data import DataLoader, TensorDataset
 import escnn_relax
 from escnn_relax import Evidence
 
-#: Published: NLL and accuracy (%) of MAP and of the evidence, -log evidence / N, mean (min-max) relative effective dimension, %.
+#: Published: NLL and accuracy (%) of MAP and of the evidence, -log evidence / N, mean (min-max) relative effective
+#: dimension, %.
 DATA = {
     "MNIST": (".172 / 97.59", ".023 / 99.21", ".328", {"FC": "10 (0–46)", "CONV": "15 (0–98)", "GCONV": "75 (1–100)"}),
-    "translated MNIST": (".812 / 90.78", ".053 / 98.27", ".216", {"FC": "0 (0–0)", "CONV": "23 (0–99)", "GCONV": "77 (1–100)"}),
-    "rotated MNIST": (".819 / 91.02", ".136 / 95.55", ".896", {"FC": "8 (0–20)", "CONV": "8 (0–47)", "GCONV": "83 (47–100)"}),
-    "CIFAR-10": ("3.540 / 68.33", ".552 / 80.94", ".926", {"FC": "0 (0–1)", "CONV": "44 (0–99)", "GCONV": "56 (0–100)"}),
+    "translated MNIST": (
+        ".812 / 90.78",
+        ".053 / 98.27",
+        ".216",
+        {"FC": "0 (0–0)", "CONV": "23 (0–99)", "GCONV": "77 (1–100)"},
+    ),
+    "rotated MNIST": (
+        ".819 / 91.02",
+        ".136 / 95.55",
+        ".896",
+        {"FC": "8 (0–20)", "CONV": "8 (0–47)", "GCONV": "83 (47–100)"},
+    ),
+    "CIFAR-10": (
+        "3.540 / 68.33",
+        ".552 / 80.94",
+        ".926",
+        {"FC": "0 (0–1)", "CONV": "44 (0–99)", "GCONV": "56 (0–100)"},
+    ),
 }
 FILES = {"MNIST": "mnist", "translated MNIST": "mnist", "rotated MNIST": "rotated_mnist", "CIFAR-10": "cifar10_16k"}
 METHODS = ("strict", "MAP", "evidence")
 PRECISIONS = (1.0, 10.0, 100.0)
-SMALL = {"train": 4000, "test": 4000, "side": 16, "alpha": 2, "epochs": 40, "share": 0.25, "samples": 1, "refresh": 5, "batch": 50}
-FULL = {"train": 60000, "test": 50000, "side": 32, "alpha": 5, "epochs": 999, "share": 1.0, "samples": None, "refresh": 5, "batch": 128}
+SMALL = {
+    "train": 4000,
+    "test": 4000,
+    "side": 16,
+    "alpha": 2,
+    "epochs": 40,
+    "share": 0.25,
+    "samples": 1,
+    "refresh": 5,
+    "batch": 50,
+}
+FULL = {
+    "train": 60000,
+    "test": 50000,
+    "side": 32,
+    "alpha": 5,
+    "epochs": 999,
+    "share": 1.0,
+    "samples": None,
+    "refresh": 5,
+    "batch": 128,
+}
 QUICK = {**SMALL, "train": 200, "test": 200, "epochs": 2, "refresh": 1}
 SCALES = {"small": SMALL, "full": FULL, "quick": QUICK}
 LR, SHIFT, HELD_OUT = 3e-3, 8, 6
@@ -79,7 +116,10 @@ def images(folder: Path, data: str, part: str, count: int, side: int, seed: int)
     x = nn.functional.pad(x, [(32 - x.shape[-1]) // 2] * 4)
     if data == "translated MNIST":
         generator = torch.Generator().manual_seed(seed)
-        wide, moves = nn.functional.pad(x, [SHIFT] * 4), torch.randint(0, 2 * SHIFT + 1, (len(x), 2), generator=generator)
+        wide, moves = (
+            nn.functional.pad(x, [SHIFT] * 4),
+            torch.randint(0, 2 * SHIFT + 1, (len(x), 2), generator=generator),
+        )
         x = torch.stack([image[:, r : r + 32, c : c + 32] for image, (r, c) in zip(wide, moves.tolist())])
     if side != 32:
         x = nn.functional.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -112,7 +152,10 @@ def train(job: dict, x: Tensor, y: Tensor) -> tuple[nn.Module, Evidence]:
 def judge(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """Negative log likelihood (nats a sample) and accuracy (fraction)."""
     logits = torch.cat([model(part) for part in x.split(500)])
-    return {"nll": float(nn.functional.cross_entropy(logits, y)), "accuracy": float((logits.argmax(1) == y).float().mean())}
+    return {
+        "nll": float(nn.functional.cross_entropy(logits, y)),
+        "accuracy": float((logits.argmax(1) == y).float().mean()),
+    }
 
 
 def run(job: dict) -> dict:
@@ -125,11 +168,17 @@ def run(job: dict) -> dict:
         cut = len(x) - len(x) // HELD_OUT
         (x, y), test = (x[:cut], y[:cut]), [x[cut:], y[cut:]]
     else:
-        test = [t.to(job["device"]) for t in images(folder, job["data"], "test", size["test"], size["side"], 1000 + job["seed"])]
+        test = [
+            t.to(job["device"])
+            for t in images(folder, job["data"], "test", size["test"], size["side"], 1000 + job["seed"])
+        ]
     model, evidence = train(job, x, y)
     shares, total = None, None
     if job["method"] == "evidence":
-        shares, total = relative_dimensions(model, evidence.effective_dimension()), -evidence.log_marginal_likelihood() / len(x)
+        shares, total = (
+            relative_dimensions(model, evidence.effective_dimension()),
+            -evidence.log_marginal_likelihood() / len(x),
+        )
     kept = {name: job[name] for name in KEY}
     found = {"evidence": total, "shares": shares, "parameters": sum(p.numel() for p in model.parameters())}
     return {**kept, **judge(model, *test), **found, "seconds": round(time.time() - start, 1)}
@@ -149,7 +198,10 @@ def table(lines: list[dict]) -> str:
         of = lambda data, method, precision=1.0: [
             o for o in lines if (o["data"], o["method"], o["precision"], o["scale"]) == (data, method, precision, scale)
         ]
-        text += [f"## {scale}: {size['train']} images of {size['side']} × {size['side']} pixels, {size['epochs']} epochs", ""]
+        text += [
+            f"## {scale}: {size['train']} images of {size['side']} × {size['side']} pixels, {size['epochs']} epochs",
+            "",
+        ]
         text += ["Test NLL (nats) / accuracy (%), mean ± standard deviation over runs:", ""]
         text += ["| data | strict | MAP, δ = 1 | published | MAP, δ tuned | evidence | published |", "|" + 7 * "---|"]
         for data, (plain, laplace, _, _) in DATA.items():
@@ -190,10 +242,21 @@ def main() -> None:
     if not given.table:
         common = common_to_all(parser, given, SCALES)
         seeds = range(1 if given.quick else given.seeds)
-        held = [{"data": d, "method": "held out", "precision": p, "seed": 0, **common} for d in DATA for p in PRECISIONS]
+        held = [
+            {"data": d, "method": "held out", "precision": p, "seed": 0, **common} for d in DATA for p in PRECISIONS
+        ]
         lines = work_off(held, run, given.runs, KEY, given.jobs)
-        wanted = [{"data": d, "method": m, "precision": 1.0, "seed": s, **common} for s in seeds for d in DATA for m in reversed(METHODS)]
-        best = [{"data": d, "method": "MAP", "precision": tuned(lines, d, common["scale"]), "seed": s, **common} for s in seeds for d in DATA]
+        wanted = [
+            {"data": d, "method": m, "precision": 1.0, "seed": s, **common}
+            for s in seeds
+            for d in DATA
+            for m in reversed(METHODS)
+        ]
+        best = [
+            {"data": d, "method": "MAP", "precision": tuned(lines, d, common["scale"]), "seed": s, **common}
+            for s in seeds
+            for d in DATA
+        ]
         lines = work_off(wanted + [job for job in best if job not in wanted], run, given.runs, KEY, given.jobs)
     write_table(given, lines, table)
 

@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 examples/several_processes.py [--epochs 12]
 
-The usual recipe of torch: ``init_process_group``, a ``DistributedSampler``, a ``DistributedDataParallel`` model; ``fit`` takes both as
-they are. Curvature and loss are summed over all processes, N is the size of the data set, and each process ends with the same
-precisions, bit for bit, and with those of the same batches in one process. Run by ``python`` alone it is one process with all the data.
-Half a minute on two cores.
+The usual recipe of torch: ``init_process_group``, a ``DistributedSampler``, a ``DistributedDataParallel`` model;
+``fit`` takes both as they are. Curvature and loss are summed over all processes, N is the size of the data set, and
+each process ends with the same precisions, bit for bit, and with those of the same batches in one process. Run by
+``python`` alone it is one process with all the data. Half a minute on two cores.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Is the planted symmetry found? Ten seeded runs for each start and each planted subgroup; writes the table.
 
-    python examples/symmetry_discovery_runs.py [--runs examples/symmetry_discovery.jsonl] [--only fields O2] [--workers 2]
+    python examples/symmetry_discovery_runs.py [--runs examples/symmetry_discovery.jsonl] [--only fields O2] [--workers
+    2]
 
-Every run relaxes a network of the start's group, trains it with ``fit`` and reads the stabiliser of its kernels; nothing is
-tuned to a case. Finished runs are appended to the file at once and not repeated, so that it can be interrupted at any
-time; the table is written at the end. A run takes 5 to 30 seconds on one core.
+Every run relaxes a network of the start's group, trains it with ``fit`` and reads the stabiliser of its kernels;
+nothing is tuned to a case. Finished runs are appended to the file at once and not repeated, so that it can be
+interrupted at any time; the table is written at the end. A run takes 5 to 30 seconds on one core.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def _median(values: list[float]) -> str:
 def hardware() -> str:
     """What the seconds were measured on."""
     model = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{model[0] if model else platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
+    return (
+        f"{model[0] if model else platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
+    )
 
 
 def _cpuinfo() -> list[str]:

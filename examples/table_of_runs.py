@@ -3,8 +3,8 @@
     python examples/table_of_runs.py --seeds 3 --jobs 2      (about 25 minutes on 2 CPU cores, less with more jobs)
 
 "strict" is trained without any prior, "strict, evidence" by the same fit as the others, "relaxed" is what
-escnn_relax.relax makes of it. "overlapping" is the residual pathway as it is usually built: a free convolution beside the equivariant one, not
-orthogonal to it and started at random, trained by the same evidence.
+escnn_relax.relax makes of it. "overlapping" is the residual pathway as it is usually built: a free convolution beside
+the equivariant one, not orthogonal to it and started at random, trained by the same evidence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import nn
 
 from escnn_relax import Evidence, fit, relax, report
 
-
 NETWORKS = ["strict", "strict, evidence", "relaxed", "overlapping"]
 
 
@@ -32,7 +31,9 @@ class Overlapping(EquivariantModule):
     def __init__(self, strict) -> None:
         super().__init__()
         self.in_type, self.out_type, self.strict = strict.in_type, strict.out_type, strict
-        self.free = nn.Conv2d(self.in_type.size, self.out_type.size, strict.kernel_size, padding=strict.padding, bias=False)
+        self.free = nn.Conv2d(
+            self.in_type.size, self.out_type.size, strict.kernel_size, padding=strict.padding, bias=False
+        )
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         return GeometricTensor(self.strict(input).tensor + self.free(input.tensor), self.out_type)
@@ -102,7 +103,10 @@ def main() -> None:
         for s in range(given.seeds)
         if t == "rot" or k in ("strict", "relaxed")  # the other two are there for comparison on the first task
     ]
-    print("| task | network | seed | test acc. % | change under turns % | −log evidence / N | energy of ψ1, ψ2 by layer % | largest eff. dim. of a residual % |")
+    print(
+        "| task | network | seed | test acc. % | change under turns % | −log evidence / N | energy of ψ1, ψ2 by layer %"
+        " | largest eff. dim. of a residual % |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         results = []

@@ -1,4 +1,5 @@
-"""Networks of layers that share weights over the image, or do not: the configurations of the layer-wise-equivariance paper.
+"""Networks of layers that share weights over the image, or do not: the configurations of the layer-wise-equivariance
+paper.
 
 Van der Ouderaa, Immer, van der Wilk, *Learning layer-wise equivariances automatically using gradients*, NeurIPS 2023. A
 network is eight blocks and two linear layers; each block is the mean (or the sum) of one or several layers:
@@ -12,15 +13,15 @@ S-CONV  ``SparseR2Conv``, with seven anchors where it stands alone
 ======  ========================================================================================================
 
 Where a convolution halves the image, each sample keeps the one of four grids of pixels on which the output is largest
-(:class:`LargestGrid`), so that a network of convolutions alone is exactly invariant under translations; or every sample keeps the
-same grid (:class:`FixedGrid`), which is easier to train and exactly invariant under translations by half the image. Either way no sample depends on the
-others of its batch. Channels are scalars of the trivial group here; the steerable versions come from ``escnn_relax.relax_translation``.
+(:class:`LargestGrid`), so that a network of convolutions alone is exactly invariant under translations; or every sample
+keeps the same grid (:class:`FixedGrid`), which is easier to train and exactly invariant under translations by half the
+image. Either way no sample depends on the others of its batch. Channels are scalars of the trivial group here; the
+steerable versions come from ``escnn_relax.relax_translation``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import torch
 import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
@@ -29,7 +30,7 @@ from escnn import nn as enn
 from torch import Tensor, nn
 
 from escnn_relax.nn import DensePathway, FactoredPathway, SparseR2Conv
-from escnn_relax.symmetry.subgroups import subgroup
+from escnn_relax.symmetry.groups.lattice import subgroup
 
 PLANE = gspaces.trivialOnR2()
 #: Channels of the blocks in units of alpha, and the factor by which each shrinks the image.
@@ -52,10 +53,11 @@ class OnTensors(nn.Module):
 
 
 class LargestGrid(nn.Module):
-    """A layer of stride one, of whose output each sample keeps every second pixel: those of the four grids with the largest norm.
+    """A layer of stride one, of whose output each sample keeps every second pixel: those of the four grids with the
+    largest norm.
 
-    A translated input gives the same numbers, translated (Chaman and Dokmanić, *Truly shift-invariant convolutional neural
-    networks*, CVPR 2021).
+    A translated input gives the same numbers, translated (Chaman and Dokmanić, *Truly shift-invariant convolutional
+    neural networks*, CVPR 2021).
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -72,8 +74,9 @@ class LargestGrid(nn.Module):
 class FixedGrid(nn.Module):
     """A layer of stride one, every second pixel of whose output is kept, and of two by two pixels their mean.
 
-    An input translated by a number of pixels that all the halvings of a network divide gives the same numbers, translated. Half the
-    image is such a number up to the last halving, from two pixels to one, and the mean does not see it there.
+    An input translated by a number of pixels that all the halvings of a network divide gives the same numbers,
+    translated. Half the image is such a number up to the last halving, from two pixels to one, and the mean does not
+    see it there.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -89,7 +92,15 @@ GRIDS = {"largest": LargestGrid, "fixed": FixedGrid}
 
 
 def layer(
-    kind: str, ins: int, outs: int, before: int, after: int, alone: bool, seed: int, silent: bool = False, grid: str = "largest"
+    kind: str,
+    ins: int,
+    outs: int,
+    before: int,
+    after: int,
+    alone: bool,
+    seed: int,
+    silent: bool = False,
+    grid: str = "largest",
 ) -> nn.Module:
     """One layer from ``ins`` channels of ``before`` squared pixels to ``outs`` channels of ``after`` squared ones."""
     shapes = (scalars(ins), scalars(outs), (before, before), (after, after), subgroup(PLANE, 1))
@@ -140,7 +151,7 @@ class Network(nn.Module):
         channels: int = 1,
         classes: int = 10,
         size: int = 32,
-        blocks: Optional[int] = None,
+        blocks: int | None = None,
         silent: bool = False,
         grid: str = "largest",
     ) -> None:

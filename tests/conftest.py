@@ -46,7 +46,8 @@ def seeds():
 
 @pytest.fixture(autouse=True)
 def single_precision_bases():
-    """escnn shares sampled bases between all layers of a process, and ``layer.double()`` turns them for all: back to what they were."""
+    """escnn shares sampled bases between all layers of a process, and ``layer.double()`` turns them for all: back to
+    what they were."""
     yield
     for stored in (basisexpansion_singleblock._stored_filters, basissampler_singleblock._stored_filters):
         for module in stored.values():

@@ -1,4 +1,5 @@
-"""Gauss-Newton matrices by brute force, sharing no code with the package: whole Jacobians, explicit rows and columns."""
+"""Gauss-Newton matrices by brute force, sharing no code with the package: whole Jacobians, explicit rows and
+columns."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def network():
 
 def dataset(likelihood="categorical", count=12):
     x = torch.randn(count, 1, 6, 6).double()
-    return TensorDataset(x, torch.randint(3, (count,)) if likelihood == "categorical" else torch.randn(count, 3).double())
+    return TensorDataset(
+        x, torch.randint(3, (count,)) if likelihood == "categorical" else torch.randn(count, 3).double()
+    )
 
 
 def loader(likelihood="categorical", count=12, batch_size=5, **options):

@@ -1,11 +1,13 @@
-"""Loaders, targets and networks of many kinds, and their Gauss-Newton matrices by brute force, for the matrix of inputs."""
+"""Loaders, targets and networks of many kinds, and their Gauss-Newton matrices by brute force, for the matrix of
+inputs."""
 
 from __future__ import annotations
 
 import math
 from collections import namedtuple
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any
+from collections.abc import Callable
 
 import torch
 from escnn import gspaces
@@ -198,9 +200,9 @@ class Target:
 
     likelihood: Any
     target: Callable[[tuple[int, ...]], torch.Tensor]
-    loss: Optional[Callable[..., torch.Tensor]]
-    weight: Optional[Callable[[tuple[int, ...]], torch.Tensor]] = None
-    hessian: Optional[Callable[..., torch.Tensor]] = None
+    loss: Callable[..., torch.Tensor] | None
+    weight: Callable[[tuple[int, ...]], torch.Tensor] | None = None
+    hessian: Callable[..., torch.Tensor] | None = None
     outputs: int = C
 
 
@@ -268,12 +270,18 @@ def fisher(f):
 WEIGHTS = torch.tensor([0.5, 2.0, 1.5]).double()
 TARGETS = {
     "labels": Target("categorical", labels, ce),
-    "labels, some ignored": Target(Categorical(ignore_index=255), ignored, lambda f, y, w: ce(f, y, w, ignore_index=255)),
+    "labels, some ignored": Target(
+        Categorical(ignore_index=255), ignored, lambda f, y, w: ce(f, y, w, ignore_index=255)
+    ),
     "a loss of torch's": Target(
-        nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.1), labels, lambda f, y, w: ce(f, y, w, weight=WEIGHTS, label_smoothing=0.1)
+        nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.1),
+        labels,
+        lambda f, y, w: ce(f, y, w, weight=WEIGHTS, label_smoothing=0.1),
     ),
     "probabilities": Target("categorical", soft, ce),
-    "several labels": Target(Bernoulli(), yes, lambda f, y, w: F.binary_cross_entropy_with_logits(f, y, reduction="sum")),
+    "several labels": Target(
+        Bernoulli(), yes, lambda f, y, w: F.binary_cross_entropy_with_logits(f, y, reduction="sum")
+    ),
     "regression": Target(Gaussian(), real, square),
     "regression with holes": Target("gaussian", holes, square, mask),
     "weighed labels": Target("categorical", labels, ce, each),
@@ -375,12 +383,26 @@ def geometric(x, y, w):
 
 
 def asking(x, y, w):
-    return Batches(_parts(x, y, w), forward=lambda model, input: model(**input) if isinstance(input, dict) else model(input))
+    return Batches(
+        _parts(x, y, w), forward=lambda model, input: model(**input) if isinstance(input, dict) else model(input)
+    )
 
 
 LOADERS = {
     f.__name__.replace("_", " "): f
-    for f in (pairs, dictionaries, named, one_batch, tensor_data, rows, stream, repeated, exhausted_later, geometric, asking)
+    for f in (
+        pairs,
+        dictionaries,
+        named,
+        one_batch,
+        tensor_data,
+        rows,
+        stream,
+        repeated,
+        exhausted_later,
+        geometric,
+        asking,
+    )
 }
 
 

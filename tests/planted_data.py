@@ -5,7 +5,8 @@ Most of the kernel's energy has the symmetry of the whole group, a tenth that of
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import torch
 from escnn import gspaces
@@ -16,19 +17,21 @@ from torch.utils.data import DataLoader, TensorDataset
 from escnn_relax import fit, project, restrict
 from escnn_relax.evidence import Evidence
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
-from escnn_relax.symmetry.subgroup import Subgroup
+from escnn_relax.symmetry.groups.subgroup import Subgroup
 
 #: Share of the energy that breaks the group (fraction).
 BROKEN = 0.1
 
-#: escnn samples kernels in float32, and a planted one is a difference of two: what is lost of it (fraction of the norm).
+#: escnn samples kernels in float32, and a planted one is a difference of two: what is lost of it (fraction of the
+#: norm).
 SAMPLED = 1e-5
 
 _OPTIONS = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "progress": False}
 
 
 class Learned(NamedTuple):
-    """A trained model of one relaxed layer, its evidence and data, and a layer of the same kind that has the planted kernel."""
+    """A trained model of one relaxed layer, its evidence and data, and a layer of the same kind that has the planted
+    kernel."""
 
     model: nn.Module
     evidence: Evidence
@@ -58,8 +61,11 @@ def relaxed(into: enn.FieldType, *args: Any, **options: Any) -> enn.EquivariantM
     return (RelaxedR2Conv if into.gspace.dimensionality == 2 else RelaxedR3Conv)(into, *args, **options)
 
 
-def planted_kernel(kept: Subgroup, into: enn.FieldType, out: enn.FieldType, size: int, broken: float = BROKEN) -> Tensor:
-    """A random kernel of norm 1 of escnn's own layer of a subgroup, of which this share of the energy breaks the group."""
+def planted_kernel(
+    kept: Subgroup, into: enn.FieldType, out: enn.FieldType, size: int, broken: float = BROKEN
+) -> Tensor:
+    """A random kernel of norm 1 of escnn's own layer of a subgroup, of which this share of the energy breaks the
+    group."""
     strict = plain(into, out, size, bias=False)
     with torch.no_grad():
         kernel = strict.expand_parameters()[0]
@@ -88,7 +94,9 @@ def hold(layer: nn.Module, kernel: Tensor) -> None:
                 w[k] = 0
         basis, wanted = torch.stack(columns, dim=1), kernel.double().flatten()
         found = torch.linalg.lstsq(basis, wanted.unsqueeze(1), driver="gelsd").solution.squeeze(1)
-        assert float((basis @ found - wanted).norm() / wanted.norm()) < SAMPLED, "the layer has every kernel of every subgroup"
+        assert float((basis @ found - wanted).norm() / wanted.norm()) < SAMPLED, (
+            "the layer has every kernel of every subgroup"
+        )
         for w, values in zip(layer.weights.values(), found.split([len(w) for w in layer.weights.values()])):
             w.copy_(values)
 
@@ -106,7 +114,7 @@ def filtered(
     samples: int,
     noise: float,
     batch: int = 20,
-    places: Optional[int] = None,
+    places: int | None = None,
     gates: bool = False,
     **options: Any,
 ) -> Learned:
@@ -129,7 +137,14 @@ def filtered(
 
 
 def labelled(
-    kept: Subgroup, into: enn.FieldType, size: int, seed: int, samples: int, classes: int = 2, clear: float = 2.0, **options: Any
+    kept: Subgroup,
+    into: enn.FieldType,
+    size: int,
+    seed: int,
+    samples: int,
+    classes: int = 2,
+    clear: float = 2.0,
+    **options: Any,
 ) -> Learned:
     """Images of one kernel's size; a planted kernel gives each class a number, by which a label is drawn: a classifier.
 
@@ -167,4 +182,6 @@ def space_of(name: str) -> gspaces.GSpace:
 def plane_type(space: gspaces.GSpace, frequencies: Sequence[int] = (0, 1)) -> enn.FieldType:
     """A field of each frequency; the highest of C_2n and D_n flips by half a turn."""
     one = space.fibergroup.name[0] in "DO"
-    return enn.FieldType(space, [space.trivial_repr if k == 0 else space.irrep(*((1, k) if one else (k,))) for k in frequencies])
+    return enn.FieldType(
+        space, [space.trivial_repr if k == 0 else space.irrep(*((1, k) if one else (k,))) for k in frequencies]
+    )

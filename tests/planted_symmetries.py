@@ -1,4 +1,5 @@
-"""Data sets with a planted symmetry, beyond quarter turns of digits: a blob at a random angle, and questions about the angle."""
+"""Data sets with a planted symmetry, beyond quarter turns of digits: a blob at a random angle, and questions about
+the angle."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ class Vectors(nn.Module):
         return self.two(self.act(self.one(self.into(x)))).tensor
 
 
-def blobs(angles: Tensor, generator: torch.Generator, size: int = 11, radius: float = 3.0, noise: float = 0.5) -> Tensor:
+def blobs(
+    angles: Tensor, generator: torch.Generator, size: int = 11, radius: float = 3.0, noise: float = 0.5
+) -> Tensor:
     """A blob in each image, at an angle from the x axis, counter-clockwise; ``(N, 1, size, size)``."""
     at = torch.arange(size) - (size - 1) / 2
     x, y = at.view(1, 1, -1), -at.view(1, -1, 1)

@@ -10,9 +10,9 @@ from escnn import gspaces
 from escnn.nn import FieldType
 
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv
-from escnn_relax.nn.block_products import BlockProducts
-from escnn_relax.symmetry import relaxation
-from escnn_relax.symmetry.irreps import irreps_up_to
+from escnn_relax.nn.kernels.block_products import BlockProducts
+from escnn_relax.symmetry.kernels import relaxation
+from escnn_relax.symmetry.groups.irreps import irreps_up_to
 
 #: float64, the same numbers added in another order
 ROUNDING = 1e-10
@@ -20,7 +20,9 @@ ROUNDING = 1e-10
 
 def interleaved():
     space = gspaces.flipRot2dOnR2(4)
-    fields = FieldType(space, [space.regular_repr, space.trivial_repr, *irreps_up_to(space.fibergroup, 1), space.regular_repr])
+    fields = FieldType(
+        space, [space.regular_repr, space.trivial_repr, *irreps_up_to(space.fibergroup, 1), space.regular_repr]
+    )
     return MixedR2Conv(fields, fields, 3, subgroups=[(None, 2), (1, 1), (None, 1)])
 
 
@@ -45,7 +47,9 @@ def by_pairs_of_irreps():
         return MixedR2Conv(fields, fields, 3, subgroups=[(None, 2), (1, 1), (None, 1)])
 
 
-@pytest.fixture(params=[interleaved, planar, in_space, by_pairs_of_irreps], ids=lambda make: make.__name__, scope="module")
+@pytest.fixture(
+    params=[interleaved, planar, in_space, by_pairs_of_irreps], ids=lambda make: make.__name__, scope="module"
+)
 def kernel(request):
     torch.manual_seed(0)
     return request.param().double().kernel

@@ -1,16 +1,16 @@
-"""The decision that this package once took, for comparison: by whole irreps, at the precisions that all the kernels have, among the
-subgroups that escnn has ids for, each in escnn's position."""
+"""The decision that this package once took, for comparison: by whole irreps, at the precisions that all the kernels
+have, among the subgroups that escnn has ids for, each in escnn's position."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 from escnn_relax.evidence import Evidence
-from escnn_relax.evidence.demanding import Demands
-from escnn_relax.nn.stabiliser import KernelSymmetry
-from escnn_relax.symmetry.pathway import SWITCHED_OFF
-from escnn_relax.symmetry.subgroup import Subgroup
+from escnn_relax.evidence.verdicts.subgroup_cost import Demands
+from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.symmetry.kernels.pathway import SWITCHED_OFF
+from escnn_relax.symmetry.groups.subgroup import Subgroup
 
 #: Nats that counted as none.
 INDIFFERENT = 1.0
@@ -37,8 +37,9 @@ def listed(kept: Subgroup) -> bool:
     return not (first in ("edges", "twisted") or (first == "tetra" and kept.gspace.fibergroup.order() > 0))
 
 
-def by_whole_irreps(symmetry: KernelSymmetry, evidence: Optional[Evidence] = None) -> tuple[Subgroup, float]:
-    """The subgroup that it found, and the margin to the next larger ones (nats); without an evidence by energy alone, and NaN."""
+def by_whole_irreps(symmetry: KernelSymmetry, evidence: Evidence | None = None) -> tuple[Subgroup, float]:
+    """The subgroup that it found, and the margin to the next larger ones (nats); without an evidence by energy
+    alone, and NaN."""
     demands = None
     if evidence is not None:
         estimate = evidence.estimate

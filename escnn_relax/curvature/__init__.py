@@ -3,7 +3,7 @@
 :mod:`.conventions` fixes the symbols and the scalings that all files here use.
 """
 
-from .collect import Curvature, CurvatureEstimate
+from .curvature import Curvature, CurvatureEstimate
 from .factors import DenseFactor, DiagonalFactor, Factor, KroneckerFactor
 
 __all__ = ["Curvature", "CurvatureEstimate", "DenseFactor", "DiagonalFactor", "Factor", "KroneckerFactor"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import signature
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
+from typing import Any
 
 import torch
 from escnn.nn import GeometricTensor
@@ -28,7 +29,8 @@ def detached(input: Any) -> Any:
 
 
 def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """Large minibatches in two parts: the sums over samples are the same, and need half the memory, no more than training."""
+    """Large minibatches in two parts: the sums over samples are the same, and need half the memory, no more than
+    training."""
     for input, target in pairs:
         count, parts = len(target), tensors(input)
         alone = all(part.dim() and len(part) == count for part in parts)
@@ -47,8 +49,8 @@ def first(input: Any, samples: int, most: int) -> Any:
 
 
 def counting(input: Any, target: Any) -> tuple[Any, Any]:
-    """Without the samples whose weight is zero, where they can be left out: they tell nothing, nor do the rows that layers read of
-    them. As it is if none counts."""
+    """Without the samples whose weight is zero, where they can be left out: they tell nothing, nor do the rows that
+    layers read of them. As it is if none counts."""
     if not isinstance(target, Weighted):
         return input, target
     counts = target.weight.flatten(1).any(1) if target.weight.dim() > 1 else target.weight != 0
@@ -66,7 +68,8 @@ def _has_points(input: Any) -> bool:
 
 
 def call(model: nn.Module, input: Any) -> Any:
-    """What a model says to an input: several tensors in a tuple by position, in a dictionary by name; or as the user asks.
+    """What a model says to an input: several tensors in a tuple by position, in a dictionary by name; or as the user
+    asks.
 
     ``DataError`` for names and numbers of tensors that it does not take.
     """
@@ -85,8 +88,8 @@ def call(model: nn.Module, input: Any) -> Any:
 
 
 def answer(model: nn.Module, input: Any) -> Any:
-    """:func:`call`, with ``FieldTypeError`` where a bare assertion of escnn's refuses the input, and ``DataError`` for inputs in
-    another precision than the weights that a layer refuses."""
+    """:func:`call`, with ``FieldTypeError`` where a bare assertion of escnn's refuses the input, and ``DataError`` for
+    inputs in another precision than the weights that a layer refuses."""
     try:
         return call(model, input)
     except RuntimeError as error:
@@ -95,14 +98,22 @@ def answer(model: nn.Module, input: Any) -> Any:
         if own is None or not others or "dtype" not in str(error) and "type" not in str(error):
             raise
         remedy = "give both one precision: model.to(dtype), or convert the input where it is loaded"
-        raise DataError(f"forward of {type(model).__name__}", f"{error}", expected=f"inputs of {own}", got=", ".join(sorted(others)), remedy=remedy) from error
+        raise DataError(
+            f"forward of {type(model).__name__}",
+            f"{error}",
+            expected=f"inputs of {own}",
+            got=", ".join(sorted(others)),
+            remedy=remedy,
+        ) from error
     except AssertionError as error:
         said = f": {error}" if str(error) else ""
         raise FieldTypeError(
             type(model).__name__,
             f"an assertion failed in its forward pass, as escnn's do for fields of another type{said}",
             got=type(input).__name__,
-            remedy="a model for plain tensors makes the GeometricTensor in its forward, and returns outputs (N, C, ...)",
+            remedy=(
+                "a model for plain tensors makes the GeometricTensor in its forward, and returns outputs (N, C, ...)"
+            ),
         ) from error
 
 
@@ -117,16 +128,18 @@ def check_weights(model: nn.Module) -> None:
     """Raise ``DataError`` that names the first parameter with NaN or infinite values."""
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise DataError(name, "NaN or infinite weights", remedy="go back to finite ones, and lower the learning rate")
+            raise DataError(
+                name, "NaN or infinite weights", remedy="go back to finite ones, and lower the learning rate"
+            )
 
 
 def batches(
-    loader: Iterable[Any], device: torch.device, progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None
+    loader: Iterable[Any], device: torch.device, progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None
 ) -> Iterator[tuple[Any, Any]]:
     """Pairs of input and target on ``device``: the one way in which all of the package reads data.
 
-    The input may be several tensors, see :func:`answer`; the target is :class:`~.reader.Weighted` where samples have weights.
-    Raises ``DataError`` for batches that cannot be read (:mod:`.reader`) or are not finite.
+    The input may be several tensors, see :func:`answer`; the target is :class:`~.reader.Weighted` where samples have
+    weights. Raises ``DataError`` for batches that cannot be read (:mod:`.reader`) or are not finite.
     """
     check_iterable(loader)
     for index, batch in enumerate(progress(loader) if progress else loader):
@@ -154,5 +167,7 @@ def _checked(weight: Any, samples: int, where: str) -> Tensor:
         remedy = "pass one weight of at least 0 for each sample, as the third entry of a batch"
         raise DataError(where, expected=f"a tensor of weights for {samples} samples", got=got, remedy=remedy)
     if not torch.isfinite(weight).all() or (weight < 0).any():
-        raise DataError(where, "weights that are negative or not finite", remedy="leave samples out by a weight of zero")
+        raise DataError(
+            where, "weights that are negative or not finite", remedy="leave samples out by a weight of zero"
+        )
     return weight.to(torch.get_default_dtype()) if not weight.is_floating_point() else weight

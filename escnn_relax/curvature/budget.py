@@ -1,17 +1,19 @@
 r"""A bound on the memory of a refresh: the bytes of its tensors are counted, and minibatches are cut so that it holds.
 
-Whatever a chunk of n samples needs beside the sums is a sum, and at its peak a maximum, of numbers that are constant, grow as n,
-or grow as n up to some size. For all of these :math:`f(n') \le (n'/n) f(n)` if :math:`n' \ge n`. So the first chunk is a single
-sample, and each chunk says how many samples may follow. What the end of a refresh takes, where factors are formed from the
-sums, does not depend on the data, and is tried on that one sample.
+Whatever a chunk of n samples needs beside the sums is a sum, and at its peak a maximum, of numbers that are constant,
+grow as n, or grow as n up to some size. For all of these :math:`f(n') \le (n'/n) f(n)` if :math:`n' \ge n`. So the
+first chunk is a single sample, and each chunk says how many samples may follow. What the end of a refresh takes, where
+factors are formed from the sums, does not depend on the data, and is tried on that one sample.
 
-Counted are tensors that operations return, against a part of the limit: the rest is for scratch within single operations.
+Counted are tensors that operations return, against a part of the limit: the rest is for scratch within single
+operations.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, Callable, Iterable, Iterator, Optional, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from escnn.nn import GeometricTensor
@@ -54,7 +56,9 @@ class Budget(TorchDispatchMode):
         self.limit = limit * MIB * TENSORS
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
-        self._taken: dict[Any, dict[int, int]] = {}  # bytes that chunks took beside the sums, by pass and shapes, by samples
+        self._taken: dict[
+            Any, dict[int, int]
+        ] = {}  # bytes that chunks took beside the sums, by pass and shapes, by samples
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -84,7 +88,8 @@ class Budget(TorchDispatchMode):
         return self.now
 
     def taken(self, run: Callable[[], Result]) -> tuple[Result, int]:
-        """What a function returns, and the bytes that it took at its peak; which does not count in the peak around it."""
+        """What a function returns, and the bytes that it took at its peak; which does not count in the peak around
+        it."""
         outside, before = self.peak, self.mark()
         result = run()
         taken, self.peak = self.peak - before, outside
@@ -93,7 +98,8 @@ class Budget(TorchDispatchMode):
     def chunks(
         self, pairs: Iterable[tuple[Any, Any]], kind: str, reserve: Callable[[], int]
     ) -> Iterator[tuple[Any, Any]]:
-        """Minibatches in parts, the first of each shape of one sample and of two, the others of as many as there is room for.
+        """Minibatches in parts, the first of each shape of one sample and of two, the others of as many as there is
+        room for.
 
         Whoever takes a part has let go of all that it needed by the time that it asks for the next.
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, Iterator, Optional, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
 __all__ = ["Enough", "SAMPLES", "ROWS"]
 
-#: Samples that count, see below. The scale of every block is then known to 10 %; a log precision that is off by that costs
-#: :math:`\gamma / 400` nats of evidence, where :math:`\gamma` directions are determined, less than one per cent of a nat for each.
+#: Samples that count, see below. The scale of every block is then known to 10 %; a log precision that is off by that
+#: costs :math:`\gamma / 400` nats of evidence, where :math:`\gamma` directions are determined, less than one per cent
+#: of a nat for each.
 SAMPLES = 100.0
-#: Rows for each number that a kernel sees at a place: eigenvalues of a sample covariance are off by the root of its inverse,
-#: and their logarithms on average by half of it (Marchenko and Pastur, 1967).
+#: Rows for each number that a kernel sees at a place: eigenvalues of a sample covariance are off by the root of its
+#: inverse, and their logarithms on average by half of it (Marchenko and Pastur, 1967).
 ROWS = 4.0
 
 
@@ -25,13 +26,14 @@ class _Read(Protocol):
 class Enough:
     r"""Counts what a pass has seen, and says when to stop.
 
-    The Hessian of the loss weighs samples very differently: late in the training that of most is nearly zero. What counts is
-    the *effective* number :math:`(\sum_i t_i)^2 / \sum_i t_i^2` with :math:`t_i` the trace of sample i's Hessian, as it is drawn.
-    Beside that each layer has to have read more rows than it has directions.
+    The Hessian of the loss weighs samples very differently: late in the training that of most is nearly zero. What
+    counts is the *effective* number :math:`(\sum_i t_i)^2 / \sum_i t_i^2` with :math:`t_i` the trace of sample i's
+    Hessian, as it is drawn. Beside that each layer has to have read more rows than it has directions.
 
     Args:
         samples: effective number of samples; infinite to go on to the end.
-        columns: how many are drawn for each sample where the choice is left to ``samples="auto"``; ``None`` for all of them.
+        columns: how many are drawn for each sample where the choice is left to ``samples="auto"``; ``None`` for all of
+            them.
 
     >>> enough = Enough(2.5)
     >>> for column in enough.watch([torch.tensor([[1.0, 1.0], [0.0, 0.1]])]):
@@ -44,7 +46,7 @@ class Enough:
     (4.01, True)
     """
 
-    def __init__(self, samples: float = SAMPLES, columns: Optional[int] = 1) -> None:
+    def __init__(self, samples: float = SAMPLES, columns: int | None = 1) -> None:
         self.samples, self.columns = samples, columns
         self._total = self._squares = 0.0
 
@@ -55,7 +57,7 @@ class Enough:
 
     def watch(self, columns: Iterable[Tensor]) -> Iterator[Tensor]:
         """The columns of one minibatch, on their way to the layers."""
-        traces: Optional[Tensor] = None
+        traces: Tensor | None = None
         for column in columns:
             own = column.detach().flatten(1).double().square().sum(1)
             traces = own if traces is None else traces + own

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,9 @@ __all__ = ["CurvatureEstimate"]
 class CurvatureEstimate:
     """Sums over one data set.
 
-    The Gauss-Newton matrix is a sum over outputs, each weighted by the precision of its observations. Every approximation
-    but ``eigenvalue-corrected`` has that sum: Kronecker forms have their columns, and so the outputs, in one factor only.
+    The Gauss-Newton matrix is a sum over outputs, each weighted by the precision of its observations. Every
+    approximation but ``eigenvalue-corrected`` has that sum: Kronecker forms have their columns, and so the outputs, in
+    one factor only.
 
     Attributes:
         factors: for each parameter's name its curvature blocks, for one unit of the likelihood.
@@ -46,25 +48,31 @@ class CurvatureEstimate:
         first = outputs[0]
         given = [1.0] * len(outputs) if weights is None else weights.tolist()
         factors = {
-            name: tuple(type(same[0]).weighted_sum(same, given) for same in zip(*(o.factors[name] for o in outputs), strict=True))
+            name: tuple(
+                type(same[0]).weighted_sum(same, given)
+                for same in zip(*(o.factors[name] for o in outputs), strict=True)
+            )
             for name in first.factors
         }
         loss = sum(w * o.loss for w, o in zip(given, outputs, strict=True))
         constant = sum(w * o.constant for w, o in zip(given, outputs, strict=True))
-        return cls(factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant, first.weight)
+        return cls(
+            factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant, first.weight
+        )
 
     def eigenvalues(self, name: str) -> Tensor:
         """All eigenvalues of a parameter's curvature, shape ``(its size,)``, float64."""
         return torch.cat([factor.spectrum for factor in self.factors[name]])
 
     def shares(self, name: str) -> Tensor:
-        """Of each output in these eigenvalues, ``(outputs, size)``: the diagonal of its own curvature in the eigenbasis of
-        the weighted sum."""
+        """Of each output in these eigenvalues, ``(outputs, size)``: the diagonal of its own curvature in the eigenbasis
+        of the weighted sum."""
         blocks = zip(*(output.factors[name] for output in self.outputs), strict=True)
         return torch.cat([whole.diagonals(same) for same, whole in zip(blocks, self.factors[name], strict=True)], dim=1)
 
     def plain(self) -> dict[str, Any]:
-        """As tensors and numbers, for :meth:`average` and for checkpoints; ``ArgumentError`` for factors that have none."""
+        """As tensors and numbers, for :meth:`average` and for checkpoints; ``ArgumentError`` for factors that have
+        none."""
         return {
             "outputs": [output.plain() for output in self.outputs],
             "factors": {name: [list(factor.tensors()) for factor in factors] for name, factors in self.factors.items()},
@@ -75,10 +83,11 @@ class CurvatureEstimate:
         }
 
     def average(self, previous: Mapping[str, Any], keep: float) -> CurvatureEstimate:
-        """The mean with an older estimate per sample, as a sum over this one's samples, so that a refresh need not see all data.
+        """The mean with an older estimate per sample, as a sum over this one's samples, so that a refresh need not see
+        all data.
 
-        A sample counts ``keep`` times as much as one that was looked at one refresh later, however the samples were divided into
-        parts.
+        A sample counts ``keep`` times as much as one that was looked at one refresh later, however the samples were
+        divided into parts.
 
         Args:
             previous: :meth:`plain` of the older estimate, itself an average perhaps.
@@ -99,7 +108,9 @@ class CurvatureEstimate:
         weight = older + self.num_data
         share = older / weight
         factors = {
-            name: tuple(new.average(old, share, ratio) for new, old in zip(blocks, previous["factors"][name], strict=True))
+            name: tuple(
+                new.average(old, share, ratio) for new, old in zip(blocks, previous["factors"][name], strict=True)
+            )
             for name, blocks in self.factors.items()
         }
         loss = share * ratio * previous["loss"] + (1 - share) * self.loss

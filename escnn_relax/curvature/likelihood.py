@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, Union
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from escnn.nn import GeometricTensor
@@ -26,7 +27,8 @@ class Likelihood(ABC):
 
     @abstractmethod
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
-        """Negative log-likelihood of each observation, without normaliser (nats): ``(N, *space)``, or the targets' shape."""
+        """Negative log-likelihood of each observation, without normaliser (nats): ``(N, *space)``, or the targets'
+        shape."""
 
     def loss(self, output: Tensor, target: Any) -> Tensor:
         """Negative log-likelihood summed over the samples, each times its weight, without normaliser (nats)."""
@@ -34,8 +36,9 @@ class Likelihood(ABC):
         each = self.elements(output, target)
         return each.sum() if weight is None else (spread(weight, each) * each).sum()
 
-    def importance(self, output: Tensor, target: Any) -> Optional[Tensor]:
-        """What each output counts in loss and curvature, in a shape that broadcasts to the outputs'; ``None``: each once."""
+    def importance(self, output: Tensor, target: Any) -> Tensor | None:
+        """What each output counts in loss and curvature, in a shape that broadcasts to the outputs'; ``None``: each
+        once."""
         target, weight = apart(target)
         own = self._importance(output, target)
         if weight is None:
@@ -43,7 +46,7 @@ class Likelihood(ABC):
         given = self._per_output(spread(weight, output).to(output), output)
         return given if own is None else own * given
 
-    def _importance(self, output: Tensor, target: Tensor) -> Optional[Tensor]:
+    def _importance(self, output: Tensor, target: Tensor) -> Tensor | None:
         """The likelihood's own part of :meth:`importance`."""
         return None
 
@@ -56,21 +59,24 @@ class Likelihood(ABC):
         importance = self.importance(output, target)
         return output.numel() if importance is None else float(importance.expand_as(output).double().sum())
 
-    def counts(self, output: Tensor, target: Any) -> Optional[Tensor]:
+    def counts(self, output: Tensor, target: Any) -> Tensor | None:
         """How often each sample counts, ``(N,)``: the mean :meth:`importance` of its outputs; ``None``: each once."""
         importance = self.importance(output, target)
         return None if importance is None else importance.detach().expand_as(output).flatten(1).mean(1)
 
     @abstractmethod
     def exact_columns(self, output: Tensor) -> Tensor:
-        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``; ``(columns, N, C)``."""
+        r"""Columns :math:`S_c` with :math:`\sum_c S_c S_c^\top` the loss Hessian of outputs ``(N, C)``; ``(columns,
+        N, C)``."""
 
     @abstractmethod
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
-        r"""Draws with that Hessian as their covariance, each divided by :math:`\sqrt{samples}`; shape ``(samples, N, C)``."""
+        r"""Draws with that Hessian as their covariance, each divided by :math:`\sqrt{samples}`; shape ``(samples, N,
+        C)``."""
 
-    def columns(self, output: Tensor, samples: Optional[int] = None, target: Any = None) -> Iterable[Tensor]:
-        """Columns of the shape of the outputs, one after the other; with targets, each times the root of its importance.
+    def columns(self, output: Tensor, samples: int | None = None, target: Any = None) -> Iterable[Tensor]:
+        """Columns of the shape of the outputs, one after the other; with targets, each times the root of its
+        importance.
 
         Places of outputs with spatial dimensions are independent: exactly, each has columns of its own; sampled, all
         places share a column, whose cross terms vanish on average.
@@ -99,10 +105,13 @@ class Likelihood(ABC):
         return probabilities
 
     def labels(self, target: Any) -> Tensor:
-        """The classes that were right in each of these choices, ``(choices,)``; ``DataError`` where these are no plain labels."""
+        """The classes that were right in each of these choices, ``(choices,)``; ``DataError`` where these are no
+        plain labels."""
         if isinstance(target, Weighted) or target.is_floating_point() or (target < 0).any():
             got = "weights" if isinstance(target, Weighted) else f"{target.dtype} from {float(target.min()):g}"
-            raise DataError("targets", expected="one class for each sample", got=got, remedy="leave out what does not count")
+            raise DataError(
+                "targets", expected="one class for each sample", got=got, remedy="leave out what does not count"
+            )
         return target.long()
 
     def constant_loss(self, target: Any) -> float:
@@ -134,14 +143,19 @@ class Likelihood(ABC):
         return self.constant_loss(whole) * len(whole) / sum(map(len, wanted))
 
     def losses(self, output: Tensor, target: Any) -> Tensor:
-        """:meth:`loss` of each output by itself, shape ``(C,)``; ``LikelihoodError`` unless the likelihood is ``noisy``."""
+        """:meth:`loss` of each output by itself, shape ``(C,)``; ``LikelihoodError`` unless the likelihood is
+        ``noisy``."""
         remedy = "leave out noise='output', or use likelihood='gaussian'"
-        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy)
+        raise LikelihoodError(
+            f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy
+        )
 
-    def columns_apart(self, output: Tensor, samples: Optional[int] = None, target: Any = None) -> Iterable[Tensor]:
+    def columns_apart(self, output: Tensor, samples: int | None = None, target: Any = None) -> Iterable[Tensor]:
         """Columns of one output each, which take turns; ``LikelihoodError`` unless the likelihood is ``noisy``."""
         remedy = "leave out noise='output', or use likelihood='gaussian'"
-        raise LikelihoodError(f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy)
+        raise LikelihoodError(
+            f"likelihood {self.name!r}", "its outputs have no noise, so they are not taken apart", remedy=remedy
+        )
 
     def tensor(self, output: Any) -> Tensor:
         """The network's output as a tensor ``(N, C, ...)``; raises ``LikelihoodError`` where it is none."""
@@ -151,13 +165,19 @@ class Likelihood(ABC):
             output = output.tensor
         if isinstance(output, Tensor) and not output.dim():
             problem = "the model returns one number, as if it were a loss"
-            remedy = "return the outputs that the loss is of, in training and evaluation mode, or pick them by Batches(forward=)"
+            remedy = (
+                "return the outputs that the loss is of, in training and evaluation mode, or pick them by"
+                " Batches(forward=)"
+            )
             raise LikelihoodError(f"likelihood {self.name!r}", problem, remedy=remedy)
         if not isinstance(output, Tensor) or output.dim() < 2:
             got: Any = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             got = f"{got} of {', '.join(map(str, output))}" if isinstance(output, Mapping) else got
             expected = "an output of shape (N, outputs) or (N, outputs, *space)"
-            remedy = "return one such tensor, or pick it by escnn_relax.Batches(loader, forward=lambda model, x: model(x)...)"
+            remedy = (
+                "return one such tensor, or pick it by escnn_relax.Batches(loader, forward=lambda model, x:"
+                " model(x)...)"
+            )
             raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=got, remedy=remedy)
         if not torch.isfinite(output).all():
             raise DataError("model", "the output is not finite", remedy="look for NaN or infinite weights or inputs")
@@ -174,7 +194,9 @@ class Likelihood(ABC):
             if not _fits(spread(weight[:1], like).shape, like.shape):
                 expected = f"weights of shape ({len(wanted)},), or as the targets {tuple(wanted.shape)}"
                 remedy = "pass one weight for each sample, or one for each of its targets"
-                raise LikelihoodError(f"likelihood {self.name!r}", expected=expected, got=tuple(weight.shape), remedy=remedy)
+                raise LikelihoodError(
+                    f"likelihood {self.name!r}", expected=expected, got=tuple(weight.shape), remedy=remedy
+                )
 
     def _observed(self, output: Tensor) -> Tensor:
         """As many outputs as there are numbers observed."""
@@ -186,8 +208,8 @@ class Likelihood(ABC):
 
 
 class Categorical(Likelihood):
-    """Class probabilities by a softmax over C (cross entropy); targets are labels ``0 ... C - 1``, ``(N,)`` or ``(N, *space)``, or
-    probabilities of the outputs' shape.
+    """Class probabilities by a softmax over C (cross entropy); targets are labels ``0 ... C - 1``, ``(N,)`` or ``(N,
+    *space)``, or probabilities of the outputs' shape.
 
     Loss and curvature are those of :func:`torch.nn.functional.cross_entropy`, summed: with a mass :math:`m_c` on
     :math:`-\\log p_c`, the Hessian is :math:`\\sum_c m_c` times that of one label.
@@ -209,7 +231,7 @@ class Categorical(Likelihood):
     name = "categorical"
 
     def __init__(
-        self, weight: Union[None, Tensor, Sequence[float]] = None, ignore_index: int = -100, label_smoothing: float = 0.0
+        self, weight: None | Tensor | Sequence[float] = None, ignore_index: int = -100, label_smoothing: float = 0.0
     ) -> None:
         if not 0 <= label_smoothing < 1:
             remedy = "leave it out for 0"
@@ -227,7 +249,7 @@ class Categorical(Likelihood):
             return F.cross_entropy(output, target.to(output), weight, **options)
         return F.cross_entropy(output, target.long(), weight, ignore_index=self.ignore_index, **options)
 
-    def _importance(self, output: Tensor, target: Tensor) -> Optional[Tensor]:
+    def _importance(self, output: Tensor, target: Tensor) -> Tensor | None:
         if target.is_floating_point() or self.weight is not None or (target == self.ignore_index).any():
             return self._masses(target, output.shape[1]).sum(1, keepdim=True).to(output)
         return None
@@ -246,8 +268,8 @@ class Categorical(Likelihood):
         return masses * weight.to(masses).view(-1, *(1,) * (masses.dim() - 2))
 
     def exact_columns(self, output: Tensor) -> Tensor:
-        # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its complement,
-        # which a Householder reflection of the last axis onto it provides
+        # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its
+        # complement, which a Householder reflection of the last axis onto it provides
         root = output.softmax(1).sqrt()
         normal = torch.cat([root[:, :-1], root[:, -1:] + 1], dim=1)
         columns = torch.diag_embed(root) - torch.einsum("ni,nj->nij", root * normal / normal[:, -1:], root)
@@ -283,7 +305,9 @@ class Categorical(Likelihood):
             )
         if self.weight is not None and len(self.weight) != output.shape[1]:
             remedy = "pass one weight for each class that the network puts out"
-            raise LikelihoodError("likelihood 'categorical'", expected=f"{output.shape[1]} weights", got=len(self.weight), remedy=remedy)
+            raise LikelihoodError(
+                "likelihood 'categorical'", expected=f"{output.shape[1]} weights", got=len(self.weight), remedy=remedy
+            )
         if output.shape[1] < 2:
             raise LikelihoodError(
                 "likelihood 'categorical'", expected="two outputs or more", got=1, remedy="use likelihood='bernoulli'"
@@ -301,7 +325,10 @@ class Categorical(Likelihood):
                 "targets",
                 expected=f"labels in 0 ... {output.shape[1] - 1}",
                 got=f"labels in {int(target.min())} ... {int(target.max())}",
-                remedy="give the model as many outputs as there are classes, or leave labels out by Categorical(ignore_index=)",
+                remedy=(
+                    "give the model as many outputs as there are classes, or leave labels out by"
+                    " Categorical(ignore_index=)"
+                ),
             )
 
 
@@ -405,7 +432,7 @@ class Gaussian(_Elementwise):
         each = each if weight is None else spread(weight, each) * each
         return each.transpose(0, 1).flatten(1).sum(1)
 
-    def columns_apart(self, output: Tensor, samples: Optional[int] = None, target: Any = None) -> Iterable[Tensor]:
+    def columns_apart(self, output: Tensor, samples: int | None = None, target: Any = None) -> Iterable[Tensor]:
         """Columns of one output each, which take turns; sampled, that many of each output for all places together."""
         if samples is None:
             return self.columns(output, target=target)
@@ -417,8 +444,8 @@ class Gaussian(_Elementwise):
 
 
 class Heteroscedastic(_Elementwise):
-    r"""Targets ``(N, C, *space)`` are Gaussian, and the network says how widely: of its 2 C outputs the first half are the means
-    :math:`\mu`, the others the log variances :math:`s`.
+    r"""Targets ``(N, C, *space)`` are Gaussian, and the network says how widely: of its 2 C outputs the first half are
+    the means :math:`\mu`, the others the log variances :math:`s`.
 
     The loss :math:`\tfrac12 [e^{-s} (y - \mu)^2 + s + \log 2 \pi]` is not convex in both, so the curvature takes its
     expectation under the network's own prediction, the Fisher information :math:`\mathrm{diag}(e^{-s}, \tfrac12)`.
@@ -470,7 +497,7 @@ _KNOWN: dict[str, Callable[[], Likelihood]] = {
 }
 
 
-def likelihood(given: Union[str, Likelihood, Callable[..., Any]]) -> Likelihood:
+def likelihood(given: str | Likelihood | Callable[..., Any]) -> Likelihood:
     """A likelihood by its name: ``"categorical"`` (``"classification"``), ``"bernoulli"`` (``"binary"``),
     ``"gaussian"`` (``"regression"``) or ``"heteroscedastic"``; or the one of a loss of torch's (:mod:`.losses`)."""
     if isinstance(given, Likelihood):
@@ -494,15 +521,21 @@ def _places_last(output: Tensor) -> Tensor:
 
 def _as_output(column: Tensor, output: Tensor) -> Tensor:
     """The way back."""
-    return column if output.dim() == 2 else column.view(len(output), -1, output.shape[1]).transpose(1, 2).reshape(output.shape)
+    return (
+        column
+        if output.dim() == 2
+        else column.view(len(output), -1, output.shape[1]).transpose(1, 2).reshape(output.shape)
+    )
 
 
-def apart(target: Any) -> tuple[Tensor, Optional[Tensor]]:
+def apart(target: Any) -> tuple[Tensor, Tensor | None]:
     """Targets and weights; what counts nothing may be anything, even NaN, and comes as 0."""
     if not isinstance(target, Weighted):
         return target, None
     weight = spread(target.weight, target.target)
-    nothing = (weight == 0).expand_as(target.target) if _fits(weight.shape, target.target.shape) else torch.tensor(False)
+    nothing = (
+        (weight == 0).expand_as(target.target) if _fits(weight.shape, target.target.shape) else torch.tensor(False)
+    )
     return target.target.masked_fill(nothing.to(target.target.device), 0), target.weight
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +22,8 @@ _OTHERS = {
 
 
 def of_loss(given: Any) -> Likelihood:
-    """The likelihood whose negative logarithm a loss of torch's is, whatever its ``reduction``: the evidence sums over samples.
+    """The likelihood whose negative logarithm a loss of torch's is, whatever its ``reduction``: the evidence sums over
+    samples.
 
     ``LikelihoodError`` for another function.
 
@@ -35,7 +36,9 @@ def of_loss(given: Any) -> Likelihood:
     if found is not None:
         return found() if isinstance(found, type) else found
     name = getattr(given, "__name__", type(given).__name__)
-    remedy = _OTHERS.get(name, "subclass escnn_relax.curvature.likelihood.Likelihood, which also says what its curvature is")
+    remedy = _OTHERS.get(
+        name, "subclass escnn_relax.curvature.likelihood.Likelihood, which also says what its curvature is"
+    )
     raise LikelihoodError("likelihood", "a loss whose curvature is not known", got=name, remedy=remedy)
 
 
@@ -47,7 +50,7 @@ _FUNCTIONS: dict[Any, type[Likelihood]] = {
 }
 
 
-def _module(given: nn.Module) -> Optional[Likelihood]:
+def _module(given: nn.Module) -> Likelihood | None:
     if type(given) is nn.CrossEntropyLoss:
         return Categorical(given.weight, given.ignore_index, given.label_smoothing)
     if type(given) is nn.NLLLoss:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .extraction import Use
 from .factors import Factor
-from .layer import LayerCurvature
+from .layer_curvature import LayerCurvature
+from .layers.extraction import Use
 
 __all__ = ["Outputwise"]
 
@@ -23,7 +23,7 @@ class Outputwise:
     def __init__(self, make: Callable[[], LayerCurvature]) -> None:
         self._make, self._of = make, [make()]
 
-    def read(self, inputs: Sequence[Tensor], samples: int, counts: Optional[Tensor] = None) -> None:
+    def read(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None = None) -> None:
         """The inputs of all uses of the layer in one minibatch, and how often each sample counts."""
         first, *others = self._of
         first.read(inputs, samples, counts)

@@ -1,8 +1,10 @@
-"""Sums over the data of all processes, where ``torch.distributed`` is initialised; without it everything here does nothing."""
+"""Sums over the data of all processes, where ``torch.distributed`` is initialised; without it everything here does
+nothing."""
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,18 @@ from torch.utils.data.distributed import DistributedSampler
 from ..errors import DataError
 from .reader import of_samples
 
-__all__ = ["agreed", "check_alike", "check_batches", "distributed", "gathered", "processes", "rank", "several", "summed", "unpadded"]
+__all__ = [
+    "agreed",
+    "check_alike",
+    "check_batches",
+    "distributed",
+    "gathered",
+    "processes",
+    "rank",
+    "several",
+    "summed",
+    "unpadded",
+]
 
 
 def several() -> bool:
@@ -90,8 +103,8 @@ def check_batches(count: int) -> None:
 
 
 def unpadded(loader: Any, pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    """What a loader yields, read as pairs, without the samples that its ``DistributedSampler`` repeats to give all processes as
-    many."""
+    """What a loader yields, read as pairs, without the samples that its ``DistributedSampler`` repeats to give all
+    processes as many."""
     repeated, held = _repeated(loader), None
     for pair in pairs:
         if held is not None:
@@ -117,7 +130,7 @@ def _repeated(loader: Any) -> int:
     return sum(place >= size for place in range(sampler.rank, sampler.total_size, sampler.num_replicas))
 
 
-def _shortened(input: Any, target: Any, count: int) -> Optional[tuple[Any, Any]]:
+def _shortened(input: Any, target: Any, count: int) -> tuple[Any, Any] | None:
     left = len(target) - count
     if left <= 0:
         return None

@@ -1,8 +1,10 @@
-"""How a batch of a user's loader is read: which entries go into the network, which are the targets, which the weights."""
+"""How a batch of a user's loader is read: which entries go into the network, which are the targets, which the
+weights."""
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from escnn.nn import GeometricTensor
@@ -28,13 +30,13 @@ class Batch(NamedTuple):
         input: what the network is called with: a tensor or ``GeometricTensor``; several in a tuple (by position) or a
             dictionary (by name).
         target: what the likelihood compares the output with.
-        weight: what each sample counts in the likelihood, ``(N,)``, or each number observed, of the output's shape. Zero
-            leaves it out. ``None`` counts each once.
+        weight: what each sample counts in the likelihood, ``(N,)``, or each number observed, of the output's shape.
+            Zero leaves it out. ``None`` counts each once.
     """
 
     input: Any
     target: Any
-    weight: Optional[Tensor] = None
+    weight: Tensor | None = None
 
 
 class Asked:
@@ -50,18 +52,19 @@ class Asked:
 
 
 class Batches:
-    """A loader whose batches are read by a function; it is taken wherever a loader is, and says how the network is called.
+    """A loader whose batches are read by a function; it is taken wherever a loader is, and says how the network is
+    called.
 
-    Dictionaries and named tuples are read without it if the target is called ``target(s)``, ``label(s)`` or ``y``: entries called
-    ``weight(s)`` or ``sample_weight`` weigh the samples, ``index``, ``idx``, ``id`` (plural too) are left out, and all others
-    are the network's input: by name, or by position where it is only one.
+    Dictionaries and named tuples are read without it if the target is called ``target(s)``, ``label(s)`` or ``y``:
+    entries called ``weight(s)`` or ``sample_weight`` weigh the samples, ``index``, ``idx``, ``id`` (plural too) are
+    left out, and all others are the network's input: by name, or by position where it is only one.
 
     Args:
         loader: re-iterable.
-        read: from a batch to ``(input, target)`` or ``(input, target, weight)``, see :class:`Batch`; by the names in it if
-            ``None``.
-        forward: from the network and the input to the outputs, for networks that return something else than the outputs of the
-            likelihood, or want to be asked in another way than ``model(input)``.
+        read: from a batch to ``(input, target)`` or ``(input, target, weight)``, see :class:`Batch`; by the names in it
+            if ``None``.
+        forward: from the network and the input to the outputs, for networks that return something else than the outputs
+            of the likelihood, or want to be asked in another way than ``model(input)``.
 
     >>> import torch
     >>> loader = Batches([{"image": torch.zeros(4, 1), "class": torch.ones(4), "path": "a"}], lambda b: (b["image"], b["class"]))
@@ -79,8 +82,8 @@ class Batches:
     def __init__(
         self,
         loader: Iterable[Any],
-        read: Optional[Callable[[Any], Any]] = None,
-        forward: Optional[Callable[[nn.Module, Any], Any]] = None,
+        read: Callable[[Any], Any] | None = None,
+        forward: Callable[[nn.Module, Any], Any] | None = None,
     ) -> None:
         self.loader: Any = loader  # with a length or without
         self.read, self.forward = read, forward

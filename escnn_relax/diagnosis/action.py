@@ -6,22 +6,24 @@ equivariant network: with :math:`(g \cdot K)(x) = \rho_{out}(g) K(g^{-1}x) \rho_
 .. math:: \langle \nabla\ell(gx, gy), g \cdot K \rangle = \langle \nabla\ell(x, y), K \rangle \quad \text{for all } K.
 
 So in the orthonormal kernels :math:`\Phi` of a pathway the coefficients :math:`\Gamma = \Phi\,\nabla\ell` become
-:math:`M(g) \Gamma` with :math:`M(g)_{kj} = \langle g^{-1} \cdot \Phi_k, \Phi_j \rangle`. The same M acts for every pair of an
-input and an output field, so that combinations of pairs may be taken first: that is how a wide layer becomes small.
+:math:`M(g) \Gamma` with :math:`M(g)_{kj} = \langle g^{-1} \cdot \Phi_k, \Phi_j \rangle`. The same M acts for every pair
+of an input and an output field, so that combinations of pairs may be taken first: that is how a wide layer becomes
+small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import torch
 from escnn.group import GroupElement, Representation
 from torch import Tensor
 
 from ..errors import UnsupportedModuleError
-from ..nn.relaxed import RelaxedConvolution
-from ..symmetry.grid import grid_permutation, transform_kernels
+from ..nn.relaxed_convolution import RelaxedConvolution
+from ..symmetry.grid.kernel_action import grid_permutation, transform_kernels
 from .exact_group import products
 
 __all__ = ["LayerAction", "PathwayAction"]
@@ -49,13 +51,14 @@ class PathwayAction:
 
 
 class _Pair:
-    """All field pairs of one input and one output representation: bucket and sign of each, and where its channels are."""
+    """All field pairs of one input and one output representation: bucket and sign of each, and where its channels
+    are."""
 
     def __init__(self, into: Tensor, onto: Tensor, generator: torch.Generator) -> None:
         self.into, self.onto = into, onto  # channels (fields, size)
         count = len(into) * len(onto)
         self.buckets = min(count, PAIRS)
-        self.signed: Optional[Tensor] = None  # bucket of each pair; those of sign -1 come after all of sign +1
+        self.signed: Tensor | None = None  # bucket of each pair; those of sign -1 come after all of sign +1
         if count > PAIRS:
             bucket = torch.randint(PAIRS, (count,), generator=generator)
             self.signed = bucket + PAIRS * torch.randint(2, (count,), generator=generator)
@@ -89,7 +92,8 @@ class LayerAction:
         generator: what random combinations are drawn from.
 
     Raises:
-        UnsupportedModuleError: kernels that an element moves out of their pathway, or by a matrix that is not orthogonal.
+        UnsupportedModuleError: kernels that an element moves out of their pathway, or by a matrix that is not
+            orthogonal.
     """
 
     def __init__(
@@ -101,7 +105,9 @@ class LayerAction:
         permutations = [grid_permutation(layer.space, ~g, layer.band.points) for g in elements]
         self._products = products(elements)
         if any(p is None for p in permutations):
-            raise UnsupportedModuleError(where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers=")
+            raise UnsupportedModuleError(
+                where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers="
+            )
         for into, onto in layer.kernel.pairs:
             channels = layer.kernel.in_fields[into].channels.cpu(), layer.kernel.out_fields[onto].channels.cpu()
             pair = _Pair(*channels, generator)
@@ -118,7 +124,13 @@ class LayerAction:
             self.pairs.append(pair)
 
     def _pathway(
-        self, name: str, rows: Tensor, moves: list[Any], ins: Representation, outs: Representation, generator: torch.Generator
+        self,
+        name: str,
+        rows: Tensor,
+        moves: list[Any],
+        ins: Representation,
+        outs: Representation,
+        generator: torch.Generator,
     ) -> PathwayAction:
         count, scale = len(rows), 1.0
         if count > KERNELS:  # the span of the orbits of a few random kernels
@@ -143,8 +155,12 @@ class LayerAction:
             outside = (moved - matrix @ flat).norm() / moved.norm()
             skew = (matrix @ matrix.T - torch.eye(len(matrix), dtype=matrix.dtype)).abs().max()
             if not max(float(outside), float(skew)) < CLOSED:
-                problem = f"the group does not act orthogonally on the kernels of {name} ({float(outside):.1e} leave them)"
-                raise UnsupportedModuleError(self.where, problem, remedy="use orthogonal representations, or leave it out")
+                problem = (
+                    f"the group does not act orthogonally on the kernels of {name} ({float(outside):.1e} leave them)"
+                )
+                raise UnsupportedModuleError(
+                    self.where, problem, remedy="use orthogonal representations, or leave it out"
+                )
         return PathwayAction(name, scale * flat, matrices)
 
     @property

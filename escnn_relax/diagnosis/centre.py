@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
@@ -22,8 +20,8 @@ class Centre:
 
     def __init__(self) -> None:
         self.count = 0
-        self.sums: Optional[Tensor] = None
-        self.squares: Optional[Tensor] = None
+        self.sums: Tensor | None = None
+        self.squares: Tensor | None = None
 
     def add(self, images: Tensor) -> None:
         """Images ``(N, C, *space)``; of another size than before they are left out."""
@@ -37,8 +35,9 @@ class Centre:
             self.sums, self.squares = self.sums + sums, self.squares + squares
         self.count += len(images)
 
-    def offset(self) -> Optional[list[float]]:
-        """From the middle of the grid along each of a tensor's axes of space (pixels); ``None`` without any variance."""
+    def offset(self) -> list[float] | None:
+        """From the middle of the grid along each of a tensor's axes of space (pixels); ``None`` without any
+        variance."""
         if self.sums is None or self.squares is None:
             return None
         variance = (self.squares / self.count - (self.sums / self.count).square()).clamp(min=0).sum(0).cpu()

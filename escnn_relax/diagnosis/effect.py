@@ -1,14 +1,14 @@
 r"""From sums over groups to one sample: mean and variance of its gradient, and what they are worth in evidence.
 
-Of features :math:`\gamma_i` with mean :math:`\mu` and variance :math:`\sigma^2`, drawn :math:`m_i` times each, groups hold the
-sums :math:`\Gamma_b = \sum_{i \in b} m_i \gamma_i` of :math:`n_b = \sum_{i \in b} m_i` draws, so that
+Of features :math:`\gamma_i` with mean :math:`\mu` and variance :math:`\sigma^2`, drawn :math:`m_i` times each, groups
+hold the sums :math:`\Gamma_b = \sum_{i \in b} m_i \gamma_i` of :math:`n_b = \sum_{i \in b} m_i` draws, so that
 
 .. math::
     \mathbb E \sum_{b \ne b'} \Gamma_b^\top \Gamma_{b'} = |\mu|^2 \Big(n^2 - \sum_b n_b^2\Big), \qquad
     \mathbb E \sum_b |\Gamma_b|^2 = \sigma^2 \sum_i m_i^2 + |\mu|^2 \sum_b n_b^2.
 
-Solved for both, these do not depend on how the samples were grouped, as the ratio of the sums does: that never passes the number of
-groups, however strong the effect is.
+Solved for both, these do not depend on how the samples were grouped, as the ratio of the sums does: that never passes
+the number of groups, however strong the effect is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["Moments", "Sizes", "directions", "gain", "moments", "start"]
@@ -24,7 +23,8 @@ __all__ = ["Moments", "Sizes", "directions", "gain", "moments", "start"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of groups: how many draws each holds, and the sum of the squares of how often each of its samples came, ``(B,)``."""
+    """Of groups: how many draws each holds, and the sum of the squares of how often each of its samples came,
+    ``(B,)``."""
 
     draws: Tensor
     squares: Tensor
@@ -32,7 +32,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one sample's features: squared mean, free of bias (so that it can be negative), and variance, summed over components."""
+    """Of one sample's features: squared mean, free of bias (so that it can be negative), and variance, summed over
+    components."""
 
     mean: float
     variance: float
@@ -76,7 +77,8 @@ def directions(table: Tensor) -> float:
 
 
 def gain(count: float, surplus: float) -> float:
-    r"""Evidence gained by the best precision, :math:`\tfrac d2 (s - \log(1 + s))` (nats), for d directions of one curvature.
+    r"""Evidence gained by the best precision, :math:`\tfrac d2 (s - \log(1 + s))` (nats), for d directions of one
+    curvature.
 
     Args:
         surplus: s, the squared gradient over its mean under the hypothesis, less one.
@@ -85,7 +87,8 @@ def gain(count: float, surplus: float) -> float:
 
 
 def start(curvature: float, surplus: float) -> float:
-    r"""Logarithm of that precision, :math:`\delta = \lambda / s`; infinite where nothing speaks for letting the pathway in.
+    r"""Logarithm of that precision, :math:`\delta = \lambda / s`; infinite where nothing speaks for letting the pathway
+    in.
 
     Args:
         curvature: :math:`\lambda`, of one direction, summed over the data.

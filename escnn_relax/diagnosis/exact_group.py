@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from escnn.gspaces import GSpace
 from torch import Tensor
 
 from ..errors import UnsupportedModuleError
-from ..symmetry.grid_action import acts_on_grid
-from ..symmetry.subgroups import Subgroup, subgroups
+from ..symmetry.grid.field_action import acts_on_grid
+from ..symmetry.groups.lattice import Subgroup, subgroups
 
 __all__ = ["ExactGroup", "exact_group", "products", "random_elements"]
 
@@ -53,7 +54,10 @@ class ExactGroup:
         """
         if gspace.fibergroup == self.gspace.fibergroup:
             return self.elements
-        problem = f"its group {gspace.fibergroup.name} and {self.gspace.fibergroup.name} of other layers have no known embedding"
+        problem = (
+            f"its group {gspace.fibergroup.name} and {self.gspace.fibergroup.name} of other layers have no known"
+            " embedding"
+        )
         error = UnsupportedModuleError(where, problem, remedy="leave the layer out by layers=")
         if not gspace.dimensionality or gspace.dimensionality != self.gspace.dimensionality:
             raise error
@@ -102,11 +106,14 @@ def exact_group(*gspaces: GSpace) -> ExactGroup:
 
 
 def random_elements(gspace: GSpace, count: int, generator: torch.Generator) -> list[GroupElement]:
-    """Elements of a G-space's group, exact on the grid or not: of a finite group in random order, each as often as the others;
-    of a continuous one by Haar's measure."""
+    """Elements of a G-space's group, exact on the grid or not: of a finite group in random order, each as often as the
+    others; of a continuous one by Haar's measure."""
     group = gspace.fibergroup
     if group.order() > 0:
-        return [group.elements[n] for n in (torch.randperm(max(count, group.order()), generator=generator) % group.order())[:count]]
+        return [
+            group.elements[n]
+            for n in (torch.randperm(max(count, group.order()), generator=generator) % group.order())[:count]
+        ]
     state = np.random.get_state()  # escnn draws from numpy's global generator
     np.random.seed(int(torch.randint(2**31, (1,), generator=generator)))
     try:
@@ -115,8 +122,9 @@ def random_elements(gspace: GSpace, count: int, generator: torch.Generator) -> l
         np.random.set_state(state)
 
 
-def products(elements: Sequence[GroupElement]) -> dict[int, Optional[tuple[int, int]]]:
-    """How few elements make all of a finite group: for each position two earlier ones whose product it is, ``None`` for a generator.
+def products(elements: Sequence[GroupElement]) -> dict[int, tuple[int, int] | None]:
+    """How few elements make all of a finite group: for each position two earlier ones whose product it is, ``None`` for
+    a generator.
 
     In an order in which factors come first; the identity, if anything else is there, is a product too.
 
@@ -125,7 +133,7 @@ def products(elements: Sequence[GroupElement]) -> dict[int, Optional[tuple[int, 
     >>> len(found), sum(factors is None for factors in found.values())
     (8, 2)
     """
-    found: dict[int, Optional[tuple[int, int]]] = {}
+    found: dict[int, tuple[int, int] | None] = {}
     positions = {g: n for n, g in enumerate(elements)} if elements[0].group.order() > 0 else None
     for generator in sorted(range(len(elements)), key=lambda n: -_order(elements[n])):
         if generator in found:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Iterator, Optional, Union
+from collections.abc import Callable, Iterator
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,11 @@ from ..curvature.batches import answer
 from ..curvature.likelihood import Likelihood
 from ..curvature.reader import Weighted
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
+from ..morphism.module_tree import replace_modules
 from ..morphism.relax import relax
-from ..morphism.walk import replace_modules
-from ..nn.mixed import MixedConvolution
-from ..nn.relaxed import RelaxedConvolution
-from ..symmetry.pathway import EQUIVARIANT
+from ..nn.mixed.convolution import MixedConvolution
+from ..nn.relaxed_convolution import RelaxedConvolution
+from ..symmetry.kernels.pathway import EQUIVARIANT
 from .samples import raw
 
 __all__ = ["Gradients", "Probe", "relaxed_copy", "settle", "start_anew"]
@@ -35,7 +36,9 @@ def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, MixedConvolution):
             problem = "it mixes several groups, so that no strict network is in it"
-            raise UnsupportedModuleError(name, problem, remedy="test the network that it was mixed from, or relax that one")
+            raise UnsupportedModuleError(
+                name, problem, remedy="test the network that it was mixed from, or relax that one"
+            )
     if any(isinstance(m, RelaxedConvolution) for m in model.modules()):
         return replace_modules(model, lambda name, module: None).eval()
     return relax(model, **options, example=False).eval()  # the data come next
@@ -54,7 +57,9 @@ def start_anew(model: nn.Module) -> None:
                         part.copy_(torch.randn_like(part) * scale)
             elif hasattr(module, "basisexpansion") and hasattr(module, "weights"):
                 _escnn.initialise(module)
-            elif callable(reset := getattr(module, "reset_parameters", None)) and not any(True for _ in module.children()):
+            elif callable(reset := getattr(module, "reset_parameters", None)) and not any(
+                True for _ in module.children()
+            ):
                 reset()
 
 
@@ -145,7 +150,7 @@ class Probe:
         Raises:
             DataError: a gradient that is not finite.
         """
-        found: tuple[Optional[Tensor], ...] = (None,) * len(self.kernels)
+        found: tuple[Tensor | None, ...] = (None,) * len(self.kernels)
         if scalar.requires_grad:
             found = torch.autograd.grad(scalar, list(self.kernels.values()), allow_unused=True, retain_graph=again)
         pairs = zip(self.kernels.items(), found)
@@ -155,8 +160,9 @@ class Probe:
                 raise DataError(name, "the gradient of the loss is not finite", remedy="look for NaN in data or loss")
         return result
 
-    def columns(self, output: Any, target: Any) -> Optional[Tensor]:
-        """A scalar whose gradient has the loss Hessian's trace as its mean square, ``None`` for a loss of the user's."""
+    def columns(self, output: Any, target: Any) -> Tensor | None:
+        """A scalar whose gradient has the loss Hessian's trace as its mean square, ``None`` for a loss of the
+        user's."""
         if not isinstance(self.objective, Likelihood):
             return None
         tensor = self.objective.tensor(output)

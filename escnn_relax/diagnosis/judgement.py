@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..symmetry.pathway import Pathway
+from ..symmetry.kernels.pathway import Pathway
 from .action import LayerAction
-from .collected import Collected
 from .effect import Moments, directions, gain, moments, start
 from .exact_group import ExactGroup
+from .features import Collected
 from .notes import notes
 from .randomisation import Randomisation, factor, randomise
 from .result import EFFECT_ONLY, PathwayTest, SymmetryTest
 
 __all__ = ["Question", "judge"]
 
-#: Beyond this departure from the law of the gradients a network counts as not strict: a hundred float32 roundings and more.
+#: Beyond this departure from the law of the gradients a network counts as not strict: a hundred float32 roundings and
+#: more.
 STRICT = 1e-2
 #: A pathway whose gradients are a smaller share of the layer's (squared) has no way to the output (float32 roundings).
 SILENT = 1e-11
-#: Exact elements move all of a pathway if they leave a smaller share of its features' square in place (float32 kernels).
+#: Exact elements move all of a pathway if they leave a smaller share of its features' square in place (float32
+#: kernels).
 LEFT = 1e-4
 
 
@@ -59,7 +62,8 @@ class _Sums:
         self.silent = {key: self._silent(key) for key in self.keys}
 
     def table(self, features: Any, key: tuple[str, str]) -> Tensor:
-        """Of one pathway; of several initialisations the mean of the studentised ones, by what the draws cannot change."""
+        """Of one pathway; of several initialisations the mean of the studentised ones, by what the draws cannot
+        change."""
         layer, name = key
         tables = [self.actions[layer].table(name, [g[layer][name] for g in of]) for of in features]
         if len(tables) == 1:
@@ -72,11 +76,13 @@ class _Sums:
         layer, name = key
         pairs = zip(self.found.gradients, self.found.squares)
         return all(
-            sum(float(f.square().sum()) for g in of for f in g[layer][name]) <= SILENT * squares[layer] for of, squares in pairs
+            sum(float(f.square().sum()) for g in of for f in g[layer][name]) <= SILENT * squares[layer]
+            for of, squares in pairs
         )
 
     def split(self, features: Any, key: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        """Inner products of groups in the part of a pathway that exact elements move, and in the part that they leave."""
+        """Inner products of groups in the part of a pathway that exact elements move, and in the part that they
+        leave."""
         table = self.table(features, key)
         still = table.mean(0)
         return table[0] - still, still
@@ -200,7 +206,8 @@ class _Measured:
 
 
 def _strict_gradient(found: Collected) -> float:
-    """Squared gradient of the whole in strict kernels over its mean if samples' gradients were independent and of mean zero."""
+    """Squared gradient of the whole in strict kernels over its mean if samples' gradients were independent and of
+    mean zero."""
     if not found.strict:
         return math.nan
     total = trace = 0.0

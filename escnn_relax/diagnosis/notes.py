@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
-from .collected import Collected
 from .exact_group import ExactGroup
+from .features import Collected
 from .result import PathwayTest
 
 __all__ = ["notes"]
 
-#: A network whose strict kernels have a squared gradient of at most so many times its mean for independent samples has converged.
+#: A network whose strict kernels have a squared gradient of at most so many times its mean for independent samples has
+#: converged.
 CONVERGED = 4.0
 #: Elements by which a vector is told from other irreps.
 ELEMENTS = 64
@@ -36,14 +38,18 @@ def notes(
     if loose:
         said.append(f"Gradients depart by {worst:.1%} from the law of a strict network; nothing was tested.")
         if not found.uneven:
-            said.append("Likely causes are one-sided padding and code of your own: look at equivariance_error of each part.")
+            said.append(
+                "Likely causes are one-sided padding and code of your own: look at equivariance_error of each part."
+            )
     said += [f"{name}: {left}" for name, left in found.uneven.items()]
     if not group.whole and not opened:
         said.append(f"{name}: only {group.order} of its elements are exact on the grid; p-values are of these.")
     if opened:
         said.append(f"Pathways are open: the test is one of the {group.order} elements that they keep.")
     if math.isnan(worst):
-        said.append("The type of the input is not known, so that the network's strictness was not checked: pass in_type=.")
+        said.append(
+            "The type of the input is not known, so that the network's strictness was not checked: pass in_type=."
+        )
     beyond = [t for t in tests if not math.isnan(t.explained_effect)]
     if beyond:
         said.append("Effects beyond the exact elements, and what the pixels explain: the same after turning each sample by a random "
@@ -59,13 +65,17 @@ def notes(
     if alike:
         said.append(alike)
     if broken and not inputs:
-        said.append("Broken may be the question or the law of the inputs alone: inputs=True tells, where it can be told.")
+        said.append(
+            "Broken may be the question or the law of the inputs alone: inputs=True tells, where it can be told."
+        )
     if broken and inputs:
         said += _causes(broken, converged)
     return tuple(said)
 
 
-def _off_centre(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], found: Collected, group: ExactGroup) -> str:
+def _off_centre(
+    tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], found: Collected, group: ExactGroup
+) -> str:
     """Vectors and nothing else, in every layer: what images that sit off the centre look like."""
     irreps = {t.pathway: t.irrep for t in broken}
     if not broken or any(irrep is None for irrep in irreps.values()):
@@ -76,10 +86,16 @@ def _off_centre(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], fou
     alike = all(_is_vector(group, psi, exact=True) for psi in kinds.values())
     if not alike or not layers or layers != {t.layer for t in tests if t.testable}:
         return ""
-    said = "Only the vectors (frequency 1) are broken, in every layer: off-centre images look like that; check centring, one-sided "
+    said = (
+        "Only the vectors (frequency 1) are broken, in every layer: off-centre images look like that; check centring,"
+        " one-sided "
+    )
     said += "padding and strides before the network."
     if found.offset is not None:
-        said += f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in found.offset)} pixels off the middle (along the axes)."
+        said += (
+            f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in found.offset)} pixels off the middle (along"
+            " the axes)."
+        )
     return said
 
 
@@ -103,7 +119,10 @@ def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
     if not both:
         return ["The inputs alone are not contradicted, as far as half the squared norm of the outputs tells: it is the question that "
                 "breaks the symmetry."]  # fmt: skip
-    said = f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from this: "
+    said = (
+        f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from"
+        " this: "
+    )
     if converged <= CONVERGED:
         return [said + "but the strict weights have converged, and what is left in a broken pathway then comes from the question, as "
                 "far as the strict network fits."]  # fmt: skip
@@ -111,7 +130,8 @@ def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
 
 
 def _is_vector(group: ExactGroup, psi: Any, exact: bool = False) -> bool:
-    """Whether an irrep is the action on points of the plane or of space, as far as all elements go, or the exact ones."""
+    """Whether an irrep is the action on points of the plane or of space, as far as all elements go, or the exact
+    ones."""
     d, space = group.gspace.dimensionality, group.gspace
     if d != psi.size or not d:
         return False

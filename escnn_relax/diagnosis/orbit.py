@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from escnn.group import GroupElement
@@ -20,13 +20,14 @@ EQUAL = 1e-5
 
 
 class Orbit:
-    """The orbit of the first sample under exact elements; where these are not known to act, whatever has the same values.
+    """The orbit of the first sample under exact elements; where these are not known to act, whatever has the same
+    values.
 
     Attributes:
         only: whether no other sample has come.
     """
 
-    def __init__(self, input: Any, samples: int, group: ExactGroup, motion: Optional[Motion]) -> None:
+    def __init__(self, input: Any, samples: int, group: ExactGroup, motion: Motion | None) -> None:
         self.only = True
         self.sorted = motion is None
         first = of_samples(input, slice(1), samples)
@@ -53,6 +54,8 @@ class Orbit:
         self.only = bool((nearest <= EQUAL * self.members[0].norm()).all())
 
     def _flat(self, input: Any, samples: int) -> Tensor:
-        parts = [p.detach().to("cpu", torch.float64).flatten(1) for p in tensors(input) if p.dim() and len(p) == samples]
+        parts = [
+            p.detach().to("cpu", torch.float64).flatten(1) for p in tensors(input) if p.dim() and len(p) == samples
+        ]
         flat = torch.cat(parts, 1) if parts else torch.zeros(samples, 0, dtype=torch.float64)
         return flat.sort(1).values if self.sorted else flat

@@ -1,23 +1,25 @@
 r"""The exact null: the same data, each group of samples moved by a random element of the group.
 
-For groups of samples b with features :math:`\Gamma_b`, :math:`T = |\sum_b \Gamma_b|^2` has under the hypothesis the law of
+For groups of samples b with features :math:`\Gamma_b`, :math:`T = |\sum_b \Gamma_b|^2` has under the hypothesis the law
+of
 
 .. math:: T^* = \Big|\sum_b M(h_b) \Gamma_b\Big|^2 = \sum_{b,b'} \Gamma_b^\top M(h_b^{-1} h_{b'}) \Gamma_{b'}
 
-with :math:`h_b` uniform and independent, given the orbits (Lehmann and Romano, *Testing statistical hypotheses*, ch. 17).
-The identity counts among the draws: :math:`p = (1 + \#\{T^* \ge T\}) / (1 + R)` (Phipson and Smyth, 2010). One set of draws
-for all tests keeps their dependence, so that the largest of them on one scale adjusts for their number (Westfall and Young,
-1993). For a subgroup H the draws come from H, and the part that H leaves in place is taken out first.
+with :math:`h_b` uniform and independent, given the orbits (Lehmann and Romano, *Testing statistical hypotheses*, ch.
+17). The identity counts among the draws: :math:`p = (1 + \#\{T^* \ge T\}) / (1 + R)` (Phipson and Smyth, 2010). One set
+of draws for all tests keeps their dependence, so that the largest of them on one scale adjusts for their number
+(Westfall and Young, 1993). For a subgroup H the draws come from H, and the part that H leaves in place is taken out
+first.
 
-All that a draw needs are the inner products of moved features. A pivoted Cholesky factor of their matrix turns each moved group
-of samples into a few numbers, as many as the features have dimensions, whatever the width of the layer; T* is the square of
-their sum.
+All that a draw needs are the inner products of moved features. A pivoted Cholesky factor of their matrix turns each
+moved group of samples into a few numbers, as many as the features have dimensions, whatever the width of the layer; T*
+is the square of their sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 import torch
@@ -87,7 +89,8 @@ def randomise(
     r"""Test invariance under a subgroup.
 
     Args:
-        coordinates: for each test the features of each group of samples, moved by each element, ``(order, B, rank)``, float64.
+        coordinates: for each test the features of each group of samples, moved by each element, ``(order, B, rank)``,
+            float64.
         positions: of the subgroup's elements; the identity is at 0.
     """
     inside = torch.as_tensor(list(positions))
@@ -115,7 +118,8 @@ def randomise(
 
 
 def _squares(moved: Tensor, cells: Tensor) -> Tensor:
-    """T* of each draw, ``(draws,)``: the square of the sum of the groups, each moved by the element that is drawn for it.
+    """T* of each draw, ``(draws,)``: the square of the sum of the groups, each moved by the element that is drawn for
+    it.
 
     Args:
         moved: coordinates of groups moved by each element, without what all elements leave, ``(order, B, rank)``.
@@ -131,8 +135,8 @@ def _squares(moved: Tensor, cells: Tensor) -> Tensor:
 def _normal(drawn: Tensor) -> Tensor:
     """Statistics on one scale, about a standard normal one: the cube root of a chi-square of fitted degrees of freedom.
 
-    Without it the statistic with the fewest directions, whose tail is the longest, would decide for all (Wilson and Hilferty,
-    1931). The fit looks at all draws and the observation alike, so that the level stays exact.
+    Without it the statistic with the fewest directions, whose tail is the longest, would decide for all (Wilson and
+    Hilferty, 1931). The fit looks at all draws and the observation alike, so that the level stays exact.
     """
     mean = drawn.mean(1, keepdim=True).clamp(min=1e-300)
     width = 2 / 9 * (drawn.var(1, keepdim=True) / (2 * mean.square())).clamp(min=1e-12)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..symmetry.decision import Decision, Decisions
-from ..symmetry.subgroups import Subgroup, common_subgroup
+from ..symmetry.groups.lattice import Subgroup, common_subgroup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,25 +32,29 @@ class PathwayTest:
         statistic: :math:`T = |\sum_b \Gamma_b|^2`, the part that exact elements move ((nats / unit of weight) squared).
         ratio: T over its mean under the hypothesis.
         largest_null: the largest of the draws over the same mean.
-        effect: the squared mean of one sample's gradient over its mean square (fraction), free of bias, so that it may be
-            negative; of the part that exact elements move, and of all of it where they move nothing.
+        effect: the squared mean of one sample's gradient over its mean square (fraction), free of bias, so that it may
+            be negative; of the part that exact elements move, and of all of it where they move nothing.
         p_value: exact, by draws from the group that acts exactly; NaN where nothing can be tested.
-        adjusted_p_value: for all tests of the call: the largest over all subgroups that move the pathway of the p-values
-            adjusted by the largest statistic. So it holds whichever of them is the symmetry of the data.
-        gain: estimate of the evidence gained by letting the pathway in (nats), see :func:`.symmetry_test`; NaN if not asked.
+        adjusted_p_value: for all tests of the call: the largest over all subgroups that move the pathway of the
+            p-values adjusted by the largest statistic. So it holds whichever of them is the symmetry of the data.
+        gain: estimate of the evidence gained by letting the pathway in (nats), see :func:`.symmetry_test`; NaN if not
+            asked.
         log_precision: log prior precision to start it with; infinite where nothing speaks for it.
-        over_dispersion: mean square of one sample's gradient over its curvature: how far the likelihood is from well specified;
-            1 where the curvature is not known.
+        over_dispersion: mean square of one sample's gradient over its curvature: how far the likelihood is from well
+            specified; 1 where the curvature is not known.
         testable: whether a p-value could be had.
         reason: why not; or what to bear in mind.
         exact: whether elements that act exactly on the grid move all of the pathway.
         broken: testable, and the adjusted p-value at most the level.
-        input_p_value: the same test of a function that knows no targets: small where the inputs alone lack the symmetry; NaN
-            if not asked.
-        cause: of what is broken, if asked: "question" where the inputs alone are not contradicted, else "inputs or question".
-        inexact_effect: effect in the part that no exact element moves, over the mean square of all (fraction); NaN if ``exact``.
-        explained_effect: the same after each sample has been turned by a random element of the whole group, with interpolation:
-            what the network's own discretisation explains, since data like these have the symmetry; NaN where not measured.
+        input_p_value: the same test of a function that knows no targets: small where the inputs alone lack the
+            symmetry; NaN if not asked.
+        cause: of what is broken, if asked: "question" where the inputs alone are not contradicted, else "inputs or
+            question".
+        inexact_effect: effect in the part that no exact element moves, over the mean square of all (fraction); NaN if
+            ``exact``.
+        explained_effect: the same after each sample has been turned by a random element of the whole group, with
+            interpolation: what the network's own discretisation explains, since data like these have the symmetry; NaN
+            where not measured.
 
     >>> wanted = [name for name in PathwayTest.__dataclass_fields__ if name.endswith("p_value")]
     >>> wanted
@@ -93,14 +97,14 @@ class SymmetryTest:
     Attributes:
         tests: one record for each layer and pathway.
         subgroups: for each layer the largest subgroup that nothing in it contradicts.
-        network: the largest subgroup that nothing contradicts in any layer. If the data have the symmetry H, it is at least
-            as large as H, but for an error of probability ``level``.
+        network: the largest subgroup that nothing contradicts in any layer. If the data have the symmetry H, it is at
+            least as large as H, but for an error of probability ``level``.
         group: name of the group that the network starts with.
         exact_order: number of elements by which it was randomised.
-        num_data, groups, repeated: different samples, groups of them that share a random element, repetitions left out of
-            the count.
-        equivariance_error: largest departure of a layer's gradients from the law that the test presupposes (fraction); NaN
-            if the type of the input is not known.
+        num_data, groups, repeated: different samples, groups of them that share a random element, repetitions left out
+            of the count.
+        equivariance_error: largest departure of a layer's gradients from the law that the test presupposes (fraction);
+            NaN if the type of the input is not known.
         level: family-wise error.
         notes: what the reader should know.
 
@@ -137,15 +141,19 @@ class SymmetryTest:
 
     @property
     def decisions(self) -> Decisions:
-        """What nothing contradicts, as a record for :func:`~escnn_relax.harden` and :func:`~escnn_relax.report`: of each layer,
-        and by depth what is left in common."""
+        """What nothing contradicts, as a record for :func:`~escnn_relax.harden` and :func:`~escnn_relax.report`: of
+        each layer, and by depth what is left in common."""
         made: list[Decision] = []
         for layer, kept in self.subgroups.items():
             by_depth = common_subgroup(made[-1].by_depth, kept) if made else kept
             own = [t for t in self.tests if t.layer == layer]
             least = min((t.adjusted_p_value for t in own if t.testable), default=math.nan)
             broken = [f"{t.pathway} (p = {t.adjusted_p_value:.3f})" for t in own if t.broken]
-            reasons = [f"the symmetry test found broken: {', '.join(broken)}" if broken else "the symmetry test found nothing broken"]
+            reasons = [
+                f"the symmetry test found broken: {', '.join(broken)}"
+                if broken
+                else "the symmetry test found nothing broken"
+            ]
             unknown = [f"{t.pathway} ({t.reason})" for t in own if not t.testable]
             reasons += [f"it could not test {', '.join(unknown)}"] if unknown else []
             made.append(Decision(layer, kept, by_depth, "test", tuple(reasons), p_value=least))
@@ -160,14 +168,35 @@ class SymmetryTest:
         return {"tests": tests, "subgroups": found, "network": self.network.name, **rest, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        head = ("layer", "pathway", "ratio", "largest null", "p", "adjusted", "effect", "inputs p", "gain", "log prec", "verdict")
+        head = (
+            "layer",
+            "pathway",
+            "ratio",
+            "largest null",
+            "p",
+            "adjusted",
+            "effect",
+            "inputs p",
+            "gain",
+            "log prec",
+            "verdict",
+        )
         rows = [head]
         for t in self.tests:
-            values = (f"{t.ratio:.2f}", f"{t.largest_null:.2f}", _p(t.p_value), _p(t.adjusted_p_value), f"{t.effect:.1e}")
+            values = (
+                f"{t.ratio:.2f}",
+                f"{t.largest_null:.2f}",
+                _p(t.p_value),
+                _p(t.adjusted_p_value),
+                f"{t.effect:.1e}",
+            )
             more = (_p(t.input_p_value), "" if math.isnan(t.gain) else f"{t.gain:.1f}", f"{t.log_precision:.1f}")
             rows.append((t.layer, t.pathway, *values, *more, self._verdict(t)))
         widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
-        lines = ["  ".join(c.ljust(w) if n in (0, 1, 10) else c.rjust(w) for n, (c, w) in enumerate(zip(r, widths))) for r in rows]
+        lines = [
+            "  ".join(c.ljust(w) if n in (0, 1, 10) else c.rjust(w) for n, (c, w) in enumerate(zip(r, widths)))
+            for r in rows
+        ]
         lines.insert(1, "-" * len(lines[0]))
         lines = [line.rstrip() for line in lines]
         lines.append("nothing contradicts, by layer: " + ", ".join(f"{n} {s.name}" for n, s in self.subgroups.items()))
@@ -205,7 +234,9 @@ class SymmetryTest:
                 ax.text(x, y, text, ha="center", va="center", color="white" if t.ratio < 6 else "black", fontsize=9)
             else:
                 hatch = "xx" if t.exact is False else "///"
-                box = Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="#eeeeee", edgecolor="#888888", hatch=hatch, linewidth=0)
+                box = Rectangle(
+                    (x - 0.5, y - 0.5), 1, 1, facecolor="#eeeeee", edgecolor="#888888", hatch=hatch, linewidth=0
+                )
                 ax.add_patch(box)
         image = ax.imshow(values, cmap="cividis", norm=LogNorm(1, 100), aspect="auto")
         ax.figure.colorbar(image, ax=ax, label="statistic / mean under symmetry")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Hashable, Iterator, Optional, Sequence, Sized
+from collections.abc import Hashable, Iterator, Sequence, Sized
+from typing import Any
 
 import torch
 from escnn.nn import GeometricTensor
@@ -31,7 +32,7 @@ def _of_samples(part: Tensor, samples: int) -> bool:
     return part.dim() > 0 and len(part) == samples
 
 
-def group_size(loader: Any, groups: int, units: Optional[Sequence[Hashable]] = None) -> int:
+def group_size(loader: Any, groups: int, units: Sequence[Hashable] | None = None) -> int:
     """How many different samples, or units of them, a group gets, so that they fill all groups about once.
 
     >>> group_size(torch.utils.data.DataLoader(range(1300), 100), 64)
@@ -39,7 +40,9 @@ def group_size(loader: Any, groups: int, units: Optional[Sequence[Hashable]] = N
     """
     if units is not None:
         return max(1, len(set(units)) // groups)
-    counts = [len(of) for of in (getattr(loader, name, None) for name in ("dataset", "sampler")) if isinstance(of, Sized)]
+    counts = [
+        len(of) for of in (getattr(loader, name, None) for name in ("dataset", "sampler")) if isinstance(of, Sized)
+    ]
     if not counts and isinstance(loader.loader if isinstance(loader, Batches) else loader, (list, tuple)):
         targets = [read(batch, f"batch {index}").target for index, batch in enumerate(loader)]
         counts = [sum(len(of) for of in targets if isinstance(of, Tensor) and of.dim())]
@@ -47,7 +50,8 @@ def group_size(loader: Any, groups: int, units: Optional[Sequence[Hashable]] = N
 
 
 class Grouping:
-    """Hands every sample to a group; one that comes again, by its number or its content, goes to the group where it was before.
+    """Hands every sample to a group; one that comes again, by its number or its content, goes to the group where it was
+    before.
 
     Args:
         groups: how many there are, filled one after the other.
@@ -59,7 +63,7 @@ class Grouping:
         distinct: of different samples.
     """
 
-    def __init__(self, groups: int, size: int, units: Optional[Sequence[Hashable]] = None) -> None:
+    def __init__(self, groups: int, size: int, units: Sequence[Hashable] | None = None) -> None:
         self.groups, self.size, self.units = groups, size, units
         self.seen = self.distinct = self.opened = 0
         self._known: dict[Hashable, int] = {}  # groups of units
@@ -80,7 +84,7 @@ class Grouping:
         chosen = torch.tensor(list(groups))
         return Sizes(zeros.index_add(0, member, times)[chosen], zeros.index_add(0, member, times.square())[chosen])
 
-    def _placed(self, content: bytes, index: Optional[int], number: Optional[Hashable]) -> int:
+    def _placed(self, content: bytes, index: int | None, number: Hashable | None) -> int:
         """The group of one sample."""
         sample = self._number.get(content)
         if sample is None and number is not None:
@@ -111,7 +115,7 @@ class Grouping:
             raise ArgumentError("units", "no unit of a sample", got=f"sample {index}", remedy=remedy) from error
 
     def add(
-        self, input: Any, target: Any, numbers: Optional[Sequence[tuple[Any, Hashable]]] = None
+        self, input: Any, target: Any, numbers: Sequence[tuple[Any, Hashable]] | None = None
     ) -> Iterator[tuple[int, Any, Any]]:
         """One batch; yields ``(group, input, target)`` whenever a minibatch of one group is full.
 

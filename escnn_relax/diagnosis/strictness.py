@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from escnn.group import GroupElement
@@ -11,10 +12,10 @@ from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
 from ..curvature.reader import Weighted, mapped, of_samples, tensors
-from ..nn.relaxed import RelaxedConvolution
-from ..symmetry.grid import grid_permutation
-from ..symmetry.grid_action import axes_matrix, fiber_matrix, move_points, transform_field
-from ..symmetry.strides import watch_strides
+from ..nn.relaxed_convolution import RelaxedConvolution
+from ..symmetry.grid.field_action import axes_matrix, fiber_matrix, move_points, transform_field
+from ..symmetry.grid.kernel_action import grid_permutation
+from ..symmetry.grid.strides import watch_strides
 from .action import LayerAction
 from .exact_group import ExactGroup, products
 from .gradients import Probe
@@ -30,8 +31,9 @@ ROUNDING = 1e-5
 STILL = 1e-4
 
 
-def input_type(probe: Probe, input: Any) -> Optional[FieldType]:
-    """The field type of the network's input: that of the first geometric tensor that has as many channels as an image in it."""
+def input_type(probe: Probe, input: Any) -> FieldType | None:
+    """The field type of the network's input: that of the first geometric tensor that has as many channels as an
+    image in it."""
     if isinstance(input, GeometricTensor):
         return input.type
     found: list[FieldType] = []
@@ -51,8 +53,8 @@ def input_type(probe: Probe, input: Any) -> Optional[FieldType]:
 
 
 def movable(input: Any, in_type: FieldType) -> bool:
-    """Whether it is plain what an element of the group does to an input: one image of this type, other parts without pixels, and
-    whatever says its own type."""
+    """Whether it is plain what an element of the group does to an input: one image of this type, other parts without
+    pixels, and whatever says its own type."""
     plain = _plain(input)
     images = [part for part in plain if _image(part, in_type)]
     told = len(images) <= 1 and bool(images or len(plain) < len(tensors(input)))
@@ -104,7 +106,7 @@ class Motion:
         uneven: strides that leave pixels over on one side, by the name of the module.
     """
 
-    def __init__(self, probe: Probe, in_type: FieldType, out_type: Optional[FieldType], input: Any) -> None:
+    def __init__(self, probe: Probe, in_type: FieldType, out_type: FieldType | None, input: Any) -> None:
         self.in_type = in_type
         with watch_strides(probe.model) as self.uneven:
             output = probe.forward(input)
@@ -155,8 +157,8 @@ class Motion:
 def law_errors(
     probe: Probe, actions: dict[str, LayerAction], group: ExactGroup, input: Any, target: Any, motion: Motion
 ) -> dict[str, float]:
-    r"""For each layer the largest :math:`|\Gamma(gx, gy) - M(g)\Gamma(x, y)| / |\Gamma|`, on a few samples, over elements that generate
-    the group: what holds for two elements holds for their product.
+    r"""For each layer the largest :math:`|\Gamma(gx, gy) - M(g)\Gamma(x, y)| / |\Gamma|`, on a few samples, over
+    elements that generate the group: what holds for two elements holds for their product.
 
     A layer whose breaking kernels get no more than roundings of its whole gradient cannot depart from the law.
     """

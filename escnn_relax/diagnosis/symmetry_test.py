@@ -1,26 +1,27 @@
 r"""Which layer breaks which symmetry, read off a strict network in one pass of gradients.
 
-At strict weights, trained or random, the expected gradient in a pathway that breaks the symmetry is zero if the joint law
-of inputs and targets has it (Palais, *The principle of symmetric criticality*, 1979; the score test: Rao, 1948).
+At strict weights, trained or random, the expected gradient in a pathway that breaks the symmetry is zero if the joint
+law of inputs and targets has it (Palais, *The principle of symmetric criticality*, 1979; the score test: Rao, 1948).
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, Hashable, Iterable, Optional, Sequence, Union
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import torch
 from escnn.nn import FieldType
 from torch import Tensor, nn
 
 from ..curvature.batches import batches, check_weights
+from ..curvature.layers.wrappers import unwrapped
 from ..curvature.likelihood import Likelihood
 from ..curvature.likelihood import likelihood as likelihood_named
-from ..curvature.wrappers import unwrapped
 from ..errors import ArgumentError
 from .action import LayerAction
-from .collected import Plan, collect
 from .exact_group import ExactGroup, exact_group
+from .features import Plan, collect
 from .gradients import Probe, relaxed_copy, settle, start_anew
 from .judgement import Question, judge
 from .result import SymmetryTest
@@ -36,8 +37,8 @@ def symmetry_test(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
-    loss: Optional[Callable[[Any, Tensor], Tensor]] = None,
+    likelihood: str | Likelihood | Callable[..., Any] = "categorical",
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
     draws: int = 999,
     initialisations: int = 1,
     gains: bool = False,
@@ -45,40 +46,42 @@ def symmetry_test(
     level: float = 0.05,
     seed: int = 0,
     groups: int = 64,
-    units: Optional[Sequence[Hashable]] = None,
-    in_type: Optional[FieldType] = None,
-    out_type: Optional[FieldType] = None,
+    units: Sequence[Hashable] | None = None,
+    in_type: FieldType | None = None,
+    out_type: FieldType | None = None,
     progress: bool = True,
     **relaxation: Any,
 ) -> SymmetryTest:
     r"""Test, for each layer and each way to break its symmetry, whether the data ask for it.
 
-    The gradient of the loss in a residual pathway, summed over the data, is compared with what it would be had each sample
-    been moved by a random element of the group: a randomisation test, exact for finite data and any strict weights, even
-    those trained on the same data. The null hypothesis is that (x, y) and (gx, gy) have one law.
+    The gradient of the loss in a residual pathway, summed over the data, is compared with what it would be had each
+    sample been moved by a random element of the group: a randomisation test, exact for finite data and any strict
+    weights, even those trained on the same data. The null hypothesis is that (x, y) and (gx, gy) have one law.
 
     Args:
-        model: a strict escnn network, random or trained, or a relaxed one; left alone. Where pathways are open, the test is
-            one of the subgroup that these still keep.
+        model: a strict escnn network, random or trained, or a relaxed one; left alone. Where pathways are open, the
+            test is one of the subgroup that these still keep.
         loader: yields ``(input, target)``; gone through once. Samples that come again count once as far as independence
             goes: they share one element with their first appearance.
         likelihood: as of :class:`~escnn_relax.Evidence`.
         loss: instead, a function of output and target that stays the same if both are moved.
         draws: of the null distribution; the smallest p-value is ``1 / (1 + draws)``.
-        initialisations: 1 takes the weights as they are; more take so many random ones, and add the studentised statistics.
-        gains: estimate what each pathway would gain in evidence: :math:`\tfrac d2 (s - \log(1 + s))` nats, where s is the effect
-            times N - 1 and d the number of directions of the pathway's curvature (participation ratio): the largest value over
-            the prior precision of :math:`\tfrac12 \sum_i [\log \tfrac{\delta}{\delta + \lambda_i} + \tfrac{q_i^2}{c (\delta +
-            \lambda_i)}]` for d equal eigenvalues, over-dispersion c divided out. Without it the curvature, which the precision
-            to start with needs too, is looked at for one minibatch in 16 only.
-        inputs: test the law of the inputs too, by a function of the outputs that knows no targets (half a squared norm), so that
-            each record says as a cause whether it is the question alone.
+        initialisations: 1 takes the weights as they are; more take so many random ones, and add the studentised
+            statistics.
+        gains: estimate what each pathway would gain in evidence: :math:`\tfrac d2 (s - \log(1 + s))` nats, where s is
+            the effect times N - 1 and d the number of directions of the pathway's curvature (participation ratio): the
+            largest value over the prior precision of :math:`\tfrac12 \sum_i [\log \tfrac{\delta}{\delta + \lambda_i} +
+            \tfrac{q_i^2}{c (\delta + \lambda_i)}]` for d equal eigenvalues, over-dispersion c divided out. Without it
+            the curvature, which the precision to start with needs too, is looked at for one minibatch in 16 only.
+        inputs: test the law of the inputs too, by a function of the outputs that knows no targets (half a squared
+            norm), so that each record says as a cause whether it is the question alone.
         level: family-wise error.
         seed: of the draws, of random combinations in wide layers, and of initialisations.
         groups: of samples, which share a random element each; more have more power.
-        units: what samples belong together and share an element too, by their index in the loader's data set (in the order in
-            which they come, where the loader is no ``DataLoader``): frames of one film, copies of one image. Samples that a
-            sampler draws again are recognised without it, by their index, however they are augmented, or by their content.
+        units: what samples belong together and share an element too, by their index in the loader's data set (in the
+            order in which they come, where the loader is no ``DataLoader``): frames of one film, copies of one image.
+            Samples that a sampler draws again are recognised without it, by their index, however they are augmented, or
+            by their content.
         in_type, out_type: types of input and output where the network does not tell. Floating targets with as many
             components as ``out_type`` are taken to move with the input.
         progress: show a progress bar.
@@ -89,9 +92,9 @@ def symmetry_test(
         ArgumentError: numbers that make no sense.
         UnsupportedModuleError: nothing that can be relaxed; layers of groups that do not fit together.
 
-    The elements that move pixels onto pixels are the group of the test: C4 of C8 or SO(2), D4 of O(2), the octahedral group of
-    SO(3). What they leave in place is reported as an effect, without a p-value. The state of torch's global generator and of
-    the loader's own are put back.
+    The elements that move pixels onto pixels are the group of the test: C4 of C8 or SO(2), D4 of O(2), the octahedral
+    group of SO(3). What they leave in place is reported as an effect, without a p-value. The state of torch's global
+    generator and of the loader's own are put back.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -117,7 +120,9 @@ def symmetry_test(
     objective = likelihood_named(likelihood) if loss is None else loss
     devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []
     generator = torch.Generator().manual_seed(seed)
-    own = [g for g in (getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None))]
+    own = [
+        g for g in (getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None))
+    ]
     states = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]
     bar = _bar if progress else None
     with torch.random.fork_rng(devices=devices):
@@ -141,7 +146,9 @@ def symmetry_test(
             quotients = whole.quotients[index][:, index]
             quotients = torch.tensor([[kept.index(int(q)) for q in row] for row in quotients])
             group = ExactGroup(whole.gspace, tuple(whole.elements[k] for k in kept), quotients)
-        actions = {n: LayerAction(layer, group.elements_on(layer.space, n), generator, n) for n, layer in layers.items()}
+        actions = {
+            n: LayerAction(layer, group.elements_on(layer.space, n), generator, n) for n, layer in layers.items()
+        }
         opened = len(kept) < whole.order
         plan = Plan(groups, units, in_type, out_type, inputs, curvature=gains, turned=not group.whole and not opened)
         found = collect(probes, actions, group, loader, plan, generator, bar)
@@ -159,7 +166,9 @@ def _check(draws: int, initialisations: int, groups: int, level: float) -> None:
         remedy = "999 draws and 1 initialisation are the defaults"
         raise ArgumentError("symmetry_test", expected="draws and initialisations of 1 or more", got=got, remedy=remedy)
     if groups < 20:
-        raise ArgumentError("groups", expected="20 or more", got=groups, remedy="with fewer there is no power; 64 is the default")
+        raise ArgumentError(
+            "groups", expected="20 or more", got=groups, remedy="with fewer there is no power; 64 is the default"
+        )
     if not 0 < level < 1:
         raise ArgumentError("level", expected="a fraction between 0 and 1", got=level, remedy="0.05 is the default")
 

@@ -1,8 +1,6 @@
-"""The Laplace evidence of a network, and training by it."""
+"""The Laplace evidence of a network, and the verdicts that it gives."""
 
 from .evidence import Evidence, EvidenceTerms
-from .fit import fit
-from .history import EpochRecord, History
-from .survival import LayerSurvivor, Survivors, survivors
+from .verdicts.survivors import LayerSurvivor, Survivors, survivors
 
-__all__ = ["EpochRecord", "Evidence", "EvidenceTerms", "History", "LayerSurvivor", "Survivors", "fit", "survivors"]
+__all__ = ["Evidence", "EvidenceTerms", "LayerSurvivor", "Survivors", "survivors"]

@@ -77,7 +77,9 @@ def random_numbers(device: torch.device, loaders: Iterable[Iterable[Any] | None]
     return {"random": random_state(device), "generators": [g.get_state() for g in generators(*loaders)]}
 
 
-def restore_random_numbers(state: dict[str, Any], device: torch.device, loaders: Iterable[Iterable[Any] | None]) -> None:
+def restore_random_numbers(
+    state: dict[str, Any], device: torch.device, loaders: Iterable[Iterable[Any] | None]
+) -> None:
     """Put all of them back."""
     set_random_state(state["random"], device)
     for generator, saved in zip(generators(*loaders), state["generators"], strict=True):

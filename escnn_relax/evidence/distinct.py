@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Iterable, NamedTuple, Optional, Sequence, Sized, Union
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import (
@@ -18,7 +19,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from ..curvature.reader import read
-from ..diagnosis.numbered import sample_identity
+from ..diagnosis.sample_numbers import sample_identity
 from ..errors import RelaxError
 from .random_state import random_state_kept
 
@@ -41,18 +42,19 @@ class Draws(NamedTuple):
     drawn: int
 
 
-def draws(loader: Iterable[Any]) -> Optional[Draws]:
+def draws(loader: Iterable[Any]) -> Draws | None:
     r"""Number of different samples, and of draws, where a loader's sampler and data set tell; else ``None``.
 
-    The evidence's N. Draws that repeat say nothing new: a pass over M draws of N samples sums losses and curvatures of M, and is
-    scaled by N / M. With a ``WeightedRandomSampler``, whose draws have probabilities :math:`p_n`, that is the log-likelihood
-    :math:`\sum_n N p_n \log p(y_n | x_n)` in expectation: the one that a descent along such draws climbs, so that the weights
-    are at its mode, with the information of N samples in all. Where the :math:`p_n` differ much, the N samples hold less: pass
-    Kish's number :math:`1 / \sum_n p_n^2` as ``num_data`` then.
+    The evidence's N. Draws that repeat say nothing new: a pass over M draws of N samples sums losses and curvatures of
+    M, and is scaled by N / M. With a ``WeightedRandomSampler``, whose draws have probabilities :math:`p_n`, that is the
+    log-likelihood :math:`\sum_n N p_n \log p(y_n | x_n)` in expectation: the one that a descent along such draws
+    climbs, so that the weights are at its mode, with the information of N samples in all. Where the :math:`p_n` differ
+    much, the N samples hold less: pass Kish's number :math:`1 / \sum_n p_n^2` as ``num_data`` then.
 
-    Known are torch's samplers, alone or in a ``BatchSampler``, distributed ones that pad (N is that of all processes together),
-    ``Subset`` and ``ConcatDataset``, in which one data set may come several times, and lists of batches, in which one batch may. A sampler of another kind is gone through once,
-    its random numbers put back; it warns if it repeats samples, for others may come the next time.
+    Known are torch's samplers, alone or in a ``BatchSampler``, distributed ones that pad (N is that of all processes
+    together), ``Subset`` and ``ConcatDataset``, in which one data set may come several times, and lists of batches, in
+    which one batch may. A sampler of another kind is gone through once, its random numbers put back; it warns if it
+    repeats samples, for others may come the next time.
 
     >>> from torch.utils.data import DataLoader
     >>> draws(DataLoader(range(10), 5, sampler=RandomSampler(range(10), replacement=True, num_samples=500)))
@@ -74,7 +76,7 @@ def draws(loader: Iterable[Any]) -> Optional[Draws]:
     return Draws(len({sample_identity(dataset, index) for index in indices}), drawn)
 
 
-def _of_batches(loader: Sequence[Any]) -> Optional[Draws]:
+def _of_batches(loader: Sequence[Any]) -> Draws | None:
     """Of a list in which a batch comes several times."""
     different = {id(batch): batch for batch in loader}
     if len(different) == len(loader):
@@ -94,7 +96,7 @@ def _sampler(loader: Iterable[Any]) -> Any:
     return of_batches.sampler if type(of_batches) is BatchSampler else of_batches
 
 
-def _indices(sampler: Any, dataset: Sized) -> Union[range, list[Any]]:
+def _indices(sampler: Any, dataset: Sized) -> range | list[Any]:
     if type(sampler) in (SequentialSampler, RandomSampler):
         return range(len(sampler.data_source))
     if type(sampler) is DistributedSampler:
@@ -114,8 +116,8 @@ def _once(sampler: Any) -> list[Any]:
     found = len(set(drawn))
     if found < len(drawn):
         warnings.warn(
-            f"{type(sampler).__name__} draws some samples several times: the evidence counts the {found} different ones of one "
-            "pass; pass num_data= if there are more",
+            f"{type(sampler).__name__} draws some samples several times: the evidence counts the {found} different ones"
+            " of one pass; pass num_data= if there are more",
             stacklevel=4,
         )
     return drawn

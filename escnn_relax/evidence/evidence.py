@@ -14,34 +14,35 @@ interpolation*, 1992; Immer et al., *Scalable marginal likelihood estimation for
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.collect import Curvature
+from ..curvature.approximation import AUTOMATIC
+from ..curvature.curvature import Curvature
 from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
-from ..curvature.coverage import join
+from ..curvature.layers.coverage import join
+from ..curvature.layers.wrappers import unwrapped
 from ..curvature.likelihood import Likelihood
-from ..curvature.reader import Weighted
 from ..curvature.processes import agreed, distributed, several
-from ..curvature.recipe import AUTOMATIC
-from ..curvature.wrappers import unwrapped
-from ..errors import ArgumentError, CoverageError, DataError
+from ..curvature.reader import Weighted
 from ..diagnosis import SymmetryTest
-from ..nn.recorded import Recorded
-from ..nn.relaxed import RelaxedConvolution
+from ..errors import ArgumentError, CoverageError, DataError
+from ..nn.evidence_record import Recorded
+from ..nn.relaxed_convolution import RelaxedConvolution
 from ..symmetry.decision import Decisions
-from ..symmetry.pathway import SWITCHED_OFF
-from .ascent import move
-from .bridge import to_laplace
+from ..symmetry.kernels.pathway import SWITCHED_OFF
+from .closed_pathways import closed_weights, follow, gateable, move_gates, opened, starts
 from .distinct import draws
-from .gating import closed_weights, follow, gateable, move_gates, opened, starts
 from .hypergradient import hypergradient
+from .laplace_torch import to_laplace
 from .noise import Noise
 from .posterior import Posterior
+from .precision_updates import move
 from .prior import BOUNDS, Prior, Ties
 from .recurring import Recurring
 from .slopes import Slopes
@@ -70,28 +71,29 @@ class Evidence:
                 evidence.step()              # moves the precisions
 
     Args:
-        model: a model with at least one relaxed layer; of a ``DistributedDataParallel`` the one inside. In several processes
-            each refreshes with its share of the data: sums run over all of them, and all take the same decisions.
+        model: a model with at least one relaxed layer; of a ``DistributedDataParallel`` the one inside. In several
+            processes each refreshes with its share of the data: sums run over all of them, and all take the same
+            decisions.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, ``"heteroscedastic"``, a
             :class:`~escnn_relax.curvature.likelihood.Likelihood`, or a loss of torch's (``nn.CrossEntropyLoss(...)``).
-        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"`` or
-            ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
-        samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one where
-            there are more than 256 outputs or a layer is sketched, and says so in the log.
-        num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if ``refresh``
-            comes before ``penalty``: then it is the largest number of different samples that a refresh has seen (see
-            :func:`~escnn_relax.evidence.distinct.draws`).
+        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"``
+            or ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
+        samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one
+            where there are more than 256 outputs or a layer is sketched, and says so in the log.
+        num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if
+            ``refresh`` comes before ``penalty``: then it is the largest number of different samples that a refresh has
+            seen (see :func:`~escnn_relax.evidence.distinct.draws`).
         log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
         residual_log_precision: that of pathways that break the symmetry.
-        log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all outputs.
+        log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all
+            outputs.
         noise: ``"shared"`` by all outputs, or one for each ``"output"`` (dimension 1 of the model's output).
         temperature: divides log-likelihood and curvature.
         bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
         normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
-        memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and less than
-            a single sample takes is a ``MemoryLimitError``. With
-            ``curvature="auto"`` the smallest parameters become exact, as many as fit into a quarter of it; without, those of
-            at most 256 weights.
+        memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and
+            less than a single sample takes is a ``MemoryLimitError``. With ``curvature="auto"`` the smallest parameters
+            become exact, as many as fit into a quarter of it; without, those of at most 256 weights.
         ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
             function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
@@ -128,22 +130,22 @@ class Evidence:
     def __init__(
         self,
         model: nn.Module,
-        likelihood: Union[str, Likelihood, Callable[..., Any]] = "categorical",
+        likelihood: str | Likelihood | Callable[..., Any] = "categorical",
         curvature: str = "expand",
         *,
-        samples: Union[None, int, str] = AUTOMATIC,
-        num_data: Optional[int] = None,
+        samples: None | int | str = AUTOMATIC,
+        num_data: int | None = None,
         log_precision: float = 0.0,
         residual_log_precision: float = 3.0,
-        log_noise: Union[float, Sequence[float], Tensor] = 0.0,
+        log_noise: float | Sequence[float] | Tensor = 0.0,
         noise: str = "shared",
         temperature: float = 1.0,
         bias: str = "exact",
         normalisation: bool = False,
-        memory: Optional[float] = None,
+        memory: float | None = None,
         relaxed_only: bool = True,
         ties: Ties = "parameter",
-        fixed: Optional[Mapping[str, float]] = None,
+        fixed: Mapping[str, float] | None = None,
         bounds: tuple[float, float] = BOUNDS,
     ) -> None:
         if num_data is not None and not num_data > 0:
@@ -168,20 +170,22 @@ class Evidence:
         self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
         self._start = dict(self.log_precision)
         self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
-        self.estimate: Optional[CurvatureEstimate] = None
-        self._previous: Optional[dict[str, Any]] = None
-        self._spectrum: Optional[Spectrum] = None
-        self.slopes: Optional[Slopes] = None
+        self.estimate: CurvatureEstimate | None = None
+        self._previous: dict[str, Any] | None = None
+        self._spectrum: Spectrum | None = None
+        self.slopes: Slopes | None = None
         if shut:
             self.close(shut)
 
     @property
     def closed(self) -> tuple[str, ...]:
-        """Names of the weights of closed pathways: exactly zero, without curvature, prior or a share in the evidence."""
+        """Names of the weights of closed pathways: exactly zero, without curvature, prior or a share in the
+        evidence."""
         return tuple(n for n, value in self.log_precision.items() if value == math.inf)
 
-    def close(self, names: Optional[Iterable[str]] = None) -> None:
-        """Set pathways to exactly zero, by their weights' names, and leave them out of everything until they are opened.
+    def close(self, names: Iterable[str] | None = None) -> None:
+        """Set pathways to exactly zero, by their weights' names, and leave them out of everything until they are
+        opened.
 
         Without names all that break a symmetry.
 
@@ -190,12 +194,13 @@ class Evidence:
         """
         move_gates(self, {name: math.inf for name in (gateable(self) if names is None else names)})
 
-    def open(self, precisions: Union[Mapping[str, float], SymmetryTest]) -> tuple[str, ...]:
-        """Open closed pathways, each with the log precision it starts from; those that are open already stay as they are.
+    def open(self, precisions: Mapping[str, float] | SymmetryTest) -> tuple[str, ...]:
+        """Open closed pathways, each with the log precision it starts from; those that are open already stay as they
+        are.
 
         Args:
-            precisions: log precision by the name of the weights; or a :class:`~escnn_relax.diagnosis.SymmetryTest`, which
-                opens what it found broken.
+            precisions: log precision by the name of the weights; or a :class:`~escnn_relax.diagnosis.SymmetryTest`,
+                which opens what it found broken.
 
         Returns:
             the names of the weights that were opened; an optimiser made before has to hold them to move them.
@@ -215,22 +220,25 @@ class Evidence:
         if isinstance(precisions, SymmetryTest):
             precisions = starts(self, precisions)
         shut = set(self.closed)
-        return move_gates(self, {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision})
+        return move_gates(
+            self, {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision}
+        )
 
-    def decide(self, data: Optional[Iterable[Any]] = None, energy: float = SWITCHED_OFF) -> Decisions:
-        """What each layer of the model keeps: the record of :func:`~escnn_relax.survivors`, with its arguments and errors."""
-        from .survival import survivors  # which reads evidences
+    def decide(self, data: Iterable[Any] | None = None, energy: float = SWITCHED_OFF) -> Decisions:
+        """What each layer of the model keeps: the record of :func:`~escnn_relax.survivors`, with its arguments and
+        errors."""
+        from .verdicts.survivors import survivors  # which reads evidences
 
         groups = {m.space.fibergroup.name for m in self._layers.values() if isinstance(m, RelaxedConvolution)}
         return survivors(self.model, self, data=data, energy=energy, depth=len(groups) == 1).decisions
 
     @property
-    def log_noise(self) -> Union[float, Tensor]:
+    def log_noise(self) -> float | Tensor:
         """Log standard deviation of the observations: a number, or ``(outputs,)`` with ``noise="output"``."""
         return self.noise.log
 
     @log_noise.setter
-    def log_noise(self, value: Union[float, Sequence[float], Tensor]) -> None:
+    def log_noise(self, value: float | Sequence[float] | Tensor) -> None:
         self.noise.log = value
         if self.estimate is not None:
             self.noise.widen(len(self.estimate.outputs))
@@ -238,13 +246,15 @@ class Evidence:
 
     @property
     def scale(self) -> float:
-        r""":math:`h = 1 / (\sigma^2 T)`, what one unit of the likelihood counts (of a typical output, if they differ)."""
+        r""":math:`h = 1 / (\sigma^2 T)`, what one unit of the likelihood counts (of a typical output, if they
+        differ)."""
         return self.noise.scale
 
     @property
     def eigenvalues(self) -> dict[str, Tensor]:
-        """Of each parameter's curvature at the last refresh, scaled by the likelihood, float64. Where noises of single outputs
-        moved since: the diagonal in that eigenbasis, right to first order; it makes the evidence a lower bound."""
+        """Of each parameter's curvature at the last refresh, scaled by the likelihood, float64. Where noises of single
+        outputs moved since: the diagonal in that eigenbasis, right to first order; it makes the evidence a lower
+        bound."""
         return {name: self.noise.weighted(values) for name, values in self.spectrum.values.items()}
 
     @property
@@ -265,7 +275,9 @@ class Evidence:
         estimate, num_data = self._refreshed(where)
         for name in self._parameters:
             if name not in estimate.factors:
-                raise CoverageError(where, f"no curvature of {name}, opened since", remedy="call evidence.refresh(loader) first")
+                raise CoverageError(
+                    where, f"no curvature of {name}, opened since", remedy="call evidence.refresh(loader) first"
+                )
         return estimate, num_data
 
     @property
@@ -277,9 +289,9 @@ class Evidence:
     def learned(self) -> bool:
         r"""Whether the network of the last refresh is better than a constant output, as far as that is known.
 
-        It is if the data are likelier under it by more than the effective dimension of its covered weights and one for each
-        output (nats): so much likeliness weights that follow the noise alone gain at most, on average half of it (Akaike, 1974).
-        Where it is not, precisions and pathways say nothing about the data.
+        It is if the data are likelier under it by more than the effective dimension of its covered weights and one for
+        each output (nats): so much likeliness weights that follow the noise alone gain at most, on average half of it
+        (Akaike, 1974). Where it is not, precisions and pathways say nothing about the data.
         """
         if self._spectrum is None:
             return True
@@ -287,22 +299,30 @@ class Evidence:
         return not gain <= sum(self.effective_dimension().values()) + self.spectrum.num_outputs
 
     def refresh(
-        self, loader: Iterable[Any], progress: Optional[Callable[[Iterable[Any]], Iterable[Any]]] = None, keep: float = 0.0,
-        enough: Optional[Enough] = None,
+        self,
+        loader: Iterable[Any],
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+        keep: float = 0.0,
+        enough: Enough | None = None,
     ) -> EvidenceTerms:
         """Take curvature and data fit at the present weights, from one pass over ``loader``; returns the evidence.
 
         Args:
             loader: all the data, or a part, which is scaled up to ``num_data``.
             progress: wraps the loader, as ``tqdm`` does.
-            keep: what is left of the weight of older samples beside new ones (fraction), for a running average over parts:
-                the mean over all samples seen, those of the last refresh but one ``keep`` times as heavy as the last ones.
-            enough: ends the pass early, see :class:`~escnn_relax.curvature.enough.Enough`; ``num_data`` has to be known then.
+            keep: what is left of the weight of older samples beside new ones (fraction), for a running average over
+                parts: the mean over all samples seen, those of the last refresh but one ``keep`` times as heavy as the
+                last ones.
+            enough: ends the pass early, see :class:`~escnn_relax.curvature.enough.Enough`; ``num_data`` has to be known
+                then.
 
-        If the pass fails (see :class:`~escnn_relax.curvature.collect.Curvature` for the errors), all is left as it was.
+        If the pass fails (see :class:`~escnn_relax.curvature.curvature.Curvature` for the errors), all is left as it
+        was.
         """
         if not 0 <= keep < 1:
-            raise ArgumentError("keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default")
+            raise ArgumentError(
+                "keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default"
+            )
         follow(self)
         counting = self.num_data is None or self._counting
         known = draws(loader) if counting and not (several() and distributed(loader)) else None
@@ -353,11 +373,12 @@ class Evidence:
         return Posterior(self)
 
     def to_laplace(self) -> Any:
-        """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.bridge.to_laplace`."""
+        """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.laplace_torch.to_laplace`."""
         return to_laplace(self)
 
     def hypergradient(self, loader: Iterable[Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Derivative of the log evidence in parameters of the network, see :mod:`~escnn_relax.evidence.hypergradient`."""
+        """Derivative of the log evidence in parameters of the network, see
+        :mod:`~escnn_relax.evidence.hypergradient`."""
         return hypergradient(self, loader, parameters)
 
     def gradient(self) -> dict[str, float]:
@@ -375,22 +396,23 @@ class Evidence:
         return found
 
     def effective_dimension(self) -> dict[str, float]:
-        r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the data
-        determine (a number between 0 and its size)."""
+        r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the
+        data determine (a number between 0 and its size)."""
         return self.spectrum.effective_dimension(self.noise, self.log_precision)
 
     def effective_dimension_of_outputs(self) -> Tensor:
-        r""":math:`\gamma_c`: how many directions the observations of each output determine, shape ``(outputs,)``; their sum
-        is that of :meth:`effective_dimension`. One number for all outputs where they share a noise."""
+        r""":math:`\gamma_c`: how many directions the observations of each output determine, shape ``(outputs,)``; their
+        sum is that of :meth:`effective_dimension`. One number for all outputs where they share a noise."""
         return self.spectrum.effective_dimension_of_outputs(self.noise, self.log_precision)
 
     def step(self, steps: int = 3, damping: float = 0.5, *, method: str = "mackay", rate: float = 0.1) -> EvidenceTerms:
         r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed; it never falls.
 
         With ``"mackay"`` each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the
-        logarithm, and halved where the evidence would fall by it; ``"gradient"`` takes Adam's steps instead. Weights that
-        are all exactly zero, as residual ones are before training, keep their precision. On three small networks 2 to 6 of
-        MacKay's steps came within 0.1 % of the highest evidence, 30 to 70 of Adam's (``tests/benchmarks/precision.md``).
+        logarithm, and halved where the evidence would fall by it; ``"gradient"`` takes Adam's steps instead. Weights
+        that are all exactly zero, as residual ones are before training, keep their precision. On three small networks 2
+        to 6 of MacKay's steps came within 0.1 % of the highest evidence, 30 to 70 of Adam's
+        (``tests/benchmarks/precision.md``).
 
         Args:
             steps: number of updates.
@@ -420,7 +442,7 @@ class Evidence:
         terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self._parameters.items()]
         return torch.stack(terms).sum() / (2 * self.num_data)
 
-    def loss(self, output: Any, target: Any, weight: Optional[Tensor] = None) -> Tensor:
+    def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
         """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N.
 
         Args:
@@ -440,7 +462,11 @@ class Evidence:
             own = {w: join(name, w) for of in layer.pathway_weights().values() for w in of}
             layer.record(
                 {w: self.log_precision[key] for w, key in own.items() if key in self.log_precision},
-                {w: gammas.get(key, 0.0) for w, key in own.items() if key in gammas or self.log_precision.get(key) == math.inf},
+                {
+                    w: gammas.get(key, 0.0)
+                    for w, key in own.items()
+                    if key in gammas or self.log_precision.get(key) == math.inf
+                },
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,19 +5,20 @@ r"""Gradients of the evidence through the curvature, in two passes over the data
     + \Big\langle G_B, \frac{dB_b}{d\eta} \Big\rangle \Big] - \delta_\eta \eta,
     \qquad G = \frac{\partial}{\partial \cdot} \tfrac12 \log|h H + \delta|
 
-The first pass sums the factors without a graph and yields G; the second builds the graph of one minibatch's share of them at
-a time. So the memory is that of one minibatch, and the result the same as from one graph of everything.
+The first pass sums the factors without a graph and yields G; the second builds the graph of one minibatch's share of
+them at a time. So the memory is that of one minibatch, and the result the same as from one graph of everything.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.collect import SAME_DATA
+from ..curvature.curvature import SAME_DATA
 from ..curvature.factors import Factor
 from ..errors import ArgumentError, DataError
 
@@ -28,7 +29,7 @@ __all__ = ["hypergradient"]
 
 
 def hypergradient(
-    evidence: "Evidence", loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
+    evidence: Evidence, loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
 ) -> list[Tensor]:
     """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
 
@@ -36,8 +37,8 @@ def hypergradient(
         evidence: any but with sampled or ``"eigenvalue-corrected"`` curvature; it is refreshed on the way.
         loader: the data, the same at each pass.
         parameters: leaves of the model: weights, mixing weights, length scales.
-        refreshed: the evidence was refreshed with this loader just now, at the same weights and without ``keep``; it is not
-            again.
+        refreshed: the evidence was refreshed with this loader just now, at the same weights and without ``keep``; it is
+            not again.
 
     Returns:
         one tensor for each, of its shape; no ``.grad`` is touched.
@@ -48,7 +49,9 @@ def hypergradient(
     """
     known = {id(p): name for name, p in evidence.model.named_parameters()}
     if not parameters or not all(id(p) in known for p in parameters):
-        raise ArgumentError("hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()")
+        raise ArgumentError(
+            "hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()"
+        )
     for p in parameters:
         if not p.requires_grad:
             remedy = "call requires_grad_() on it, or leave it out"

@@ -15,7 +15,7 @@ One noise for all outputs is the case that all terms are summed over c.
 from __future__ import annotations
 
 import math
-from typing import Sequence, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Noise:
     """
 
     def __init__(
-        self, likelihood: Likelihood, kind: str, log: Union[float, Sequence[float], Tensor], temperature: float
+        self, likelihood: Likelihood, kind: str, log: float | Sequence[float] | Tensor, temperature: float
     ) -> None:
         if kind not in KINDS:
             remedy = "leave it out for one noise of all outputs"
@@ -61,21 +61,25 @@ class Noise:
             problem = f"the likelihood {likelihood.name!r} has no observation noise"
             raise ArgumentError("noise", problem, remedy="use likelihood='gaussian', or leave noise out")
         if not 0 < temperature < math.inf:
-            raise ArgumentError("temperature", expected="a positive number", got=temperature, remedy="leave it out for 1")
+            raise ArgumentError(
+                "temperature", expected="a positive number", got=temperature, remedy="leave it out for 1"
+            )
         self.likelihood, self.kind, self.temperature = likelihood, kind, temperature
         self.log = log
 
     @property
-    def log(self) -> Union[float, Tensor]:
+    def log(self) -> float | Tensor:
         """Log standard deviation: a number, or ``(outputs,)``, float64, once the number of outputs is known."""
         return self._log
 
     @log.setter
-    def log(self, value: Union[float, Sequence[float], Tensor]) -> None:
+    def log(self, value: float | Sequence[float] | Tensor) -> None:
         values = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
         if not (values.abs() <= LARGEST).all():
             remedy = "pass the logarithm of a standard deviation, 0 for one of 1"
-            raise ArgumentError("log_noise", expected=f"a logarithm between -{LARGEST:g} and {LARGEST:g}", got=value, remedy=remedy)
+            raise ArgumentError(
+                "log_noise", expected=f"a logarithm between -{LARGEST:g} and {LARGEST:g}", got=value, remedy=remedy
+            )
         if values.dim() > (1 if self.kind == "output" else 0):
             remedy = "pass noise='output' for a noise of each output"
             raise ArgumentError("log_noise", expected="a number", got=f"shape {tuple(values.shape)}", remedy=remedy)
@@ -92,7 +96,9 @@ class Noise:
             self.log = [self.log] * outputs
         if self.each and isinstance(self.log, Tensor) and len(self.log) != outputs:
             remedy = "pass a number for all outputs, or as many as there are"
-            raise LikelihoodError("log_noise", expected=f"one for each of the {outputs} outputs", got=len(self.log), remedy=remedy)
+            raise LikelihoodError(
+                "log_noise", expected=f"one for each of the {outputs} outputs", got=len(self.log), remedy=remedy
+            )
 
     @property
     def scale(self) -> float:

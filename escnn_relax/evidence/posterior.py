@@ -1,20 +1,21 @@
 r"""Predictions averaged over the Laplace posterior of the weights, from the curvature that the evidence has anyway.
 
-The network is linearised in its weights (Immer, Korzepa, Bauer: *Improving predictions of Bayesian neural nets via local
-linearization*, AISTATS 2021): outputs at x are Gaussian with mean f(x) and covariance
-:math:`J(x) (hH + \delta)^{-1} J(x)^\top`.
+The network is linearised in its weights (Immer, Korzepa, Bauer: *Improving predictions of Bayesian neural nets via
+local linearization*, AISTATS 2021): outputs at x are Gaussian with mean f(x) and covariance :math:`J(x) (hH +
+\delta)^{-1} J(x)^\top`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Iterable, NamedTuple, Union
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..curvature.collect import batches
-from ..curvature.jacobian import jacobian
+from ..curvature.curvature import batches
+from ..curvature.sums.jacobian import jacobian
 from ..errors import ArgumentError, CoverageError, DataError, LikelihoodError
 from .calibration import Calibration, calibration
 
@@ -48,9 +49,11 @@ class Posterior:
     True
     """
 
-    def __init__(self, evidence: "Evidence") -> None:
+    def __init__(self, evidence: Evidence) -> None:
         if evidence.estimate is None:
-            raise CoverageError("posterior", "the evidence has no curvature", remedy="call evidence.refresh(loader) first")
+            raise CoverageError(
+                "posterior", "the evidence has no curvature", remedy="call evidence.refresh(loader) first"
+            )
         self.evidence = evidence
 
     def outputs(self, input: Any) -> tuple[Tensor, Tensor]:
@@ -68,7 +71,7 @@ class Posterior:
                 covariance += white @ white.transpose(1, 2)
         return output.to("cpu", torch.float64), covariance
 
-    def predict(self, input: Any, link: str = "probit", samples: int = 1000) -> Union[Tensor, Prediction]:
+    def predict(self, input: Any, link: str = "probit", samples: int = 1000) -> Tensor | Prediction:
         """Class probabilities ``(N, C)``, or a :class:`Prediction` for a Gaussian likelihood.
 
         Args:
@@ -77,7 +80,9 @@ class Posterior:
             samples: number of draws.
         """
         if link not in ("probit", "sample"):
-            raise ArgumentError("link", expected="'probit' or 'sample'", got=repr(link), remedy="leave it out for 'probit'")
+            raise ArgumentError(
+                "link", expected="'probit' or 'sample'", got=repr(link), remedy="leave it out for 'probit'"
+            )
         mean, covariance = self.outputs(input)
         variance = covariance.diagonal(dim1=1, dim2=2)
         if self.evidence.likelihood.noisy:
@@ -89,7 +94,9 @@ class Posterior:
         draws = torch.randn(samples, *mean.shape, 1, dtype=torch.float64)
         return self._probabilities(mean + (torch.linalg.cholesky(covariance + jitter) @ draws).squeeze(-1)).mean(0)
 
-    def calibration(self, loader: Iterable[Any], link: str = "probit", bins: int = 15) -> tuple[Calibration, Calibration]:
+    def calibration(
+        self, loader: Iterable[Any], link: str = "probit", bins: int = 15
+    ) -> tuple[Calibration, Calibration]:
         """Calibration on held-out data: of the posterior's predictions, and of the plain network's.
 
         Each output of a Bernoulli likelihood counts as a choice of its own between no and yes.
@@ -100,7 +107,9 @@ class Posterior:
         """
         if self.evidence.likelihood.noisy:
             remedy = "compare the mean and variance of predict with the targets"
-            raise LikelihoodError("calibration", expected="a likelihood with class probabilities", got="a Gaussian one", remedy=remedy)
+            raise LikelihoodError(
+                "calibration", expected="a likelihood with class probabilities", got="a Gaussian one", remedy=remedy
+            )
         averaged, plain, targets = [], [], []
         likelihood = self.evidence.likelihood
         for input, target in batches(loader, next(self.evidence.model.parameters()).device):
@@ -119,7 +128,7 @@ class Posterior:
         return self.evidence.likelihood.probabilities(outputs)
 
 
-def jacobian_free(evidence: "Evidence", input: Any) -> Tensor:
+def jacobian_free(evidence: Evidence, input: Any) -> Tensor:
     """The network's outputs in evaluation mode, float64 on the CPU."""
     with torch.no_grad(), evidence.curvature.extraction.open(evidence.model):
         output = evidence.curvature.extraction.forward(evidence.model, input)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Callable, Iterable, Mapping, Union
+from typing import Union
 
 from ..errors import ArgumentError, CoverageError
 
@@ -33,7 +34,7 @@ class Prior:
     @classmethod
     def of(
         cls, names: Iterable[str], ties: Ties, fixed: Iterable[str] = (), bounds: tuple[float, float] = BOUNDS
-    ) -> "Prior":
+    ) -> Prior:
         """Group parameters by name.
 
         Args:
@@ -63,7 +64,8 @@ class Prior:
         return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
 
     def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
-        """Initial log precisions: as wanted, within the bounds; those tied like the first of them, those fixed at their value.
+        """Initial log precisions: as wanted, within the bounds; those tied like the first of them, those fixed at their
+        value.
 
         ``ArgumentError`` for values that make no sense, or contradict each other.
         """
@@ -76,7 +78,9 @@ class Prior:
             held = [value for name, value in fixed.items() if name == group or name in members]
             if len(set(held)) > 1:
                 remedy = "give all its members one value, or tie fewer of them"
-                raise ArgumentError("fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)), remedy=remedy)
+                raise ArgumentError(
+                    "fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)), remedy=remedy
+                )
             found.update(dict.fromkeys(members, held[0] if held else self.clip(wanted[members[0]])))
         return {name: float(found[name]) for name in wanted}
 
@@ -94,5 +98,7 @@ def _group(name: str, ties: Ties) -> str:
     known = {"parameter": name, "layer": layer or name, "model": "model"}
     if ties not in known:
         remedy = "leave it out for a precision of each parameter"
-        raise ArgumentError("ties", expected=f"one of {sorted(known)}, a mapping or a function", got=repr(ties), remedy=remedy)
+        raise ArgumentError(
+            "ties", expected=f"one of {sorted(known)}, a mapping or a function", got=repr(ties), remedy=remedy
+        )
     return known[ties]

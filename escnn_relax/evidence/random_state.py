@@ -1,4 +1,5 @@
-"""Where random numbers come from, taken and put back: the global generators, and those that loaders have of their own."""
+"""Where random numbers come from, taken and put back: the global generators, and those that loaders have of their
+own."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ def generators(*loaders: Iterable[Any] | None) -> Iterator[torch.Generator]:
     seen: list[torch.Generator] = []
     for loader in loaders:
         batch_sampler = getattr(loader, "batch_sampler", None)
-        for holder in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        for holder in (
+            loader,
+            getattr(loader, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        ):
             generator = getattr(holder, "generator", None)
             if isinstance(generator, torch.Generator) and not any(generator is g for g in seen):
                 seen.append(generator)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ USUAL = 0.1
 class Recurring:
     """Watches a pass and counts its samples, and the different ones, by the bytes of input and target.
 
-    Whether equal ones are one sample drawn again or several that look alike cannot be known, nor whether samples that were
-    augmented are one: so the caller is asked.
+    Whether equal ones are one sample drawn again or several that look alike cannot be known, nor whether samples that
+    were augmented are one: so the caller is asked.
 
     >>> x, y = torch.arange(4.0).view(4, 1), torch.zeros(4)
     >>> watch = Recurring()
@@ -52,13 +53,14 @@ class Recurring:
         """Say how many there are, and ask, where many came again."""
         if self.distinct < (1 - USUAL) * self.drawn:
             warnings.warn(
-                f"the loader yields {self.drawn} samples, {self.distinct} different ones, and does not say what it repeats: the "
-                f"evidence counts all of them as data; pass num_data={self.distinct} if they are draws of the same ones",
+                f"the loader yields {self.drawn} samples, {self.distinct} different ones, and does not say what it"
+                f" repeats: the evidence counts all of them as data; pass num_data={self.distinct} if they are draws of"
+                " the same ones",
                 stacklevel=3,
             )
 
 
-def _contents(batch: Any) -> Optional[list[Any]]:
+def _contents(batch: Any) -> list[Any] | None:
     """What tells the samples of a batch apart; ``None`` where it is not known what belongs to which."""
     try:
         input, target, _ = read(batch, "")

@@ -1,21 +1,21 @@
 r"""How steep the negative log posterior is where a training ended, for a training may end before its mode.
 
-Laplace's approximation takes the weights for the mode. What is left of the way there would count as data: with a fourth of the
-steps that a layer needed, the evidence called twelve symmetric samples broken by 37 nats. The slope is the mean of the gradients
-of the last epoch, in which the learning rate is small, so it costs nothing.
+Laplace's approximation takes the weights for the mode. What is left of the way there would count as data: with a fourth
+of the steps that a layer needed, the evidence called twelve symmetric samples broken by 37 nats. The slope is the mean
+of the gradients of the last epoch, in which the learning rate is small, so it costs nothing.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..curvature.processes import summed
-from ..nn.decided import fingerprint
-from ..nn.relaxed import RelaxedConvolution
+from ..nn.last_decision import fingerprint
+from ..nn.relaxed_convolution import RelaxedConvolution
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -30,7 +30,7 @@ class Slopes:
         evidence: of the model; its noise and precisions are those of the epoch.
     """
 
-    def __init__(self, evidence: "Evidence") -> None:
+    def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
         self._layers = {n: layer for n, layer in evidence._layers.items() if isinstance(layer, RelaxedConvolution)}
         self._parameters = dict(evidence._parameters)
@@ -55,8 +55,9 @@ class Slopes:
         self._sums = {n: summed(total).cpu() for n, total in sorted(self._sums.items())}
         self._prints = {n: fingerprint(layer) for n, layer in self._layers.items()}
 
-    def read(self) -> Optional[dict[str, Tensor]]:
-        """Slopes by parameter name (nats), at the present noise and precisions; ``None`` where a relaxed layer has moved since."""
+    def read(self) -> dict[str, Tensor] | None:
+        """Slopes by parameter name (nats), at the present noise and precisions; ``None`` where a relaxed layer has
+        moved since."""
         if not self._count or any(fingerprint(self._layers[n]) != old for n, old in self._prints.items()):
             return None
         evidence = self._evidence
@@ -69,7 +70,8 @@ class Slopes:
         return found
 
     def left(self) -> float:
-        r"""What the log posterior would gain by one Newton step, :math:`\tfrac12 r^\top (hH + \Lambda)^{-1} r` (nats); 0 if not known."""
+        r"""What the log posterior would gain by one Newton step, :math:`\tfrac12 r^\top (hH + \Lambda)^{-1} r`
+        (nats); 0 if not known."""
         evidence, slopes = self._evidence, self.read() or {}
         if evidence.estimate is None:
             return 0.0
@@ -78,6 +80,8 @@ class Slopes:
         for name, slope in slopes.items():
             delta = math.exp(evidence.log_precision[name])
             for factor in evidence.estimate.factors.get(name, ()):
-                part = slope.flatten() if factor.positions is None else slope.flatten()[factor.positions.flatten().cpu()]
+                part = (
+                    slope.flatten() if factor.positions is None else slope.flatten()[factor.positions.flatten().cpu()]
+                )
                 gained += 0.5 * float(factor.whiten(part, scale, delta).square().sum())
         return gained

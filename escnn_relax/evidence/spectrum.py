@@ -1,10 +1,11 @@
-"""What a refresh leaves of data and curvature: all that the evidence at fixed weights needs, for any precisions and noises."""
+"""What a refresh leaves of data and curvature: all that the evidence at fixed weights needs, for any precisions and
+noises."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Mapping
 
 import torch
 from torch import Tensor
@@ -58,7 +59,12 @@ class Spectrum:
 
     def agreed(self) -> Spectrum:
         """That of the first process, so that all decide alike."""
-        return replace(self, values={n: agreed(v) for n, v in self.values.items()}, losses=agreed(self.losses), constants=agreed(self.constants))
+        return replace(
+            self,
+            values={n: agreed(v) for n, v in self.values.items()},
+            losses=agreed(self.losses),
+            constants=agreed(self.constants),
+        )
 
     @property
     def observations(self) -> float:

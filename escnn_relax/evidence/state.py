@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CoverageError
-from .gating import move_gates
+from .closed_pathways import move_gates
 from .spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["pack", "unpack"]
 
 
-def pack(evidence: "Evidence") -> dict[str, Any]:
+def pack(evidence: Evidence) -> dict[str, Any]:
     """Tensors and numbers only, readable by ``torch.load(weights_only=True)``."""
     spectrum = None
     if evidence._spectrum is not None:
@@ -30,7 +31,7 @@ def pack(evidence: "Evidence") -> dict[str, Any]:
     }
 
 
-def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
+def unpack(evidence: Evidence, state: Mapping[str, Any]) -> None:
     """The way back; ``CoverageError`` for the state of another model or kind of noise."""
     if set(state["log_precision"]) != set(evidence.log_precision):
         odd = sorted(set(state["log_precision"]) ^ set(evidence.log_precision))
@@ -46,7 +47,11 @@ def unpack(evidence: "Evidence", state: Mapping[str, Any]) -> None:
         if name not in spectrum.values or spectrum.values[name].shape[-1] != p.numel():
             there = spectrum.values[name].shape[-1] if name in spectrum.values else "no"
             remedy = "load it into an evidence of the model that it was saved with"
-            raise CoverageError("state_dict", f"it is another model's: {name} has {there} weights there, {p.numel()} here", remedy=remedy)
+            raise CoverageError(
+                "state_dict",
+                f"it is another model's: {name} has {there} weights there, {p.numel()} here",
+                remedy=remedy,
+            )
     gates = {name: state["log_precision"][name] for name in shut | set(evidence.closed)}
     move_gates(evidence, gates)
     evidence.log_precision, evidence.num_data = dict(state["log_precision"]), state["num_data"]

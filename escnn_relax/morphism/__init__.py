@@ -1,13 +1,13 @@
 """Functions from models to models: each returns a new one and leaves the caller's alone."""
 
 from .equivariant_state import equivariant_state
-from .harden import HardenedLayer, harden
+from .harden.network import HardenedLayer, harden
 from .mix import merge, mix
-from .optimiser import carry_optimiser
+from .optimizer import carry_optimiser
 from .project import project
 from .relax import relax
 from .relax_translation import relax_translation
-from .restrict import restrict
+from .restrict.network import restrict
 
 __all__ = [
     "HardenedLayer",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, Mapping, Optional
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
 from ..errors import NothingToRelaxError, UnsupportedModuleError
-from ..nn.kernel_pathway import KernelPathway
-from ..nn.relaxed import RelaxedConvolution
-from ..nn.sparse_convolution import SparseConvolution
-from .walk import replace_modules
+from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.translation.kernel_pathway import KernelPathway
+from ..nn.translation.sparse_convolution import SparseConvolution
+from .module_tree import replace_modules
 
 __all__ = ["convert_layers"]
 
@@ -19,24 +20,25 @@ __all__ = ["convert_layers"]
 def convert_layers(
     model: nn.Module,
     kinds: Mapping[type, type[RelaxedConvolution]],
-    options: Callable[[str, nn.Module], Optional[Mapping[str, Any]]],
+    options: Callable[[str, nn.Module], Mapping[str, Any] | None],
 ) -> tuple[nn.Module, list[str]]:
     """A copy of a model with some layers made into others by their ``from_strict``, and the names of these.
 
-    Layers between whose types there is nothing to relax stay as they are, with a warning, and so do a user's subclasses of
-    escnn layers.
+    Layers between whose types there is nothing to relax stay as they are, with a warning, and so do a user's subclasses
+    of escnn layers.
 
     Args:
         kinds: our class for each class of escnn's.
         options: for a layer's name and the layer the arguments of ``from_strict``, ``None`` to leave it as it is.
 
     Raises:
-        UnsupportedModuleError: ``options`` for a sparse convolution that has a symmetry, or for a layer on the meta device.
+        UnsupportedModuleError: ``options`` for a sparse convolution that has a symmetry, or for a layer on the meta
+            device.
     """
     converted: list[str] = []
     beside = {id(part.convolution) for part in model.modules() if isinstance(part, KernelPathway)}
 
-    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, SparseConvolution) and id(module) not in beside and module.kept.order != 1:
             if options(name, module) is not None:
                 problem = f"a kernel interpolated from anchors has no pathways; it keeps {module.kept.name}"
@@ -53,7 +55,9 @@ def convert_layers(
             return None
         if any(p.is_meta for p in module.parameters()):
             problem = "its kernels and weights are on the meta device, without values"
-            raise UnsupportedModuleError(name or type(module).__name__, problem, remedy="load the model on another device first")
+            raise UnsupportedModuleError(
+                name or type(module).__name__, problem, remedy="load the model on another device first"
+            )
         try:
             new = kind.from_strict(module, **chosen, where=name or type(module).__name__)
         except NothingToRelaxError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from torch import Tensor, nn
 
 from .project import project
@@ -14,15 +12,16 @@ __all__ = ["equivariant_state"]
 DERIVED = ("filter", "matrix", "expanded_bias")
 
 
-def equivariant_state(model: nn.Module, like: Optional[nn.Module] = None) -> dict[str, Tensor]:
+def equivariant_state(model: nn.Module, like: nn.Module | None = None) -> dict[str, Tensor]:
     """State dict of the strict network that is left when all residual pathways are dropped.
 
-    The way there needs no function: ``relaxed.load_state_dict(strict.state_dict())``, after which the residual weights are zero.
+    The way there needs no function: ``relaxed.load_state_dict(strict.state_dict())``, after which the residual weights
+    are zero.
 
     Args:
         model: a network that ``relax`` made.
-        like: the strict network that is to load it. escnn's state dicts differ between train and eval mode in the entries that
-            are derived from the weights; given the network, those it has are there, and no others.
+        like: the strict network that is to load it. escnn's state dicts differ between train and eval mode in the
+            entries that are derived from the weights; given the network, those it has are there, and no others.
 
     Raises:
         RelaxError: what :func:`~escnn_relax.project` raises for layers that have no strict part.

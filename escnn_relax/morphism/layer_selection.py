@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, Optional, Union
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Union
 
 from torch import nn
 
@@ -18,7 +19,7 @@ LayerPredicate = Callable[[str, Any], bool]
 
 
 def layer_predicate(
-    selection: LayerSelection, known: Mapping[str, Any], kind: str, default: Optional[LayerPredicate] = None
+    selection: LayerSelection, known: Mapping[str, Any], kind: str, default: LayerPredicate | None = None
 ) -> LayerPredicate:
     """A selection as a function of name and module.
 

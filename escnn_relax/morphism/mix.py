@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Union
 
 import torch
 from torch import nn
 
 from ..errors import UnsupportedModuleError
 from ..nn.merged import MergedConvolution
-from ..nn.mixed import MixedConvolution
-from ..nn.mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
+from ..nn.mixed.convolution import MixedConvolution
+from ..nn.mixed.layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
 from ..nn.strict_layer import strict_layer
-from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.kernels.pathway import EQUIVARIANT
 from .conversion import convert_layers
 from .layer_selection import LayerSelection, check_names, layer_predicate
-from .trial import OUT_OF_CODE, tried
-from .walk import replace_modules
+from .module_tree import replace_modules
+from .trial_run import OUT_OF_CODE, tried
 
 __all__ = ["mix", "merge", "mixed_layers"]
 
@@ -27,7 +28,7 @@ _MIXED = {kind._strict: kind for kind in _KINDS}
 _KNOWN = "layer that can be mixed"
 
 #: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
-Choice = Union[Sequence[Any], Mapping[str, Sequence[Any]], Callable[[str, nn.Module], Optional[Sequence[Any]]]]
+Choice = Union[Sequence[Any], Mapping[str, Sequence[Any]], Callable[[str, nn.Module], Sequence[Any] | None]]
 
 
 def mix(
@@ -47,28 +48,28 @@ def mix(
     Args:
         model: any module tree that holds escnn modules, with any Python in its ``forward``.
         subgroups: ids as ``gspace.restrict`` takes them, one list for all layers; or a mapping from a layer's name, or
-            a function of name and module, to the layer's list. Layers that a mapping leaves out, or for which a function
-            gives ``None``, stay as they are. G itself is always in a mixture.
+            a function of name and module, to the layer's list. Layers that a mapping leaves out, or for which a
+            function gives ``None``, stay as they are. G itself is always in a mixture.
         layers: which layers, where ``subgroups`` is one list: names or a function; all by default.
-        leaning, temperature, start: see :class:`~escnn_relax.nn.mixture.Mixture`.
-        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see below;
-            ``False`` for no trial.
+        leaning, temperature, start: see :class:`~escnn_relax.nn.mixed.mixture.Mixture`.
+        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see
+            below; ``False`` for no trial.
 
     Raises:
         SubgroupError: an id that some layer's group does not have, or one named twice.
-        UnsupportedModuleError: nothing to mix, a sparse convolution that is not left out, or a result that would not run, or not
-            compute the same, with the layer.
+        UnsupportedModuleError: nothing to mix, a sparse convolution that is not left out, or a result that would not
+            run, or not compute the same, with the layer.
         ArgumentError: a name that is no such layer, or an example on which the model does not run.
 
     A layer in which all these groups have the same kernels stays as it is, with a warning; groups that coincide with a
-    larger one are left out of that layer and named in its ``coinciding``. A user's subclass of an escnn layer stays as it
-    is, with a warning. Weights tied between two layers become separate ones.
+    larger one are left out of that layer and named in its ``coinciding``. A user's subclass of an escnn layer stays as
+    it is, with a warning. Weights tied between two layers become separate ones.
 
-    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input made of
-    the first layer's type; where the model itself does not run on that, nothing is tried. With
-    ``start="strict"`` it has to compute the same in eval mode. In training mode both run a second time.
-    That takes as long as two to four forward passes of two small images.
-    Hooks of your own are left out where it runs without them; what a forward does outside its model, such as printing, it does then, too.
+    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input
+    made of the first layer's type; where the model itself does not run on that, nothing is tried. With
+    ``start="strict"`` it has to compute the same in eval mode. In training mode both run a second time. That takes as
+    long as two to four forward passes of two small images. Hooks of your own are left out where it runs without them;
+    what a forward does outside its model, such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -80,7 +81,7 @@ def mix(
     chosen = _chooser(model, subgroups, layers)
     options = {"leaning": leaning, "temperature": temperature, "start": start}
 
-    def arguments(name: str, module: nn.Module) -> Optional[dict[str, Any]]:
+    def arguments(name: str, module: nn.Module) -> dict[str, Any] | None:
         ids = chosen(name, module)
         return None if ids is None else {"subgroups": ids, **options}
 
@@ -97,9 +98,7 @@ def mix(
     return mixed
 
 
-def _chooser(
-    model: nn.Module, subgroups: Choice, layers: LayerSelection
-) -> Callable[[str, Any], Optional[Sequence[Any]]]:
+def _chooser(model: nn.Module, subgroups: Choice, layers: LayerSelection) -> Callable[[str, Any], Sequence[Any] | None]:
     known = {name: module for name, module in model.named_modules() if type(module) in _MIXED}
     if isinstance(subgroups, Mapping):
         check_names(subgroups, known, _KNOWN)
@@ -115,7 +114,9 @@ def mixed_layers(model: nn.Module, where: str = "") -> dict[str, MixedConvolutio
     found = {name: module for name, module in model.named_modules() if isinstance(module, MixedConvolution)}
     if not found:
         problem = "no mixed layer in it"
-        raise UnsupportedModuleError(where or type(model).__name__, problem, remedy="pass escnn_relax.mix(model, subgroups)")
+        raise UnsupportedModuleError(
+            where or type(model).__name__, problem, remedy="pass escnn_relax.mix(model, subgroups)"
+        )
     return found
 
 
@@ -123,22 +124,23 @@ def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
     """A copy of a model in which each mixed layer is one plain convolution with the same function.
 
     A layer whose only summand left is G's becomes the escnn layer with these weights, any other a
-    :class:`~escnn_relax.nn.MergedConvolution` with one kernel, which keeps the symmetry it has but would lose it in further
-    training: merge last.
+    :class:`~escnn_relax.nn.MergedConvolution` with one kernel, which keeps the symmetry it has but would lose it in
+    further training: merge last.
 
     Args:
-        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see below;
-            ``False`` for no trial.
+        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see
+            below; ``False`` for no trial.
 
     Raises:
-        UnsupportedModuleError: a model without mixed layers, or a result that would not run or not compute the same, with the layer.
+        UnsupportedModuleError: a model without mixed layers, or a result that would not run or not compute the same,
+            with the layer.
         ArgumentError: an example on which the model does not run.
 
-    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input made of
-    the first layer's type; where the model itself does not run on that, nothing is tried. In eval mode it has to compute the same.
-    In training mode both run a second time.
-    That takes as long as two to four forward passes of two small images.
-    Hooks of your own are left out where it runs without them; what a forward does outside its model, such as printing, it does then, too.
+    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input
+    made of the first layer's type; where the model itself does not run on that, nothing is tried. In eval mode it has
+    to compute the same. In training mode both run a second time. That takes as long as two to four forward passes of
+    two small images. Hooks of your own are left out where it runs without them; what a forward does outside its model,
+    such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
@@ -150,7 +152,9 @@ def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
     found = mixed_layers(model, "merge")
     layers = {id(layer) for layer in found.values()}
     merged = replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
-    result: nn.Module = tried(model, merged, example, "merged", single=list(found), remedy=f"keep the layers mixed, or {OUT_OF_CODE}")
+    result: nn.Module = tried(
+        model, merged, example, "merged", single=list(found), remedy=f"keep the layers mixed, or {OUT_OF_CODE}"
+    )
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from escnn.nn import EquivariantModule, FieldType
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from .. import _escnn
 from ..errors import FieldTypeError, UnsupportedModuleError
-from ..nn.mixed import MixedConvolution
-from ..nn.relaxed import RelaxedConvolution
-from ..nn.relaxed_translation import RelaxedTranslation
-from ..nn.sparse_convolution import SparseConvolution
+from ..nn.mixed.convolution import MixedConvolution
+from ..nn.relaxed_convolution import RelaxedConvolution
 from ..nn.strict_layer import strict_layer
-from ..symmetry.equivariance_record import relative
-from ..symmetry.pathway import EQUIVARIANT
-from ..symmetry.span import pseudo_inverse
-from .restrict_layer import BETWEEN_POINTS, SAMPLED
-from .trial import tried
-from .walk import replace_modules
+from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.sparse_convolution import SparseConvolution
+from ..symmetry.equivariance.error_record import relative
+from ..symmetry.kernels.linear_algebra import pseudo_inverse
+from ..symmetry.kernels.pathway import EQUIVARIANT
+from .module_tree import replace_modules
+from .restrict.layer import BETWEEN_POINTS, SAMPLED
+from .trial_run import tried
 
 __all__ = ["ProjectedLayer", "project"]
 
@@ -43,7 +43,7 @@ class ProjectedLayer:
     lost_bias: float = 0.0
 
 
-def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any = None) -> nn.Module:
+def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = None) -> nn.Module:
     r"""The orthogonal projection of a layer or network on the equivariant kernels of the larger group.
 
     .. math:: PW = W \Phi^+ \Phi, \qquad \min_{W' \in \mathrm{span}\,\Phi} |W - W'|_F
@@ -52,8 +52,8 @@ def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any
         module: a relaxed layer or a model with some; or a module on a subgroup.
         like: for a module on a subgroup, the module on G that it came from (or any of the same structure): it says
             which fields of G the channels are. It is left alone.
-        example: an input of the module, or a tuple of arguments, on which the result is tried before it is returned, see below;
-            ``False`` for no trial.
+        example: an input of the module, or a tuple of arguments, on which the result is tried before it is returned,
+            see below; ``False`` for no trial.
 
     Returns:
         a new module on G of escnn's classes, with the other parameters and statistics of ``module``; its attribute
@@ -65,14 +65,14 @@ def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any
         FieldTypeError: ``like`` does not correspond to ``module``.
         ArgumentError: an example on which the module does not run.
 
-    The result is run beside the module before it is returned, on copies of both: on the example, or on a small input made of
-    the first layer's type; where the module itself does not run on that, nothing is tried. Its function is
-    another one, so it only has to run. In training mode both run a second time.
-    That takes as long as two to four forward passes of two small images.
-    Hooks of your own are left out where it runs without them; what a forward does outside its module, such as printing, it does then, too.
+    The result is run beside the module before it is returned, on copies of both: on the example, or on a small input
+    made of the first layer's type; where the module itself does not run on that, nothing is tried. Its function is
+    another one, so it only has to run. In training mode both run a second time. That takes as long as two to four
+    forward passes of two small images. Hooks of your own are left out where it runs without them; what a forward does
+    outside its module, such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn
-    >>> from escnn_relax.morphism.restrict import restrict
+    >>> from escnn_relax.morphism.restrict.network import restrict
     >>> space = gspaces.rot2dOnR2(8)
     >>> type = nn.FieldType(space, [space.regular_repr])
     >>> conv = nn.R2Conv(type, type, 5)
@@ -83,10 +83,12 @@ def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any
     records: list[ProjectedLayer] = []
     theirs = dict(module.named_modules())
 
-    def replacement(name: str, part: nn.Module) -> Optional[nn.Module]:
+    def replacement(name: str, part: nn.Module) -> nn.Module | None:
         if isinstance(part, RelaxedTranslation):
             problem = "its pathways between whole images have no nearest convolution here"
-            raise UnsupportedModuleError(name or "model", problem, remedy="harden the model, or project part.convolution")
+            raise UnsupportedModuleError(
+                name or "model", problem, remedy="harden the model, or project part.convolution"
+            )
         if isinstance(part, SparseConvolution) and (like is not None or part.kept.index != 1):
             problem = "a kernel interpolated from anchors has no nearest one in escnn's basis; "
             problem += f"it keeps {part.kept.name} of {part.space.fibergroup.name}"
@@ -108,7 +110,9 @@ def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any
             source = theirs.get(name)
             if type(source) is not type(part):
                 raise FieldTypeError(
-                    name, expected=f"a {type(part).__name__} there as in like", got=type(source).__name__,
+                    name,
+                    expected=f"a {type(part).__name__} there as in like",
+                    got=type(source).__name__,
                     remedy="pass like= the module that this one was restricted from",
                 )
             new, record = _on_group(name, source, part)
@@ -132,7 +136,8 @@ def project(module: nn.Module, like: Optional[nn.Module] = None, *, example: Any
 
 
 def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, ProjectedLayer]:
-    """The residual kernels are orthogonal to the equivariant ones, so projecting leaves them out; a mixture's are not."""
+    """The residual kernels are orthogonal to the equivariant ones, so projecting leaves them out; a mixture's are
+    not."""
     with torch.no_grad():
         kernel = layer.expand_parameters()[0]
         new = strict_layer(layer.nearest(EQUIVARIANT.name) if isinstance(layer, MixedConvolution) else layer)
@@ -153,7 +158,9 @@ def _on_group(name: str, source: EquivariantModule, target: EquivariantModule) -
         ours, wanted = getattr(source, side), getattr(target, side)
         if [r.size for r in ours.representations] != [r.size for r in wanted.representations]:
             remedy = "pass like= the module that this one was restricted from"
-            raise FieldTypeError(name, expected=f"{side} with the field sizes of {wanted}", got=str(ours), remedy=remedy)
+            raise FieldTypeError(
+                name, expected=f"{side} with the field sizes of {wanted}", got=str(ours), remedy=remedy
+            )
     new = _escnn.rebuild(target, target.in_type, target.out_type)
     dtype = source.weights.dtype
     new = new.to(device=source.weights.device, dtype=dtype)
@@ -213,7 +220,9 @@ def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str])
                     continue
                 if value.shape != tensor.shape:
                     raise FieldTypeError(
-                        f"{name}.{key}", expected=f"shape {tuple(tensor.shape)}", got=str(tuple(value.shape)),
+                        f"{name}.{key}",
+                        expected=f"shape {tuple(tensor.shape)}",
+                        got=str(tuple(value.shape)),
                         remedy="pass like= the module that this one was restricted from",
                     )
                 tensor.data = value.detach().clone()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from ..errors import UnsupportedModuleError
 from ..nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 from .conversion import convert_layers
 from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
-from .trial import OUT_OF_CODE, tried
+from .trial_run import OUT_OF_CODE, tried
 
 __all__ = ["relax"]
 
@@ -22,10 +23,10 @@ def relax(
     model: nn.Module,
     *,
     relaxation: str = "graded",
-    subgroups: Optional[Sequence[Any]] = None,
+    subgroups: Sequence[Any] | None = None,
     basis: str = "band-limited",
-    frequencies: Optional[int] = None,
-    irreps: Optional[Sequence[Any]] = None,
+    frequencies: int | None = None,
+    irreps: Sequence[Any] | None = None,
     layers: LayerSelection = None,
     example: Any = None,
 ) -> nn.Module:
@@ -36,26 +37,27 @@ def relax(
         relaxation, subgroups, basis, frequencies, irreps: see :class:`~escnn_relax.nn.RelaxedR2Conv`.
         layers: names of the layers to relax (as in ``model.named_modules()``), or a function of name and module;
             every steerable convolution, transposed convolution and linear layer by default.
-        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see below;
-            ``False`` for no trial.
+        example: an input of the model, or a tuple of arguments, on which the result is tried before it is returned, see
+            below; ``False`` for no trial.
 
     Raises:
-        UnsupportedModuleError: nothing to relax, a layer whose band limit cannot be recovered, a sparse convolution that
-            ``layers`` does not leave out, or a result that would not run or not compute the same, with the layer.
+        UnsupportedModuleError: nothing to relax, a layer whose band limit cannot be recovered, a sparse convolution
+            that ``layers`` does not leave out, or a result that would not run or not compute the same, with the layer.
         SubgroupError: a subgroup that some layer's group does not have.
         ArgumentError: a name in ``layers`` that is no such layer, an irrep that some layer's group does not have, a
             negative cutoff, or an example on which the model does not run.
         ReflectionAxisError: a layer on O(2) that escnn built with the kernels of another reflection axis.
         EmptyBasisError: a subgroup that adds nothing to a layer; leave that layer out by ``layers``.
 
-    Layers on the trivial group are left as they are, unless there are no others: then they become layers with the equivariant
-    pathway only. A layer between whose types no kernel breaks the symmetry is left as it is, with a warning, and so is a user's subclass
-    of an escnn layer. Weights tied between two layers become separate ones.
+    Layers on the trivial group are left as they are, unless there are no others: then they become layers with the
+    equivariant pathway only. A layer between whose types no kernel breaks the symmetry is left as it is, with a
+    warning, and so is a user's subclass of an escnn layer. Weights tied between two layers become separate ones.
 
-    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input made of
-    the first layer's type; where the model itself does not run on that, nothing is tried. In eval mode it has to compute the same.
-    In training mode both run a second time. That takes as long as two to four forward passes of two small images.
-    Hooks of your own are left out where it runs without them; what a forward does outside its model, such as printing, it does then, too.
+    The result is run beside the model before it is returned, on copies of both: on the example, or on a small input
+    made of the first layer's type; where the model itself does not run on that, nothing is tried. In eval mode it has
+    to compute the same. In training mode both run a second time. That takes as long as two to four forward passes of
+    two small images. Hooks of your own are left out where it runs without them; what a forward does outside its model,
+    such as printing, it does then, too.
 
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)

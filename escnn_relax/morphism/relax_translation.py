@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable, Optional, Sequence, Union
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UnsupportedModuleError
-from ..nn.convolution import RelaxedR2Conv, RelaxedR3Conv
-from ..nn.kernel_pathway import KernelPathway
-from ..nn.mixed_layers import MixedR2Conv, MixedR3Conv
-from ..nn.relaxed_translation import RelaxedTranslation
-from ..nn.site_pathways import DensePathway, FactoredPathway, SitePathway
-from ..nn.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
-from ..symmetry.sites import largest_permuting
-from ..symmetry.subgroup import Subgroup
-from ..symmetry.subgroups import subgroup, subgroups
-from .apart import apart, run_once
+from ..nn.mixed.layers import MixedR2Conv, MixedR3Conv
+from ..nn.relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
+from ..nn.translation.kernel_pathway import KernelPathway
+from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.site_pathways import DensePathway, FactoredPathway, SitePathway
+from ..nn.translation.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
+from ..symmetry.grid.sites import largest_permuting
+from ..symmetry.groups.lattice import subgroup, subgroups
+from ..symmetry.groups.subgroup import Subgroup
+from .isolated_run import apart, run_once
 from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
-from .trial import OUT_OF_CODE, tried
-from .walk import replace_modules
+from .module_tree import replace_modules
+from .trial_run import OUT_OF_CODE, tried
 
 __all__ = ["relax_translation"]
 
@@ -41,8 +41,8 @@ SPARSE_KERNEL = "sparse-kernel"
 
 def relax_translation(
     model: nn.Module,
-    example: Union[Tensor, GeometricTensor, tuple[Any, ...]],
-    pathways: Union[str, Sequence[Union[str, tuple[Any, ...]]]] = "factored",
+    example: Tensor | GeometricTensor | tuple[Any, ...],
+    pathways: str | Sequence[str | tuple[Any, ...]] = "factored",
     *,
     fraction: float = 0.5,
     omega: float = 1.0,
@@ -53,26 +53,29 @@ def relax_translation(
     seed: int = 0,
     layers: LayerSelection = None,
 ) -> nn.Module:
-    """A copy of a model whose convolutions have pathways beside them, most of which break translation; the function stays
-    the same.
+    """A copy of a model whose convolutions have pathways beside them, most of which break translation; the function
+    stays the same.
 
     Combines with :func:`~escnn_relax.relax` and :func:`~escnn_relax.mix`, which come first: the convolution beside the
     pathways may itself be relaxed.
 
     Args:
         model: any module tree that holds steerable convolutions of the plane or of space.
-        example: an input of the model, or a tuple of arguments, for the spatial sizes; the values do not matter. The result is
-            tried on it before it is returned, on copies: it has to run and, where the function stays the same, to put out the same
-            in eval mode. What a forward does outside its model, such as printing, it does then, too.
+        example: an input of the model, or a tuple of arguments, for the spatial sizes; the values do not matter. The
+            result is tried on it before it is returned, on copies: it has to run and, where the function stays the
+            same, to put out the same in eval mode. What a forward does outside its model, such as printing, it does
+            then, too.
         pathways: what each convolution gets: ``"dense"`` (each site to each site), ``"factored"``
-            (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors), which break translations;
-            or ``"sparse-kernel"`` (a :class:`~escnn_relax.nn.KernelPathway`: a convolution of the layer's geometry with its
-            kernel interpolated from anchors), which keeps them. A pair such as ``("factored", "free")`` says also what the
-            pathway is equivariant under, about the centre: ``"group"`` (the largest finite subgroup that permutes the
-            pixels, of the image or of the kernel; the default), ``"free"`` (nothing), or the id of a subgroup.
-        fraction: anchors for each pixel, of the image or of the kernel (fraction), for ``"sparse"`` and ``"sparse-kernel"``.
+            (:class:`~escnn_relax.nn.FactoredPathway`) or ``"sparse"`` (factored, with anchors), which break
+            translations; or ``"sparse-kernel"`` (a :class:`~escnn_relax.nn.KernelPathway`: a convolution of the layer's
+            geometry with its kernel interpolated from anchors), which keeps them. A pair such as ``("factored",
+            "free")`` says also what the pathway is equivariant under, about the centre: ``"group"`` (the largest finite
+            subgroup that permutes the pixels, of the image or of the kernel; the default), ``"free"`` (nothing), or the
+            id of a subgroup.
+        fraction: anchors for each pixel, of the image or of the kernel (fraction), for ``"sparse"`` and
+            ``"sparse-kernel"``.
         omega, learn_omega: inverse length scale of the interpolation (1 / pixels), and whether it is a parameter, which
-            :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.anchors.Anchors`).
+            :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.translation.anchors.Anchors`).
         average: divide by the number of summands; the function is another one then.
         silent: new pathways put out zeros; if not, they start with random weights, as published.
         fitted: weights at anchors start as the least-squares fit to those of a layer without anchors, as published.
@@ -80,10 +83,11 @@ def relax_translation(
         layers: names of the layers, or a function of name and module; all by default.
 
     Raises:
-        UnsupportedModuleError: no convolution in the model or chosen, a name that is no convolution, or one that the example
-            does not reach, or reaches with two sizes; a result that would not run.
-        ArgumentError: an unknown pathway, one asked for twice, or none; anchors that do not fit: more than there are pixels
-            before or after the convolution, since they come in whole orbits; an example that a convolution does not take.
+        UnsupportedModuleError: no convolution in the model or chosen, a name that is no convolution, or one that the
+            example does not reach, or reaches with two sizes; a result that would not run.
+        ArgumentError: an unknown pathway, one asked for twice, or none; anchors that do not fit: more than there are
+            pixels before or after the convolution, since they come in whole orbits; an example that a convolution does
+            not take.
         SubgroupError: an id that names no subgroup, or one that does not permute the pixels.
 
     >>> from escnn import gspaces, nn as enn
@@ -100,7 +104,12 @@ def relax_translation(
     wanted = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
     if not wanted:
         remedy = "pass a list, such as ['dense'] or [('factored', 'group')]"
-        raise ArgumentError("relax_translation", expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}", got=repr(pathways), remedy=remedy)
+        raise ArgumentError(
+            "relax_translation",
+            expected=f"pathways out of {[*KINDS, SPARSE_KERNEL]}",
+            got=repr(pathways),
+            remedy=remedy,
+        )
     known = {name: module for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)}
     if not known:
         remedy = "build the model with escnn's convolutions of the plane or of space"
@@ -109,7 +118,7 @@ def relax_translation(
     shapes = _shapes(model, example, chosen)
     relaxed: list[str] = []
 
-    def replacement(name: str, module: nn.Module) -> Optional[nn.Module]:
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, RelaxedTranslation):
             remedy = "pass the model before relax_translation"
             raise UnsupportedModuleError(name or "model", "its translations are relaxed already", remedy=remedy)
@@ -120,14 +129,16 @@ def relax_translation(
             problem = f"escnn does not know its output's shape, expected one padding for all axes, got {module.padding}"
             raise UnsupportedModuleError(where, problem, remedy="relax the layer first")
         before, after = shapes[name]
-        built: dict[str, Union[SitePathway, KernelPathway]] = {}
+        built: dict[str, SitePathway | KernelPathway] = {}
         for kind, keeps in wanted:
             window = (module.kernel_size,) * module.d
             kept = _kept(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)), where)
             title = f"{kind}_{'free' if kept.order == 1 else kept.name}"
             if title in built:
                 remedy = "name each pathway once"
-                raise ArgumentError(where, f"the pathway {title!r} is asked for twice", got=list(pathways), remedy=remedy)
+                raise ArgumentError(
+                    where, f"the pathway {title!r} is asked for twice", got=list(pathways), remedy=remedy
+                )
             options: dict[str, Any] = {"fraction": fraction, "omega": omega, "learn_omega": learn_omega, "seed": seed}
             options["where"] = where
             if kind == SPARSE_KERNEL:
@@ -154,7 +165,7 @@ def relax_translation(
     return result
 
 
-def _specified(pathway: Union[str, tuple[Any, ...]]) -> tuple[str, object]:
+def _specified(pathway: str | tuple[Any, ...]) -> tuple[str, object]:
     kind, keeps = (pathway, "group") if not isinstance(pathway, (tuple, list)) or len(pathway) != 2 else pathway
     if not isinstance(kind, str) or kind not in (*KINDS, SPARSE_KERNEL):
         expected = f"pathways out of {[*KINDS, SPARSE_KERNEL]}, or pairs of one and what it keeps"
@@ -178,7 +189,13 @@ def _kept(
 
 
 def _site_pathway(
-    module: Any, kind: str, before: tuple[int, ...], after: tuple[int, ...], kept: Subgroup, fraction: float, **options: Any
+    module: Any,
+    kind: str,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    kept: Subgroup,
+    fraction: float,
+    **options: Any,
 ) -> SitePathway:
     make, anchored = KINDS[kind]
     options |= {"bias": module.bias is not None, "fraction": fraction if anchored else None}

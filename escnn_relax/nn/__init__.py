@@ -1,13 +1,13 @@
 """Equivariant modules that may break their symmetry by a learned amount."""
 
-from .convolution import RelaxedR2Conv, RelaxedR3Conv
-from .kernel_pathway import KernelPathway
 from .linear import RelaxedLinear
 from .merged import MergedConvolution
-from .mixed_layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
-from .relaxed_translation import RelaxedTranslation
-from .site_pathways import DensePathway, FactoredPathway
-from .sparse_convolution import SparseR2Conv, SparseR3Conv
+from .mixed.layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
+from .relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
+from .translation.kernel_pathway import KernelPathway
+from .translation.layer import RelaxedTranslation
+from .translation.site_pathways import DensePathway, FactoredPathway
+from .translation.sparse_convolution import SparseR2Conv, SparseR3Conv
 from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 
 __all__ = [

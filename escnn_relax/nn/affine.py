@@ -1,8 +1,9 @@
-"""Convolutions of every class as affine maps: the parameters they are linear in, their kernel, what their bias can say."""
+"""Convolutions of every class as affine maps: the parameters they are linear in, their kernel, what their bias can
+say."""
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ __all__ = ["linear_parameters", "expanded", "constant_part", "add_constant", "di
 
 
 def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.Parameter]:
-    """The parameters in which kernel and bias are linear, by name: not a mixture's architecture weights nor a length scale.
+    """The parameters in which kernel and bias are linear, by name: not a mixture's architecture weights nor a length
+    scale.
 
     Raises:
         UnsupportedModuleError: no weights known, as of a class of one's own; ``where`` names the layer.
@@ -38,8 +40,9 @@ def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.P
     return found
 
 
-def expanded(convolution: Any) -> tuple[Tensor, Optional[Tensor]]:
-    """The kernel of the present weights, ``(out channels, in channels / groups, *size)``, and the bias, without a graph."""
+def expanded(convolution: Any) -> tuple[Tensor, Tensor | None]:
+    """The kernel of the present weights, ``(out channels, in channels / groups, *size)``, and the bias, without a
+    graph."""
     with torch.no_grad():
         training = convolution.training
         try:  # in eval mode escnn's layers keep their filter, which may be of other weights
@@ -51,7 +54,8 @@ def expanded(convolution: Any) -> tuple[Tensor, Optional[Tensor]]:
 
 
 def constant_part(convolution: Any, constant: Tensor) -> Tensor:
-    """The part of a constant signal ``(channels, *shape)`` that the convolution's bias can say, ``(channels,)``, float64.
+    """The part of a constant signal ``(channels, *shape)`` that the convolution's bias can say, ``(channels,)``,
+    float64.
 
     The orthogonal projection: of the average over all places, what lies in the span of the biases.
     """

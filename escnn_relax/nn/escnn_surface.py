@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from escnn.group import GroupElement
 from torch import Tensor
 
 from ..errors import NotEquivariantError
-from ..symmetry.equivariance import equivariance_error
+from ..symmetry.equivariance.model_error import equivariance_error
 from .strict_layer import strict_layer
 
 __all__ = ["EscnnSurface"]
@@ -30,14 +30,14 @@ class EscnnSurface:
     """A base class beside ``EquivariantModule``: the attributes under which escnn's users know a steerable layer.
 
     ``weights`` is in :class:`~escnn_relax.nn.pathway_weights.PathwayWeights`; ``expand_parameters``, ``export`` and
-    ``evaluate_output_shape`` are the layer's own. escnn has ``filter``, ``matrix`` and ``expanded_bias`` in eval mode; here they
-    are there in either mode, always of the present weights.
+    ``evaluate_output_shape`` are the layer's own. escnn has ``filter``, ``matrix`` and ``expanded_bias`` in eval mode;
+    here they are there in either mode, always of the present weights.
     """
 
     @property
     def basisexpansion(self) -> Any:
-        """escnn's basis expansion of the equivariant pathway: ``dimension()``, ``get_basis_info()``, and called with the
-        pathway's weights the kernel that it contributes. Made when first asked for; not part of the state."""
+        """escnn's basis expansion of the equivariant pathway: ``dimension()``, ``get_basis_info()``, and called with
+        the pathway's weights the kernel that it contributes. Made when first asked for; not part of the state."""
         found = self.__dict__.get("_expansion")
         weights: Any = self.weights
         known = None if found is None else next((b for b in found.buffers() if b.is_floating_point()), None)
@@ -66,7 +66,7 @@ class EscnnSurface:
             return self.expand_parameters()[0]
 
     @property
-    def expanded_bias(self) -> Optional[Tensor]:
+    def expanded_bias(self) -> Tensor | None:
         """The bias of each channel, ``(out,)``, without a graph; ``None`` where there is none."""
         with torch.no_grad():
             return self.expand_parameters()[1]
@@ -76,7 +76,9 @@ class EscnnSurface:
             other = "filter" if name == "matrix" else "matrix"
             raise AttributeError(f"{type(self).__name__} has no {name!r}: as in escnn, it is called {other!r} here")
         if name in INSTEAD:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}, which escnn keeps for itself; use {INSTEAD[name]!r}")
+            raise AttributeError(
+                f"{type(self).__name__} has no {name!r}, which escnn keeps for itself; use {INSTEAD[name]!r}"
+            )
         module: Any = super()
         return module.__getattr__(name)
 
@@ -97,7 +99,8 @@ class EscnnSurface:
             device: where to compute; the layer goes back to where it was.
 
         Returns:
-            each element tried with its relative error (fraction), see :func:`~escnn_relax.equivariance_error`, which says more.
+            each element tried with its relative error (fraction), see :func:`~escnn_relax.equivariance_error`, which
+            says more.
 
         Raises:
             NotEquivariantError: with ``assertion``; an ``AssertionError`` too, as escnn's.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..symmetry.pathway import Pathway
+from ..symmetry.kernels.pathway import Pathway
 
 __all__ = ["Gated"]
 
@@ -17,8 +18,9 @@ __all__ = ["Gated"]
 class Gated:
     """A layer whose breaking pathways can be closed and opened; a base class before ``Recorded`` and ``nn.Module``.
 
-    A closed pathway is the limit of an infinite prior precision, and that is how it is kept: ``log_precision`` is infinite,
-    in the state dict too. Its weights are zero and need no gradient, so that no optimiser moves them, whenever it was made.
+    A closed pathway is the limit of an infinite prior precision, and that is how it is kept: ``log_precision`` is
+    infinite, in the state dict too. Its weights are zero and need no gradient, so that no optimiser moves them,
+    whenever it was made.
     """
 
     pathways: tuple[Pathway, ...]
@@ -69,8 +71,8 @@ class Gated:
     def open_weights(self) -> Mapping[str, Tensor]:
         """The weights of the pathways that are not closed, by name; always with the equivariant ones.
 
-        With closed ones that something has written to all the same, such as an average of the weights of a model whose pathways
-        have been opened since it was copied: what a layer computes is what its weights say.
+        With closed ones that something has written to all the same, such as an average of the weights of a model whose
+        pathways have been opened since it was copied: what a layer computes is what its weights say.
         """
         if not self._closed:
             found: Mapping[str, Tensor] = self.weights

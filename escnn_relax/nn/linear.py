@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from escnn.gspaces import GSpace0D
 from escnn.nn import Linear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .relaxed import RelaxedConvolution
-from .types import PlainLayer
+from .field_types import PlainLayer
+from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["RelaxedLinear"]
 
 
 class RelaxedLinear(RelaxedConvolution):
-    __doc__ = (RelaxedConvolution.__doc__ or "") + """
+    __doc__ = (
+        (RelaxedConvolution.__doc__ or "")
+        + """
     Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
     and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
 
@@ -26,6 +26,7 @@ class RelaxedLinear(RelaxedConvolution):
     >>> RelaxedLinear(fields, fields).kernel.dimensions
     {'equivariant': 4, 'irrep_1': 8, 'irrep_2': 4}
     """
+    )
 
     _strict, _gspace, _geometry = Linear, GSpace0D, ()
     groups = 1
@@ -33,7 +34,7 @@ class RelaxedLinear(RelaxedConvolution):
     def _as_filter(self, kernel: Tensor) -> Tensor:
         return kernel.squeeze(-1)
 
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, kernel, bias)
 
     def _plain(self, bias: bool) -> PlainLayer:

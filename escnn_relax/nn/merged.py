@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn  # noqa: F401 - nn for the doctest
 
-from .relaxed import RelaxedConvolution
-from .types import PlainLayer, check_input
+from .field_types import PlainLayer, check_input
+from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["MergedConvolution"]
 
@@ -37,7 +37,7 @@ class MergedConvolution(EquivariantModule):
         self.in_type, self.out_type, self.convolution = in_type, out_type, convolution
 
     @classmethod
-    def of(cls, layer: RelaxedConvolution, kernel: Tensor, bias: Optional[Tensor]) -> "MergedConvolution":
+    def of(cls, layer: RelaxedConvolution, kernel: Tensor, bias: Tensor | None) -> MergedConvolution:
         """From a relaxed layer, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
         convolution = layer.export().train(layer.training)
         with torch.no_grad():
@@ -51,7 +51,7 @@ class MergedConvolution(EquivariantModule):
         check_input(input, self.in_type, type(self).__name__)
         return GeometricTensor(self.convolution(input.tensor), self.out_type)
 
-    def expand_parameters(self) -> tuple[Tensor, Optional[Tensor]]:
+    def expand_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The kernel and the bias, as the torch layer has them."""
         return self.convolution.weight, self.convolution.bias
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .block_products import Blocks, alike
-from .kernel import Block
+from .kernels.block_products import Blocks, alike
+from .kernels.pathway_sum import Block
 
 __all__ = ["Share", "SummandSum"]
 
@@ -25,14 +26,15 @@ class Share(NamedTuple):
     last: int
     start: int
     stop: int
-    table: Optional[str]
-    given: Union[Tensor, tuple[Blocks, ...], None]
+    table: str | None
+    given: Tensor | tuple[Blocks, ...] | None
 
 
 class _Alike(NamedTuple):
-    """Matrices of one size and so many places: each by the name of its table and, of a table of blocks, the group there."""
+    """Matrices of one size and so many places: each by the name of its table and, of a table of blocks, the group
+    there."""
 
-    tables: tuple[tuple[str, Optional[int]], ...]
+    tables: tuple[tuple[str, int | None], ...]
     members: int
     copies: int
     rows: int
@@ -41,27 +43,30 @@ class _Alike(NamedTuple):
 class SummandSum(nn.Module):
     """Adds one summand's coefficients, all pairs of representations together, to those of the shared kernels.
 
-    Many small pairs cost no more than one large one: every number has its index, and matrices of one size are multiplied
-    together. The indices are not part of the state, and the matrices are those that the mixture keeps.
+    Many small pairs cost no more than one large one: every number has its index, and matrices of one size are
+    multiplied together. The indices are not part of the state, and the matrices are those that the mixture keeps.
 
     Args:
         blocks: the summand's, each with the shared kernels of the same pair and what it has of them.
         size: of all shared coefficients.
     """
 
-    order: Optional[Tensor]
-    target: Optional[Tensor]
+    order: Tensor | None
+    target: Tensor | None
 
     def __init__(self, blocks: Sequence[tuple[Block, Block, Sequence[Share]]], size: int) -> None:
         super().__init__()
         source, target = [], []
-        tables: dict[tuple[int, int, int], list[tuple[tuple[str, Optional[int]], Tensor, Tensor]]] = {}
+        tables: dict[tuple[int, int, int], list[tuple[tuple[str, int | None], Tensor, Tensor]]] = {}
         for block, union, shares in blocks:
             fields = torch.arange(block.outputs * block.inputs)[:, None]
             rows = block.start + fields * (block.stop_row - block.row)
             columns = union.start + fields * (union.stop_row - union.row)
             for share in shares:
-                inside, onto = rows + torch.arange(share.first, share.last), columns + torch.arange(share.start, share.stop)
+                inside, onto = (
+                    rows + torch.arange(share.first, share.last),
+                    columns + torch.arange(share.start, share.stop),
+                )
                 if share.table is None:
                     source.append(inside.flatten())
                     target.append(onto.flatten())
@@ -87,7 +92,8 @@ class SummandSum(nn.Module):
         """``total`` of shape ``(size,)`` with the summand's coefficients added, a new tensor.
 
         Args:
-            table: from a name to the matrix, or the :class:`~escnn_relax.nn.block_products.BlockProducts`, as it is now.
+            table: from a name to the matrix, or the :class:`~escnn_relax.nn.kernels.block_products.BlockProducts`, as
+                it is now.
         """
         if self.order is not None:
             coefficients = coefficients.index_select(0, self.order)
@@ -104,7 +110,7 @@ class SummandSum(nn.Module):
         return total + coefficients if self.target is None else total.index_add(0, self.target, coefficients)
 
 
-def _matrices(given: Any) -> list[tuple[Optional[int], Tensor, Tensor]]:
+def _matrices(given: Any) -> list[tuple[int | None, Tensor, Tensor]]:
     """For each matrix of a table its group there, the rows of each of its copies and the columns, ``(copies, ...)``."""
     if isinstance(given, Tensor):
         rows, columns = given.shape
@@ -113,7 +119,7 @@ def _matrices(given: Any) -> list[tuple[Optional[int], Tensor, Tensor]]:
     return [(n, block.taken, block.placed) for n, members in groups for block in members]
 
 
-def _matrix(table: Any, group: Optional[int]) -> Tensor:
+def _matrix(table: Any, group: int | None) -> Tensor:
     """``(members, rows, columns)``."""
     matrix: Tensor = table[None] if group is None else table.matrix(group)
     return matrix

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Optional, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.kernels.pathway import EQUIVARIANT
 
 __all__ = ["PathwayWeights"]
 
@@ -15,12 +16,12 @@ __all__ = ["PathwayWeights"]
 class PathwayWeights(nn.ParameterDict):
     """The coefficients of each pathway by its name; where a tensor is meant, those of the equivariant pathway.
 
-    escnn's layers have one tensor ``weights``, with one coefficient for each equivariant kernel. So code written for them
-    goes on working: ``weights.data``, ``weights.shape``, ``weights.grad``, ``weights[:3]``, arithmetic, and torch's
-    functions act on the coefficients of the equivariant pathway, which are these very numbers. What a dictionary has of
-    its own stays a dictionary's: strings as keys, ``len``, iteration, ``keys``, ``values`` and ``items``, and so do the
-    names of parameters, ``weights.<pathway>``, and those methods that modules have (``to``, ``requires_grad_``, ...),
-    which act on all pathways.
+    escnn's layers have one tensor ``weights``, with one coefficient for each equivariant kernel. So code written for
+    them goes on working: ``weights.data``, ``weights.shape``, ``weights.grad``, ``weights[:3]``, arithmetic, and
+    torch's functions act on the coefficients of the equivariant pathway, which are these very numbers. What a
+    dictionary has of its own stays a dictionary's: strings as keys, ``len``, iteration, ``keys``, ``values`` and
+    ``items``, and so do the names of parameters, ``weights.<pathway>``, and those methods that modules have (``to``,
+    ``requires_grad_``, ...), which act on all pathways.
 
     >>> from escnn import gspaces, nn
     >>> from escnn_relax.nn import RelaxedR2Conv
@@ -48,12 +49,12 @@ class PathwayWeights(nn.ParameterDict):
         self._strict().data = value
 
     @property
-    def grad(self) -> Optional[Tensor]:
+    def grad(self) -> Tensor | None:
         """Gradient of the equivariant coefficients."""
         return self._strict().grad
 
     @grad.setter
-    def grad(self, value: Optional[Tensor]) -> None:
+    def grad(self, value: Tensor | None) -> None:
         self._strict().grad = value
 
     def __getattr__(self, name: str) -> Any:
@@ -76,7 +77,7 @@ class PathwayWeights(nn.ParameterDict):
         function: Callable[..., Any],
         types: Sequence[type],
         arguments: Sequence[Any] = (),
-        options: Optional[Mapping[str, Any]] = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             return function(*(_tensors(a) for a in arguments), **{k: _tensors(v) for k, v in (options or {}).items()})

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from escnn.nn import EquivariantModule
 
 from .. import _escnn
 from ..errors import UnsupportedModuleError
-from ..symmetry.band import Band
-from ..symmetry.pathway import EQUIVARIANT
+from ..symmetry.kernels.pathway import EQUIVARIANT
+from ..symmetry.kernels.sampling import Band
 
 if TYPE_CHECKING:
-    from .relaxed import RelaxedConvolution
+    from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["strict_layer"]
 
@@ -49,7 +48,9 @@ def strict_layer(layer: RelaxedConvolution) -> EquivariantModule:
     strict.to(weights)
     if strict.weights.shape != weights.shape:
         remedy = "load the state dict of a layer that was made with the same versions of escnn and scipy"
-        raise UnsupportedModuleError(type(layer).__name__, "escnn builds another basis here than where the layer was made", remedy=remedy)
+        raise UnsupportedModuleError(
+            type(layer).__name__, "escnn builds another basis here than where the layer was made", remedy=remedy
+        )
     strict.weights.copy_(weights)
     for (_, _, basis, _), block in zip(_escnn.blocks(strict.basisexpansion), layer.kernel.blocks[EQUIVARIANT.name]):
         basis.copy_(layer.kernel.basis(block))

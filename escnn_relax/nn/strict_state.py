@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .. import _escnn
-from ..symmetry.pathway import EQUIVARIANT
-from .kernel import Block
+from ..symmetry.kernels.pathway import EQUIVARIANT
+from .kernels.pathway_sum import Block
 
 if TYPE_CHECKING:
-    from .relaxed import RelaxedConvolution
+    from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["SAME_SPAN", "VERSION", "read_strict_state"]
 
@@ -26,13 +26,13 @@ SAME_SPAN = 1e-4
 DERIVED = ("filter", "matrix", "expanded_bias")
 
 
-def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: str, missing: list[str]) -> Optional[str]:
+def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: str, missing: list[str]) -> str | None:
     """Rewrite, in place, the entries that an escnn layer left under ``prefix`` as those of ``layer``.
 
     The weights become those of the equivariant pathway and all residual ones zero, so the layer computes what the escnn
-    layer did. escnn's sampled kernels replace the layer's own, since some of their signs differ between machines, after it
-    has been checked that they span the same space. An entry that a relaxed layer wrote, of this version or an earlier one, is left as
-    it is, but for records that it did not yet have.
+    layer did. escnn's sampled kernels replace the layer's own, since some of their signs differ between machines, after
+    it has been checked that they span the same space. An entry that a relaxed layer wrote, of this version or an
+    earlier one, is left as it is, but for records that it did not yet have.
 
     Args:
         missing: keys that are not there are added.
@@ -55,7 +55,9 @@ def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: 
     state[f"{weights}.{EQUIVARIANT.name}"] = state.pop(weights, layer.weights.data)
     for name, own in layer.state_dict().items():  # kernels, records and whatever else escnn's layer has not
         if not name.startswith(("weights.", "bias")):
-            value = torch.full_like(own, torch.nan) if name in ("log_precision", "effective_dimension") else own.detach()
+            value = (
+                torch.full_like(own, torch.nan) if name in ("log_precision", "effective_dimension") else own.detach()
+            )
             state[prefix + name] = value
     problem = None
     for block in layer.kernel.blocks.get(EQUIVARIANT.name, ()):
@@ -65,14 +67,16 @@ def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: 
             missing.append(key)
         else:
             problem = _adopt_kernels(layer, block, stored, state, prefix) or problem
-    for key in [k for k in state if k.startswith(expansion) and k.rsplit(".", 1)[-1].startswith(("in_indices", "out_indices"))]:
+    for key in [
+        k for k in state if k.startswith(expansion) and k.rsplit(".", 1)[-1].startswith(("in_indices", "out_indices"))
+    ]:
         del state[key]  # derived from the field types
     return problem
 
 
 def _adopt_kernels(
     layer: RelaxedConvolution, block: Block, stored: Tensor, state: dict[str, Any], prefix: str
-) -> Optional[str]:
+) -> str | None:
     own = layer.kernel.basis(block)
     pair = f"{prefix or 'layer '}kernels from {block.in_name} to {block.out_name}"
     if stored.shape != own.shape:

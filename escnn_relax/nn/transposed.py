@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from escnn.gspaces import GSpace2D, GSpace3D
 from escnn.nn import R2ConvTransposed, R3ConvTransposed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .relaxed import RelaxedConvolution
-from .types import PlainLayer
+from .field_types import PlainLayer
+from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["RelaxedR2ConvTransposed", "RelaxedR3ConvTransposed"]
 
@@ -26,7 +27,7 @@ class _Transposed(RelaxedConvolution):
     def _as_filter(self, kernel: Tensor) -> Tensor:
         return super()._as_filter(kernel).transpose(0, 1).contiguous()
 
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         convolve = F.conv_transpose2d if self.d == 2 else F.conv_transpose3d
         rest = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         return convolve(input, kernel, bias, *rest)
@@ -38,7 +39,9 @@ class _Transposed(RelaxedConvolution):
 
 
 class RelaxedR2ConvTransposed(_Transposed):
-    __doc__ = (RelaxedConvolution.__doc__ or "") + """
+    __doc__ = (
+        (RelaxedConvolution.__doc__ or "")
+        + """
     Constructed like :class:`escnn.nn.R2ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
     ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
@@ -48,12 +51,15 @@ class RelaxedR2ConvTransposed(_Transposed):
     >>> RelaxedR2ConvTransposed(fields, gray, kernel_size=3, stride=2).evaluate_output_shape((1, 4, 5, 5))
     (1, 1, 11, 11)
     """
+    )
 
     _strict, _gspace = R2ConvTransposed, GSpace2D
 
 
 class RelaxedR3ConvTransposed(_Transposed):
-    __doc__ = (RelaxedConvolution.__doc__ or "") + """
+    __doc__ = (
+        (RelaxedConvolution.__doc__ or "")
+        + """
     Constructed like :class:`escnn.nn.R3ConvTransposed`, plus ``relaxation``, ``subgroups``, ``basis``,
     ``frequencies`` and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors.
 
@@ -63,5 +69,6 @@ class RelaxedR3ConvTransposed(_Transposed):
     >>> RelaxedR3ConvTransposed(signs, signs, kernel_size=3).evaluate_output_shape((1, 2, 3, 3, 3))
     (1, 2, 5, 5, 5)
     """
+    )
 
     _strict, _gspace = R3ConvTransposed, GSpace3D

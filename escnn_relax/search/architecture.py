@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping, Optional, Union
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from escnn.gspaces import GSpace
@@ -11,26 +12,27 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
 from ..morphism.mix import mixed_layers
-from ..morphism.walk import replace_modules
-from ..nn.mixed import MixedConvolution
-from ..symmetry.pathway import EQUIVARIANT
-from ..symmetry.subgroups import Subgroup, subgroup
+from ..morphism.module_tree import replace_modules
+from ..nn.mixed.convolution import MixedConvolution
+from ..symmetry.groups.lattice import Subgroup, subgroup
+from ..symmetry.kernels.pathway import EQUIVARIANT
 
 __all__ = ["architecture_penalty", "chosen_summands", "degree_penalty", "discretise", "group_chain", "keep_summands"]
 
 
-def discretise(model: nn.Module, by: Union[str, float] = "argmax", *, monotone: bool = False) -> nn.Module:
+def discretise(model: nn.Module, by: str | float = "argmax", *, monotone: bool = False) -> nn.Module:
     """A copy of a mixed model in which each layer keeps only its chosen summands, as mixed layers that go on training.
 
     Kernels and biases become the closest to the mixture's that the chosen groups can make (:meth:`nearest
-    <escnn_relax.nn.mixed.MixedConvolution.nearest>`): what summands of larger groups did is kept, what chosen groups
-    cannot do is lost.
+    <escnn_relax.nn.mixed.convolution.MixedConvolution.nearest>`): what summands of larger groups did is kept, what
+    chosen groups cannot do is lost.
 
     Args:
-        by: ``"argmax"``: one group for each layer, that of the largest share; or a threshold (fraction): all groups with at
-            least that share, the largest always.
+        by: ``"argmax"``: one group for each layer, that of the largest share; or a threshold (fraction): all groups
+            with at least that share, the largest always.
         monotone: choose (``"argmax"`` only) the chain of groups, each contained in the one before it, with the largest
-            product of shares: symmetry never increases with depth, in the order in which the model registers its layers.
+            product of shares: symmetry never increases with depth, in the order in which the model registers its
+                layers.
 
     Raises:
         ArgumentError: an unknown rule, a threshold outside (0, 1], or layers of different groups for a monotone choice.
@@ -58,7 +60,7 @@ def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], neare
     """
     layers = {id(layer): name for name, layer in mixed_layers(model).items()}
 
-    def replacement(_: str, module: Any) -> Optional[nn.Module]:
+    def replacement(_: str, module: Any) -> nn.Module | None:
         if id(module) not in layers:
             return None
         names = chosen[layers[id(module)]]
@@ -67,12 +69,14 @@ def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], neare
     return replace_modules(model, replacement)
 
 
-def chosen_summands(model: nn.Module, by: Union[str, float], monotone: bool) -> dict[str, tuple[str, ...]]:
+def chosen_summands(model: nn.Module, by: str | float, monotone: bool) -> dict[str, tuple[str, ...]]:
     """For each mixed layer the names of the summands that :func:`discretise` keeps."""
     layers = mixed_layers(model, "discretise")
     for name, layer in layers.items():
         if not all(map(math.isfinite, layer.shares.values())):
-            raise DataError(name, "its shares are not finite", got=layer.shares, remedy="go back to a checkpoint before that")
+            raise DataError(
+                name, "its shares are not finite", got=layer.shares, remedy="go back to a checkpoint before that"
+            )
     if by == "argmax":
         if monotone:
             return {name: (summand,) for name, summand in zip(layers, _best_chain(layers))}
@@ -122,7 +126,9 @@ def _best_chain(layers: Mapping[str, MixedConvolution]) -> list[str]:
                 after[lower] = best[step[lower]] + scores[l + 1][lower]
         if not after:
             remedy = "search with monotone=0, or offer each layer the smaller groups as well"
-            raise ArgumentError(list(layers)[l + 1], "no group of this layer is contained in one of the layer before it", remedy=remedy)
+            raise ArgumentError(
+                list(layers)[l + 1], "no group of this layer is contained in one of the layer before it", remedy=remedy
+            )
         back.append(step)
         best = after
     chain = [max(best, key=best.__getitem__)]

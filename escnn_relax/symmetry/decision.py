@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..errors import ArgumentError, nearest
 from .equal_records import equal_records
-from .subgroups import Subgroup
+from .groups.lattice import Subgroup
 
 __all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES", "check_evidence"]
 
@@ -28,17 +28,18 @@ class Decision:
         source: what decided, one of :data:`SOURCES`.
         reasons: sentences, each with its numbers.
         remainder: share of the kernel's energy that H does not fix (fraction); NaN where no kernel was asked.
-        margin: by how much the evidence prefers H to the next larger subgroup (nats); infinite for the whole group, NaN without
-            an evidence.
+        margin: by how much the evidence prefers H to the next larger subgroup (nats); infinite for the whole group, NaN
+            without an evidence.
         loss: what the next larger subgroup would cost in the data (nats); NaN without data.
         p_value: the least adjusted p-value of the layer in a symmetry test; NaN without one.
         margin_by_depth: the margin of the layer and all before it together (nats).
-        lost: what the layer's pixels lose at most of the difference between H and a smaller subgroup, whose kernels might then have
-            been taken for its own (fraction of their energy); 0 where H moves pixels to pixels, 1 where no kernel tells them apart,
-            NaN where no kernel was asked. See :mod:`escnn_relax.symmetry.grid_loss`.
+        lost: what the layer's pixels lose at most of the difference between H and a smaller subgroup, whose kernels
+            might then have been taken for its own (fraction of their energy); 0 where H moves pixels to pixels, 1 where
+            no kernel tells them apart, NaN where no kernel was asked. See
+            :mod:`escnn_relax.symmetry.kernels.grid_loss`.
 
     >>> from escnn import gspaces
-    >>> from escnn_relax.symmetry.subgroups import subgroup
+    >>> from escnn_relax.symmetry.groups.lattice import subgroup
     >>> c2 = subgroup(gspaces.rot2dOnR2(4), 2)
     >>> print(Decision("conv", c2, c2, "energy", ("all of the kernel is equivariant under C2",)))
     conv keeps C2, by the energy: all of the kernel is equivariant under C2
@@ -74,8 +75,8 @@ class Decisions(Mapping[str, Subgroup]):
     """What was decided about all relaxed layers of a model: a mapping from a layer's name to its subgroup by depth.
 
     :func:`~escnn_relax.report` shows it and :func:`~escnn_relax.harden` follows it (``harden(model, to=...)``); what
-    :func:`~escnn_relax.survivors`, :func:`~escnn_relax.report` and :func:`~escnn_relax.symmetry_test` return has one as its
-    ``decisions``.
+    :func:`~escnn_relax.survivors`, :func:`~escnn_relax.report` and :func:`~escnn_relax.symmetry_test` return has one as
+    its ``decisions``.
 
     Attributes:
         layers: one record each, in the order of the model.
@@ -118,13 +119,15 @@ class Decisions(Mapping[str, Subgroup]):
         return self.layers[-1].by_depth
 
     def chosen(self, per: str) -> dict[str, Subgroup]:
-        """The subgroup of each layer as :func:`~escnn_relax.harden` takes it: ``per="depth"``, ``"network"`` or ``"layer"``."""
+        """The subgroup of each layer as :func:`~escnn_relax.harden` takes it: ``per="depth"``, ``"network"`` or
+        ``"layer"``."""
         if per == "layer":
             return {decision.layer: decision.subgroup for decision in self.layers}
         return {decision.layer: self.network if per == "network" else decision.by_depth for decision in self.layers}
 
-    def beside(self, other: "Decisions") -> "Decisions":
-        """The same decisions, with the reasons of another record, such as a symmetry test's, and a word where it differs.
+    def beside(self, other: Decisions) -> Decisions:
+        """The same decisions, with the reasons of another record, such as a symmetry test's, and a word where it
+        differs.
 
         Raises:
             ArgumentError: records of other layers.
@@ -145,7 +148,12 @@ class Decisions(Mapping[str, Subgroup]):
         """Plain numbers and names, for machines; ``None`` for what is not known or infinite."""
         numbers = ("remainder", "margin", "loss", "p_value", "lost")
         return {
-            d.layer: {"subgroup": d.subgroup.name, "by_depth": d.by_depth.name, "source": d.source, "reasons": list(d.reasons)}
+            d.layer: {
+                "subgroup": d.subgroup.name,
+                "by_depth": d.by_depth.name,
+                "source": d.source,
+                "reasons": list(d.reasons),
+            }
             | {n: getattr(d, n) if math.isfinite(getattr(d, n)) else None for n in numbers}
             for d in self.layers
         }
@@ -177,7 +185,8 @@ def check_evidence(evidence: Any, model: Any, where: str) -> None:
     >>> check_evidence(3, None, "survivors")
     Traceback (most recent call last):
         ...
-    escnn_relax.errors.ArgumentError: survivors: expected an Evidence, got int; make one by Evidence(model), and refresh it
+    escnn_relax.errors.ArgumentError: survivors: expected an Evidence, got int; make one by Evidence(model), and refresh
+    it
     """
     if evidence is None:
         return
@@ -186,4 +195,6 @@ def check_evidence(evidence: Any, model: Any, where: str) -> None:
         remedy = "pass its .evidence" if own else "make one by Evidence(model), and refresh it"
         raise ArgumentError(where, expected="an Evidence", got=type(evidence).__name__, remedy=remedy)
     if evidence.model is not model:
-        raise ArgumentError(where, "an evidence of another model", remedy="pass the one that this model was fitted with")
+        raise ArgumentError(
+            where, "an evidence of another model", remedy="pass the one that this model was fitted with"
+        )

@@ -1,4 +1,5 @@
-"""The documentation. ``make docs`` builds it into examples/output/site without a network; see there for the variables."""
+"""The documentation. ``make docs`` builds it into examples/output/site without a network; see there for the
+variables."""
 
 import os
 import sys

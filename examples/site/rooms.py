@@ -85,7 +85,8 @@ def room(name: str) -> str:
 
 
 def write(folder: Path) -> None:
-    """All pages, into ``folder``; a page that has not changed is left as it is, so that Sphinx need not read it again."""
+    """All pages, into ``folder``; a page that has not changed is left as it is, so that Sphinx need not read it
+    again."""
     folder.mkdir(exist_ok=True)
     pages = {"escnn_relax": top(), **{name: room(name) for name in ROOMS}}
     table = "".join(f"   {name}\n" for name in pages)

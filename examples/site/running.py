@@ -19,7 +19,8 @@ def arguments(gallery: dict, script: dict) -> list[str]:
 
 
 def preparation(name: str) -> dict:
-    """What a spawned process is told: to import the example as its main module, of which sphinx-gallery keeps no file."""
+    """What a spawned process is told: to import the example as its main module, of which sphinx-gallery keeps no
+    file."""
     data = _preparation(name)
     if _script and getattr(sys.modules["__main__"], "__file__", None) is None:
         data.pop("init_main_from_name", None)

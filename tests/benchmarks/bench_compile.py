@@ -2,15 +2,15 @@
 
     python tests/benchmarks/bench_compile.py [--runs 9]
 
-C8, 8 regular fields on 8, 3×3, 16 images of 14 pixels, one thread; the smallest processor time of each, as a ratio to escnn's plain layer.
-The first step of a compiled layer holds the compilation, in seconds.
+C8, 8 regular fields on 8, 3×3, 16 images of 14 pixels, one thread; the smallest processor time of each, as a ratio to
+escnn's plain layer. The first step of a compiled layer holds the compilation, in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings

@@ -3,14 +3,16 @@
 For each network, early and late in training, each approximation is compared with the exact block of every parameter:
 
 * error: of log|H + δ| per weight (nats), median over parameters, for δ = 1e-2 ... 1e4
-* difference: of the log evidence between two pathways of a layer, each at its own best δ: error per weight (nats), median
+* difference: of the log evidence between two pathways of a layer, each at its own best δ: error per weight (nats),
+  median
 * log δ: error of the best log prior precision, median over pathways
 * choice: share of (pathway, δ) where the evidence wants the precision to move the same way as with the exact block
-* off: share of pathways whose precision ends on the same side of the threshold beyond which a pathway counts as switched off
+* off: share of pathways whose precision ends on the same side of the threshold beyond which a pathway counts as
+  switched off
 * cost: processor time relative to expand
 
-"sampled" draws one Monte-Carlo column a sample instead of one for each class; "quarter" takes a quarter of the data and scales
-up. Ten classes make nine columns.
+"sampled" draws one Monte-Carlo column a sample instead of one for each class; "quarter" takes a quarter of the data and
+scales up. Ten classes make nine columns.
 
     python tests/benchmarks/bench_curvature.py [--quick]
 """
@@ -32,7 +34,7 @@ from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
 
-from escnn_relax.curvature.collect import Curvature
+from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.evidence import Evidence
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 
@@ -216,7 +218,10 @@ def main(quick=False):
             train(model, data, epochs)
             records, times = measure(model, data)
             for approximation in APPROXIMATIONS:
-                print(row(f"{name}, {stage}: {approximation}", [records[approximation]], [times[approximation]]), flush=True)
+                print(
+                    row(f"{name}, {stage}: {approximation}", [records[approximation]], [times[approximation]]),
+                    flush=True,
+                )
                 everything[approximation][0].append(records[approximation])
                 everything[approximation][1].append(times[approximation])
             everything["exact"][1].append(times["exact"])

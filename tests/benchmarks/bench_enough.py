@@ -1,9 +1,12 @@
-"""What a refresh that looks at no more than it needs loses beside one on all data with a column for each output, at the same weights.
+"""What a refresh that looks at no more than it needs loses beside one on all data with a column for each output, at the
+same weights.
 
-    python tests/benchmarks/bench_enough.py N=350 N=1300 width=1 width=6 noise=0.01 noise=0.3 width=30 N=10000 --data FOLDER
+    python tests/benchmarks/bench_enough.py N=350 N=1300 width=1 width=6 noise=0.01 noise=0.3 width=30 N=10000 --data
+    FOLDER
 
-``N``: rotated MNIST in the network of `bench_gates.py` (``--data`` holds ``rotated_mnist.npz``); ``width`` and ``noise`` (share of
-random labels): 1300 digits of 8 x 8, two layers of so many regular fields of C4. All pathways open. One thread.
+``N``: rotated MNIST in the network of `bench_gates.py` (``--data`` holds ``rotated_mnist.npz``); ``width`` and
+``noise`` (share of random labels): 1300 digits of 8 x 8, two layers of so many regular fields of C4. All pathways open.
+One thread.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ class Small(torch.nn.Module):
     def __init__(self, fields: int) -> None:
         super().__init__()
         space = gspaces.rot2dOnR2(4)
-        self.gray, hidden = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, fields * [space.regular_repr])
+        self.gray, hidden = (
+            enn.FieldType(space, [space.trivial_repr]),
+            enn.FieldType(space, fields * [space.regular_repr]),
+        )
         self.one, self.two = enn.R2Conv(self.gray, hidden, 3, padding=1), enn.R2Conv(hidden, hidden, 3, padding=1)
         self.act, self.pool, self.linear = enn.ReLU(hidden), enn.GroupPooling(hidden), torch.nn.Linear(fields, 10)
 
@@ -81,7 +87,11 @@ def main() -> None:
     parser.add_argument("cases", nargs="+")
     parser.add_argument("--data", type=Path, default=Path("."))
     given = parser.parse_args()
-    print("| case | N | samples read | log δ off by, mean | largest | nats lost, worst of 5 | % | s, all | s, enough |\n" + 9 * "|---" + "|")
+    print(
+        "| case | N | samples read | log δ off by, mean | largest | nats lost, worst of 5 | % | s, all | s, enough |\n"
+        + 9 * "|---"
+        + "|"
+    )
     for case in given.cases:
         print(row(case, given.data), flush=True)
 

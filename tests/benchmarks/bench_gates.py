@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_gates.py --seeds 2 [--data FOLDER] [--only QUESTION ...] [--ways WAY ...]
 
 The 8 x 8 digits come with the repository; questions named after MNIST need ``--data`` with ``mnist.npz`` and
-``rotated_mnist.npz``. A run of digits takes one to two minutes on one CPU core, one of 10 000 images of MNIST about ten.
-Each run is one line of ``gates.jsonl`` (a run that is there is not done again); the table is ``gates.md``. One thread.
+``rotated_mnist.npz``. A run of digits takes one to two minutes on one CPU core, one of 10 000 images of MNIST about
+ten. Each run is one line of ``gates.jsonl`` (a run that is there is not done again); the table is ``gates.md``. One
+thread.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ RUNS = Path(__file__).with_name("gates.jsonl")
 GATED, CONSTANT = "gated (default)", "all open from log δ = 3"
 OFTEN = "gated, refreshed often"
 #: Question: group of the network, passes, static subgroups beside it.
-DIGITS = {name: ("C4", 100, [4, 2, 1]) for name in TASKS} | {"mirrored or not?": ("D4", 100, [(0, 4), (None, 4), (None, 1)])}
+DIGITS = {name: ("C4", 100, [4, 2, 1]) for name in TASKS} | {
+    "mirrored or not?": ("D4", 100, [(0, 4), (None, 4), (None, 1)])
+}
 IMAGES = [f"{kind} {n}" for kind in ("MNIST rotated", "MNIST upright") for n in (350, 1300, 3000, 10000)]
 #: Passes over as many images.
 PASSES = {350: 120, 1300: 80, 3000: 40, 10000: 20}
@@ -116,7 +119,10 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
         notes = [f"{r.epoch}: {r.note}" for r in history.records if r.note]
     cost = time.process_time() - start
     found = {"question": question, "way": way, "seed": seed, "passes": passes, "seconds": round(cost, 1)}
-    parts = [accuracy(net, tuple(t[k : k + 500] for t in test)) * len(test[0][k : k + 500]) for k in range(0, len(test[0]), 500)]
+    parts = [
+        accuracy(net, tuple(t[k : k + 500] for t in test)) * len(test[0][k : k + 500])
+        for k in range(0, len(test[0]), 500)
+    ]
     found["accuracy"] = sum(parts) / len(test[0])
     if evidence is not None:
         energies = {l.name: {p.name: p.energy for p in l.pathways if p.breaks} for l in escnn_relax.report(net).layers}
@@ -135,7 +141,10 @@ three quarters of the training and updates of the precisions after it; now it ha
 
 
 def table(lines: list[dict]) -> str:
-    rows = ["| question | way | seeds | test acc. % (spread) | −log evidence / N | processor s |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| question | way | seeds | test acc. % (spread) | −log evidence / N | processor s |",
+        "|---|---|---|---|---|---|",
+    ]
     groups: dict[tuple, list[dict]] = {}
     for line in lines:
         groups.setdefault((line["question"], line["way"]), []).append(line)

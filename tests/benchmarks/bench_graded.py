@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_graded.py             # all of it; the numbers are in graded.md
     python tests/benchmarks/bench_graded.py --profile   # where the time of a step goes; --construction: of that alone
 
-Steps of the two layers alternate within one process, so that whatever else the machine does falls on both alike. Memory and
-construction are measured in processes of their own, construction with an empty and then with a filled folder of kernels, in
-seconds of the processor; what escnn keeps on disk of finite groups and of the plane is warm in both.
+Steps of the two layers alternate within one process, so that whatever else the machine does falls on both alike. Memory
+and construction are measured in processes of their own, construction with an empty and then with a filled folder of
+kernels, in seconds of the processor; what escnn keeps on disk of finite groups and of the plane is warm in both.
 """
 
 import json
@@ -24,8 +24,9 @@ from escnn import gspaces
 from escnn import nn as enn
 
 from escnn_relax import relax
-from escnn_relax.nn import RelaxedR2Conv, sectioned
-from escnn_relax.symmetry import kernel_cache
+from escnn_relax.nn import RelaxedR2Conv
+from escnn_relax.nn.kernels import sectioned
+from escnn_relax.symmetry.kernels import kernel_cache
 
 #: fields in, fields out, kernel size, pixels; batches of 32.
 SIZES = ((8, 16, 5, 28), (16, 32, 5, 14), (16, 16, 3, 28))
@@ -33,7 +34,12 @@ SIZES = ((8, 16, 5, 28), (16, 32, 5, 14), (16, 16, 3, 28))
 #: Layers whose construction takes long: name, G-space, fields, kernel size.
 LARGE = (
     *("C8 regular, 5x5", "D8 regular, 5x5", "C16 regular, 5x5"),
-    *("SO(2), frequencies 0-3, 7x7", "SO(3), frequencies 0-2, 5x5x5", "SO(3), frequencies 0-3, 5x5x5", "O(3), frequencies 0-2, 5x5x5"),
+    *(
+        "SO(2), frequencies 0-3, 7x7",
+        "SO(3), frequencies 0-2, 5x5x5",
+        "SO(3), frequencies 0-3, 5x5x5",
+        "O(3), frequencies 0-2, 5x5x5",
+    ),
     *("Octahedral regular, 3x3x3", "Octahedral regular, 5x5x5", "SO(3) band-limited to 2, 5x5x5"),
 )
 
@@ -89,8 +95,9 @@ def steps():
         before, after, _ = alternating([expansion(m) for m in pair], 25)
         memory = [child("memory", kind, str(SIZES.index(size)))["peak"] for kind in ("plain", "graded")]
         print(
-            f"{size[0]} -> {size[1]} fields, {size[2]}x{size[2]}, {size[3]}x{size[3]}: step {plain:.1f} / {graded:.1f} ms, "
-            f"ratio {ratio:.3f}; expansion {before:.2f} / {after:.2f} ms; peak {memory[0]:.0f} / {memory[1]:.0f} MiB"
+            f"{size[0]} -> {size[1]} fields, {size[2]}x{size[2]}, {size[3]}x{size[3]}: step {plain:.1f} / {graded:.1f}"
+            f" ms, ratio {ratio:.3f}; expansion {before:.2f} / {after:.2f} ms; peak {memory[0]:.0f} /"
+            f" {memory[1]:.0f} MiB"
         )
 
 
@@ -101,11 +108,26 @@ def large(name):
         "D8": lambda: (gspaces.flipRot2dOnR2(8), regular),
         "C16": lambda: (gspaces.rot2dOnR2(16), regular),
         "Octahedral": lambda: (gspaces.octaOnR3(), regular),
-        "SO(2), frequencies 0-3": lambda: (gspaces.rot2dOnR2(-1, maximum_frequency=3), lambda s: [s.irrep(k) for k in range(4)]),
-        "SO(3), frequencies 0-2": lambda: (gspaces.rot3dOnR3(maximum_frequency=2), lambda s: [s.irrep(k) for k in range(3)]),
-        "SO(3), frequencies 0-3": lambda: (gspaces.rot3dOnR3(maximum_frequency=3), lambda s: [s.irrep(k) for k in range(4)]),
-        "SO(3) band-limited to 2": lambda: (gspaces.rot3dOnR3(2), lambda s: [s.fibergroup.bl_regular_representation(2)]),
-        "O(3), frequencies 0-2": lambda: (gspaces.flipRot3dOnR3(2), lambda s: [s.irrep(p, k) for k in range(3) for p in (0, 1)]),
+        "SO(2), frequencies 0-3": lambda: (
+            gspaces.rot2dOnR2(-1, maximum_frequency=3),
+            lambda s: [s.irrep(k) for k in range(4)],
+        ),
+        "SO(3), frequencies 0-2": lambda: (
+            gspaces.rot3dOnR3(maximum_frequency=2),
+            lambda s: [s.irrep(k) for k in range(3)],
+        ),
+        "SO(3), frequencies 0-3": lambda: (
+            gspaces.rot3dOnR3(maximum_frequency=3),
+            lambda s: [s.irrep(k) for k in range(4)],
+        ),
+        "SO(3) band-limited to 2": lambda: (
+            gspaces.rot3dOnR3(2),
+            lambda s: [s.fibergroup.bl_regular_representation(2)],
+        ),
+        "O(3), frequencies 0-2": lambda: (
+            gspaces.flipRot3dOnR3(2),
+            lambda s: [s.irrep(p, k) for k in range(3) for p in (0, 1)],
+        ),
     }[name.rsplit(",", 1)[0].removesuffix(" regular")]()
     fields = enn.FieldType(space, fields(space))
     kind = enn.R3Conv if space.dimensionality == 3 else enn.R2Conv
@@ -152,7 +174,8 @@ def memory(kind, index):
 
 
 def peak():
-    """MiB that the process had at most; not getrusage, since a process starts with the peak of the one that started it."""
+    """MiB that the process had at most; not getrusage, since a process starts with the peak of the one that started
+    it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/bench_layers.py [--write tests/benchmarks/layers.md] [--runs 15] [--only C8 Octa]
 
-For each group three or four sizes, a batch of 32 (8 volumes), one thread, and all layers in turn in one process, so that whatever else
-the machine does falls on all alike; medians of the ratios of each round are reported. A training step is forward, backward and an Adam
-update; building is counted in seconds of the processor, for the same reason. The relaxed layer has one residual pathway, down to the trivial subgroup, the mixed one three subgroups beside the group (C4: two).
+For each group three or four sizes, a batch of 32 (8 volumes), one thread, and all layers in turn in one process, so
+that whatever else the machine does falls on all alike; medians of the ratios of each round are reported. A training
+step is forward, backward and an Adam update; building is counted in seconds of the processor, for the same reason. The
+relaxed layer has one residual pathway, down to the trivial subgroup, the mixed one three subgroups beside the group
+(C4: two).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from bench_memory import Alive
@@ -25,14 +27,15 @@ from escnn import nn as enn
 from torch.nn import functional as F
 
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
-from escnn_relax.symmetry import kernel_cache
-from escnn_relax.symmetry.irreps import irreps_up_to
+from escnn_relax.symmetry.kernels import kernel_cache
+from escnn_relax.symmetry.groups.irreps import irreps_up_to
 
 #: Fields in and out, kernel size, pixels.
 PLANE = ((8, 16, 5, 28), (16, 32, 5, 14), (16, 16, 3, 28))
 SPACE = ((1, 1, 3, 10), (1, 2, 3, 8), (2, 2, 3, 6), (1, 1, 5, 10))
 WAVES = ((4, 4, 3, 10), (4, 4, 5, 10), (8, 8, 5, 8))
-#: The G-space, its fields (regular, or so many irreps by frequency), the ids of the subgroups that are mixed, the trivial subgroup's, sizes.
+#: The G-space, its fields (regular, or so many irreps by frequency), the ids of the subgroups that are mixed, the
+#: trivial subgroup's, sizes.
 GROUPS = {
     "C4": (lambda: gspaces.rot2dOnR2(4), "regular", [2, 1], 1, PLANE),
     "C8": (lambda: gspaces.rot2dOnR2(8), "regular", [4, 2, 1], 1, PLANE),
@@ -40,7 +43,13 @@ GROUPS = {
     "SO(2)": (lambda: gspaces.rot2dOnR2(-1, maximum_frequency=3), 4, [4, 2, 1], 1, PLANE),
     "Octa": (lambda: gspaces.octaOnR3(), "regular", [(True, 4), (False, 4), (False, 1)], (False, 1), SPACE),
     "SO(3)": (lambda: gspaces.rot3dOnR3(2), 3, [(False, -1), (False, 4), (False, 1)], (False, 1), WAVES),
-    "O(3)": (lambda: gspaces.flipRot3dOnR3(2), 4, [("so3",), (True, False, 1), (False, False, 1)], (False, False, 1), WAVES),
+    "O(3)": (
+        lambda: gspaces.flipRot3dOnR3(2),
+        4,
+        [("so3",), (True, False, 1), (False, False, 1)],
+        (False, False, 1),
+        WAVES,
+    ),
 }
 
 
@@ -96,7 +105,9 @@ def in_turn(runs: Sequence[Callable[[], None]], repeats: int) -> tuple[list[floa
             runs[n]()
             times[n].append(1000 * (time.perf_counter() - start))
     kept = [of[2:] for of in times]
-    return [statistics.median(of) for of in kept], [statistics.median(a / b for a, b in zip(of, kept[0])) for of in kept]
+    return [statistics.median(of) for of in kept], [
+        statistics.median(a / b for a, b in zip(of, kept[0])) for of in kept
+    ]
 
 
 def layers(name: str, size: tuple) -> tuple[list, list[float], torch.Tensor]:
@@ -141,7 +152,13 @@ def row(name: str, size: tuple, repeats: int) -> str:
     quick, answers = in_turn([bare, *(inference(layer, fields) for layer in built)], 2 * repeats)
     ins, outs, kernel_size, pixels = size
     what = f"{name}, {ins} → {outs}, {kernel_size}{'×' + str(kernel_size)}, {pixels}"
-    cells = [what, f"{milliseconds[0]:.1f}", *(f"{r:.2f}" for r in training[1:]), f"{quick[0]:.1f}", *(f"{r:.2f}" for r in answers[1:])]
+    cells = [
+        what,
+        f"{milliseconds[0]:.1f}",
+        *(f"{r:.2f}" for r in training[1:]),
+        f"{quick[0]:.1f}",
+        *(f"{r:.2f}" for r in answers[1:]),
+    ]
     cells += ["/".join(f"{s:.1f}" for s in seconds), "/".join(f"{p:.0f}" for p in peaks)]
     return f"| {' | '.join(cells)} |"
 
@@ -156,7 +173,10 @@ def mixed_fields(repeats: int) -> list[str]:
         torch.nn.init.normal_(strict.weights, std=0.1)
         ours = MixedR2Conv.from_strict(strict, subgroups=[GROUPS[name][3]]).without("trivial")
         milliseconds, ratio = in_turn([expansion(strict), expansion(ours)], repeats)
-        lines.append(f"| {name}, 4 × (regular, {len(irreps)} irreps), 5×5 | {milliseconds[0]:.1f} | {milliseconds[1]:.1f} | {ratio[1]:.2f} |")
+        lines.append(
+            f"| {name}, 4 × (regular, {len(irreps)} irreps), 5×5 | {milliseconds[0]:.1f} | {milliseconds[1]:.1f} |"
+            f" {ratio[1]:.2f} |"
+        )
     return lines
 
 
@@ -169,17 +189,38 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     heads = ["fields, kernel, pixels", "escnn step, ms", "relaxed", "mixed", "convolution alone"]
-    heads += ["convolution, inference, ms", "escnn", "relaxed", "mixed", "built in s, escnn/relaxed/mixed", "tensors of a step, MiB"]
+    heads += [
+        "convolution, inference, ms",
+        "escnn",
+        "relaxed",
+        "mixed",
+        "built in s, escnn/relaxed/mixed",
+        "tensors of a step, MiB",
+    ]
     text = ["# Layers beside escnn's own and the convolution alone", ""]
-    text += ["Output of `python tests/benchmarks/bench_layers.py`: training steps as ratios to escnn's layer, inference to the convolution.", ""]
+    text += [
+        (
+            "Output of `python tests/benchmarks/bench_layers.py`: training steps as ratios to escnn's layer, inference"
+            " to the convolution."
+        ),
+        "",
+    ]
     text += [f"| {' | '.join(heads)} |", "|" + len(heads) * "---|"]
     print("\n".join(text), flush=True)
     for name in given.only:
         for size in GROUPS[name][4]:
             text.append(row(name, size, given.runs))
             print(text[-1], flush=True)
-    tail = ["", "| expansion between mixed field types, forward and backward | escnn, ms | ours, ms | ratio |", "|---|---|---|---|"]
-    tail += [*mixed_fields(given.runs), "", f"Measured with one thread of {platform.machine()}, torch {torch.__version__}."]
+    tail = [
+        "",
+        "| expansion between mixed field types, forward and backward | escnn, ms | ours, ms | ratio |",
+        "|---|---|---|---|",
+    ]
+    tail += [
+        *mixed_fields(given.runs),
+        "",
+        f"Measured with one thread of {platform.machine()}, torch {torch.__version__}.",
+    ]
     print("\n".join(tail))
     if given.write:
         given.write.write_text("\n".join(text + tail) + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
 """Margins of a classifier under each curvature, against two trained networks and their dense Laplace evidence.
 
-A C4 network with max over the group and a mean over 49 sites has to tell three patterns and whether they were turned by 90 degrees
-(modulo 180), for which its second layer must break C4 to C2. What that is worth is the difference of the dense evidence (all weights
-in one Gauss-Newton matrix) of the network and of one that was trained with its breaking pathways closed.
+A C4 network with max over the group and a mean over 49 sites has to tell three patterns and whether they were turned by
+90 degrees (modulo 180), for which its second layer must break C4 to C2. What that is worth is the difference of the
+dense evidence (all weights in one Gauss-Newton matrix) of the network and of one that was trained with its breaking
+pathways closed.
 
     python tests/benchmarks/bench_margins.py [--count 200]
 """
@@ -132,7 +133,9 @@ def main():
         found.log_precision.update(evidence.log_precision)
         margins = [survivors(free, found, data=of, progress=False).network for of in (None, loader)]
         said = ", ".join(f"{m.subgroup.name} {m.margin:.1f}" for m in margins)
-        print(f"{curvature}: w'Hw {along(found, 'second.weights.irrep_2'):.1f}; by depth, without and with data: {said}")
+        print(
+            f"{curvature}: w'Hw {along(found, 'second.weights.irrep_2'):.1f}; by depth, without and with data: {said}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_mixed.py [--write tests/benchmarks/mixed.md] [--runs 15] [--threads 1]
 
-A step is forward, backward and an Adam update of one layer with regular fields of D4 and kernels of 5 × 5, on a batch of 64.
-Both layers are timed in turn, one step each, so that whatever else the machine does falls on both; medians are reported.
+A step is forward, backward and an Adam update of one layer with regular fields of D4 and kernels of 5 × 5, on a batch
+of 64. Both layers are timed in turn, one step each, so that whatever else the machine does falls on both; medians are
+reported.
 """
 
 from __future__ import annotations
@@ -80,9 +81,14 @@ def main() -> None:
     lines = [
         "# [G]-mixed layers: cost of a training step",
         "",
-        f"Made by `python tests/benchmarks/bench_mixed.py --runs {given.runs} --threads {given.threads}`. "
-        f"Regular fields of D4, 5 × 5, batch {BATCH};",
-        "milliseconds a step (forward, backward, Adam), median of alternating runs; in brackets the median ratio to the",
+        (
+            f"Made by `python tests/benchmarks/bench_mixed.py --runs {given.runs} --threads {given.threads}`. "
+            f"Regular fields of D4, 5 × 5, batch {BATCH};"
+        ),
+        (
+            "milliseconds a step (forward, backward, Adam), median of alternating runs; in brackets the median ratio"
+            " to the"
+        ),
         "plain layer's step beside it. Four groups: D4, C4, C2, trivial; six: D2 and one reflection besides.",
         "",
         "| fields, image | escnn `R2Conv` | mixed, 4 groups | mixed, 6 groups |",

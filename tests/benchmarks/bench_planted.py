@@ -1,9 +1,10 @@
-"""Every subgroup planted, in kernels and in data, and the name that is read off: a confusion matrix, beside the rule of before.
+"""Every subgroup planted, in kernels and in data, and the name that is read off: a confusion matrix, beside the rule of
+before.
 
     python tests/benchmarks/bench_planted.py [--only WORD ...] [--minutes M] [--page]
 
-Each run is one line of ``planted.jsonl`` (a run that is there is not done again); the page is ``planted.md``. ``--only`` takes the
-runs in whose title every word occurs, ``--page`` writes the page alone. One thread.
+Each run is one line of ``planted.jsonl`` (a run that is there is not done again); the page is ``planted.md``.
+``--only`` takes the runs in whose title every word occurs, ``--page`` writes the page alone. One thread.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import time
 from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -32,9 +34,9 @@ from planted_data import Learned, filtered, labelled, plane_type  # noqa: E402
 from whole_irreps import by_whole_irreps  # noqa: E402
 
 from escnn_relax import survivors  # noqa: E402
-from escnn_relax.nn.stabiliser import KernelSymmetry, stabiliser  # noqa: E402
-from escnn_relax.symmetry.positions import Positions, at  # noqa: E402
-from escnn_relax.symmetry.subgroups import Subgroup, subgroup, subgroups  # noqa: E402
+from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser  # noqa: E402
+from escnn_relax.symmetry.kernels.positions import Positions, at  # noqa: E402
+from escnn_relax.symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 
 RUNS, PAGE = (Path(__file__).with_name(f"planted.{kind}") for kind in ("jsonl", "md"))
 HIT, UNSURE, WRONG = "hit", "cannot tell", "wrong"
@@ -129,7 +131,11 @@ def about_axes(group: str, size: int, kind: Subgroup, seed: int) -> dict[str, An
     found = [stabiliser([symmetry]).subgroup, by_whole_irreps(symmetry)[0]]
     result = {}
     for when, h in zip(("now", "before"), found):
-        alike = h.order != kept.order and axes._inside(kept, h) and positions.contains(positions.place(kept), positions.place(h))
+        alike = (
+            h.order != kept.order
+            and axes._inside(kept, h)
+            and positions.contains(positions.place(kept), positions.place(h))
+        )
         result[when] = [HIT if axes.same(h, kept) or alike else WRONG, h.name]
     return result
 
@@ -159,7 +165,9 @@ def learned(make: Callable[[], Learned], kept: Subgroup) -> dict[str, Any]:
     start = time.process_time()
     found = make()
     truth = stabiliser([KernelSymmetry(found.exact)]).subgroup
-    same = {"SO2": planar, "O2": planar, "SO3": solid, "O3": solid}.get(type(kept.gspace.fibergroup).__name__, lambda a, b: a == b)
+    same = {"SO2": planar, "O2": planar, "SO3": solid, "O3": solid}.get(
+        type(kept.gspace.fibergroup).__name__, lambda a, b: a == b
+    )
 
     def read(**data: Any) -> list[Any]:
         one = survivors(found.model, found.evidence, progress=False, **data).network
@@ -184,7 +192,9 @@ def learned(make: Callable[[], Learned], kept: Subgroup) -> dict[str, Any]:
 FREQUENCIES = {"C12": (0, 1, 3), "SO(2)": (0, 1, 2), "O(2)": (0, 1, 2)}
 
 
-def regressions(group: str, size: int, kinds: list[Subgroup], levels: tuple[str, ...], seeds: tuple[int, ...]) -> Iterator[Case]:
+def regressions(
+    group: str, size: int, kinds: list[Subgroup], levels: tuple[str, ...], seeds: tuple[int, ...]
+) -> Iterator[Case]:
     space = space_of(group)
     if space.dimensionality == 2:
         into = out = plane_type(space, FREQUENCIES.get(group, (0, 1)))
@@ -199,31 +209,52 @@ def regressions(group: str, size: int, kinds: list[Subgroup], levels: tuple[str,
                 if group in ("SO(3)", "O(3)"):
                     kept = at(kind, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
                 if group == "O(2)" and kind.id[0] is not None and kind.order > 0:
-                    kept = subgroup(space, (float(2 * math.pi / kind.id[1] * np.random.default_rng(seed).uniform()), kind.id[1]))
+                    kept = subgroup(
+                        space, (float(2 * math.pi / kind.id[1] * np.random.default_rng(seed).uniform()), kind.id[1])
+                    )
                 options: dict[str, Any] = dict(zip(("samples", "noise", "batch"), LEVELS[level]))
 
                 def make(kept: Subgroup = kept, seed: int = seed, options: dict[str, Any] = options) -> Learned:
                     return filtered(kept, into, out, size, seed, **options)
 
-                yield case("regression", group, f"{level}, {size}", kind.name, seed, lambda make=make, kept=kept: learned(make, kept))
+                yield case(
+                    "regression",
+                    group,
+                    f"{level}, {size}",
+                    kind.name,
+                    seed,
+                    lambda make=make, kept=kept: learned(make, kept),
+                )
 
 
 def classifiers(group: str, size: int, kinds: list[Subgroup], seeds: tuple[int, ...], samples: int) -> Iterator[Case]:
     space = space_of(group)
-    into = plane_type(space) if space.dimensionality == 2 else enn.FieldType(space, [space.trivial_repr, space.irrep(1)])
+    into = (
+        plane_type(space) if space.dimensionality == 2 else enn.FieldType(space, [space.trivial_repr, space.irrep(1)])
+    )
     for seed in seeds:
         for kept in kinds:
 
             def make(kept: Subgroup = kept, seed: int = seed) -> Learned:
                 return labelled(kept, into, size, seed, samples)
 
-            yield case("classifier", group, f"{samples}, {size}", kept.name, seed, lambda make=make, kept=kept: learned(make, kept))
+            yield case(
+                "classifier",
+                group,
+                f"{samples}, {size}",
+                kept.name,
+                seed,
+                lambda make=make, kept=kept: learned(make, kept),
+            )
 
 
 def cases() -> Iterator[Case]:
     """All of them, in the order in which they are done."""
     every = {name: list(subgroups(space_of(name))) for name in (*PLANE, "octahedral")}
-    plane = {"SO(2)": [-1, 1, 2, 3, 4, 5], "O(2)": [(None, -1), (0.0, -1), (None, 1), (None, 2), (None, 3), (0.0, 1), (0.0, 2), (0.0, 3)]}
+    plane = {
+        "SO(2)": [-1, 1, 2, 3, 4, 5],
+        "O(2)": [(None, -1), (0.0, -1), (None, 1), (None, 2), (None, 3), (0.0, 1), (0.0, 2), (0.0, 3)],
+    }
     turning = {name: list(subgroups(space_of(name), 4)) for name in ("SO(3)", "O(3)")}
     small = ("C8", "C6", "C4", "C12", "D3", "D4")
     for group in small:
@@ -264,7 +295,12 @@ def kernels(every: dict[str, list[Subgroup]]) -> Iterator[Case]:
                 for seed, kept in enumerate(every[group]):
                     run = lambda g=group, k=kind, s=size, h=kept, n=seed: in_pixels(g, k, s, h, n)  # noqa: E731
                     yield case("kernel", group, f"{kind}, {size}", kept.name, seed, run)
-    for kind, sizes in {"vectors to pseudovectors": (3, 5, 7), "scalars": (3, 5, 7), "regular": (3, 5), "mixed": (3, 5)}.items():
+    for kind, sizes in {
+        "vectors to pseudovectors": (3, 5, 7),
+        "scalars": (3, 5, 7),
+        "regular": (3, 5),
+        "mixed": (3, 5),
+    }.items():
         for size in sizes:
             for seed, kept in enumerate(every["octahedral"]):
                 run = lambda k=kind, s=size, h=kept, n=seed: in_voxels(k, s, h, n)  # noqa: E731
@@ -321,7 +357,12 @@ def page(lines: list[dict]) -> str:
     for group in order:
         hows = [h for h in ("kernel", "regression", "classifier") if any(x["how"] == h for x in groups[group])]
         columns = [(h, way) for h in hows for way, _ in WAYS if any(way in x for x in groups[group] if x["how"] == h)]
-        rows += ["", f"## {group}", "", "| planted | " + " | ".join(f"{h}: {dict(WAYS)[w]}" for h, w in columns) + " | named otherwise |"]
+        rows += [
+            "",
+            f"## {group}",
+            "",
+            "| planted | " + " | ".join(f"{h}: {dict(WAYS)[w]}" for h, w in columns) + " | named otherwise |",
+        ]
         rows.append("|---" * (len(columns) + 2) + "|")
         for planted in dict.fromkeys(x["planted"] for x in groups[group]):
             of = [x for x in groups[group] if x["planted"] == planted]
@@ -338,7 +379,9 @@ def otherwise(lines: list[dict]) -> str:
             if line.get(way, [HIT])[0] != HIT:
                 verdict, name, *more = line[way]
                 among = f" or {', '.join(more[0])}" if more and more[0] else ""
-                said[f"{'now' if way in ('now', 'data') else way} {name}{among}{' (wrong)' if verdict == WRONG else ''}"] += 1
+                said[
+                    f"{'now' if way in ('now', 'data') else way} {name}{among}{' (wrong)' if verdict == WRONG else ''}"
+                ] += 1
     shown = said.most_common(6)
     return "; ".join(f"{text} ×{n}" for text, n in shown) + (f"; {len(said) - 6} more" if len(said) > 6 else "")
 
@@ -351,10 +394,16 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
-    done: set[tuple[Any, ...]] = {tuple(line[k] for k in ("how", "group", "setting", "planted", "seed")) for line in lines}
+    done: set[tuple[Any, ...]] = {
+        tuple(line[k] for k in ("how", "group", "setting", "planted", "seed")) for line in lines
+    }
     end = time.monotonic() + 60 * given.minutes
     for one in () if given.page else cases():
-        if tuple(one.key.values()) in done or not all(word in one.title for word in given.only) or time.monotonic() > end:
+        if (
+            tuple(one.key.values()) in done
+            or not all(word in one.title for word in given.only)
+            or time.monotonic() > end
+        ):
             continue
         line = one.key | one.run()
         done.add(tuple(one.key.values()))

@@ -1,9 +1,9 @@
 """Refreshes until the evidence stands: MacKay's fixed point against Adam's steps on log precisions.
 
 1. at one curvature: steps until the evidence is within 0.1 percent of the highest that any way reaches in 400 steps
-2. weights and precisions in turn: each round brings the weights to an optimum of the penalised loss (L-BFGS on all data), takes
-   the curvature there, and moves the precisions. A way has arrived with the first refresh from which on its evidence,
-   after the steps, stays within 0.1 percent of where it ends.
+2. weights and precisions in turn: each round brings the weights to an optimum of the penalised loss (L-BFGS on all
+   data), takes the curvature there, and moves the precisions. A way has arrived with the first refresh from which on
+   its evidence, after the steps, stays within 0.1 percent of where it ends.
 
 All ways start at the same weights, the optimum at the initial precisions.
 
@@ -152,7 +152,10 @@ def main() -> None:
             print(f"| {way} | {count or f'more than {COUNTS[-1]}'} |", flush=True)
         if not rounds:
             continue
-        print("\n| way | log evidence after 1 | 3 | 10 refreshes | at the end | arrived after |\n|---|---|---|---|---|---|")
+        print(
+            "\n| way | log evidence after 1 | 3 | 10 refreshes | at the end | arrived after"
+            " |\n|---|---|---|---|---|---|"
+        )
         for way in WAYS:
             found = run(start, likelihood, options, way, data, rounds)
             shown = " | ".join(f"{found[index]:.1f}" for index in (0, 2, 9, -1))

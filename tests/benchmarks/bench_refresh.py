@@ -1,7 +1,7 @@
 """Cost of a refresh of the curvature, as ratios measured side by side in one run, one thread, processor time.
 
-1. a plain network (three convolutions of 32 channels, 1000 images of 28 x 28, 10 classes): against laplace-torch's default
-   back-end, curvlinops and BackPACK's KFLR, each with the exact sum over classes
+1. a plain network (three convolutions of 32 channels, 1000 images of 28 x 28, 10 classes): against laplace-torch's
+   default back-end, curvlinops and BackPACK's KFLR, each with the exact sum over classes
 2. a C8 steerable network: against its exported plain twin
 3. training with a refresh each five epochs: against plain training
 4. memory over 200 refreshes
@@ -30,7 +30,7 @@ from laplace import KronLaplace
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax.curvature.collect import Curvature
+from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.evidence import Evidence
 from escnn_relax.nn import RelaxedR2Conv
 

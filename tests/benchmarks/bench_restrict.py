@@ -22,9 +22,9 @@ def measure(space, id, kind, width, size, what):
     import torch
     from escnn import gspaces, nn
 
-    from escnn_relax.morphism.restrict import restrict
-    from escnn_relax.symmetry.restriction import restriction
-    from escnn_relax.symmetry.subgroups import subgroup
+    from escnn_relax.morphism.restrict.network import restrict
+    from escnn_relax.symmetry.groups.restriction import restriction
+    from escnn_relax.symmetry.groups.lattice import subgroup
 
     torch.set_num_threads(1)
     gspace = eval(f"gspaces.{space}")
@@ -48,7 +48,9 @@ def main():
         seconds = []
         for what in kinds:
             command = [sys.executable, "-W", "ignore", __file__, *map(str, case), what]
-            seconds.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]))
+            seconds.append(
+                float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+            )
         print(f"{title:34}" + "".join(f"{s:34.2f} s" for s in seconds) + f"   {seconds[2] / seconds[0]:.2f}")
 
 

@@ -75,12 +75,27 @@ def main() -> None:
     lines = [
         "# The symmetry test on planted symmetries of many groups",
         "",
-        f"Networks of three layers (two for vectors) with random weights, {COUNT} samples, {given.seeds} seeds, `symmetry_test` with its",
-        "defaults; the data sets are those of `tests/planted_symmetries.py`, made by `bench_symmetry_planted.py`. Counted are layers ×",
-        "irreps that exact elements move; the family-wise level is 5 %, so that about one run in twenty may find something that is not",
-        "planted, or leave too small a group. Effects: median of those that no exact element moves, and of the part that pixels explain.",
+        (
+            f"Networks of three layers (two for vectors) with random weights, {COUNT} samples, {given.seeds} seeds,"
+            " `symmetry_test` with its"
+        ),
+        (
+            "defaults; the data sets are those of `tests/planted_symmetries.py`, made by `bench_symmetry_planted.py`."
+            " Counted are layers ×"
+        ),
+        (
+            "irreps that exact elements move; the family-wise level is 5 %, so that about one run in twenty may find"
+            " something that is not"
+        ),
+        (
+            "planted, or leave too small a group. Effects: median of those that no exact element moves, and of the part"
+            " that pixels explain."
+        ),
         "",
-        "| planted | found | found without being planted | group that is left: right | effect beyond the grid / explained |",
+        (
+            "| planted | found | found without being planted | group that is left: right | effect beyond the grid /"
+            " explained |"
+        ),
         "|---|---|---|---|---|",
     ]
     for name in PLANTED:

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_symmetry_power.py [--runs 20]
 
-A bar at a random side of 5 x 5 pixels of noise; the label says whether it is upright, but for a share of the samples is drawn at
-random. A C4 network of three layers with random weights. Counted are the runs in which the test finds anything broken (family-wise
-level 5 %), so that strength 0 shows the level. Writes ``symmetry_power.md`` and ``symmetry_power.png`` beside itself. One thread.
+A bar at a random side of 5 x 5 pixels of noise; the label says whether it is upright, but for a share of the samples is
+drawn at random. A C4 network of three layers with random weights. Counted are the runs in which the test finds anything
+broken (family-wise level 5 %), so that strength 0 shows the level. Writes ``symmetry_power.md`` and
+``symmetry_power.png`` beside itself. One thread.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def finds(count: int, strength: float, seed: int) -> bool:
     noise = torch.rand(count, generator=generator) >= strength
     y = torch.where(noise, torch.randint(2, (count,), generator=generator), y)
     torch.manual_seed(seed)
-    test = symmetry_test(Net(C4, outputs=2, fields=1), loader((x, y), 50), draws=199, groups=50, seed=seed, progress=False)
+    test = symmetry_test(
+        Net(C4, outputs=2, fields=1), loader((x, y), 50), draws=199, groups=50, seed=seed, progress=False
+    )
     return any(t.broken for t in test.tests)
 
 
@@ -65,8 +68,14 @@ def main() -> None:
     lines = [
         "# Power of the symmetry test",
         "",
-        f"Share of {runs} runs in which anything is found (family-wise level 5 %), by samples and by the share of labels that follow the",
-        "question; made by `bench_symmetry_power.py`, drawn in `symmetry_power.png`. Runs of one seed share network and draws, so that",
+        (
+            f"Share of {runs} runs in which anything is found (family-wise level 5 %), by samples and by the share of"
+            " labels that follow the"
+        ),
+        (
+            "question; made by `bench_symmetry_power.py`, drawn in `symmetry_power.png`. Runs of one seed share network"
+            " and draws, so that"
+        ),
         "neighbouring numbers are not independent.",
         "",
         "| labels that follow | " + " | ".join(f"N = {n}" for n in COUNTS) + " |",

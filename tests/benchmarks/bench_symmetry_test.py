@@ -1,4 +1,5 @@
-"""The symmetry test on planted data sets, at random weights: what it finds, and what it costs beside an epoch of training.
+"""The symmetry test on planted data sets, at random weights: what it finds, and what it costs beside an epoch of
+training.
 
     python tests/benchmarks/bench_symmetry_test.py [--seeds 20]
 
@@ -86,12 +87,20 @@ def main() -> None:
     lines = [
         "# The symmetry test on planted data sets",
         "",
-        f"Randomly initialised networks of three layers, 1300 digits of 8×8, {given.seeds} seeds, `symmetry_test` with its defaults",
-        "(999 draws, level 5 %); made by `bench_symmetry_test.py`. Counted are layers × irreps. Cost: processor time over that of one",
+        (
+            f"Randomly initialised networks of three layers, 1300 digits of 8×8, {given.seeds} seeds, `symmetry_test`"
+            " with its defaults"
+        ),
+        (
+            "(999 draws, level 5 %); made by `bench_symmetry_test.py`. Counted are layers × irreps. Cost: processor"
+            " time over that of one"
+        ),
         "epoch of training the strict network in batches of 100, relaxing included (median).",
         "",
-        "| question | group | planted irreps found | found without being planted | statistic / mean under symmetry, planted "
-        "| smallest p, not planted | cost, epochs |",
+        (
+            "| question | group | planted irreps found | found without being planted | statistic / mean under symmetry,"
+            " planted | smallest p, not planted | cost, epochs |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for question in QUESTIONS:

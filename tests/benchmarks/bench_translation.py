@@ -1,6 +1,7 @@
 """Cost of a training step of the published network F-FC+CONV (alpha 10, batch 128, 3 x 32 x 32), as ratios in one run.
 
-1. the block-diagonal formulation, in which each factored layer is two products with one large matrix, against grouped products
+1. the block-diagonal formulation, in which each factored layer is two products with one large matrix, against grouped
+   products
 2. convolutions alone against both pathways
 3. a refresh of the curvature, whose largest tensor does not grow with the channels
 
@@ -28,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from translation_networks import Network  # noqa: E402
 
-from escnn_relax.curvature.collect import Curvature  # noqa: E402
-from escnn_relax.nn.grouped import GroupedLinear  # noqa: E402
+from escnn_relax.curvature.curvature import Curvature  # noqa: E402
+from escnn_relax.nn.translation.grouped import GroupedLinear  # noqa: E402
 
 
 class BlockDiagonal(GroupedLinear):
@@ -117,13 +118,26 @@ def main():
     seconds, sizes = {n: cost(run) for n, run in runs.items()}, {n: largest(run) for n, run in runs.items()}
     last = "F-FC+CONV, refresh of the curvature, one Monte-Carlo column"
     seconds[last], sizes[last] = cost(refresh, 1), largest(refresh)
-    lines = ["# Cost of the factored pathway", "", "Output of `python tests/benchmarks/bench_translation.py`: processor seconds of a step, one"]
-    lines += [f"thread, torch {torch.__version__.split('+')[0]}, alpha {given.alpha}, batch of 128 images of 3 × 32 × 32.", ""]
+    lines = [
+        "# Cost of the factored pathway",
+        "",
+        "Output of `python tests/benchmarks/bench_translation.py`: processor seconds of a step, one",
+    ]
+    lines += [
+        f"thread, torch {torch.__version__.split('+')[0]}, alpha {given.alpha}, batch of 128 images of 3 × 32 × 32.",
+        "",
+    ]
     lines += ["| | seconds | block-diagonal / grouped | times CONV | largest tensor, MiB |", "|---|---|---|---|---|"]
     for name, time_of in seconds.items():
         other = f"{seconds[name + ', block-diagonal'] / time_of:.1f}" if name + ", block-diagonal" in seconds else ""
         lines.append(f"| {name} | {time_of:.2f} | {other} | {time_of / seconds['CONV']:.2f} | {sizes[name]:.0f} |")
-    lines += ["", "The factored pathway is what differs: in F-FC+CONV the convolutions are most of the step. The largest tensor of a refresh"]
+    lines += [
+        "",
+        (
+            "The factored pathway is what differs: in F-FC+CONV the convolutions are most of the step. The largest"
+            " tensor of a refresh"
+        ),
+    ]
     lines += ["does not depend on the channels (the same with alpha 2)."]
     print("\n".join(lines))
     if given.write:

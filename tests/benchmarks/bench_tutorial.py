@@ -1,15 +1,18 @@
-"""escnn's tutorial network on rotated MNIST from start to end: trained strict as escnn's tutorial does, and relaxed with the evidence.
+"""escnn's tutorial network on rotated MNIST from start to end: trained strict as escnn's tutorial does, and relaxed
+with the evidence.
 
     python tests/benchmarks/bench_tutorial.py --data FOLDER [--widths 1] [--images 10000] [--test 10000] [--epochs 31]
         [--keep FOLDER] [--parts strict relaxed]
 
-FOLDER holds ``rotated_mnist.npz``: arrays x_train, y_train, x_test, y_test of uint8 digits, 28 x 28; they are padded to 29 x 29. Both
-networks start from the same weights and see the same batches, both in Adam with a cosine to a fiftieth of ``--lr``. The evidence
-has the curvature ``auto`` and the gates of ``fit``. With ``--keep`` each epoch is kept there, a run that was ended goes on after its last
-epoch, and what comes out is added to ``tutorial.jsonl`` there: seconds of the processor and peak memory are those of all its processes.
+FOLDER holds ``rotated_mnist.npz``: arrays x_train, y_train, x_test, y_test of uint8 digits, 28 x 28; they are padded to
+29 x 29. Both networks start from the same weights and see the same batches, both in Adam with a cosine to a fiftieth of
+``--lr``. The evidence has the curvature ``auto`` and the gates of ``fit``. With ``--keep`` each epoch is kept there, a
+run that was ended goes on after its last epoch, and what comes out is added to ``tutorial.jsonl`` there: seconds of the
+processor and peak memory are those of all its processes.
 
-Whole, it needs 10 000 x 31 x .13 to .24 s = 11 to 21 hours of one core for each of the two (measured on two machines: so much a step an
-image, batch 64), and 3 GiB; so it is for a GPU or a patient machine. ``--widths`` divides the numbers of fields: 4 takes a sixteenth of it.
+Whole, it needs 10 000 x 31 x .13 to .24 s = 11 to 21 hours of one core for each of the two (measured on two machines:
+so much a step an image, batch 64), and 3 GiB; so it is for a GPU or a patient machine. ``--widths`` divides the numbers
+of fields: 4 takes a sixteenth of it.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ import json
 import time
 import warnings
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ def accuracy(model: torch.nn.Module, loader: DataLoader) -> float:
 class Kept:
     """What one part of a run has spent, and its state after each epoch, in a folder or nowhere."""
 
-    def __init__(self, folder: Optional[Path], name: str) -> None:
+    def __init__(self, folder: Path | None, name: str) -> None:
         self.at = None if folder is None else folder / name  # a name without dots
         self.before, self.largest = 0.0, 0.0
         self.start = time.process_time()
@@ -65,7 +67,7 @@ class Kept:
                 self.before, self.largest = json.loads(self.at.with_suffix(".json").read_text())
 
     @property
-    def checkpoint(self) -> Optional[Path]:
+    def checkpoint(self) -> Path | None:
         return None if self.at is None else self.at.with_suffix(".pt")
 
     @property
@@ -128,7 +130,9 @@ def main() -> None:
     relaxed = relax(copy.deepcopy(strict))
     setting = {k: getattr(given, k) for k in ("widths", "images", "test", "epochs", "batch", "lr", "seed")}
     label = "-".join(str(v).replace(".", "_") for v in setting.values())
-    print("| | weights | test accuracy | processor time (s) | peak (GiB) |", "|---|---|---|---|---|", sep="\n", flush=True)
+    print(
+        "| | weights | test accuracy | processor time (s) | peak (GiB) |", "|---|---|---|---|---|", sep="\n", flush=True
+    )
 
     def line(name: str, model: torch.nn.Module, run) -> None:
         loader.generator.manual_seed(given.seed)
@@ -146,7 +150,13 @@ def main() -> None:
         line("strict", strict, lambda kept: strictly(strict, loader, given.epochs, given.lr, kept))
     if "relaxed" not in given.parts:
         return
-    options = {"epochs": given.epochs, "burn_in": given.epochs // 2, "lr": given.lr, "curvature": "auto", "memory": given.memory}
+    options = {
+        "epochs": given.epochs,
+        "burn_in": given.epochs // 2,
+        "lr": given.lr,
+        "curvature": "auto",
+        "memory": given.memory,
+    }
     history = []
 
     def fitted(kept: Kept) -> None:

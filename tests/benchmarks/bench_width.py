@@ -1,7 +1,10 @@
-"""A refresh at the width of real networks, against a training step on the same images in the same run; one thread, processor time.
+"""A refresh at the width of real networks, against a training step on the same images in the same run; one thread,
+processor time.
 
-1. agreement: ``sketched`` against ``expand`` where both run: the same choices of the precision, effective dimensions, traces
-2. growth: refresh and training step of a C8 layer of 4 to 32 regular fields, ``auto`` against ``expand`` up to 16, with exponents
+1. agreement: ``sketched`` against ``expand`` where both run: the same choices of the precision, effective dimensions,
+   traces
+2. growth: refresh and training step of a C8 layer of 4 to 32 regular fields, ``auto`` against ``expand`` up to 16, with
+   exponents
 3. tutorial: escnn's own C8 network (24-48-48-96-96-64 regular fields on 29 x 29), all pathways open, with peak memory
 4. others: a wide residual network with D4 -> C1 restriction, an equivariant U-Net, a network of 24^3 voxels
 5. outputs: 10 to 800 classes, and outputs at every pixel
@@ -30,7 +33,7 @@ from escnn import nn as enn
 from torch import nn
 
 from escnn_relax import Evidence, relax, symmetry_test
-from escnn_relax.curvature.collect import Curvature
+from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.nn import RelaxedR3Conv
 
 
@@ -82,8 +85,8 @@ class Step(nn.Module):
 
 
 class Residual(nn.Module):
-    """A wide residual network 16-8, restricted from D4 to C4 to C1 before its second and third stage; as many channels as the
-    plain one."""
+    """A wide residual network 16-8, restricted from D4 to C4 to C1 before its second and third stage; as many channels
+    as the plain one."""
 
     def __init__(self, channels=(128, 256, 512), blocks=2):
         super().__init__()
@@ -125,7 +128,9 @@ class UNet(nn.Module):
             *(enn.R2Conv(b, a, 3, padding=1), enn.ReLU(a), enn.R2Upsampling(a, 2, mode="nearest")),
         )
         self.joined = joined
-        self.up = enn.SequentialModule(enn.R2Conv(joined, a, 3, padding=1), enn.ReLU(a), enn.R2Conv(a, out, 3, padding=1))
+        self.up = enn.SequentialModule(
+            enn.R2Conv(joined, a, 3, padding=1), enn.ReLU(a), enn.R2Conv(a, out, 3, padding=1)
+        )
 
     def forward(self, x):
         x = self.down(self.gray(x))
@@ -182,8 +187,8 @@ def peak():
 
 
 def report(name, model, batches, times=(1, 3)):
-    """Cost is constant, once the sample of rows is full, plus linear in the images: two sizes give both, so that it is known for
-    1000."""
+    """Cost is constant, once the sample of rows is full, plus linear in the images: two sizes give both, so that it is
+    known for 1000."""
     evidence, epoch = trained(model, batches)
     count = sum(len(y) for _, y in batches)
     epoch()
@@ -194,16 +199,17 @@ def report(name, model, batches, times=(1, 3)):
     constant = max(found[0] - slope * times[0] * count, 0.0)
     weights = sum(p.numel() for p in model.parameters())
     print(
-        f"| {name} | {weights / 1e6:.2f} M | {count * max(times)} in batches of {len(batches[0][1])} | {steps:.3f} | {slope:.3f} "
-        f"| {constant:.1f} | {slope / steps:.2f} | {(constant + 1000 * slope) / (1000 * steps):.2f} | {after:.1f} | {peak():.1f} |",
+        f"| {name} | {weights / 1e6:.2f} M | {count * max(times)} in batches of {len(batches[0][1])} | {steps:.3f} |"
+        f" {slope:.3f} | {constant:.1f} | {slope / steps:.2f} | {(constant + 1000 * slope) / (1000 * steps):.2f} |"
+        f" {after:.1f} | {peak():.1f} |",
         flush=True,
     )
     return evidence
 
 
 HEAD = (
-    "| network | weights | images measured | step an image (s) | refresh an image (s) | constant (s) | ratio an image | ratio, 1000 images "
-    "| peak training (GiB) | with refreshes (GiB) |"
+    "| network | weights | images measured | step an image (s) | refresh an image (s) | constant (s) | ratio an image |"
+    " ratio, 1000 images | peak training (GiB) | with refreshes (GiB) |"
 )
 
 
@@ -223,7 +229,9 @@ def tutorial():
 
 def others():
     print(HEAD, "|" + "---|" * 10, sep="\n")
-    report("wide residual 16-8, D4 then C4 then C1, 32²", relax(Residual()), [images(8, 32, 3) for _ in range(2)], (2, 5))
+    report(
+        "wide residual 16-8, D4 then C4 then C1, 32²", relax(Residual()), [images(8, 32, 3) for _ in range(2)], (2, 5)
+    )
     segments = [(torch.randn(32, 1, 32, 32), torch.randint(4, (32, 32, 32))) for _ in range(4)]
     report("U-Net, C4, classes at 32² pixels", relax(UNet()), segments)
     solids = [(torch.randn(16, 1, 24, 24, 24), torch.randint(10, (16,))) for _ in range(4)]
@@ -250,7 +258,11 @@ def exponent(pairs):
 
 
 def growth():
-    print("| what varies | value | training step (s) | refresh, auto | ratio | refresh, expand, one draw |", "|" + "---|" * 6, sep="\n")
+    print(
+        "| what varies | value | training step (s) | refresh, auto | ratio | refresh, expand, one draw |",
+        "|" + "---|" * 6,
+        sep="\n",
+    )
     for what, values in (("fields", (4, 8, 16, 32)), ("kernel size", (3, 5, 7)), ("order of the group", (4, 8, 16))):
         found = {"step": [], "auto": [], "expand": []}
         for value in values:
@@ -266,8 +278,15 @@ def growth():
             for key, of in times.items():
                 found[key].append((value, of))
             expand = f"{times['expand']:.2f}" if "expand" in times else "–"
-            print(f"| {what} | {value} | {times['step']:.3f} | {times['auto']:.2f} | {times['auto'] / times['step']:.1f} | {expand} |", flush=True)
-        print(f"exponents in the {what}, last two: " + ", ".join(f"{k} {exponent(v):.1f}" for k, v in found.items() if len(v) > 1))
+            print(
+                f"| {what} | {value} | {times['step']:.3f} | {times['auto']:.2f} | {times['auto'] / times['step']:.1f}"
+                f" | {expand} |",
+                flush=True,
+            )
+        print(
+            f"exponents in the {what}, last two: "
+            + ", ".join(f"{k} {exponent(v):.1f}" for k, v in found.items() if len(v) > 1)
+        )
 
 
 def outputs():
@@ -283,7 +302,9 @@ def outputs():
     _, epoch = trained(model, [batch])
     epoch()
     step, refresh = spent(epoch), spent(lambda: Curvature(model)([batch]))
-    print(f"64 x 64 x 20 outputs: refresh {refresh:.2f} s, training step {step:.2f} s, peak {peak():.1f} GiB", flush=True)
+    print(
+        f"64 x 64 x 20 outputs: refresh {refresh:.2f} s, training step {step:.2f} s, peak {peak():.1f} GiB", flush=True
+    )
 
 
 def agreement():
@@ -306,7 +327,11 @@ def agreement():
         "octahedral, 1 regular, 3x3x3": lambda: Net(octa, regular(octa, 1), 3, RelaxedR3Conv, residual=True),
         "C1, 64 channels, 3x3": plain,
     }
-    print("| network | same choice | effective dimension, median | largest | largest at any δ | trace |", "|" + "---|" * 6, sep="\n")
+    print(
+        "| network | same choice | effective dimension, median | largest | largest at any δ | trace |",
+        "|" + "---|" * 6,
+        sep="\n",
+    )
     for name, make in networks.items():
         torch.manual_seed(0)
         model, data = make(), digits(200, "octahedral" in name)
@@ -333,8 +358,8 @@ def agreement():
                 anywhere.append(max(error(d) for d in grid))
                 traces.append(abs(float(b.sum() / a.sum()) - 1))
             print(
-                f"| {name}, {stage} | {statistics.mean(same):.1%} | {statistics.median(at_best):.4f} | {max(at_best):.4f} "
-                f"| {max(anywhere):.3f} | {max(traces):.0e} |",
+                f"| {name}, {stage} | {statistics.mean(same):.1%} | {statistics.median(at_best):.4f} |"
+                f" {max(at_best):.4f} | {max(anywhere):.3f} | {max(traces):.0e} |",
                 flush=True,
             )
 
@@ -347,7 +372,11 @@ def peers():
     from laplace import KronLaplace
     from torch.utils.data import DataLoader, TensorDataset
 
-    print("| fields | ours, relaxed | ours, plain twin | laplace-torch | curvlinops | BackPACK |", "|" + "---|" * 6, sep="\n")
+    print(
+        "| fields | ours, relaxed | ours, plain twin | laplace-torch | curvlinops | BackPACK |",
+        "|" + "---|" * 6,
+        sep="\n",
+    )
     for width in (4, 8, 16):
         model, (x, y) = Layer(width), images(64, 14)
         convolutions = [m for m in model.body if isinstance(m, enn.R2Conv)]
@@ -365,13 +394,19 @@ def peers():
         def with_curvlinops():
             options = {"fisher_type": "mc", "mc_samples": 1, "check_deterministic": False}
             parameters = list(twin.parameters())
-            KFACLinearOperator(twin, nn.CrossEntropyLoss(reduction="sum"), parameters, list(loader), **options).compute_kronecker_factors()
+            KFACLinearOperator(
+                twin, nn.CrossEntropyLoss(reduction="sum"), parameters, list(loader), **options
+            ).compute_kronecker_factors()
 
         def spectra(network):
             estimate = Curvature(network, "categorical", "auto", 1)(loader)
             return [estimate.eigenvalues(name) for name in estimate.factors]
 
-        runs = [lambda: spectra(relaxed), lambda: spectra(twin), lambda: KronLaplace(twin, "classification").fit(loader)]
+        runs = [
+            lambda: spectra(relaxed),
+            lambda: spectra(twin),
+            lambda: KronLaplace(twin, "classification").fit(loader),
+        ]
         times = []
         for run in (*runs, with_curvlinops, with_backpack):
             run()
@@ -385,7 +420,10 @@ def memory():
     before = peak()
     evidence = Evidence(model, num_data=64, curvature="auto", memory=1200)
     evidence.refresh(batches)
-    print(f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB", flush=True)
+    print(
+        f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB",
+        flush=True,
+    )
 
 
 def test():

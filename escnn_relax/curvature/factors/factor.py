@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Callable, Optional, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...errors import ArgumentError, CoverageError, CurvatureError
-from ...symmetry.span import LinAlgError
+from ...symmetry.kernels.linear_algebra import LinAlgError
 
-__all__ = ["Factor", "clamped", "decompose", "eigenvalues", "eigenvectors", "finite", "rayleigh", "same_kind", "weighted"]
+__all__ = [
+    "Factor",
+    "clamped",
+    "decompose",
+    "eigenvalues",
+    "eigenvectors",
+    "finite",
+    "rayleigh",
+    "same_kind",
+    "weighted",
+]
 
 Kind = TypeVar("Kind", bound="Factor")
 
-#: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero: sums in single precision
-#: of 1600 products in a row may be off by that, and 5e-6 has been seen.
+#: Negative eigenvalues down to this fraction of the largest are rounding, and are taken as zero: sums in single
+#: precision of 1600 products in a row may be off by that, and 5e-6 has been seen.
 INDEFINITE_TOLERANCE = 1e-4
-#: So are those down to this: products of tiny gradients underflow, and a factor that vanishes in theory is nothing but roundings,
-#: the square of a double precision one for each unit of what cancelled. No prior precision comes anywhere near it.
+#: So are those down to this: products of tiny gradients underflow, and a factor that vanishes in theory is nothing but
+#: roundings, the square of a double precision one for each unit of what cancelled. No prior precision comes anywhere
+#: near it.
 VANISHING = 1e-15
 
 
 class Factor(ABC):
     """One positive semi-definite block H, P x P.
 
-    A new kind says what its ``dimension``, its ``spectrum`` and its ``dense`` matrix are; all else has a default that takes the
-    dense matrix, or refuses. What a factor can do cheaper, or at all, it overrides.
+    A new kind says what its ``dimension``, its ``spectrum`` and its ``dense`` matrix are; all else has a default that
+    takes the dense matrix, or refuses. What a factor can do cheaper, or at all, it overrides.
 
     Attributes:
         where: names the weights in error messages.
@@ -37,7 +49,7 @@ class Factor(ABC):
     """
 
     where: str
-    positions: Optional[Tensor] = None
+    positions: Tensor | None = None
     sums: tuple[bool, ...] = (True,)
 
     @property
@@ -88,7 +100,8 @@ class Factor(ABC):
         return self.rotate(vectors) / (scale * self.axis_values + delta).sqrt()
 
     def modes(self, weights: Tensor, slope: Tensor, scale: float, delta: float) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The likelihood :math:`\exp(b^\top w - \tfrac12 w^\top hH w)` around weights with :math:`b = (hH + \delta) w - r`.
+        r"""The likelihood :math:`\exp(b^\top w - \tfrac12 w^\top hH w)` around weights with :math:`b = (hH + \delta) w
+        - r`.
 
         Args:
             weights, slope: w and r, ``(P,)``.
@@ -104,19 +117,20 @@ class Factor(ABC):
     # --- the outputs' side, where the block has one -------------------------------------------------------------------
 
     @property
-    def kronecker_factors(self) -> Optional[tuple[Tensor, Tensor]]:
+    def kronecker_factors(self) -> tuple[Tensor, Tensor] | None:
         """B and A where the block is the one product of these matrices; else ``None``."""
         return None
 
     @property
-    def output_axes(self) -> Optional[Tensor]:
+    def output_axes(self) -> Tensor | None:
         """Eigenvectors on the side of the outputs, in columns, ``(O, O)``, where the block has some; else ``None``."""
         return None
 
     def restriction(
         self, matrix: Tensor, weights: Tensor, scale: float, delta: float
-    ) -> tuple[Tensor, Optional[Tensor], Tensor]:
-        r"""The block on the weights that :math:`B^\top` spans in each output, in the axes of the outputs, which it does not couple.
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        r"""The block on the weights that :math:`B^\top` spans in each output, in the axes of the outputs, which it does
+        not couple.
 
         Args:
             matrix: B, ``(n, D)``, float64.
@@ -124,8 +138,8 @@ class Factor(ABC):
             scale, delta: h, and the prior precision.
 
         Returns:
-            the curvature, ``(n, n)``, or ``(O, n, n)``; by what it is multiplied for each output, ``(O,)``, or ``None`` if it
-            has one for each; and :math:`(hH + \delta) w`, ``(O, n)``.
+            the curvature, ``(n, n)``, or ``(O, n, n)``; by what it is multiplied for each output, ``(O,)``, or ``None``
+            if it has one for each; and :math:`(hH + \delta) w`, ``(O, n)``.
 
         Raises:
             CurvatureError: a block without :attr:`output_axes`.
@@ -167,7 +181,9 @@ class Factor(ABC):
         present = self.tensors()
         if [old.shape for old in previous] != [new.shape for new in present]:
             remedy = "refresh once with keep=0, or take the same curvature as before"
-            raise CoverageError("running average", f"the previous curvature of {self.where} has another form", remedy=remedy)
+            raise CoverageError(
+                "running average", f"the previous curvature of {self.where} has another form", remedy=remedy
+            )
         grown = [ratio if summed else 1.0 for summed in self.sums]
         return self.rebuild(  # what comes from a checkpoint lies on the CPU
             [share * r * old.to(new) + (1 - share) * new for old, new, r in zip(previous, present, grown, strict=True)]
@@ -186,11 +202,12 @@ class Factor(ABC):
         raise CurvatureError(factors[0].where, problem, remedy="use 'expand'")
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
-        r"""Diagonals :math:`d_{c,i} = u_i^\top H_c u_i` of single outputs' blocks in this one's eigenbasis, which is their sum's.
+        r"""Diagonals :math:`d_{c,i} = u_i^\top H_c u_i` of single outputs' blocks in this one's eigenbasis, which is
+        their sum's.
 
         Shape ``(outputs, P)``, float64 on the CPU, in the order of :attr:`spectrum`, which is their weighted sum. For
-        other weights :math:`\sum_c h_c d_{c,i}` is the diagonal of the curvature in that basis: right to first order, and by
-        Hadamard's inequality never with a smaller log determinant.
+        other weights :math:`\sum_c h_c d_{c,i}` is the diagonal of the curvature in that basis: right to first order,
+        and by Hadamard's inequality never with a smaller log determinant.
         """
         U = self.eigensystem[1]
         return torch.stack([rayleigh(factor.dense(), U) for factor in factors])
@@ -233,7 +250,9 @@ def decompose(decomposition: Callable[[Tensor], Any], matrix: Tensor, where: str
     try:
         return decomposition((matrix + matrix.T) / 2)
     except LinAlgError as error:
-        raise CurvatureError(where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate") from error
+        raise CurvatureError(
+            where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate"
+        ) from error
 
 
 def finite(matrix: Tensor, where: str) -> Tensor:

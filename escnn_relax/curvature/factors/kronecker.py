@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class KroneckerFactor(Factor):
     where: str
     A: Tensor
     B: Tensor
-    positions: Optional[Tensor] = None
+    positions: Tensor | None = None
     rows: float = 1  # that A is the mean of, each as often as its sample counts
 
     sums = (False, True)
@@ -82,7 +82,7 @@ class KroneckerFactor(Factor):
 
     def restriction(
         self, matrix: Tensor, weights: Tensor, scale: float, delta: float
-    ) -> tuple[Tensor, Optional[Tensor], Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         U, A = self.output_axes, self.A.detach().to(matrix)
         along = U.T @ weights
         b = scale * (U.T @ self.B.to(U) @ U).diag().clamp(min=0)
@@ -123,7 +123,7 @@ class EigenFactor(Factor):
     U_A: Tensor
     U_B: Tensor
     values: Tensor
-    positions: Optional[Tensor] = None
+    positions: Tensor | None = None
 
     @property
     def dimension(self) -> int:
@@ -154,7 +154,7 @@ class EigenFactor(Factor):
 
     def restriction(
         self, matrix: Tensor, weights: Tensor, scale: float, delta: float
-    ) -> tuple[Tensor, Optional[Tensor], Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         axes = self.U_A.detach().to(matrix)
         values, X = scale * self.spectrum.view(self.values.shape), matrix @ axes
         linear = ((values + delta) * (self.output_axes.T @ weights @ axes)) @ X.T

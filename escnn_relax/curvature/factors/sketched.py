@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ..sketch import Sketch
 from .factor import Factor, eigenvalues, eigenvectors, rayleigh, same_kind, weighted
+from .sketch import Sketch
 
 __all__ = ["SketchedFactor"]
 
 
 @dataclass(frozen=True)
 class SketchedFactor(Factor):
-    r""":math:`H = B \otimes A` for weights ``(O, D)``, row-major, with a :class:`~escnn_relax.curvature.sketch.Sketch` of A.
+    r""":math:`H = B \otimes A` for weights ``(O, D)``, row-major, with a
+    :class:`~escnn_relax.curvature.factors.sketch.Sketch` of A.
 
     The spectrum has all that the sketch knows. All else takes the mean of A's smaller eigenvalues for all of them.
     """
@@ -25,7 +26,7 @@ class SketchedFactor(Factor):
     where: str
     A: Sketch
     B: Tensor
-    positions: Optional[Tensor] = None
+    positions: Tensor | None = None
     rows: float = 1
 
     @property
@@ -72,7 +73,7 @@ class SketchedFactor(Factor):
 
     def restriction(
         self, matrix: Tensor, weights: Tensor, scale: float, delta: float
-    ) -> tuple[Tensor, Optional[Tensor], Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         along, b = self.output_axes.T @ weights, scale * self.output_values
         axes, extra, level = self.A.axes.to(matrix), (self.A.top - self.A.level).to(matrix), self.A.level
         X = matrix @ axes

@@ -1,0 +1,1 @@
+"""Sums over the data: second moments, pulled back to coefficients."""

@@ -1,0 +1,156 @@
+r"""The exact diagonal in the eigenbasis of Kronecker factors.
+
+Where the factors have equal eigenvalues, the basis within them is the one in which the exact block, summed over the
+other factor's axes, is diagonal: the numbers then do not depend on rounding, and come closer to the block's own
+spectrum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conventions import FACTOR_DTYPE
+from ..factors import EigenFactor, Factor, KroneckerFactor
+from ..factors.eigenvalue_clusters import clusters, turned
+from ..layers.linear_map import LinearMap, WeightBlock
+from ..processes import agreed, summed
+from .exact import Samplewise
+
+__all__ = ["Corrected"]
+
+#: Where fewer columns than this share are wanted, they are copied out.
+SPARSE = 0.15
+
+
+class Corrected(Samplewise):
+    r"""Needs a pass over the data of its own.
+
+    George, Laurent, Bouthillier, Ballas, Vincent: *Fast approximate natural gradient descent in a Kronecker-factored
+    eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\log|H + \delta|` is never below the exact block's.
+    """
+
+    def __init__(self, name: str, layer: LinearMap, kronecker: Mapping[str, tuple[Factor, ...]]) -> None:
+        super().__init__(name, layer, tuple(kronecker))
+        self._second = {p: [_Second(f) for f in of if isinstance(f, KroneckerFactor)] for p, of in kronecker.items()}
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        for gradient, second in zip(gradients, self._second[parameter]):
+            second.add(gradient)
+
+    def sums(self) -> Iterable[Any]:
+        return [second for of in self._second.values() for second in of]
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        found: dict[str, tuple[Factor, ...]] = {}
+        for parameter, blocks in self._by_parameter().items():
+            where, parts = self.where(parameter), zip(blocks, self._second[parameter])
+            found[parameter] = tuple(EigenFactor(where, *second.diagonal(), block.positions) for block, second in parts)
+        return found
+
+
+class _Second:
+    """Second moments of the rotated gradients of one block: all squares, and products within clusters of equal
+    eigenvalues.
+
+    Eigenvalues ascend, so clusters are contiguous, and products are those of an entry (o, i) of the gradient with the
+    entries a few rows and columns further on.
+    """
+
+    def __init__(self, factor: KroneckerFactor) -> None:
+        self.U_A, self.U_B = (agreed(U) for U in factor.eigenbases)
+        self._a, self._b = (clusters(agreed(values)) for values in factor.eigenvalues)
+        rows, columns = _steps(self._b), _steps(self._a)
+        ahead = [(down, right) for down in rows for right in columns if down or right >= 0]
+        self._at = {(down, right): (rows[down], columns[right]) for down, right in ahead}
+        self._products = {step: torch.zeros((), dtype=FACTOR_DTYPE) for step in self._at}
+
+    def add(self, gradients: Tensor) -> None:
+        """Those of samples, ``(N, O, D)``."""
+        # in float64: the small eigenvalues are differences of large numbers
+        wide = gradients.to(FACTOR_DTYPE)
+        rotated = self.U_B.T.to(wide) @ wide @ self.U_A.to(wide)
+        for step, (rows, columns) in self._at.items():
+            self._products[step] = self._products[step] + _products(rotated, rows, columns, *step)
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._products = {step: summed(total) for step, total in self._products.items()}
+
+    def diagonal(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Axes of A and of B, and the diagonal ``(O, D)`` in them."""
+        U_A, U_B, values = self.U_A.clone(), self.U_B.clone(), self._products[0, 0].clone()
+        groups = [(i, j) for i, b in enumerate(self._b) for j, a in enumerate(self._a) if b.shape[1] * a.shape[1] > 1]
+        moments = {(i, j): self._moments(self._b[i], self._a[j]) for i, j in groups}
+        one = values.new_ones(1, 1, 1)
+        own_a, own_b = [one] * len(self._a), [one] * len(self._b)
+        for j, where in enumerate(self._a):
+            if where.shape[1] > 1:
+                parts = [m.diagonal(dim1=2, dim2=4).sum((0, -1)) for (_, at), m in moments.items() if at == j]
+                own_a[j] = turned(U_A, where, sum(parts[1:], parts[0]))
+        for i, where in enumerate(self._b):
+            if where.shape[1] > 1:
+                parts = [m.diagonal(dim1=3, dim2=5).sum((1, -1)) for (at, _), m in moments.items() if at == i]
+                own_b[i] = turned(U_B, where, sum(parts[1:], parts[0]))
+        for (i, j), m in moments.items():
+            rows, columns = self._b[i].to(m.device), self._a[j].to(m.device)
+            values[rows[:, None, :, None], columns[None, :, None, :]] = _in_axes(m, own_b[i], own_a[j])
+        return U_A, U_B, values
+
+    def _moments(self, b: Tensor, a: Tensor) -> Tensor:
+        """On the products of clusters of B ``(K, q)`` and of A ``(C, p)``: ``(K, C, q, p, q, p)``."""
+        (K, q), (C, p) = b.shape, a.shape
+        found = self._products[0, 0].new_zeros(K, C, q, p, q, p)
+        for o, down in ((o, down) for o in range(q) for down in range(q - o)):
+            for i, right in ((i, right) for i in range(p) for right in range(-i, p - i) if down or right >= 0):
+                rows, columns = self._at[down, right]
+                product = self._products[down, right]
+                at = (
+                    torch.searchsorted(rows, b[:, o].contiguous()).to(product.device),
+                    torch.searchsorted(columns, a[:, i].contiguous()).to(product.device),
+                )
+                part = product[at[0][:, None], at[1]]
+                found[:, :, o, i, o + down, i + right] = found[:, :, o + down, i + right, o, i] = part
+        return found
+
+
+def _in_axes(moments: Tensor, b: Tensor, a: Tensor) -> Tensor:
+    """The diagonal ``(K, C, q, p)`` of moments ``(K, C, q, p, q, p)`` in axes ``(K, q, q)`` and ``(C, p, p)``."""
+    K, C, q, p = moments.shape[:4]
+    if q == 1:  # as everywhere but where outputs are exchanged by a symmetry, too
+        moments = moments.view(K, C, p, p)
+        return ((moments @ a) * a).sum(-2).view(K, C, q, p)
+    axes = torch.einsum("kom,cil->kcoiml", b, a.expand(C, p, p)).reshape(K, C, q * p, q * p)
+    return ((moments.reshape(K, C, q * p, q * p) @ axes) * axes).sum(-2).view(K, C, q, p)
+
+
+def _steps(of: list[Tensor]) -> dict[int, Tensor]:
+    """By how far a member of the same cluster is further on, or back: the members that have one there, ascending."""
+    largest = max(where.shape[1] for where in of)
+    found = {}
+    for step in range(1 - largest, largest):
+        starts = [
+            where[:, max(0, -step) : where.shape[1] - max(0, step)].flatten()
+            for where in of
+            if where.shape[1] > abs(step)
+        ]
+        found[step] = torch.cat(starts).sort().values
+    return found
+
+
+def _products(rotated: Tensor, rows: Tensor, columns: Tensor, down: int, right: int) -> Tensor:
+    """Of some entries of ``(N, O, D)`` with those so many rows and columns further on, summed over the samples."""
+    one, other = rotated, rotated
+    if down or len(rows) < rotated.shape[1]:
+        here = rows.to(rotated.device)
+        one, other = one[:, here], other[:, here + down]
+    columns = columns.to(rotated.device)
+    if len(columns) < SPARSE * rotated.shape[2]:
+        return (one[..., columns] * other[..., columns + right]).sum(0)
+    size = rotated.shape[2] - abs(right)  # slices are faster than copies
+    start = max(0, -right)
+    found = (one[..., start : start + size] * other[..., start + right : start + right + size]).sum(0)
+    return found if len(columns) == size else found[:, columns - start]

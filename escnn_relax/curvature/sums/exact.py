@@ -1,0 +1,128 @@
+"""Blocks without a Kronecker approximation, from the gradient of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
+from ..factors import DenseFactor, DiagonalFactor, Factor, GramFactor
+from ..layers.linear_map import LinearMap, WeightBlock
+from ..processes import gathered, summed
+from .accumulation import Accumulator, Batch
+from .contraction import pull_back
+from .moments import Moments
+
+__all__ = ["Exact", "Diagonal", "Samplewise", "in_order"]
+
+
+class Samplewise(Accumulator):
+    """Forms the gradient of the kernel for each sample and column, and pulls it back to the weights."""
+
+    def add(self, batch: Batch, gradients: Tensor) -> None:
+        kernels = gradients @ batch.patches.transpose(-1, -2)  # (N, groups, channels, C S)
+        for parameter, blocks in self._by_parameter().items():
+            self._take(parameter, blocks, [pull_back(kernels, block) for block in blocks])
+
+    def _by_parameter(self) -> dict[str, list[WeightBlock]]:
+        found: dict[str, list[WeightBlock]] = {}
+        for block in self.blocks:
+            found.setdefault(block.parameter, []).append(block)
+        return found
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        raise NotImplementedError
+
+
+class Exact(Samplewise):
+    """The whole matrix of a parameter, all its blocks together.
+
+    The columns V themselves are kept until there are more of them than weights: then the Gram matrix of the columns has
+    the same eigenvalues as :math:`V V^\\top` but zeros, and is smaller.
+    """
+
+    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
+        super().__init__(name, layer, parameters)
+        self.parameters = tuple(parameters)
+        self._columns: dict[str, list[Tensor]] = {}
+        self._H: dict[str, Moments] = {}
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        columns = in_order(blocks, gradients)
+        if parameter in self._H:
+            self._H[parameter].add(columns.T)
+            return
+        kept = self._columns.setdefault(parameter, [])
+        kept.append(columns)
+        if sum(len(c) for c in kept) >= columns.shape[1]:
+            self._H[parameter] = Moments()
+            self._H[parameter].add(torch.cat(kept).T)
+            del self._columns[parameter]
+
+    def sums(self) -> Iterable[Any]:
+        return (self,)
+
+    def growth(self) -> tuple[int, int]:
+        sizes = [sum(b.positions.numel() for b in blocks) ** 2 for blocks in self._by_parameter().values()]
+        item = max((of[0].element_size() for of in self._columns.values() if of), default=4)
+        held = sum(c.numel() * c.element_size() for of in self._columns.values() for c in of)
+        held += sum(moments.total.numel() * FACTOR_BYTES for moments in self._H.values())
+        # columns become one matrix (item), its square (item) a sum in float64, which is decomposed
+        return max(sum(sizes) * (item + FACTOR_BYTES) - held, 0), max(sizes, default=0) * (item + DECOMPOSED)
+
+    def gather(self) -> None:
+        """Add up those of all processes: as columns where they are fewer than weights in all of them together."""
+        for name in self.parameters:
+            kept = self._columns.get(name)
+            everywhere = gathered(None if kept is None else torch.cat(kept).cpu())
+            like = self._H[name].total if kept is None else kept[0]
+            if all(of is not None for of in everywhere) and sum(map(len, everywhere)) < like.shape[1]:
+                self._columns[name] = [torch.cat(everywhere).to(like)]
+                continue
+            if kept is not None:
+                self._H[name] = Moments()
+                self._H[name].add(torch.cat(kept).T)
+                del self._columns[name]
+            self._H[name].gather()
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        found: dict[str, tuple[Factor, ...]] = {
+            name: (DenseFactor(self.where(name), H.total),) for name, H in self._H.items()
+        }
+        for name, kept in self._columns.items():
+            found[name] = (GramFactor(self.where(name), torch.cat(kept).to(FACTOR_DTYPE)),)
+        return found
+
+
+class Diagonal(Samplewise):
+    """Only the diagonal is kept."""
+
+    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
+        super().__init__(name, layer, parameters)
+        self._squares: dict[str, Tensor] = {name: torch.zeros((), dtype=FACTOR_DTYPE) for name in parameters}
+
+    def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
+        squares = in_order(blocks, gradients).square().sum(0)
+        self._squares[parameter] = self._squares[parameter] + squares.to(FACTOR_DTYPE)
+
+    def sums(self) -> Iterable[Any]:
+        return (self,)
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._squares = {name: summed(s) for name, s in self._squares.items()}
+
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}
+
+
+def in_order(blocks: list[WeightBlock], gradients: list[Tensor]) -> Tensor:
+    """Gradients of all blocks of a parameter as rows ``(N, size)`` in the order of its weights."""
+    flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+    order = torch.cat([block.positions.flatten() for block in blocks])
+    if torch.equal(order, torch.arange(len(order))):
+        return flat
+    return flat.index_select(1, order.argsort().to(flat.device))

@@ -1,0 +1,83 @@
+"""Gradients of every output of every sample in the covered parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LikelihoodError
+from ..curvature import Curvature, detached
+from ..layers.coverage import Part, join
+from ..layers.known_layers import linear_map
+from ..layers.linear_map import LinearMap
+from ..reader import mapped
+from .accumulation import Batch
+from .contraction import pull_back
+
+__all__ = ["jacobian", "rows"]
+
+
+def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Outputs ``(N, C)`` of a model and its derivatives, ``(N, C, size)`` for each covered parameter.
+
+    One backward pass for each output; memory grows with N C times the number of weights.
+    """
+    outputs: list[Tensor] = []
+
+    def unit(output: Tensor) -> Iterable[Tensor]:
+        if output.dim() != 2:
+            raise LikelihoodError(
+                "posterior", expected="outputs (N, C)", got=tuple(output.shape), remedy="flatten them"
+            )
+        outputs.append(output.detach())
+        return torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
+
+    found = rows(curvature, input, unit)
+    return outputs[0], found
+
+
+def rows(
+    curvature: Curvature,
+    input: Any,
+    columns: Callable[[Tensor], Iterable[Tensor]],
+    names: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """Derivatives of inner products of a model's outputs with columns of their shape, sample by sample: ``(N, columns,
+    size)`` for each covered parameter, or each of those named.
+
+    Args:
+        columns: from the outputs to the columns, each of the shape of the outputs.
+    """
+    layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
+    device = next(curvature.model.parameters()).device
+    found: dict[str, list[Tensor]] = {name: [] for name in curvature.covered if names is None or name in names}
+    with curvature.extraction.open(curvature.model):
+        output = curvature.likelihood.tensor(
+            curvature.extraction.forward(curvature.model, mapped(detached(input), lambda part: part.to(device)))
+        )
+        batches: dict[Part, Batch] = {}
+        for uses in curvature.extraction.backward(output, columns(output)):
+            for part, layer in layers.items():
+                of_part = [use for user in part.users for use in uses[user]]
+                if part not in batches:
+                    batches[part] = Batch(layer, [use.input for use in of_part])
+                for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(of_part)):
+                    if parameter in part.parameters and join(part.layer, parameter) in found:
+                        found[join(part.layer, parameter)].append(gradient)
+    return {name: torch.stack(of, dim=1) for name, of in found.items()}
+
+
+def _gradients(layer: LinearMap, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Per-sample gradients of each parameter, ``(N, size)``."""
+    kernels = gradients @ batch.patches.transpose(-1, -2)
+    for parameter, size in layer.parameters.items():
+        row = kernels.new_zeros(len(kernels), size)
+        for block in layer.blocks:
+            if block.parameter == parameter:
+                row[:, block.positions.flatten().to(row.device)] = pull_back(kernels, block).flatten(1)
+        yield parameter, row
+    if layer.bias is not None:
+        yield "bias", gradients.flatten(1, 2).sum(-1) @ layer.bias.to(gradients)

@@ -1,0 +1,138 @@
+"""Second moments of patches, by whichever of three exact ways is the cheapest for the shape at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..conventions import FACTOR_DTYPE
+from ..layers.input_positions import Window
+from ..layers.linear_map import LinearMap
+from ..processes import summed
+from .moments import Moments, counted, number
+from .row_moments import RowMoments
+
+__all__ = ["PatchMoments"]
+
+#: Largest side of a second moment of whole inputs (its memory is eight times the square, 128 MiB).
+LARGEST_INPUT = 4096
+
+
+#: Numbers in the patches that are formed at a time: it bounds the memory, and small parts stay in the processor's
+#: cache.
+LARGEST_PART = 1 << 22
+
+
+class PatchMoments:
+    """Mean outer product of patches, ``(groups, C S, C S)``, with every place a row of its own.
+
+    Patches overlap, so forming them all and multiplying is wasteful. For small inputs it is cheaper to take the second
+    moment of whole inputs and sum it over the windows once at the end, else to go :mod:`row by row <.row_moments>`.
+    """
+
+    def __init__(self, layer: LinearMap) -> None:
+        self._layer = layer
+        self._sums: dict[tuple[Any, ...], _Patches | _Whole | RowMoments] = {}
+        self.rows, self.side = 0.0, 0
+        self._gathered: Tensor | None = None
+
+    def gather(self) -> None:
+        """Add up those of all processes."""
+        self._gathered, self.rows = summed(self._total), float(summed(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
+
+    def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
+        for input in inputs:
+            shape = self._layer.places.shape(input)
+            if shape not in self._sums:
+                self._sums[shape] = self._cheapest(input, shape)
+            width, count = self._layer.places.table(shape).shape
+            self.rows += number(input, counts) * count
+            channels = self._layer.places.flatten(input[:1]).shape[1]
+            self.side = max(self.side, channels // self._layer.groups * width)
+            patches = channels * width * count  # of a sample, if all are formed
+            size = max(1, LARGEST_PART // patches)
+            of_parts = [None] * len(input) if counts is None else counts.split(size)
+            for part, of_part in zip(input.split(size), of_parts):
+                self._sums[shape].add(counted(part, of_part))
+
+    @property
+    def mean(self) -> Tensor:
+        """Divided by the number of rows, float64."""
+        return (self._total if self._gathered is None else self._gathered) / (self.rows or 1.0)
+
+    @property
+    def _total(self) -> Tensor:
+        totals = [of.total for of in self._sums.values()]
+        return sum(totals[1:], totals[0])
+
+    def _cheapest(self, input: Tensor, shape: tuple[int, ...]) -> _Patches | _Whole | RowMoments:
+        """By the number of multiplications a sample."""
+        places, groups = self._layer.places, self._layer.groups
+        channels = places.flatten(input[:1]).shape[1] // groups
+        sites, (width, count) = torch.Size(shape).numel(), places.table(shape).shape
+        costs: dict[type[Any], int] = {_Patches: count * (channels * width) ** 2}
+        if width > 1 and channels * sites <= LARGEST_INPUT:
+            costs[_Whole] = (channels * sites) ** 2
+        if RowMoments.applies(places, shape):
+            kernel, across = places.kernel_size, count // _height(places, shape)
+            costs[RowMoments] = kernel[0] * shape[0] * across * (channels * kernel[1]) ** 2
+        kind = min(costs, key=costs.__getitem__)
+        if kind is RowMoments and isinstance(places, Window):
+            return RowMoments(places, groups, shape)
+        return kind(self._layer, shape)
+
+
+class _Patches:
+    """Form the patches, and multiply."""
+
+    def __init__(self, layer: LinearMap, shape: tuple[int, ...]) -> None:
+        self._layer, self._moments = layer, Moments()
+
+    def add(self, input: Tensor) -> None:
+        self._moments.add(self._layer.patches(input).permute(1, 2, 0, 3).flatten(2))
+
+    @property
+    def total(self) -> Tensor:
+        return self._moments.total
+
+
+class _Whole:
+    """Multiply whole inputs, and sum over the windows at the end."""
+
+    def __init__(self, layer: LinearMap, shape: tuple[int, ...]) -> None:
+        self._layer, self._shape, self._moments = layer, shape, Moments()
+
+    def add(self, input: Tensor) -> None:
+        flat = self._layer.places.flatten(input)
+        self._moments.add(flat.reshape(len(flat), self._layer.groups, -1).permute(1, 2, 0))
+
+    @property
+    def total(self) -> Tensor:
+        return _windowed(self._moments.total, self._layer.places.table(self._shape), torch.Size(self._shape).numel())
+
+
+def _height(places: Window, shape: tuple[int, ...]) -> int:
+    """Rows of the output of a convolution with vertical stride 1."""
+    return shape[0] + 2 * places.padding[0] - places.dilation[0] * (places.kernel_size[0] - 1)
+
+
+def _windowed(moments: Tensor, table: Tensor, sites: int) -> Tensor:
+    """From the second moment of whole inputs ``(groups, C sites, C sites)`` to that of all patches."""
+    width = table.shape[0]
+    padded = F.pad(moments.unflatten(2, (-1, sites)).unflatten(1, (-1, sites)), (0, 1, 0, 0, 0, 1))
+    table = table.to(moments.device)
+    windowed = []
+    for of_group in padded:  # (C, sites + 1, C, sites + 1)
+        channels = len(of_group)
+        pairs = of_group.permute(1, 3, 0, 2).reshape((sites + 1) ** 2, channels**2)
+        rows = [
+            F.embedding_bag(table[s] * (sites + 1) + table, pairs, mode="sum") for s in range(width)
+        ]  # each (S, C C)
+        whole = torch.stack(rows).view(width, width, channels, channels)
+        windowed.append(whole.permute(2, 0, 3, 1).reshape(channels * width, channels * width))
+    return torch.stack(windowed)

@@ -1,0 +1,1 @@
+"""Which subgroup survived in a layer, and by how many nats."""

@@ -1,0 +1,1 @@
+"""The network that was learned, as plain modules."""

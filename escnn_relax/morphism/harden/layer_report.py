@@ -1,0 +1,46 @@
+"""What hardening did to one layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...symmetry.equal_records import equal_records
+
+__all__ = ["HardenedLayer"]
+
+
+@dataclass(frozen=True)
+class HardenedLayer:
+    """What :func:`~escnn_relax.harden` did to one layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        removed: pathways that were switched off.
+        merged: residual pathways that stayed, now part of one kernel; of a layer that breaks translations the pathways
+            that are still beside the convolution, too.
+        removed_energy: share of the kernel's energy in the removed pathways (fraction); of a layer that breaks
+            translations of the energy of the whole map, see :meth:`escnn_relax.nn.RelaxedTranslation.energies`,
+            constants of the removed pathways included unless the convolution's bias says them now.
+        kind: class of the new layer.
+        subgroup: name of the subgroup that the new layer is equivariant under; empty if it is none of escnn's.
+        error: no input of norm 1 has a larger equivariance error under the whole group of the field types that the
+            layer came with, see :class:`~escnn_relax.nn.measured.certificate.Certificate`; NaN beside pathways that
+            break translations.
+        change: no input of norm 1 changes the layer's output by more than this; NaN likewise.
+        lost: what the layer's pixels lose at most of the difference between that subgroup and a smaller one (fraction),
+            see :class:`~escnn_relax.symmetry.decision.Decision`; NaN where you named the subgroup.
+        reasons: why that one, with ``to`` or ``evidence``, see :class:`~escnn_relax.symmetry.decision.Decision`.
+    """
+
+    name: str
+    removed: tuple[str, ...]
+    merged: tuple[str, ...]
+    removed_energy: float
+    kind: str
+    subgroup: str = ""
+    reasons: tuple[str, ...] = ()
+    error: float = math.nan
+    change: float = math.nan
+    lost: float = math.nan
+    __eq__ = equal_records

@@ -1,0 +1,170 @@
+"""``harden``: the network that was learned, without what was switched off, as plain modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from escnn.nn import EquivariantModule
+from torch import nn
+
+from ...errors import ArgumentError, UnsupportedModuleError
+from ...nn.evidence_record import DETERMINED, switched_off
+from ...nn.measured.certificate import certify_without, norm_of
+from ...nn.merged import MergedConvolution
+from ...nn.mixed.convolution import MixedConvolution
+from ...nn.relaxed_convolution import RelaxedConvolution
+from ...nn.strict_layer import strict_layer
+from ...nn.translation.layer import RelaxedTranslation
+from ...symmetry.decision import Decided, Decides
+from ...symmetry.kernels.pathway import EQUIVARIANT, SWITCHED_OFF
+from ..module_tree import replace_modules
+from ..trial_run import OUT_OF_CODE, tried
+from .layer_report import HardenedLayer
+from .subgroups import to_subgroups
+from .translation import harden_translation, inside
+
+__all__ = ["harden", "HardenedLayer"]
+
+
+def harden(
+    model: nn.Module,
+    *,
+    to: None | str | Mapping[str, Any] | Decided = None,
+    evidence: Decides | None = None,
+    data: Iterable[Any] | None = None,
+    per: str = "depth",
+    energy: float = SWITCHED_OFF,
+    determined: float = DETERMINED,
+    example: Any = None,
+) -> nn.Module:
+    r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
+
+    Residual pathways count as switched off, the weakest first, while their shares of the kernel's energy add up to no
+    more than ``energy`` and, where an evidence has measured it, the fraction of their dimension that the data determine
+    is no more than ``determined``. A layer left with its equivariant pathway becomes a plain :class:`escnn.nn.R2Conv`
+    with the same weights; one that broke its symmetry becomes a :class:`~escnn_relax.nn.MergedConvolution`, one
+    fixed-size kernel on the same field types. Of a :class:`~escnn_relax.nn.RelaxedTranslation` the pathways that were
+    switched off go, and with the last of them all but the convolution; what its bias can say of their constants, the
+    same everywhere and invariant under the group, is added to it, and the rest of these constants counts as energy of
+    the pathway (:meth:`~escnn_relax.nn.RelaxedTranslation.energies`). Sparse kernels that stay become one with it,
+    unless it is a mixture (:func:`~escnn_relax.merge` that first).
+
+    Small shares can matter: a late layer that broke its symmetry may do so with 0.1 % of its energy. Larger values of
+    ``energy`` return more layers to escnn; compare the outputs before and after. For each layer the kernel changes by
+    at most :math:`\sqrt{e}\,|W|` with e its removed energy, which is reported in the result's attribute ``hardening``,
+    a tuple of :class:`HardenedLayer`.
+
+    With ``to`` or ``evidence`` every layer becomes escnn's own of the subgroup H that was decided on, with H's
+    coefficients and the kernel :math:`P_H W`, the nearest that is equivariant under H. The result is a plain escnn
+    network that keeps H whatever it is trained on. Pathways that break translations are switched off before; of those
+    that are still alive only such as keep G can stay, in a layer that keeps G.
+
+    Args:
+        to: what :func:`~escnn_relax.survivors`, :func:`~escnn_relax.report` or :func:`~escnn_relax.symmetry_test`
+            returned, whose decisions are followed; or the subgroup of each relaxed layer by its name (ids, printed
+            names or subgroups); or ``"stabiliser"``: what survivors or report last decided about these weights with
+            this ``energy``, and where nothing was decided the largest subgroup that leaves no more than ``energy`` of a
+            kernel. So the result is never at odds with a table printed just before.
+        evidence: decide by this evidence of the model, as ``survivors(model, evidence, data=data)`` does.
+        data: of ``evidence``.
+        per: of ``to`` and ``evidence``. ``"depth"``: symmetry never grows with depth; the network is restricted from
+            its input on, and again before each layer that keeps less (:func:`~escnn_relax.restrict` with
+            ``from_layer``), so modules used on both sides of such a step, an activation shared by two layers say, need
+            ``"network"``: one subgroup for all. Where branches of the network meet, decisions of this package let them
+            step down together, before the first of them; a subgroup that you name for a layer is never changed.
+            ``"layer"``: each layer its own, between fields of G as before.
+        energy: largest share of a layer's energy that is removed (fraction).
+        determined: largest fraction of effective dimension that is removed.
+        example: an input of the model, or a tuple of arguments, as ``restrict`` takes it: with ``to`` or ``evidence``
+            the order of the layers is that of a run on it, and the result is tried on it. Without one an input is made
+            of the first field type; ``False`` for no trial. Where nothing of a kernel was removed, the result has to
+            compute the same in eval mode; otherwise it only has to run (see :func:`~escnn_relax.relax`).
+
+    Raises:
+        UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
+            convolution that break its subgroup, or any where that is not G; a network that cannot be taken there, or
+            whose result would not run, with the way out.
+        DataError: NaN or infinite weights.
+        ArgumentError: another ``to`` or ``per``, a layer that ``to`` leaves out, subgroups that grow with depth, data
+            without an evidence, an evidence of another model or beside decisions, an example on which the model does
+            not run.
+        EmptyBasisError: a kernel outside the span of escnn's, of a layer with ``basis="pixel"``.
+
+    >>> from escnn import gspaces, nn as enn
+    >>> from escnn_relax import relax
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> relaxed = relax(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields)))
+    >>> hardened = harden(relaxed)
+    >>> type(hardened[0]).__name__, hardened.hardening[0].removed
+    ('R2Conv', ('irrep_1', 'irrep_2'))
+    >>> _ = nn.init.normal_(relaxed[0].weights["irrep_2"])
+    >>> on_c2 = harden(relaxed, to="stabiliser")
+    >>> type(on_c2[0]).__name__, on_c2[0].in_type.gspace.fibergroup.name
+    ('R2Conv', 'C2')
+    """
+    if per not in ("depth", "network", "layer"):
+        raise ArgumentError(
+            "per", expected="'depth', 'network' or 'layer'", got=repr(per), remedy="leave it out for 'depth'"
+        )
+    for name, value in (("energy", energy), ("determined", determined)):
+        if not 0 <= value <= 1:
+            raise ArgumentError(
+                name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default"
+            )
+    if to is not None or evidence is not None or data is not None:
+        return to_subgroups(model, to, evidence, data, per, energy, determined, example)
+    records: list[HardenedLayer] = []
+
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, RelaxedTranslation):
+            convolution: Any = replacement(inside(name), module.convolution)
+            convolution = convolution or replace_modules(module.convolution, lambda *_: None)
+            new, record = harden_translation(name, module, convolution, energy, determined)
+            records.append(record)
+            return new
+        if not isinstance(module, RelaxedConvolution) or isinstance(module, MixedConvolution):  # the latter: see merge
+            return None
+        new, record = _harden_layer(name, module, energy, determined)
+        records.append(record)
+        return new
+
+    hardened: Any = replace_modules(model, replacement)
+    if not records:
+        raise UnsupportedModuleError(
+            type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden"
+        )
+    hardened.hardening = tuple(records)
+    whole = all(record.removed_energy == 0 for record in records)
+    single = [record.name for record in records]
+    remedy = f"keep the layers relaxed, or {OUT_OF_CODE}"
+    result: nn.Module = tried(model, hardened, example, "hardened", same=whole, single=single, remedy=remedy)
+    return result
+
+
+def _harden_layer(
+    title: str, layer: RelaxedConvolution, energy: float, determined: float
+) -> tuple[EquivariantModule, HardenedLayer]:
+    shares = layer.energies(title)
+    measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
+    fractions = {n: measured[n] / layer.kernel.dimensions[n] for n in measured if n != EQUIVARIANT.name}
+    off, removed = switched_off(shares, fractions, energy, determined)
+    on = [p.name for p in layer.pathways if p != EQUIVARIANT and p.name not in off]
+    off = [p.name for p in layer.pathways if p.name in off]
+    with torch.no_grad():
+        if on:
+            kept = {n: w for n, w in layer.weights.items() if n not in off}
+            kernel = layer._as_filter(layer.kernel(kept))
+            bias = None if layer.bias is None else layer.bias_expansion @ layer.bias
+            new = MergedConvolution.of(layer, kernel, bias)
+        else:
+            new = strict_layer(layer)
+        new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
+    group = "" if on else layer.space.fibergroup.name
+    error = certify_without(layer, off, title).bound
+    change = norm_of(layer, {n: w for n, w in layer.weights.items() if n in off}, title).bound
+    return new, HardenedLayer(
+        title, tuple(off), tuple(on), removed, type(new).__name__, group, error=error, change=change
+    )

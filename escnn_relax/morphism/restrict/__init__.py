@@ -1,0 +1,1 @@
+"""A network on a subgroup of its group, with the same function."""

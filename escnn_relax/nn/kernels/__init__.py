@@ -1,0 +1,1 @@
+"""Kernels as sums over pathways, expanded by few products."""

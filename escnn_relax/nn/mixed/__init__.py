@@ -1,0 +1,1 @@
+"""[G]-mixed layers: one kernel, a weighted sum over several groups."""

@@ -1,0 +1,198 @@
+r"""The kernels of a mixture of groups: one orthonormal basis that all summands share, and each summand's place in it.
+
+The kernels equivariant under H are sums of parts, one in each irrep of G that H fixes a vector of. So for all H
+together it takes the orthonormal kernels of these irreps once, and for each H which combinations of them it has: all of
+an irrep, none, or (a reflection in a two-dimensional irrep) some. A mixture of any number of groups thus expands about
+as fast as its smallest group alone. Large ones are found by pairs of irreps, :mod:`escnn_relax.nn.mixed.pair_basis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from escnn.group import Representation
+from escnn.gspaces import GSpace
+from torch import Tensor
+
+from ... import _escnn
+from ...errors import SubgroupError
+from ...symmetry.groups.lattice import Subgroup, subgroup
+from ...symmetry.kernels.graded import fixed_vectors
+from ...symmetry.kernels.irrep_pairs import Composed, Kernels
+from ...symmetry.kernels.linear_algebra import orthonormal
+from ...symmetry.kernels.pathway import EQUIVARIANT
+from ...symmetry.kernels.relaxation import Relaxation, plan
+from ...symmetry.kernels.sampling import Band, FiberBand
+from ..kernels.block_products import Blocks
+from .pair_basis import Sections
+
+__all__ = ["Part", "MixtureBasis", "mixed_groups", "mixture_basis"]
+
+#: A section of the shared basis lies within a summand's kernels if its projection on them keeps this share of its norm.
+WHOLE = 1 - 1e-4
+
+
+class Part(NamedTuple):
+    """Kernels ``first:last`` of one summand: the shared kernels ``start:stop`` themselves, or combinations of them.
+
+    ``table`` has orthonormal rows, shape ``(last - first, stop - start)``, or is made of blocks; ``None`` stands for
+    the identity.
+    """
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    table: Tensor | tuple[Blocks, ...] | None
+
+
+class MixtureBasis(NamedTuple):
+    """All pairs of an input and an output representation's name.
+
+    Attributes:
+        shared: orthonormal kernels ``(R, out size, in size, S)``, float64, G's own first.
+        parts: for each summand's name and each pair, what it has of them.
+        own: how many of them are G's.
+    """
+
+    shared: dict[tuple[str, str], Kernels]
+    parts: dict[str, dict[tuple[str, str], tuple[Part, ...]]]
+    own: dict[tuple[str, str], int]
+
+    def dimension(self, name: str, pair: tuple[str, str]) -> int:
+        """Number of kernels of one summand in one pair."""
+        return max((part.last for part in self.parts[name][pair]), default=0)
+
+
+def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: int | None, where: str) -> Relaxation:
+    """The summands of a mixture: G first, then the subgroups by size, each with its pathway.
+
+    Args:
+        ids: subgroup ids as ``gspace.restrict`` takes them; G itself may be among them.
+        reach: the highest frequency of the layer's kernels, for a continuous G.
+
+    Raises:
+        SubgroupError: ids that name no subgroup of G, that name one twice, or that name nothing but G.
+    """
+    if isinstance(ids, str) or not isinstance(ids, (list, tuple, set, frozenset)):
+        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
+    whole = [id for id in ids if subgroup(gspace, id, where).index == 1]
+    if len(whole) > 1:
+        raise SubgroupError(where, f"the whole group is named {len(whole)} times in {ids!r}", remedy="name it once")
+    proper = [id for id in ids if id not in whole]
+    if not proper:
+        problem = f"{ids!r} names no proper subgroup of {gspace.fibergroup.name}"
+        raise SubgroupError(where, problem, remedy="print(subgroups(gspace)) lists them")
+    return plan(gspace, subgroups=proper, where=where, reach=reach)
+
+
+def mixture_basis(
+    rule: Relaxation,
+    band: Band | FiberBand,
+    in_reprs: Sequence[Representation],
+    out_reprs: Sequence[Representation],
+    expansion: Any,
+    where: str,
+) -> MixtureBasis:
+    """Build the kernels of all summands between all representations of a layer.
+
+    Args:
+        rule: from :func:`mixed_groups`.
+        expansion: escnn's basis expansion of G's own layer.
+    """
+    groups = {p.name: subgroup(rule.gspace, p.subgroup, where) for p in rule.residual}
+    graded = _needed(plan(rule.gspace, where=where, reach=rule.frequencies), groups.values())
+    alone = {name: replace(rule, pathways=(EQUIVARIANT, p)) for name, p in zip(groups, rule.residual)}
+    equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
+    found = MixtureBasis({}, {name: {} for name in (EQUIVARIANT.name, *groups)}, {})
+    for i in dict.fromkeys(in_reprs):
+        for o in dict.fromkeys(out_reprs):
+            pair = i.name, o.name
+            own = equivariant.get(pair)
+            if own is None:
+                own = torch.zeros(0, o.size, i.size, len(band.points))
+            bases = graded.bases(band, i, o, own)
+            del bases[EQUIVARIANT.name]
+            own = own.detach().to("cpu", torch.float64)
+            beyond = {name: relaxation.bases(band, i, o, own)[name] for name, relaxation in alone.items()}
+            found.parts[EQUIVARIANT.name][pair] = ()
+            if any(isinstance(kernels, Composed) for kernels in bases.values()):
+                sections = Sections.of(own, [k for k in bases.values() if isinstance(k, Composed)], i, o)
+                found.shared[pair], size, table = sections.shared, sections.own, sections.coordinates(own)
+                for name, kernels in beyond.items():
+                    found.parts[name][pair] = _composed_parts(
+                        sections, cast(Composed, kernels)
+                    )  # all pathways of a pair are
+            else:
+                stacks = [orthonormal(own.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
+                shared = torch.cat(stacks)
+                size = len(stacks[0])
+                found.shared[pair], table = shared.view(-1, *own.shape[1:]), own.flatten(1) @ stacks[0].T
+                for name, kernels in beyond.items():
+                    coordinates = _dense(kernels).flatten(1) @ shared.T
+                    found.parts[name][pair] = tuple(_parts(size, coordinates, [len(s) for s in stacks]))
+            found.own[pair] = size
+            if len(own):
+                found.parts[EQUIVARIANT.name][pair] = (Part(0, len(own), 0, size, table),)
+    return found
+
+
+def _needed(graded: Relaxation, groups: Collection[Subgroup]) -> Relaxation:
+    """Only the irreps that one of the groups fixes a vector of."""
+    group = graded.gspace.fibergroup
+    kept = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*(p.irrep or ())), h)) for h in groups)]
+    return replace(graded, pathways=(EQUIVARIANT, *kept))
+
+
+def _dense(kernels: Kernels) -> Tensor:
+    return kernels.dense() if isinstance(kernels, Composed) else kernels
+
+
+def _composed_parts(sections: Sections, kernels: Composed) -> tuple[Part, ...]:
+    """As :func:`_parts`, by pairs of irreps."""
+    parts = [Part(0, sections.own, 0, sections.own, None)] if sections.own else []
+    first = sections.own
+    whole, blocks = sections.placed(kernels)
+    for start, stop in whole:
+        if parts and parts[-1].table is None and parts[-1].stop == start:
+            parts[-1] = parts[-1]._replace(last=parts[-1].last + stop - start, stop=stop)
+        else:
+            parts.append(Part(first, first + stop - start, start, stop, None))
+        first += stop - start
+    if blocks:
+        low, high = min(int(b.placed.min()) for b in blocks), max(int(b.placed.max()) for b in blocks) + 1
+        count = sum(b.taken.numel() for b in blocks)
+        inside = tuple(b._replace(placed=b.placed - low) for b in blocks)
+        parts.append(Part(first, first + count, low, high, inside))
+    return tuple(parts)
+
+
+def _parts(own: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
+    """Where a subgroup's kernels lie: G's own, whole sections, and combinations of what is left.
+
+    Args:
+        beyond: orthonormal rows, the subgroup's kernels beyond G's in the coordinates of the shared ones.
+        sizes: of the sections of the shared kernels, G's own first.
+    """
+    parts = [Part(0, own, 0, own, None)] if own else []
+    first, start, rest = own, own, beyond.clone()
+    rest[:, :own] = 0
+    for size in sizes[1:]:
+        section = rest[:, start : start + size]
+        if size and float(section.square().sum()) > WHOLE * size:
+            if parts and parts[-1].table is None and parts[-1].stop == start:
+                parts[-1] = parts[-1]._replace(last=parts[-1].last + size, stop=start + size)
+            else:
+                parts.append(Part(first, first + size, start, start + size, None))
+            first += size
+            section.zero_()
+        start += size
+    left = orthonormal(rest) if len(beyond) > first - own else rest[:0]
+    if len(left):
+        columns = (left.abs().amax(0) > 1e-6).nonzero().flatten()
+        low, high = int(columns[0]), int(columns[-1]) + 1
+        parts.append(Part(first, first + len(left), low, high, left[:, low:high].contiguous()))
+    return parts

@@ -1,0 +1,1 @@
+"""Layers that may break translations, and kernels from scattered anchors."""

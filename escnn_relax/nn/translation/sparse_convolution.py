@@ -1,0 +1,339 @@
+r"""Steerable convolutions whose kernels are interpolated from scattered anchors, beside escnn's rings and harmonics."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, Union
+
+import numpy as np
+import torch
+from escnn.group import Representation
+from escnn.gspaces import GSpace, GSpace2D, GSpace3D
+from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import ArgumentError
+from ...symmetry.grid.sites import Sites, grid_points, largest_permuting, permutes
+from ...symmetry.groups.lattice import subgroup, subgroups
+from ...symmetry.groups.subgroup import Subgroup
+from ..field_types import check_input, check_types
+from ..kernels.pathway_sum import PathwayKernel
+from .anchors import Anchors
+
+__all__ = ["SparseConvolution", "SparseR2Conv", "SparseR3Conv"]
+
+PADDINGS = ("zeros", "reflect", "replicate", "circular")
+#: One number for all axes, or one for each.
+Sizes = Union[int, Sequence[int]]
+
+
+class SparseConvolution(EquivariantModule):
+    r"""A steerable convolution with its kernel interpolated from anchors.
+
+    .. math:: K(x) = \sum_z \Psi(x, z) u(z), \qquad u(g z_r) = \rho_{out}(g)\, u_r\, \rho_{in}(g)^{-1}
+
+    with :math:`\Psi` the mean of a Gaussian process (:mod:`escnn_relax.symmetry.grid.interpolation`) and free matrices
+    :math:`u_r` at one anchor of each orbit. Of the trivial group, with scalars, this is the sparse convolution of van
+    der Ouderaa et al. (NeurIPS 2023): C C' P weights.
+
+    Args:
+        in_type, out_type: field types.
+        kernel_size, padding, stride, dilation, padding_mode, groups, bias: as of escnn's convolution.
+        fraction: anchors for each pixel of the kernel (fraction).
+        omega, learn_omega: inverse length scale (1 / pixels), and whether it is a parameter ``log_omega``, which
+            :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.translation.anchors.Anchors`).
+        kept: the group under which the layer is equivariant: ``"group"`` (the largest finite subgroup that permutes the
+            pixels), ``"free"``, or the id of a finite subgroup.
+        seed: of the anchors.
+        where: the name of the layer, for errors and warnings; the class by default.
+
+    Raises:
+        FieldTypeError, SubgroupError, ArgumentError: types, subgroups or numbers that do not fit.
+
+    Attributes:
+        weights: shape ``(coefficients,)``.
+    """
+
+    d: int
+    _gspace: type
+    in_type: FieldType
+    out_type: FieldType
+    space: GSpace
+    kernel_size: int
+    padding: Sizes
+    stride: Sizes
+    dilation: Sizes
+    padding_mode: str
+    groups: int
+    kept: Subgroup
+    bias: nn.Parameter | None
+    bias_expansion: Tensor
+
+    def __init__(
+        self,
+        in_type: FieldType,
+        out_type: FieldType,
+        kernel_size: int,
+        padding: Sizes = 0,
+        stride: Sizes = 1,
+        dilation: Sizes = 1,
+        padding_mode: str = "zeros",
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        fraction: float = 0.5,
+        omega: float = 1.0,
+        learn_omega: bool = False,
+        kept: Any = "group",
+        seed: int = 0,
+        where: str = "",
+    ) -> None:
+        super().__init__()
+        self.where = name = where or type(self).__name__
+        check_types(in_type, out_type, self._gspace, groups, name)
+        sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
+        smallest = min(n - (k != "padding") for k, of in sizes.items() for n in self._each(of))
+        if not isinstance(kernel_size, Integral) or smallest < 0:
+            remedy = "pass positive sizes, and kernel_size as one number"
+            raise ArgumentError(
+                name, expected="positive sizes, and one size of kernel for all axes", got=sizes, remedy=remedy
+            )
+        if padding_mode not in PADDINGS:
+            remedy = "leave it out for 'zeros'"
+            raise ArgumentError(
+                name, expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode), remedy=remedy
+            )
+        self.in_type, self.out_type, self.space = in_type, out_type, in_type.gspace
+        self.kernel_size, self.padding, self.stride, self.dilation = kernel_size, padding, stride, dilation
+        self.padding_mode, self.groups = padding_mode, groups
+        shape = (kernel_size,) * self.d
+        kept = self._subgroup(kept, shape)
+        self._construct(kept, Anchors(shape, kept, fraction, omega, learn_omega, seed, name), bias)
+        self.reset_parameters()
+
+    def _construct(self, kept: Subgroup, anchors: Anchors, bias: bool) -> None:
+        """The parameters, and what expands them."""
+        self.kept, self.anchors = kept, anchors
+        in_reprs, out_reprs = (
+            self.in_type.representations[: len(self.in_type) // self.groups],
+            self.out_type.representations,
+        )
+        pairs = [(i, o) for i in dict.fromkeys(in_reprs) for o in dict.fromkeys(out_reprs)]
+        dtype = anchors.pixels.dtype
+        bases = {(i.name, o.name): _orbit_kernels(anchors.sites, kept, i, o, dtype) for i, o in pairs}
+        self.kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases})
+        self.weights = nn.Parameter(torch.zeros(self.kernel.dimensions["equivariant"], dtype=dtype))
+        self.bias = None
+        if bias:
+            expansion = _invariant_biases(self.out_type).to(dtype)
+            self.bias = nn.Parameter(torch.zeros(expansion.shape[1], dtype=dtype)) if expansion.shape[1] else None
+            self.register_buffer("bias_expansion", expansion)
+
+    def _each(self, sizes: Sizes) -> tuple[int, ...]:
+        """A number for each axis."""
+        found = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * self.d
+        if len(found) != self.d or not all(isinstance(n, Integral) for n in found):
+            remedy = "pass an int, or a tuple with one for each axis"
+            raise ArgumentError(
+                type(self).__name__, expected=f"a whole number, or {self.d} of them", got=repr(sizes), remedy=remedy
+            )
+        return found
+
+    def _subgroup(self, kept: Any, shape: Sequence[int]) -> Subgroup:
+        if isinstance(kept, str) and kept in ("group", "free"):
+            if kept == "group":
+                return largest_permuting(self.space, shape, self.where)
+            return next(h for h in subgroups(self.space) if h.order == 1)
+        found = subgroup(self.space, kept, self.where)
+        if found.order < 0:
+            remedy = "pass a finite one, such as 4 for quarter turns"
+            raise ArgumentError(self.where, expected="kept to be a finite subgroup", got=found.name, remedy=remedy)
+        return found
+
+    def reset_parameters(self, fitted: bool = False) -> None:
+        r"""Random weights and no bias.
+
+        Normal ones, scaled so that the kernel has the variance of He et al. (ICCV 2015); or, ``fitted``, as van der
+        Ouderaa et al. start them,
+
+        .. math:: \arg\min_w | \Psi u(w) - K |
+
+        with the kernel K that a convolution of the same symmetry without anchors starts with: uniform within
+        :math:`\pm\sqrt{6 / \text{fan in}}`, independent at one pixel of each orbit (of that, what the stabiliser of the
+        pixel leaves alone). What anchors cannot reproduce of it is lost: such kernels are smaller.
+        """
+        with torch.no_grad():
+            if fitted:
+                self.weights.copy_(self._fit())
+            else:
+                self.weights.normal_()
+                kernel = self.expand_parameters()[0]
+                wanted = math.sqrt(2 / kernel[0].numel())
+                self.weights.mul_(wanted / kernel.square().mean().sqrt())
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def _fit(self) -> Tensor:
+        """Least-squares weights for a random kernel on the pixels."""
+        shape = (self.kernel_size,) * self.d
+        in_reprs, out_reprs = (
+            self.in_type.representations[: len(self.in_type) // self.groups],
+            self.out_type.representations,
+        )
+        known = {r.name: r for r in (*in_reprs, *out_reprs)}
+        kept = max((h for h in subgroups(self.space) if h <= self.kept and permutes(h, shape)), key=lambda h: h.order)
+        pixels, matrix = Sites(grid_points(shape), kept), self.anchors.matrix().double()
+        bound = math.sqrt(6 / (self.kernel.in_size * matrix.shape[0]))
+        found = torch.zeros(self.weights.shape, dtype=torch.float64, device=self.weights.device)
+        for block in self.kernel.blocks["equivariant"]:
+            kernels = _orbit_kernels(pixels, kept, known[block.in_name], known[block.out_name], torch.float64)
+            drawn = torch.empty(block.outputs * block.inputs, len(kernels)).uniform_(-bound, bound).double()
+            share = pixels.share.double().repeat_interleave(len(kernels) // pixels.orbits)
+            target = ((drawn * share) @ kernels.flatten(1)).to(matrix.device)
+            basis = (self.kernel.basis(block).double() @ matrix.T).flatten(1)
+            # few anchors crowd, and their kernels may be dependent
+            found[block.start : block.stop] = (target @ torch.linalg.pinv(basis, rtol=1e-10)).flatten()
+        return found
+
+    def between(self, in_type: FieldType, out_type: FieldType, kept: Subgroup) -> SparseConvolution:
+        """The same kernel and bias between fields of the same sizes, with the weights of a layer that keeps a smaller
+        group.
+
+        The anchors stay where they are, and a smaller group has more orbits of them, with weights of their own.
+
+        Args:
+            in_type, out_type: the field types as representations of a subgroup, channel by channel the same matrices.
+            kept: of their G-space; its elements are among those that this layer keeps.
+        """
+        new = type(self).__new__(type(self))
+        EquivariantModule.__init__(new)
+        new.in_type, new.out_type, new.space = in_type, out_type, in_type.gspace
+        for name in ("where", "kernel_size", "padding", "stride", "dilation", "padding_mode", "groups"):
+            setattr(new, name, getattr(self, name))
+        points = self.anchors.anchors.cpu().numpy()
+        order = Sites(points, kept).index.flatten()  # orbit by orbit, as where the layer is built anew
+        anchors, state = copy.deepcopy(self.anchors), self.anchors.state_dict()
+        anchors.sites = sites = Sites(points[order], kept).to(self.weights)
+        anchors.load_state_dict({**state, "anchors": state["anchors"][order]})
+        new._construct(kept, anchors, self.bias is not None)
+        new.to(self.weights)
+        with torch.no_grad():
+            at_anchors = self.kernel({"equivariant": self.weights})[..., order]
+            for block in new.kernel.blocks["equivariant"]:
+                o, i = new.kernel.out_fields[block.out_name].channels, new.kernel.in_fields[block.in_name].channels
+                read = at_anchors[o[:, None, :, None], i[None, :, None, :]][..., sites.index[:, 0]]
+                new.weights[block.start : block.stop] = read.movedim(
+                    -1, 2
+                ).flatten()  # (o fields, i fields, orbit, o, i)
+            if self.bias is not None and new.bias is not None:
+                wanted = self.bias_expansion.double() @ self.bias.double()
+                new.bias.copy_(torch.linalg.pinv(new.bias_expansion.double()) @ wanted)
+                new.bias.requires_grad_(self.bias.requires_grad)
+        new.weights.requires_grad_(self.weights.requires_grad)
+        return new.train(self.training)
+
+    def expand_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The kernel as torch's convolution has it, and the bias ``(out channels,)``."""
+        at_anchors = self.kernel({"equivariant": self.weights})
+        kernel = at_anchors @ self.anchors.matrix().T.to(at_anchors.dtype)
+        kernel = kernel.view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
+        return kernel, None if self.bias is None else self.bias_expansion @ self.bias
+
+    def forward(self, input: GeometricTensor) -> GeometricTensor:
+        """Convolve; raises ``FieldTypeError`` for an input of another type."""
+        check_input(input, self.in_type, self.where)
+        kernel, bias = self.expand_parameters()
+        return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
+
+    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        convolve, padding = (F.conv2d if self.d == 2 else F.conv3d), self.padding
+        if self.padding_mode != "zeros":
+            both_sides = [p for p in reversed(self._each(padding)) for _ in range(2)]
+            input, padding = F.pad(input, both_sides, self.padding_mode), 0
+        return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
+
+    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the output for an input ``(batch, channels, *space)``."""
+        with torch.no_grad():
+            kernel = self.expand_parameters()[0].to("meta")
+        return tuple(
+            self._convolve(torch.empty(tuple(input_shape), device="meta", dtype=kernel.dtype), kernel, None).shape
+        )
+
+    def export(self) -> nn.Module:
+        """A plain convolution of torch in eval mode that computes the same."""
+        with torch.no_grad():
+            return self.plain(*self.expand_parameters()).eval()
+
+    def plain(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Conv3d:
+        """A convolution of torch of this layer's geometry, with copies of a kernel and a bias ``(out channels,)``."""
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        geometry: dict[str, Any] = {name: getattr(self, name) for name in names}
+        kind: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if self.d == 2 else nn.Conv3d
+        layer = kind(self.in_type.size, self.out_type.size, bias=bias is not None, **geometry).to(kernel)
+        with torch.no_grad():
+            layer.weight.copy_(kernel)
+            if bias is not None and layer.bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, kept={self.kept.name}"
+        return f"{text}, anchors={len(self.anchors.sites)}"
+
+
+class SparseR2Conv(SparseConvolution):
+    __doc__ = (
+        (SparseConvolution.__doc__ or "")
+        + """
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
+    >>> layer = SparseR2Conv(gray, fields, 5, padding=2)
+    >>> layer.weights.shape, layer(gray(torch.randn(2, 1, 9, 9))).shape
+    (torch.Size([12]), torch.Size([2, 4, 9, 9]))
+    """
+    )
+
+    d, _gspace = 2, GSpace2D
+
+
+class SparseR3Conv(SparseConvolution):
+    __doc__ = (
+        (SparseConvolution.__doc__ or "")
+        + """
+    >>> from escnn import gspaces, nn
+    >>> space = gspaces.invOnR3()
+    >>> gray, signs = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
+    >>> SparseR3Conv(gray, signs, 3).weights.shape
+    torch.Size([14])
+    """
+    )
+
+    d, _gspace = 3, GSpace3D
+
+
+def _orbit_kernels(sites: Sites, kept: Subgroup, i: Representation, o: Representation, dtype: torch.dtype) -> Tensor:
+    """One kernel for each orbit and each entry of the matrix there, ``(orbits * o * i, o size, i size, sites)``."""
+    left = torch.as_tensor(np.stack([np.asarray(o(g)) for g in kept.elements]), dtype=dtype)  # (order, o, o)
+    right = torch.as_tensor(np.stack([np.asarray(i(g)) for g in kept.elements]), dtype=dtype)
+    turned = torch.einsum("gpa,gqb->abpqg", left, right)  # rho_out E_ab rho_in^T
+    kernels = turned.new_zeros(sites.orbits, *turned.shape[:4], len(sites))
+    for r, points in enumerate(sites.index):
+        kernels[r].index_add_(4, points.cpu(), turned * float(sites.share[r]))
+    return kernels.flatten(0, 2)
+
+
+def _invariant_biases(out_type: FieldType) -> Tensor:
+    """The constant fields that the group leaves alone, in columns, shape ``(channels, trivial irreps)``."""
+    blocks = []
+    for r in out_type.representations:
+        sizes = [r.group.irrep(*id).size for id in r.irreps]
+        starts = np.cumsum([0, *sizes])
+        trivial = [start for start, id in zip(starts, r.irreps) if r.group.irrep(*id).is_trivial()]
+        blocks.append(torch.as_tensor(np.asarray(r.change_of_basis)[:, trivial], dtype=torch.get_default_dtype()))
+    return torch.block_diag(*blocks)

@@ -1,0 +1,101 @@
+"""Under which conditions the individuals of a search are trained and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from ...errors import ArgumentError
+from .results import Individual
+
+__all__ = ["Conditions", "SELECTIONS"]
+
+SELECTIONS = ("score", "pareto", "evidence", "random")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What :func:`~escnn_relax.search.evolution.evolve` and :func:`~escnn_relax.search.static` take as keywords.
+
+    Attributes:
+        epochs: passes over the data for each individual of each generation; fractions count, and 0 trains nothing.
+        selection: ``"score"``; ``"pareto"``: the front of score and number of parameters, filled up by score;
+            ``"evidence"``: by the log evidence of the strict networks, each trained under its own prior precisions,
+            which its children inherit; ``"random"``, an ablation.
+        groups: ids of the subgroups to choose from; all by default.
+        stages: names of the layers at which the group may change; all steerable layers by default.
+        loss: function of output and target, averaged over samples (the likelihood's own where the evidence selects).
+        likelihood: of the evidence.
+        evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
+        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"samples": 1}``.
+        hypersteps: updates of the prior precisions for each individual.
+        optimizer: function from a list of parameters to an optimiser; Adam with ``lr`` by default. It is called anew
+            for every individual and generation: a clone has no advantage of a warmer optimiser over its changed
+            sisters.
+        lr: learning rate of the default optimiser.
+        seed: with an individual's id it gives that individual's random numbers, so that the result depends on nothing
+            else.
+        workers: processes, one thread each; the result is the same for any number. From 2 on, model, loader and
+            functions must be picklable.
+        retries: how often a generation goes on after a worker died.
+        checkpoint: a folder in which every finished individual and generation is kept; if it holds this search, it
+            continues from there with the same result.
+        progress: show a progress bar.
+        callback: called with the record of each individual once its generation is selected.
+
+    >>> Conditions(epochs=2, selection="pareto").workers
+    1
+    """
+
+    epochs: float = 0.5
+    selection: str = "score"
+    groups: Sequence[Any] | None = None
+    stages: Sequence[str] | None = None
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy
+    likelihood: str = "categorical"
+    evidence_loader: Iterable[Any] | None = None
+    evidence_options: Mapping[str, Any] | None = None
+    hypersteps: int = 5
+    optimizer: Callable[[list[Any]], Optimizer] | None = None
+    lr: float = 5e-3
+    seed: int = 0
+    workers: int = 1
+    retries: int = 2
+    checkpoint: None | str | Path = None
+    progress: bool = True
+    callback: Callable[[Individual], None] | None = None
+
+    @classmethod
+    def of(cls, where: str, given: dict[str, Any]) -> Conditions:
+        """From keywords; ``ArgumentError`` for unknown ones."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            remedy = "leave these out, or correct their names"
+            raise ArgumentError(where, f"unknown arguments {unknown}", expected=f"some of {known}", remedy=remedy)
+        return cls(**given)
+
+    def check(self, where: str, score: Any) -> None:
+        """Raise ``ArgumentError`` for values that make no sense."""
+        if self.selection not in SELECTIONS:
+            remedy = "leave it out for the default"
+            raise ArgumentError(
+                where, expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection), remedy=remedy
+            )
+        if not self.epochs >= 0 or self.workers < 1 or self.retries < 0:
+            got = {"epochs": self.epochs, "workers": self.workers, "retries": self.retries}
+            remedy = "leave out what should have its default"
+            raise ArgumentError(where, expected="epochs, retries >= 0 and workers >= 1", got=got, remedy=remedy)
+        if score is None and self.selection != "evidence":
+            raise ArgumentError(
+                where, f"selection={self.selection!r} needs a score", remedy="pass a function of the model"
+            )
+        if score is not None and not callable(score):
+            remedy = "pass a function from a model to a number, or leave it out"
+            raise ArgumentError(where, expected="score to be a function of the model", got=repr(score), remedy=remedy)

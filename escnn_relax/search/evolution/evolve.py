@@ -1,0 +1,142 @@
+"""Evolutionary search along the lattice of subgroups: networks give up symmetry, layer by layer, and the best stay.
+
+Maile, Wilson, Forré: *Equivariance-aware architectural optimization of neural networks*, ICLR 2023 (EquiNAS_E). Beyond
+it: selection by the log evidence, which needs no validation data; any group, model and score; runs that can be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Optional, Union
+
+from torch import nn
+
+from ...errors import ArgumentError
+from .conditions import Conditions
+from .generations import Generations
+from .results import Evolved
+
+__all__ = ["evolve", "random_search", "static"]
+
+Score = Optional[Callable[[nn.Module], float]]
+Model = Union[nn.Module, Callable[[], nn.Module]]
+
+
+def evolve(
+    model: Model,
+    train_loader: Iterable[Any],
+    score: Score = None,
+    *,
+    generations: int = 10,
+    population: int = 5,
+    **conditions: Any,
+) -> Evolved:
+    """Evolve which group each layer of an escnn network keeps.
+
+    Generation 0 is the network itself, trained for ``epochs``. In every further one each survivor has as children an
+    unchanged clone and the network after every single move: its last stage one step down the lattice, or a stage down
+    to the smaller group of the one behind it. Children start with their parent's function, are trained for ``epochs``
+    and judged; the best ``population`` of them survive. Symmetry never increases with depth, and every network's
+    subgroups are in one embedding.
+
+    Args:
+        model: an escnn network, left alone; or a function without arguments that makes one, called after seeding. In
+            its ``forward``, modules must be used in the order in which they are registered, since from a stage on
+            everything registered after it lives on the smaller group.
+        train_loader: yields ``(input, target)``; re-iterable.
+        score: function of a trained model in evaluation mode, larger is better. It may be left out for
+            ``selection="evidence"``.
+        generations: rounds of reproduction; 0 trains and judges the initial network only.
+        population: number of survivors of each generation.
+        conditions: see :class:`~escnn_relax.search.Conditions`: ``epochs``, ``selection``, ``groups``, ``stages``,
+            ``loss``, ``optimizer``, ``lr``, ``seed``, ``workers``, ``checkpoint`` and more.
+
+    Raises:
+        ArgumentError: numbers that make no sense (an empty population, a negative budget), a score that is missing or
+            no number, something that cannot be sent to workers.
+        SubgroupError: ids that name no subgroup of the network's group, or one twice.
+        UnsupportedModuleError: no steerable layer; modules used in another order than they are registered in, which a
+            first pass finds out; something that skips over a change of group.
+        DataError: a loader that is empty or can be gone through only once.
+        SearchError: no individual of a generation has a finite score (one that has none is passed over and its record
+            says why), or workers died more than ``retries`` times. Finished individuals stay in ``checkpoint``.
+        CheckpointError: a checkpoint of another search.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> size = lambda m: float(sum(p.numel() for p in m.parameters()))
+    >>> options = {"loss": torch.nn.functional.mse_loss, "progress": False}
+    >>> found = evolve(net, data, size, generations=1, population=1, **options)
+    >>> [one.groups for one in found.individuals], found.winner.groups
+    (['C4²', 'C4²', 'C4 C2'], 'C4 C2')
+    """
+    given = Conditions.of("evolve", conditions)
+    given.check("evolve", score)
+    if not isinstance(population, int) or population < 1:
+        problem = "an empty population has no winner" if population == 0 else ""
+        remedy = "pass how many candidates survive each generation"
+        raise ArgumentError(
+            "evolve", problem, expected="population to be a whole number >= 1", got=population, remedy=remedy
+        )
+    if not isinstance(generations, int) or generations < 0:
+        remedy = "pass 0 to evaluate the first population alone"
+        raise ArgumentError("evolve", expected="generations to be a whole number >= 0", got=generations, remedy=remedy)
+    return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
+
+
+def random_search(model: Model, train_loader: Iterable[Any], score: Score, **options: Any) -> Evolved:
+    """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> options = {"loss": torch.nn.functional.mse_loss, "generations": 0, "progress": False}
+    >>> len(random_search(net, data, lambda m: 0.0, **options).individuals)
+    1
+    """
+    if "selection" in options:
+        raise ArgumentError("random_search", "it selects at random", got=options["selection"], remedy="call evolve")
+    return evolve(model, train_loader, score, selection="random", **options)
+
+
+def static(
+    model: Model,
+    train_loader: Iterable[Any],
+    score: Score,
+    genomes: int | Sequence[Sequence[str]],
+    **conditions: Any,
+) -> Evolved:
+    """Train given architectures, or so many random ones, from random filters and without any search, as a baseline.
+
+    Args:
+        genomes: a number of random ones, each with the same probability among all whose symmetry does not increase with
+            depth; or lists of group names, one for each stage, e.g. ``[3 * ["D4"], 3 * ["C4"]]``.
+        conditions: as for :func:`evolve`; 10 epochs by default.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn as enn
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> gray = enn.FieldType(space, [space.trivial_repr])
+    >>> fields = enn.FieldType(space, [space.regular_repr])
+    >>> net = enn.SequentialModule(enn.R2Conv(gray, fields, 3), enn.ReLU(fields), enn.R2Conv(fields, fields, 3))
+    >>> data = [(gray(torch.randn(4, 1, 5, 5)), torch.randn(4, 4, 1, 1))]
+    >>> count = lambda m: -float(sum(p.numel() for p in m.parameters()))
+    >>> chains = [["C4", "C4"], ["C4", "trivial"]]
+    >>> found = static(net, data, count, chains, epochs=1, loss=torch.nn.functional.mse_loss, progress=False)
+    >>> [(one.groups, one.parameters) for one in found.individuals], found.winner.id
+    ([('C4²', 32), ('C4 trivial', 107)], 0)
+    """
+    given = Conditions.of("static", {"epochs": 10, **conditions})
+    given.check("static", score)
+    if isinstance(genomes, int) and genomes < 1 or not isinstance(genomes, int) and not list(genomes):
+        remedy = "pass tuples of subgroup names, one for each stage"
+        raise ArgumentError("static", expected="at least one genome", got=genomes, remedy=remedy)
+    settings = {"genomes": genomes if isinstance(genomes, int) else [list(g) for g in genomes]}
+    return Generations(model, train_loader, score, 1, given, settings).run(0, genomes)

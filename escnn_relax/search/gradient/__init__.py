@@ -1,0 +1,1 @@
+"""The differentiable search: architecture weights and filter weights in turn."""

@@ -1,0 +1,1 @@
+"""Measured and certified errors of equivariance."""

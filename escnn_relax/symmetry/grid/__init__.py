@@ -1,0 +1,1 @@
+"""How a group moves pixels, voxels and scattered sites."""

@@ -1,0 +1,173 @@
+"""The irreps of a group by their frequency: which of them a grading takes.
+
+The frequency of an irrep is the number of turns that it counts: k of the irreps of SO(2) and O(2), the degree l of
+those of SO(3) and O(3), and in a product the frequency of its continuous factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+from escnn.group import DirectProductGroup, Group, IrreducibleRepresentation, Representation
+
+from ...errors import ArgumentError
+
+__all__ = ["checked_frequency", "chosen_irreps", "frequency", "highest_frequency", "instantiate", "irreps_up_to"]
+
+_POSITION = {"SO2": 0, "O2": 1, "SO3": 0, "O3": 1, "CyclicGroup": 0, "DihedralGroup": 1}
+
+
+def frequency(group: Group, id: tuple[Any, ...]) -> int | None:
+    """The frequency of the irrep with this id; ``None`` where the group's irreps have none (octahedral, icosahedral).
+
+    >>> from escnn.group import o2_group, so3_group
+    >>> frequency(o2_group(), (1, 3)), frequency(so3_group(1), (2,))
+    (3, 2)
+    """
+    if isinstance(group, DirectProductGroup):
+        parts = [_known_frequency(part, tuple(of)) for part, of in zip((group.G1, group.G2), id) if part.continuous]
+        return max(parts) if parts else frequency(group.G2, tuple(id[1]))
+    position = _POSITION.get(type(group).__name__)
+    return None if position is None else int(id[position])
+
+
+def _known_frequency(group: Group, id: tuple[Any, ...]) -> int:
+    found = frequency(group, id)
+    if found is None:
+        raise ArgumentError(
+            group.name, "the irreps of this group have no frequency", remedy="choose them by irreps=[...]"
+        )
+    return found
+
+
+def highest_frequency(representations: Iterable[Representation]) -> int:
+    """The highest frequency among the irreps of some representations of a continuous group, 0 for none."""
+    return max((_known_frequency(r.group, id) for r in representations for id in r.irreps), default=0)
+
+
+def irreps_up_to(group: Group, highest: int | None) -> list[IrreducibleRepresentation]:
+    """The irreps with no more than this frequency, the trivial one first, of a continuous group by growing frequency.
+
+    Of a finite group ``None`` means all.
+
+    >>> from escnn.group import so3_group
+    >>> [psi.id for psi in irreps_up_to(so3_group(1), 3)]
+    [(0,), (1,), (2,), (3,)]
+    """
+    if not group.continuous:
+        return [psi for psi in group.irreps() if highest is None or _known_frequency(group, psi.id) <= highest]
+    if highest is None:
+        remedy = "pass frequencies="
+        raise ArgumentError(
+            group.name, "the group is continuous", expected="the highest frequency", got="None", remedy=remedy
+        )
+    return [group.irrep(*id) for id in _ids(group, highest)]
+
+
+def _ids(group: Group, highest: int) -> list[tuple[Any, ...]]:
+    kind = type(group).__name__
+    turns = range(highest + 1)
+    if kind in ("SO2", "SO3"):
+        return [(k,) for k in turns]
+    if kind == "O2":
+        return [(0, 0), *((1, k) for k in turns)]
+    if kind == "O3":
+        return [(parity, k) for k in turns for parity in (0, 1)]
+    if isinstance(group, DirectProductGroup):
+        parts = [_ids(g, highest) if g.continuous else [psi.id for psi in g.irreps()] for g in (group.G1, group.G2)]
+        # a product of two irreps of complex type falls into two, of which escnn calls the second (a, b, 1)
+        types = [
+            {id: g.irrep(*id).sum_of_squares_constituents for id in ids} for g, ids in zip((group.G1, group.G2), parts)
+        ]
+        ids = [(a, b, i) for b in parts[1] for a in parts[0] for i in range(min(2, types[0][a], types[1][b]))]
+        return sorted(ids, key=lambda id: _known_frequency(group, id))
+    raise ArgumentError(
+        group.name, "no list of irreps by frequency for this group", remedy="choose them by irreps=[...]"
+    )
+
+
+def instantiate(group: Group, highest: int) -> None:
+    """Have a continuous group know its irreps up to this frequency.
+
+    escnn decomposes products into the irreps that happen to exist, and fails where some are missing
+    (``InsufficientIrreps``). A finite group has all of its own.
+    """
+    if group.continuous:
+        irreps_up_to(group, highest)
+
+
+def chosen_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[IrreducibleRepresentation]:
+    """The irreps with these ids, in the group's own order.
+
+    Args:
+        ids: ids of non-trivial irreps as escnn has them (an int for a tuple of one, a pair for an irrep of a product),
+            or the irreps themselves.
+
+    Raises:
+        ArgumentError: an id that the group lacks, the trivial irrep, one named twice, or none at all.
+
+    >>> from escnn.group import cyclic_group
+    >>> [psi.id for psi in chosen_irreps(cyclic_group(8), [4, (2,)])]
+    [(2,), (4,)]
+    """
+    if isinstance(ids, (str, Representation)) or not isinstance(ids, Iterable):
+        raise ArgumentError(where, expected="a list of irrep ids", got=repr(ids), remedy=f"irreps=[{ids!r}]?")
+    wanted = [_known(group, id, where) for id in ids]
+    if not wanted:
+        raise ArgumentError(where, "irreps=[] leaves nothing to relax", remedy="name some, or leave irreps out")
+    for psi in wanted:
+        if psi.is_trivial():
+            raise ArgumentError(
+                where,
+                f"irrep {psi.id} of {group.name} is the trivial one, whose kernels are the equivariant ones",
+                remedy="name non-trivial irreps only",
+            )
+    if len({psi.id for psi in wanted}) < len(wanted):
+        raise ArgumentError(where, f"an irrep is named twice in {list(ids)!r}", remedy="name each once")
+    if not group.continuous:
+        return [psi for psi in group.irreps() if psi in wanted]
+    order = [psi.id for psi in irreps_up_to(group, max(_known_frequency(group, psi.id) for psi in wanted))]
+    return sorted(wanted, key=lambda psi: order.index(psi.id))
+
+
+def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
+    if isinstance(id, IrreducibleRepresentation):
+        if id.group != group:
+            remedy = "take it from the same fibergroup"
+            raise ArgumentError(
+                where, expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}", remedy=remedy
+            )
+        return id
+    id = (int(id),) if isinstance(id, Integral) and not isinstance(id, bool) else id
+    try:
+        known = _known_frequency(group, id) if group.continuous else 0
+    except (TypeError, IndexError, ValueError):
+        known = -1
+    if known >= 0:
+        for other in _ids(group, known) if group.continuous else [psi.id for psi in group.irreps()]:
+            if other == id or isinstance(group, DirectProductGroup) and other[:2] == id:
+                return group.irrep(*other)
+    some = [psi.id for psi in irreps_up_to(group, 2 if group.continuous else None)]
+    raise ArgumentError(
+        where,
+        f"{group.name} has no such irrep",
+        expected=f"ids like {some}" if group.continuous else f"ids out of {some}",
+        got=f"{id!r}",
+        remedy="pass an id as irrep.id has it",
+    )
+
+
+def checked_frequency(value: object, where: str = "") -> int | None:
+    """A cutoff as the user gave it: ``None``, or an int of 0 or more.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        remedy = "leave it out for all that kernels can contain"
+        raise ArgumentError(where, expected="frequencies, an int of 0 or more", got=repr(value), remedy=remedy)
+    return int(value)

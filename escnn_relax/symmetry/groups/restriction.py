@@ -1,0 +1,234 @@
+"""G-spaces, representations and field types of G seen by a subgroup H, with one embedding H -> G for all of them.
+
+escnn's own ``gspace.restrict`` fails for the octahedral, icosahedral and several axial groups; here the G-space of H is
+found from the matrices by which H moves points, or made of them where escnn has none
+(:mod:`escnn_relax.symmetry.groups.embedded_space`), and representations are decomposed numerically, so that every
+representation of G keeps its channels and their order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from escnn import group as g
+from escnn import gspaces
+from escnn.nn import FieldType
+from numpy.typing import NDArray
+
+from ...errors import FieldTypeError, SubgroupError
+from .decomposition import decompose, generating_elements
+from .embedded_space import EmbeddedGSpace
+from .finite_groups import elements_of
+from .subgroup import Subgroup
+
+__all__ = ["Restriction", "restriction"]
+
+#: Agreement of the base-space actions of H, as a subgroup of G and as the symmetry of its own G-space.
+ACTION_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Restriction:
+    """What is needed to look at G-equivariant things as H-equivariant ones; made by :func:`restriction`.
+
+    Attributes:
+        subgroup: H in G.
+        gspace: the G-space of H, acting on the same points.
+    """
+
+    subgroup: Subgroup
+    gspace: gspaces.GSpace
+    _representations: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def embed(self, element: g.GroupElement) -> g.GroupElement:
+        """An element of ``self.gspace.fibergroup`` as an element of G."""
+        own = self.subgroup.group
+        return self.subgroup.embed(element if element.group is own else own.element(element.value, element.param))
+
+    def representation(self, representation: g.Representation) -> g.Representation:
+        """The representation restricted to H: the same matrices, known to be one of H.
+
+        Raises:
+            FieldTypeError: it is no representation of G.
+        """
+        if representation.group != self.subgroup.gspace.fibergroup:
+            raise FieldTypeError(
+                representation.name,
+                expected=f"a representation of {self.subgroup.gspace.fibergroup.name}",
+                got=f"one of {representation.group.name}",
+                remedy="restrict representations of the group that the subgroup is of",
+            )
+        known = self._representations.get(representation.name)
+        if known is None or known[0] is not representation:
+            known = representation, self._restricted(representation)
+            self._representations[representation.name] = known
+        return known[1]
+
+    def _restricted(self, representation: g.Representation) -> g.Representation:
+        own = self.gspace.fibergroup
+        # by name: other representations may be trivial too, and fields that differ must keep different blocks
+        if representation.name == representation.group.trivial_representation.name:
+            return own.trivial_representation
+        ids, change = decompose(own, lambda h: representation(self.embed(h)))
+        whole = representation.group.name
+        return g.Representation(
+            own,
+            f"{whole}:{representation.name}|{self.subgroup.name}",
+            ids,
+            change,
+            set(representation.supported_nonlinearities),
+            change_of_basis_inv=np.linalg.inv(change),
+        )
+
+    def field_type(self, type: FieldType) -> FieldType:
+        """The field type with every representation restricted."""
+        if type.gspace.fibergroup != self.subgroup.gspace.fibergroup:
+            remedy = "make the field type on the subgroup's own G-space"
+            raise FieldTypeError(expected=f"a field type of {self.subgroup.gspace}", got=str(type), remedy=remedy)
+        return FieldType(self.gspace, [self.representation(r) for r in type.representations])
+
+
+_KNOWN: list[Restriction] = []
+
+
+def restriction(subgroup: Subgroup) -> Restriction:
+    """The restriction to H; the same object for the same subgroup, since escnn keeps kernel bases on the G-space.
+
+    Raises:
+        SubgroupError: no G-space of escnn has this symmetry.
+
+    >>> from escnn import gspaces
+    >>> from escnn_relax.symmetry.groups.lattice import subgroup
+    >>> space = gspaces.octaOnR3()
+    >>> to_turns = restriction(subgroup(space, (False, 3)))
+    >>> to_turns.gspace.fibergroup.name, to_turns.representation(space.regular_repr).size
+    ('C3', 24)
+    """
+    for known in _KNOWN:
+        if known.subgroup.gspace is subgroup.gspace and known.subgroup.id == subgroup.id:
+            return known
+    for known in _KNOWN:
+        if known.subgroup == subgroup:
+            found = Restriction(subgroup, known.gspace, known._representations)
+            break
+    else:
+        found = Restriction(subgroup, _gspace(subgroup))
+    _KNOWN.append(found)
+    return found
+
+
+def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
+    whole, own = subgroup.gspace, subgroup.group
+    if isinstance(whole, gspaces.GSpace0D):
+        return gspaces.no_base_space(own)
+    if own == whole.fibergroup and all(h == subgroup.embed(h) for h in generating_elements(own)):
+        return whole
+    action: Any = lambda h: np.asarray(whole.basespace_action(subgroup.embed(h)), dtype=np.float64)
+    frequency = getattr(whole.fibergroup, "_maximum_frequency", None)
+    options = {} if frequency is None or own.order() > 0 else {"maximum_frequency": frequency}
+    if whole.dimensionality == 2:
+        space = gspaces.GSpace2D(_planar_id(own, action), **options)
+        if _agree(space, own, action):
+            return space
+    elif whole.dimensionality == 3:
+        for id in _spatial_ids(own):
+            adjoint = _conjugation(gspaces.GSpace3D(id, **options), own, action)
+            if adjoint is None:
+                continue
+            space = gspaces.GSpace3D(id if adjoint is True else (*id, adjoint), **options)
+            if _agree(space, own, action):
+                return space
+        if own.order() > 0:
+            matrices = np.stack([action(h) for h in elements_of(own)])
+            return EmbeddedGSpace(own, matrices, subgroup.name)
+    remedy = "choose a larger subgroup, or one in standard position"
+    raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}", remedy=remedy)
+
+
+def _matched(space: gspaces.GSpace, h: g.GroupElement) -> NDArray[Any]:
+    own = space.fibergroup
+    return np.asarray(space.basespace_action(own.element(h.value, h.param)), dtype=np.float64)
+
+
+def _agree(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> bool:
+    return space.fibergroup == own and all(
+        np.abs(_matched(space, h) - action(h)).max() < ACTION_TOLERANCE for h in generating_elements(own)
+    )
+
+
+def _planar_id(own: g.Group, action: Callable[..., Any]) -> tuple[Any, ...]:
+    """The id in O(2): number of turns and, for reflections, the angle of the first one."""
+    kind = type(own).__name__
+    turns = {"DihedralGroup": own.order() // 2, "CyclicGroup": own.order()}.get(kind, -1)
+    if kind == "SO2":
+        return None, -1
+    flip = own.element((1, 0)) if kind == "DihedralGroup" else own.element((1, 0.0)) if kind == "O2" else None
+    if kind == "CyclicGroup" and own.order() == 2 and np.linalg.det(action(own.element(1))) < 0:
+        flip, turns = own.element(1), 1
+    if flip is None:
+        return None, turns
+    matrix = action(flip)
+    angle = math.atan2(matrix[1, 0], matrix[0, 0]) % (2 * math.pi)
+    steps = angle / math.pi * 360
+    if abs(steps - round(steps)) < 1e-6:  # so that equal axes give equal ids, whatever the rounding
+        angle = (round(steps) % 720) / 360 * math.pi
+    return angle, turns
+
+
+def _spatial_ids(own: g.Group) -> list[Any]:
+    """Ids in O(3) of the subgroups isomorphic to ``own``, up to conjugation."""
+    kind, order = type(own).__name__, own.order()
+    if kind == "CyclicGroup":
+        return [(False, False, order)] + ([(True, False, 1), ("cone", 1)] if order == 2 else [])
+    if kind == "DihedralGroup":
+        return [(False, True, order // 2), ("cone", order // 2)]
+    if isinstance(own, g.DirectProductGroup):
+        rest = type(own.G2).__name__
+        turns = {"CyclicGroup": own.G2.order(), "DihedralGroup": own.G2.order() // 2}.get(rest, -1)
+        if rest == "Tetrahedral":
+            return []
+        solids: dict[str, tuple[Any, ...]] = {
+            "Octahedral": (True, "octa"),
+            "Icosahedral": (True, "ico"),
+            "SO3": ("o3",),
+        }
+        return [solids.get(rest, (True, rest in ("DihedralGroup", "O2"), turns))]
+    if kind == "Tetrahedral":
+        return []
+    named: dict[str, Any] = {
+        "Octahedral": (False, "octa"),
+        "Icosahedral": (False, "ico"),
+        "SO3": ("so3",),
+        "O3": ("o3",),
+    }
+    smooth: dict[str, list[Any]] = {"SO2": [(False, False, -1)], "O2": [(False, True, -1), ("cone", -1)]}
+    return smooth.get(kind, [named.get(kind)])
+
+
+def _conjugation(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> g.GroupElement | bool | None:
+    """The element A of O(3) with action(h) = A^-1 space(h) A for all h; True for the identity, None without one."""
+    if space.fibergroup != own:
+        return None
+    pairs = [(_matched(space, h), action(h)) for h in generating_elements(own)]
+    if all(np.abs(a - b).max() < ACTION_TOLERANCE for a, b in pairs):
+        return True
+    rows = [np.kron(a, np.eye(3)) - np.kron(np.eye(3), b.T) for a, b in pairs]
+    _, values, vectors = np.linalg.svd(np.concatenate(rows))
+    solutions = vectors[values < ACTION_TOLERANCE]
+    # near the identity if possible; the further starts are fixed and arbitrary
+    for start in (
+        np.eye(3),
+        np.random.default_rng(0).normal(size=(3, 3)),
+        np.random.default_rng(1).normal(size=(3, 3)),
+    ):
+        candidate = np.einsum("ki,kj,j->i", solutions, solutions, start.ravel()).reshape(3, 3)
+        left, sizes, right = np.linalg.svd(candidate)
+        if sizes[-1] > 1e-3 * max(sizes[0], 1e-12):
+            rotation = left @ right  # the polar factor of an intertwiner of orthogonal actions intertwines them
+            rotation = rotation * np.sign(np.linalg.det(rotation))
+            return g.o3_group().element((0, rotation), "MAT")
+    return None

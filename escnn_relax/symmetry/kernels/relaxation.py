@@ -1,0 +1,366 @@
+"""Which pathways a relaxed layer has, and the mutually orthogonal kernels of each.
+
+The plan is made once for a layer (:func:`plan`), the kernels once for each pair of an input and an output
+representation (:meth:`Relaxation.bases`), of large ones for each pair of irreps. Later pathways are orthogonal to
+earlier ones on the pixel grid, in the order of the plan, and orthonormal among themselves. Kernels are kept in memory
+and on disk, see :mod:`escnn_relax.symmetry.kernels.kernel_cache`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from escnn.group import Group, GroupElement, Representation
+from escnn.gspaces import GSpace
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ArgumentError, SubgroupError
+from ..grid.field_action import acts_on_grid
+from ..grid.kernel_action import grid_permutation, isotypic_projection
+from ..groups.decomposition import generating_elements
+from ..groups.irreps import checked_frequency, chosen_irreps, frequency, irreps_up_to
+from ..groups.lattice import Subgroup, subgroup
+from ..groups.subgroup import group_size
+from . import kernel_cache
+from .cache_key import cache_key
+from .graded import fixed_kernels, isotypic_kernels
+from .input_irreps import Splitting
+from .irrep_pairs import Between, Composed, Frame, Kernels, frame_of, irrep_places
+from .linear_algebra import complement, orthonormal
+from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
+from .patterns import Patterns, patterns_of
+from .sampling import Band, FiberBand, Sampler
+
+__all__ = ["Freedom", "Relaxation", "plan", "BASES"]
+
+#: Band-limited as escnn's own kernels are, or complete on the pixel grid.
+BASES = ("band-limited", "pixel")
+
+#: From so many entries of one kernel (output x input x pixels) on, kernels are solved and kept by pairs of irreps.
+COMPOSED_ABOVE = 10_000
+
+#: In space already from so many entries of all kernels on.
+COMPOSED_IN_SPACE = 2**18
+
+#: Equivariant kernels of a smaller relative distance span the same space: escnn samples them in float32.
+SAME_SPAN = 1e-4
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """The ways in which a layer may break its symmetry, as a user asks for them: the arguments of every relaxed layer.
+
+    Attributes:
+        relaxation: ``"graded"``: one residual pathway for each non-trivial irrep of the group.
+        subgroups: ids of proper subgroups, as ``gspace.restrict`` takes them; instead of the grading, one residual
+            pathway for each: the kernels equivariant under it, orthogonal to what larger subgroups already span. The
+            trivial subgroup is the classical residual pathway.
+        basis: ``"band-limited"`` as escnn's kernels are, or ``"pixel"``: complete on the pixel grid. The part of a
+            symmetry that the grid has exactly is then split off pixel by pixel, and what the named pathways leave out
+            becomes the pathway ``off_band``.
+        frequencies: only irreps up to this frequency. By default all irreps of a finite group, and of a continuous one
+            all that kernels of the layer can contain: the highest frequencies of the input's and the output's irreps
+                and
+            of the kernel's band limit, added up. ``irreps_up_to`` says what the frequency of an irrep is.
+        irreps: ids of the irreps that get a pathway, instead of ``frequencies``.
+    """
+
+    relaxation: str = "graded"
+    subgroups: Sequence[Any] | None = None
+    basis: str = "band-limited"
+    frequencies: int | None = None
+    irreps: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """The ways in which a layer on ``gspace`` may break its symmetry.
+
+    Attributes:
+        gspace: the G-space whose group is relaxed.
+        pathways: the equivariant one first, then the residual ones in the order of the grading.
+        basis: one of :data:`BASES`.
+        frequencies: the highest frequency of the irreps in which a subgroup's kernels are looked for; ``None`` for all
+            irreps of a finite group.
+    """
+
+    gspace: GSpace
+    pathways: tuple[Pathway, ...]
+    basis: str = "band-limited"
+    frequencies: int | None = None
+
+    def bases(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Kernels]:
+        """Kernels of every pathway for one pair of representations.
+
+        Args:
+            equivariant: the layer's own equivariant kernels, shape ``(K, out size, in size, S)``; kept as they are.
+
+        Returns:
+            for each pathway's name kernels ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0. Residual ones
+            are :class:`~escnn_relax.symmetry.kernels.irrep_pairs.Composed` where kernels have more than
+            :data:`COMPOSED_ABOVE` entries each, or in space more than :data:`COMPOSED_IN_SPACE` together.
+        """
+        # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
+        equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
+        composed = self._composed(band, in_repr, out_repr, equivariant)
+        if composed is not None:
+            return {EQUIVARIANT.name: equivariant, **composed}
+        return {EQUIVARIANT.name: equivariant, **self._residual(band, in_repr, out_repr, equivariant)}
+
+    def _residual(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Tensor]:
+        """The kernels of every pathway but the equivariant one, from the cache or newly built."""
+        key = cache_key(self, band, in_repr, out_repr, equivariant)
+        what = f"the kernels of {self.gspace.name} from {in_repr.name} to {out_repr.name}"
+        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant), what)
+        return {p.name: residual[p.name].clone() for p in self.residual}
+
+    def _composed(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Kernels] | None:
+        """The residual kernels by pairs of irreps, each pair solved once.
+
+        ``None`` for small kernels and for representations that are not orthogonal.
+        """
+        patterns, space = self._patterns(band), equivariant.shape[1:].numel()
+        depth = equivariant.shape[-1] if patterns is None else len(patterns.pictures)
+        many = space * depth * out_repr.size * in_repr.size > COMPOSED_IN_SPACE and self.gspace.dimensionality == 3
+        single = len(in_repr.irreps) == len(out_repr.irreps) == 1
+        if not (space > COMPOSED_ABOVE or many) or single and patterns is None:
+            return None
+        frame = frame_of(in_repr, out_repr, None if patterns is None else patterns.pictures, equivariant.shape[-1])
+        if frame is None:
+            return None
+        parts: dict[str, list[Between]] = {p.name: [] for p in self.residual}
+        own = []
+        for phi, outs in irrep_places(out_repr).items():
+            for psi, ins in irrep_places(in_repr).items():
+                irreps = [self.gspace.fibergroup.irrep(*id) for id in (psi, phi)]
+                if irreps == [in_repr, out_repr]:
+                    alone = equivariant
+                elif patterns is not None:
+                    alone = patterns.on_pixels(self.gspace, psi, phi)
+                else:
+                    alone = band.sample(self.gspace, *irreps)
+                own.append(Between(outs, ins, alone))
+                for name, kernels in self._residual(band, irreps[0], irreps[1], alone).items():
+                    if len(kernels):
+                        parts[name].append(Between(outs, ins, frame.pictured(kernels)))
+        if not _same_span(frame, own, equivariant):
+            return None
+        return {name: Composed(frame, tuple(of)) for name, of in parts.items()}
+
+    def _patterns(self, band: Band | FiberBand) -> Patterns | None:
+        """The coordinates in which band-limited kernels are solved, ``None`` for others."""
+        if not isinstance(band, Band) or self.basis != "band-limited":
+            return None
+        if band.key not in self._known:
+            self._known[band.key] = patterns_of(band, self.gspace)
+        return self._known[band.key]
+
+    @cached_property
+    def _known(self) -> dict[Any, Patterns]:
+        return {}
+
+    @cached_property
+    def kept(self) -> dict[str, Subgroup]:
+        """The subgroup of each pathway that has one, by the pathway's name."""
+        return {p.name: subgroup(self.gspace, p.subgroup) for p in self.pathways if p.kind == "subgroup"}
+
+    @cached_property
+    def generators(self) -> dict[str | None, list[tuple[GroupElement, NDArray[Any] | None]]]:
+        """Elements that generate the group, under ``None``, and each pathway's subgroup, by its name; with their
+        action on space."""
+        found: dict[str | None, list[GroupElement]] = {None: list(generating_elements(self.gspace.fibergroup))}
+        for name, kept in self.kept.items():
+            found[name] = [kept.embed(h) for h in generating_elements(kept.group)]
+        act = self.gspace.basespace_action if self.gspace.dimensionality else lambda g: None
+        return {name: [(g, act(g)) for g in elements] for name, elements in found.items()}
+
+    def _split(
+        self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
+    ) -> dict[str, Tensor]:
+        patterns = self._patterns(band) if self.gspace.dimensionality == 3 else None
+        if patterns is not None:  # solving for kernels in space takes long, the plane's are as they have always been
+            splitting = Splitting(patterns.project(equivariant), in_repr)
+            kernels = (self._kernels(p, patterns, in_repr, out_repr) for p in self.residual)
+            return {p.name: splitting.part(of) @ patterns.pictures for p, of in zip(self.residual, kernels)}
+        splitting = Splitting(equivariant, in_repr)
+        result = {}
+        for pathway in self.pathways[1:]:
+            if pathway == BEYOND_BAND:
+                rest = complement(splitting.spanned)
+                result[pathway.name] = rest.view(-1, *equivariant.shape[1:])
+            else:
+                result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
+        return result
+
+    def _kernels(self, pathway: Pathway, band: Sampler, in_repr: Representation, out_repr: Representation) -> Tensor:
+        group = self.gspace.fibergroup
+        kept = self.kept.get(pathway.name)
+        permutations = self._permutations(band, kept) if self.basis == "pixel" else None
+        if permutations is not None:
+            irrep = group.irrep(*(pathway.irrep or ())) if pathway.kind == "irrep" else None
+            size = out_repr.size * in_repr.size * len(band.points)
+            pixels = torch.eye(size, dtype=torch.float64).view(size, out_repr.size, in_repr.size, -1)
+            return isotypic_projection(pixels, in_repr, out_repr, permutations, irrep)
+        if kept:
+            irreps = irreps_up_to(group, self.frequencies)
+            return fixed_kernels(band, self.gspace, in_repr, out_repr, kept, irreps)
+        return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*(pathway.irrep or ())))
+
+    def _permutations(self, band: Any, kept: Subgroup | None) -> dict[GroupElement, NDArray[Any]] | None:
+        """How a finite group moves the pixels, ``None`` for others and for those that leave the grid."""
+        group = self.gspace.fibergroup
+        if group.continuous if kept is None else kept.order < 0:
+            return None
+        elements = group.elements if kept is None else kept.elements
+        permutations = {g: grid_permutation(self.gspace, g, band.points) for g in elements}
+        found = {g: p for g, p in permutations.items() if p is not None}
+        return found if len(found) == len(permutations) else None
+
+    @property
+    def unbreakable(self) -> bool:
+        """Whether there is no symmetry to break, and nothing was asked to break it."""
+        return self.gspace.fibergroup.order() == 1 and len(self.pathways) == 1
+
+    @cached_property
+    def residual(self) -> tuple[Pathway, ...]:
+        """All pathways but the equivariant one."""
+        return self.pathways[1:]
+
+
+def _same_span(frame: Frame, own: Sequence[Between], equivariant: Tensor) -> bool:
+    """Whether kernels between irreps, copied to all their places, span what the layer's own equivariant kernels do."""
+    if sum(part.copies * len(part.kernels) for part in own) != len(equivariant):
+        return False
+    # a random combination lies inside another space by chance only
+    draws = torch.randn(len(equivariant), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = replace(frame, pictures=None).turned(torch.einsum("k,kois->ois", draws, equivariant)[None])
+    inside = 0.0
+    for outs, ins, kernels in own:
+        basis = orthonormal(kernels.flatten(1))
+        for a in outs:
+            for b in ins:
+                block = turned[:, a : a + kernels.shape[1], b : b + kernels.shape[2]].flatten(1)
+                inside += float((block @ basis.T).square().sum())
+    total = float(turned.square().sum())
+    return total - inside <= SAME_SPAN**2 * total
+
+
+def plan(
+    gspace: GSpace,
+    relaxation: str = "graded",
+    subgroups: Sequence[Any] | None = None,
+    basis: str = "band-limited",
+    where: str = "",
+    *,
+    frequencies: int | None = None,
+    irreps: Sequence[Any] | None = None,
+    reach: int | None = None,
+) -> Relaxation:
+    """Name the pathways of a relaxed layer.
+
+    Args:
+        gspace: the G-space of the layer.
+        relaxation, subgroups, basis, frequencies, irreps: see :class:`Freedom`.
+        where: the layer's name, for error messages.
+        reach: the highest frequency that kernels of the layer can contain, for continuous groups.
+
+    Raises:
+        SubgroupError: an id that names no subgroup, or the whole group, or the same subgroup twice.
+        ArgumentError: an unknown ``relaxation`` or ``basis``; subgroups or irreps of the trivial group, which has the
+            equivariant pathway only; irreps that the group lacks, a negative cutoff, or one that leaves no irrep at
+            all.
+
+    >>> from escnn import gspaces
+    >>> [p.name for p in plan(gspaces.rot2dOnR2(4)).pathways]
+    ['equivariant', 'irrep_1', 'irrep_2']
+    >>> [p.name for p in plan(gspaces.flipRot2dOnR2(4), subgroups=[(None, 1), (None, 4)]).pathways]
+    ['equivariant', 'C4', 'trivial']
+    >>> [p.name for p in plan(gspaces.flipRot2dOnR2(-1), frequencies=2).pathways]
+    ['equivariant', 'irrep_1,0', 'irrep_1,1', 'irrep_1,2']
+    """
+    if basis not in BASES:
+        remedy = "leave it out for the default"
+        raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis), remedy=remedy)
+    if relaxation != "graded":
+        raise ArgumentError(
+            where, expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"
+        )
+    group = gspace.fibergroup
+    if group.order() == 1 and subgroups is None and irreps is None and basis == "band-limited":
+        return Relaxation(gspace, (EQUIVARIANT,), basis)
+    if group.order() == 1 and basis != "pixel":
+        raise ArgumentError(
+            where, f"{gspace.name} has no symmetry to relax", remedy="name no subgroups and no irreps for it"
+        )
+    cutoff = _cutoff(group, frequencies, irreps, subgroups, reach, where)
+    if subgroups is not None:
+        ladder = _ladder(gspace, subgroups, where)
+        residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
+    else:
+        chosen = irreps_up_to(group, cutoff) if irreps is None else chosen_irreps(group, irreps, where)
+        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in chosen if not psi.is_trivial()]
+        if not residual:
+            problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
+            raise ArgumentError(where, problem, remedy="allow higher frequencies")
+    if basis == "pixel":
+        if not group.continuous and all(acts_on_grid(gspace, g) for g in group.elements):
+            residual.insert(0, OFF_BAND)
+        else:
+            residual.append(BEYOND_BAND)
+    return Relaxation(gspace, (EQUIVARIANT, *residual), basis, cutoff if subgroups is not None else None)
+
+
+def _cutoff(
+    group: Group,
+    frequencies: object,
+    irreps: Sequence[Any] | None,
+    subgroups: Sequence[Any] | None,
+    reach: int | None,
+    where: str,
+) -> int | None:
+    highest = checked_frequency(frequencies, where)
+    if irreps is not None and (highest is not None or subgroups is not None):
+        other = "subgroups" if subgroups is not None else "frequencies"
+        raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")
+    if highest is None:
+        if group.continuous and reach is None and irreps is None:
+            raise ArgumentError(
+                where, f"{group.name} is continuous", remedy="give the highest frequency: frequencies=..."
+            )
+        return reach if group.continuous else None
+    if any(frequency(group, psi.id) is None for psi in irreps_up_to(group, 0 if group.continuous else None)):
+        raise ArgumentError(
+            where, f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]"
+        )
+    return highest
+
+
+def _ladder(gspace: GSpace, ids: Sequence[Any], where: str) -> tuple[Subgroup, ...]:
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
+    ids = list(ids)
+    chosen = [subgroup(gspace, id, where) for id in ids]
+    if not chosen:
+        raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
+    for s in chosen:
+        if s.index == 1:
+            raise SubgroupError(
+                where,
+                f"{s.id!r} is the whole group {gspace.fibergroup.name}: nothing would be relaxed",
+                remedy="name proper subgroups only",
+            )
+    for n, s in enumerate(chosen):
+        if any(group_size(s.group) == group_size(t.group) and s <= t for t in chosen[:n]):
+            raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
+    return tuple(sorted(chosen, key=lambda s: group_size(s.group), reverse=True))

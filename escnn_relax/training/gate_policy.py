@@ -1,0 +1,183 @@
+"""Which pathways a training run opens and closes: the symmetry test opens, the evidence sizes, what has died is
+closed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sized
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import LBFGS, Optimizer
+
+from ..curvature.processes import gathered, processes
+from ..diagnosis import symmetry_test
+from ..diagnosis.exact_group import exact_group
+from ..diagnosis.strictness import kept_elements
+from ..errors import ArgumentError, RelaxError
+from ..evidence.closed_pathways import gateable, starts
+from ..evidence.evidence import Evidence
+from ..nn.evidence_record import DETERMINED
+from ..nn.gates import Gated
+from ..nn.relaxed_convolution import RelaxedConvolution
+from ..symmetry.kernels.pathway import SWITCHED_OFF
+
+__all__ = ["Gates", "LEVEL"]
+
+#: Family-wise error of each test. What it opens wrongly the evidence closes again.
+LEVEL = 0.01
+#: Random elements drawn for the null distribution: the smallest p-value is a quarter of the level.
+DRAWS = 399
+#: Groups of samples that a test randomises: as many as the loader has batches, so that it costs about an epoch, between
+#: these.
+GROUPS = 32, 64
+#: A pathway is closed when it was switched off at so many refreshes in a row.
+PATIENCE = 2
+
+
+class Gates:
+    """Keeps pathways closed until the data ask for them.
+
+    A pathway opens if :func:`~escnn_relax.symmetry_test` finds its irrep broken in its layer (adjusted p-value at most
+    :data:`LEVEL`), with the precision that the test suggests. The test runs before the training, when it is exact
+    whatever the weights, and at the first refresh: later ones can find what had no first-order way to the output
+    before; and again after each refresh at which the network was no better than a constant. Once a pathway is open they
+    test by the elements that this one keeps only, and not at all where it keeps none. The evidence closes a pathway
+    which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension
+    the data determine, at :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there are few of
+    them, so nothing thrashes.
+
+    In several processes each tests its share of the data at a share of the level, and what one of them finds opens in
+    all.
+
+    Pathways that hold weights already stay open, and those whose precision is fixed stay as they are. Where the test
+    cannot be had, all are open: they start at the precision that the evidence was made with, and :attr:`note` says why.
+
+    Args:
+        evidence: of a relaxed model.
+        loader: all the data.
+        wrapped: what is trained, the model or a ``DistributedDataParallel`` of it.
+
+    Raises:
+        ArgumentError: a ``DistributedDataParallel`` that would wait for the gradients of closed pathways, or that does
+            not know them, since they were closed when it was made.
+    """
+
+    def __init__(self, evidence: Evidence, loader: Iterable[Any], wrapped: nn.Module | None = None) -> None:
+        if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters and gateable(evidence):
+            problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
+            remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
+            raise ArgumentError("gates", problem, remedy=remedy)
+        if isinstance(wrapped, DistributedDataParallel) and _forgotten(wrapped, evidence):
+            problem = (
+                "this DistributedDataParallel was made while pathways were closed: it would not add up their gradients"
+            )
+            remedy = "call evidence.open(...) on them, or layer.open(*layer.closed), before the model is wrapped"
+            raise ArgumentError("gates", problem, got=evidence.closed[0], remedy=remedy)
+        self.evidence, self.loader = evidence, loader
+        self.note = ""
+        self.waited = False
+        self.idle: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been idle for how many refreshes, why there was no test, and whether the last refresh found
+        nothing learned."""
+        return {"idle": dict(self.idle), "note": self.note, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The way back; of a checkpoint that has none of it, all anew."""
+        self.idle, self.note = dict(state.get("idle", {})), state.get("note", "")
+        self.waited = bool(state.get("waited", False))
+
+    def start(self) -> str:
+        """Close what is zero, test, open what is broken; returns what happened, in words."""
+        known = self._free()
+        silent = [name for name, (layer, pathway) in known.items() if not bool(layer.weights[pathway].any())]
+        if not silent:
+            return ""
+        before = {name: self.evidence.log_precision[name] for name in silent}
+        self.evidence.close(silent)
+        return self._test(otherwise={n: v for n, v in before.items() if v != math.inf})
+
+    def _free(self) -> dict[str, tuple[Gated, str]]:
+        """What can be closed, but for what has a precision that is fixed."""
+        prior = self.evidence.prior
+        held = {name for group in prior.fixed for name in prior.groups[group]}
+        return {name: of for name, of in gateable(self.evidence).items() if name not in held}
+
+    def again(self) -> str:
+        """Test what is closed once more; returns what happened, in words."""
+        return self._test() if self.evidence.closed and not self.note and self._symmetric() else ""
+
+    def _symmetric(self) -> bool:
+        """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""
+        layers = {name: m for name, m in self.evidence._layers.items() if isinstance(m, RelaxedConvolution)}
+        try:
+            return len(kept_elements(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
+        except RelaxError:  # which the test itself puts into words
+            return True
+
+    def _test(self, otherwise: dict[str, float] | None = None) -> str:
+        found: dict[str, float] = {}
+        problem = ""
+        try:
+            test = symmetry_test(
+                self.evidence.model,
+                self.loader,
+                likelihood=self.evidence.likelihood,
+                draws=(DRAWS + 1) * processes() - 1,
+                groups=_groups(self.loader),
+                level=LEVEL / processes(),
+                progress=False,
+            )
+            found = starts(self.evidence, test, untold=otherwise is not None)  # later the evidence has judged these
+        except RelaxError as error:
+            problem = f"no symmetry test ({error})"
+        everywhere = gathered((found, problem))
+        problem = next((p for _, p in everywhere if p), "")
+        found = {name: value for of, _ in reversed(everywhere) for name, value in of.items()}
+        if problem:
+            self.note = problem
+            if otherwise:
+                self.evidence.open(otherwise)
+                self.note += ": all pathways are open"
+            return self.note
+        shut = set(self.evidence.closed)
+        opened = self.evidence.open({n: v for n, v in found.items() if n in shut})
+        return f"opened {', '.join(opened)}" if opened else ""
+
+    def prune(self, descent: Optimizer) -> str:
+        """Close what the evidence has switched off; to be called after its precisions moved."""
+        gammas = self.evidence.effective_dimension()
+        gone = []
+        for name, (layer, pathway) in self._free().items():
+            if pathway in layer.closed:
+                continue
+            weights = layer.weights[pathway]
+            relaxed: Any = layer
+            share = relaxed.energies().get(pathway, 0.0)
+            dead = share <= SWITCHED_OFF and gammas.get(name, math.inf) <= DETERMINED * weights.numel()
+            self.idle[name] = self.idle.get(name, 0) + 1 if dead and bool(weights.any()) else 0
+            if self.idle[name] >= PATIENCE:
+                gone.append(name)
+                descent.state.pop(weights, None)
+        if gone:
+            self.evidence.close(gone)
+            if isinstance(descent, LBFGS):
+                descent.state.clear()  # its former steps would move what has no gradient any more
+            for name in gone:
+                del self.idle[name]
+        return f"closed {', '.join(gone)}" if gone else ""
+
+
+def _groups(loader: Iterable[Any]) -> int:
+    least, most = GROUPS
+    return min(most, max(least, len(loader))) if isinstance(loader, Sized) else most
+
+
+def _forgotten(wrapped: DistributedDataParallel, evidence: Evidence) -> bool:
+    """Whether closed pathways are not among the parameters whose gradients it adds up."""
+    shut = set(evidence.closed)
+    wanted = sum(p.requires_grad or name in shut for name, p in evidence.model.named_parameters())
+    return bool(shut) and int(wrapped._get_ddp_logging_data().get("num_parameter_tensors", wanted)) < wanted

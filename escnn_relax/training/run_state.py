@@ -1,0 +1,126 @@
+"""The state of a training run: taken, stored, put back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..evidence import checkpoint as disk
+from ..evidence.closed_pathways import move_gates
+from ..evidence.evidence import Evidence
+from ..evidence.terms import EvidenceTerms
+from .gate_policy import Gates
+from .history import EpochRecord, History
+from .length_scales import Scales
+
+__all__ = ["Run", "Undo"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run consists of.
+
+    Attributes:
+        settings: what must be the same for a checkpoint to be continued.
+        scales: the length scales that the evidence moves.
+        gates: what opens and closes pathways; ``None`` if nothing does.
+    """
+
+    model: nn.Module
+    descent: Optimizer
+    schedule: Any
+    evidence: Evidence
+    loaders: tuple[Iterable[Any], Iterable[Any] | None]
+    settings: dict[str, Any]
+    scales: Scales
+    gates: Gates | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def description(self) -> dict[str, Any]:
+        """All that decides about the result, as plain values."""
+        evidence, curvature, prior = self.evidence, self.evidence.curvature, self.evidence.prior
+        described = {
+            **self.settings,
+            "parameters": {n: [str(p.dtype), *p.shape] for n, p in self.evidence.model.named_parameters()},
+            "optimiser": type(self.descent).__name__,
+            "scheduler": type(self.schedule).__name__,
+            "likelihood": curvature.likelihood.name,
+            "curvature": [curvature.approximation, curvature.samples, curvature.exact_bias],
+            "temperature": evidence.temperature,
+            "noise": evidence.noise.kind,
+            "num_data": evidence.num_data,
+            "prior": [list(prior.bounds), sorted(prior.fixed), {g: list(m) for g, m in prior.groups.items()}],
+        }
+        if self.scales:
+            described["scales"] = [self.scales.rate, *self.scales.parameters]
+        return disk.plain(described)
+
+    def save(self, path: str | Path, history: History) -> None:
+        """Write everything that :meth:`load` needs."""
+        state = {
+            "run": self.description(),
+            "model": self.evidence.model.state_dict(),
+            "optimizer": self.descent.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "evidence": self.evidence.state_dict(),
+            "scales": self.scales.state_dict(),
+            "gates": {} if self.gates is None else self.gates.state_dict(),
+            "records": [asdict(record) for record in history.records],
+            **disk.random_numbers(self.device, self.loaders),
+        }
+        disk.save(path, state)
+
+    def load(self, path: str | Path) -> list[EpochRecord]:
+        """Continue from a file; returns the epochs done so far. Nothing is touched if the file is of another run."""
+        state = disk.load(path, self.description(), self.loaders)
+        self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
+        self.evidence.model.load_state_dict(state["model"])
+        self.descent.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["scheduler"])
+        self.evidence.load_state_dict(state["evidence"])
+        self.scales.load_state_dict(state.get("scales", {}))
+        if self.gates is not None:
+            self.gates.load_state_dict(state.get("gates", {}))
+        disk.restore_random_numbers(state, self.device, self.loaders)
+        return [_record(entry) for entry in state["records"]]
+
+
+class Undo:
+    """Remembers weights, buffers, gates, optimiser and modes, to put them back after a failed epoch."""
+
+    def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
+        self.run, self.modes = run, modes
+        run.model.train()
+        self.model = {name: value.detach().clone() for name, value in run.evidence.model.state_dict().items()}
+        self.descent = copy.deepcopy(run.descent.state_dict())
+        self.precisions = dict(run.evidence.log_precision)
+
+    def __call__(self) -> None:
+        self.run.model.train()
+        evidence = self.run.evidence
+        moved = {n: v for n, v in self.precisions.items() if (v == math.inf) != (evidence.log_precision[n] == math.inf)}
+        move_gates(evidence, moved)
+        evidence.log_precision.update(self.precisions)
+        evidence.model.load_state_dict(self.model)
+        self.run.descent.load_state_dict(self.descent)
+        self.run.descent.zero_grad()
+        with torch.no_grad():
+            for module, training in self.modes:  # parents before children
+                if module.training != training:
+                    module.train(training)
+
+
+def _record(entry: dict[str, Any]) -> EpochRecord:
+    terms = entry["evidence"]
+    return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})

@@ -1,0 +1,95 @@
+"""When a training run refreshes the curvature, and how much of the data it looks at then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..curvature.enough import SAMPLES, Enough
+from ..curvature.processes import processes
+from .loaders import Onward, Part
+
+__all__ = ["Schedule", "first"]
+
+#: From one refresh to the next the number of passes grows by this factor: early the weights change much, and the rate
+#: of learning falls. Their number, and so their share of the training, falls as its length grows.
+GROWTH = 1.4
+#: Not nearer than so many epochs.
+LEAST = 2
+#: The first refresh waits for so many epochs, or this share of the training, if that is less.
+BURN_IN, FIRST = 10, 1 / 4
+#: The last of them comes where this part of the training is left, so that the weights follow it.
+END = 0.1
+#: Effective columns of the last refresh, by samples or by several for each: what the evidence says in the end is more
+#: precise.
+LAST = 4000
+
+
+class Look(NamedTuple):
+    """What a refresh looks at."""
+
+    data: Iterable[Any]
+    enough: Enough | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The epochs of the refreshes, and their parts of the data.
+
+    Attributes:
+        epochs: that end with a refresh.
+        look: what the n-th of them looks at.
+        last: what the refresh after the training looks at.
+
+    >>> Schedule.of([], 100).epochs, Schedule.of([], 20).epochs, Schedule.of([], 9, burn_in=2, every=3).epochs
+    ((10, 14, 20, 27, 38, 54, 75, 90), (5, 7, 10, 14, 18), (2, 5, 8))
+    """
+
+    epochs: tuple[int, ...]
+    look: Callable[[int], Look]
+    last: Look
+
+    @staticmethod
+    def of(
+        loader: Iterable[Any],
+        epochs: int,
+        burn_in: int | None = None,
+        every: int | None = None,
+        share: float | None = None,
+        num_data: int | None = None,
+    ) -> Schedule:
+        """Where nothing is said: geometrically spaced, each as much of the data as
+        :class:`~escnn_relax.curvature.enough.Enough` asks for.
+
+        Args:
+            share: of the batches; ``None`` for what is enough, which presupposes that ``num_data`` is known.
+        """
+        start = first(epochs) if burn_in is None else burn_in
+        if every is not None:
+            at = list(range(start, epochs, every))
+        else:
+            at, exact = [], float(start)
+            end = math.floor((1 - END) * epochs)
+            while round(exact) <= end - LEAST:
+                at.append(round(exact))
+                exact = max(exact * GROWTH, at[-1] + LEAST)
+            at += [end] if start <= end < epochs else []
+        parts = num_data is not None and share is None
+        if share is not None and share < 1:
+            Part(loader, share, 0)  # to fail before anything is trained
+        several = processes()
+
+        def look(index: int) -> Look:
+            if parts:
+                return Look(Onward(loader, index), Enough(SAMPLES / several))
+            return Look(loader if share is None or share == 1 else Part(loader, share, index), None)
+
+        columns = max(1, math.ceil(LAST / num_data)) if num_data else None
+        return Schedule(tuple(at), look, Look(loader, Enough(math.inf, columns) if parts else None))
+
+
+def first(epochs: int) -> int:
+    """The first epoch that ends with a refresh, counted from 0."""
+    return min(BURN_IN, math.ceil(FIRST * epochs))
