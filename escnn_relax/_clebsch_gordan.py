@@ -12,7 +12,7 @@ numbers, :math:`n = (2 j_1 + 1)(2 j_2 + 1)(2 j_3 + 1)`: minutes and gigabytes fr
 from __future__ import annotations
 
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from math import comb, factorial, prod
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ def clebsch_gordan(two_j1: Any, two_j2: Any, two_j3: Any, two_m1: Any, two_m2: A
     return np.where(inside, table[np.clip(m1 + j1, 0, 2 * j1), np.clip(m2 + j2, 0, 2 * j2)], 0.0)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(j1: int, j2: int, j3: int) -> NDArray[np.float64]:
     """All coefficients with ``m3 = m1 + m2``, by ``(j1 + m1, j2 + m2)``; zero where the degrees make no triangle."""
     table = np.zeros((2 * j1 + 1, 2 * j2 + 1))

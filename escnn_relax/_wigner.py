@@ -11,7 +11,7 @@ mechanics*, ch. 3).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,7 @@ def wigner_D_matrix(
     return np.ascontiguousarray((basis @ complex_matrix @ basis.conj().T).real)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _generators(degree: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Diagonal of J_z, eigenvalues and -vectors of J_y, and the change of basis from complex to real harmonics."""
     m = np.arange(-degree, degree + 1)

@@ -19,7 +19,6 @@ import warnings
 warnings.filterwarnings("ignore", message="`py3nj` package not found")  # escnn does without it
 
 from pathlib import Path  # noqa: E402
-from typing import Optional  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

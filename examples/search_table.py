@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from functools import lru_cache
+from functools import lru_cache, cache
 from itertools import product
 from pathlib import Path
 from collections.abc import Sequence
@@ -115,7 +115,7 @@ def build(kind: str, genome: Sequence[str] | None, fields: int, size: dict) -> n
     return model.train()
 
 
-@lru_cache(maxsize=None)
+@cache
 def width(kind: str, genome: tuple[str, ...] | None, size: str) -> int:
     """The number of fields, up to that of the size, at which the number of weights is closest to the static D4
     network's."""

@@ -1,6 +1,6 @@
 """Groups of the plane, field types and kernel sizes that go together, and exact actions of a group on pixels."""
 
-from functools import lru_cache
+from functools import lru_cache, cache
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ ON_GRID = ("C2", "C4", "D1", "D2", "D4")
 SIZES = (1, 3, 5)
 
 
-@lru_cache(maxsize=None)
+@cache
 def space(name):
     """The G-space of a group by its name, e.g. ``"C8"`` or ``"D4"``; ``"D1"`` is a single reflection."""
     family, order = name[0], int(name[1:])
@@ -39,7 +39,7 @@ def kinds(name):
     return ("trivial", "regular", "irreps", "interleaved") + (("quotient",) if quotient else ())
 
 
-@lru_cache(maxsize=None)
+@cache
 def field_type(name, kind="regular", copies=1):
     """A field type of one of the :func:`kinds`; ``interleaved`` has equal fields in several places."""
     s = space(name)

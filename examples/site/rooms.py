@@ -16,7 +16,8 @@ ROOMS = {
     "nn": "layers that may break their symmetry",
     "diagnosis": "which layer breaks which symmetry, before anything is trained",
     "morphism": "from module to module",
-    "evidence": "the log marginal likelihood and training by it",
+    "evidence": "the log marginal likelihood, and the verdicts that it gives",
+    "training": "weights and prior precisions together",
     "search": "architecture searches",
     "report": "what each layer learned",
     "symmetry": "subgroups, kernels by irrep, measured equivariance",
@@ -74,7 +75,7 @@ def room(name: str) -> str:
         else:
             text += entry(f"escnn_relax.{name}.{n}")
         shown.add(id(thing))
-    files = sorted((ROOT / name).glob("[!_]*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
+    files = sorted((ROOT / name).rglob("[!_]*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
     for path in files:
         dotted = ".".join(["escnn_relax", *path.relative_to(ROOT).with_suffix("").parts])
         module = importlib.import_module(dotted)

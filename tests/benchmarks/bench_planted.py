@@ -15,12 +15,13 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from functools import lru_cache
+from functools import lru_cache, cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from collections.abc import Callable, Iterator
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "symmetry"), str(TESTS / "diagnosis")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -48,7 +49,7 @@ LEVELS = {"clear": (80, 0.3, 20), "faint": (20, 1.0, 5), "unfinished": (20, 0.3,
 TURN = 0.1
 
 
-@lru_cache(maxsize=None)
+@cache
 def space_of(name: str) -> Any:
     return {"SO(3)": axes.SO3, "O(3)": axes.O3}.get(name) or planted_data.space_of(name)
 

@@ -20,7 +20,7 @@ CASES = {
 
 def measure(space, id, kind, width, size, what):
     import torch
-    from escnn import gspaces, nn
+    from escnn import nn
 
     from escnn_relax.morphism.restrict.network import restrict
     from escnn_relax.symmetry.groups.restriction import restriction

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "symmetry"), str(TESTS / "diagnosis")]
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import torch  # noqa: E402

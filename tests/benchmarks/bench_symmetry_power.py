@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "symmetry"), str(TESTS / "diagnosis")]
 
 import matplotlib  # noqa: E402
 import torch  # noqa: E402

@@ -11,7 +11,7 @@ from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
 
-from escnn_relax import Evidence, relax
+from escnn_relax import Evidence
 from escnn_relax.curvature import approximation as recipe
 from escnn_relax.curvature.sums import row_sample, sketched
 from escnn_relax.curvature.sums.accumulation import Batch

@@ -15,7 +15,6 @@ from escnn_relax.evidence.verdicts import subgroup_cost as demanding
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bench_planted as bench  # noqa: E402
 
 slow = pytest.mark.slow

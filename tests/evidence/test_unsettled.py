@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from escnn import gspaces
 from planted_data import filtered, plane_type, space_of
 from test_subgroup_cost import CASES, Map, at_the_mode, demanding, linear, log_evidence, planar, precisions
 from test_joint_curvature import EXACT, few, half_seen
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax import Evidence, fit, relax, survivors
+from escnn_relax import Evidence, fit, survivors
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.evidence.verdicts.joint_curvature import JointCurvature
 from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_all

@@ -7,7 +7,6 @@ import pytest
 import torch
 from fields import SINGLE
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from translation_networks import LargestGrid, Network  # noqa: E402
 

@@ -12,7 +12,7 @@ from escnn import nn as enn
 from escnn_relax import Evidence, relax, report, survivors
 from escnn_relax.evidence.verdicts import survivors as survival
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
-from tests.test_fit import Net, loader, net
+from test_fit import Net, loader, net
 
 matplotlib.use("Agg")
 

@@ -16,7 +16,6 @@ from torch import nn
 from escnn_relax import harden, relax
 from escnn_relax.errors import UnsupportedModuleError
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import networks  # noqa: E402
 

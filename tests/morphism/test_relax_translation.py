@@ -4,7 +4,6 @@ import copy
 import math
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
@@ -20,7 +19,7 @@ from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, Uns
 from escnn_relax.nn import DensePathway, FactoredPathway, RelaxedTranslation, SparseR2Conv, SparseR3Conv
 from escnn_relax.symmetry.grid.field_action import transform_field
 from escnn_relax.symmetry.grid.sites import largest_permuting
-from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
+from escnn_relax.symmetry.groups.lattice import subgroups
 
 EXACT = 1e-10
 #: escnn samples its kernels, and we keep positions of anchors, in float32; interpolation between crowded anchors

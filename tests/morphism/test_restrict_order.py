@@ -20,7 +20,6 @@ from escnn_relax import RelaxError, restrict
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from escnn_relax.morphism.restrict.relabel import Relabel
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import networks  # noqa: E402
 

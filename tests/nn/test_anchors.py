@@ -22,7 +22,6 @@ from escnn_relax.nn.translation.anchors import Anchors, length_scales
 from escnn_relax.symmetry.grid.interpolation import interpolation, noise_needed
 from escnn_relax.symmetry.groups.lattice import subgroup
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 C4, D4 = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)
 #: half precision of the weights, not of the positions, absolute for outputs up to 3

@@ -71,8 +71,8 @@ def test_another_process_reads_what_this_one_wrote(folder):
     first = rows()
     script = """
 import sys, torch
-sys.path.insert(0, "tests")
-from escnn_relax.symmetry import relaxation
+sys.path[:0] = ["tests", "tests/symmetry"]
+from escnn_relax.symmetry.kernels import relaxation
 relaxation.Relaxation._split = None  # building would fail
 from test_kernel_cache import rows
 torch.save(rows(), sys.argv[1])

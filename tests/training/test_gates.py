@@ -26,7 +26,6 @@ from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 #: A log precision at which what it holds down, exp(-60) = 1e-26, is below every rounding.
 LIMIT = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from escnn.gspaces import GSpace
@@ -100,7 +100,7 @@ class Ladder:
     def random(self, stages: int, draw: random.Random) -> Genome:
         """One of all genomes of so many stages, each with the same probability."""
 
-        @lru_cache(maxsize=None)
+        @cache
         def count(stage: int, name: str) -> int:
             return 1 if stage == stages else sum(count(stage + 1, n) for n in self._within(name))
 
