@@ -68,10 +68,10 @@ class RelaxError(Exception):
     All of it is kept as attributes:
 
     >>> try:
-    ...     raise ArgumentError("energy", expected="a fraction in 0 ... 1", got=2, remedy="leave it out for the default")
+    ...     raise ArgumentError("energy", expected="a fraction in 0 ... 1", got=2, remedy="leave it out")
     ... except RelaxError as error:
     ...     print(error.where, error.got, error.remedy, sep=" | ")
-    energy | 2 | leave it out for the default
+    energy | 2 | leave it out
     """
 
     def __init__(

@@ -67,7 +67,8 @@ class Batches:
             of the likelihood, or want to be asked in another way than ``model(input)``.
 
     >>> import torch
-    >>> loader = Batches([{"image": torch.zeros(4, 1), "class": torch.ones(4), "path": "a"}], lambda b: (b["image"], b["class"]))
+    >>> batch = {"image": torch.zeros(4, 1), "class": torch.ones(4), "path": "a"}
+    >>> loader = Batches([batch], lambda b: (b["image"], b["class"]))
     >>> next(iter(loader)).target
     tensor([1., 1., 1., 1.])
     >>> from escnn_relax import Evidence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from .samples import raw
 
 __all__ = ["Gradients", "Probe", "relaxed_copy", "settle", "start_anew"]
 
-Objective = Union[Likelihood, Callable[[Any, Tensor], Tensor]]
+Objective = Likelihood | Callable[[Any, Tensor], Tensor]
 
 
 def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:

@@ -52,8 +52,10 @@ def notes(
         )
     beyond = [t for t in tests if not math.isnan(t.explained_effect)]
     if beyond:
-        said.append("Effects beyond the exact elements, and what the pixels explain: the same after turning each sample by a random "
-                    "element, interpolated.")  # fmt: skip
+        said.append(
+            "Effects beyond the exact elements, and what the pixels explain: the same after turning each sample by a"
+            " random element, interpolated."
+        )
         said += [f"  {t.layer} {t.pathway}: {t.inexact_effect:.1e}, explained {t.explained_effect:.1e}" for t in beyond]
     if found.repeated:
         said.append(f"{found.repeated} samples came again; they share the random element of their first appearance.")
@@ -117,15 +119,21 @@ def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
     """Inputs alone, or the question."""
     both = sorted({t.layer for t in broken if t.cause != "question"})
     if not both:
-        return ["The inputs alone are not contradicted, as far as half the squared norm of the outputs tells: it is the question that "
-                "breaks the symmetry."]  # fmt: skip
+        question = (
+            "The inputs alone are not contradicted, as far as half the squared norm of the outputs tells: it is the"
+            " question that breaks the symmetry."
+        )
+        return [question]
     said = (
         f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from"
         " this: "
     )
     if converged <= CONVERGED:
-        return [said + "but the strict weights have converged, and what is left in a broken pathway then comes from the question, as "
-                "far as the strict network fits."]  # fmt: skip
+        converged_weights = (
+            "but the strict weights have converged, and what is left in a broken pathway then comes from the question,"
+            " as far as the strict network fits."
+        )
+        return [said + converged_weights]
     return [said + "train the strict network and test it again; what is left then comes from the question."]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Union
 
 from ..errors import ArgumentError, CoverageError
 
@@ -14,7 +13,7 @@ __all__ = ["Prior", "Ties"]
 BOUNDS = (-12.0, 16.0)
 
 #: How precisions may be tied: each parameter by itself, by layer, all together, or as a table or a function says.
-Ties = Union[str, Mapping[str, str], Callable[[str], str]]
+Ties = str | Mapping[str, str] | Callable[[str], str]
 
 
 @dataclass(frozen=True)

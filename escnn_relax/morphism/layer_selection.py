@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Union
+from typing import Any
 
 from torch import nn
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError, nearest
 __all__ = ["LayerPredicate", "LayerSelection", "check_names", "layer_predicate"]
 
 #: A layer's name, several names (as in ``model.named_modules()``), a function of name and module, or ``None`` for all.
-LayerSelection = Union[None, str, Iterable[str], Callable[[str, nn.Module], bool]]
+LayerSelection = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 
 #: Whether a layer is meant, from its name and itself.
 LayerPredicate = Callable[[str, Any], bool]

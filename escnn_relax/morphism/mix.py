@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ _MIXED = {kind._strict: kind for kind in _KINDS}
 _KNOWN = "layer that can be mixed"
 
 #: Which groups a layer mixes: the same for all, by the layer's name, or as a function of name and module says.
-Choice = Union[Sequence[Any], Mapping[str, Sequence[Any]], Callable[[str, nn.Module], Sequence[Any] | None]]
+Choice = Sequence[Any] | Mapping[str, Sequence[Any]] | Callable[[str, nn.Module], Sequence[Any] | None]
 
 
 def mix(

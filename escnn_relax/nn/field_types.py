@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Union
-
 from escnn.nn import FieldType, GeometricTensor
 from torch import nn
 
@@ -12,7 +10,7 @@ from ..errors import ArgumentError, FieldTypeError
 __all__ = ["PlainLayer", "check_input", "check_types"]
 
 #: The layers of torch that compute what a relaxed layer computes.
-PlainLayer = Union[nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d]
+PlainLayer = nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def check_input(input: object, in_type: FieldType, where: str) -> None:

@@ -17,8 +17,8 @@ class RelaxedLinear(RelaxedConvolution):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
-    Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies``
-    and ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
+    Constructed like :class:`escnn.nn.Linear`, plus ``relaxation``, ``subgroups``, ``basis``, ``frequencies`` and
+    ``irreps`` as for :class:`RelaxedR2Conv`, with the same errors. A linear map is a convolution over a single point.
 
     >>> from escnn import gspaces, group, nn
     >>> space = gspaces.no_base_space(group.cyclic_group(4))

@@ -47,7 +47,8 @@ class Units:
         step: by what its steps are longer, the geometric mean of the outputs' standard deviations.
         size: mean square of its bias.
 
-    >>> [[p.shape for p in group["params"]] for group in Units("1", 5.0, 9.0).groups(nn.Sequential(nn.ReLU(), nn.Linear(3, 1)), 0.01)]
+    >>> groups = Units("1", 5.0, 9.0).groups(nn.Sequential(nn.ReLU(), nn.Linear(3, 1)), 0.01)
+    >>> [[p.shape for p in group["params"]] for group in groups]
     [[], [torch.Size([1, 3]), torch.Size([1])]]
     """
 

@@ -230,7 +230,8 @@ def survivors(
     >>> from escnn_relax import relax
     >>> space = gspaces.flipRot2dOnR2(4)
     >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
-    >>> model = relax(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields), enn.R2Conv(fields, fields, 3)))
+    >>> first, last = enn.R2Conv(gray, fields, 5), enn.R2Conv(fields, fields, 3)
+    >>> model = relax(enn.SequentialModule(first, enn.ReLU(fields), last))
     >>> _ = nn.init.normal_(model[2].weights["irrep_0,2"])
     >>> [s.subgroup.name for s in survivors(model).layers]
     ['D4', 'D2_0deg']

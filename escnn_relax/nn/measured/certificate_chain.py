@@ -73,7 +73,8 @@ def certify_chain(model: nn.Module, input_shape: Sequence[int], work: float = WO
     True
     >>> _ = torch.nn.init.constant_(one.weights["irrep_2"], 0.1)
     >>> broken = certify_chain(chain, (1, 4, 9, 9))
-    >>> broken.error == broken.layers[0].bound * broken.layers[1].norm.bound + broken.layers[1].bound * broken.layers[0].norm.bound
+    >>> first, second = broken.layers
+    >>> broken.error == first.bound * second.norm.bound + second.bound * first.norm.bound
     True
     """
     where = type(model).__name__

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ __all__ = ["SparseConvolution", "SparseR2Conv", "SparseR3Conv"]
 
 PADDINGS = ("zeros", "reflect", "replicate", "circular")
 #: One number for all axes, or one for each.
-Sizes = Union[int, Sequence[int]]
+Sizes = int | Sequence[int]
 
 
 class SparseConvolution(EquivariantModule):

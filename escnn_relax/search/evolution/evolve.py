@@ -7,7 +7,7 @@ it: selection by the log evidence, which needs no validation data; any group, mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +18,8 @@ from .results import Evolved
 
 __all__ = ["evolve", "random_search", "static"]
 
-Score = Optional[Callable[[nn.Module], float]]
-Model = Union[nn.Module, Callable[[], nn.Module]]
+Score = Callable[[nn.Module], float] | None
+Model = nn.Module | Callable[[], nn.Module]
 
 
 def evolve(

@@ -51,7 +51,8 @@ class Differentiated:
             evaluation mode, on the held-out data where there are some, else on the training data), ``None`` without
             discretising.
 
-    >>> kept = Differentiated(nn.Identity(), nn.Identity(), {"conv": "C2"}, SharesHistory({}, (0,), {}, ()), (0.20, 0.23))
+    >>> shares = SharesHistory({}, (0,), {}, ())
+    >>> kept = Differentiated(nn.Identity(), nn.Identity(), {"conv": "C2"}, shares, (0.20, 0.23))
     >>> kept.table().splitlines()[-1]
     'kept: C2; loss 0.2000 → 0.2300'
     """

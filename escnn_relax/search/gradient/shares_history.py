@@ -43,7 +43,8 @@ class SharesHistory:
         shares: for each layer one tuple of shares a recorded step, in the order of its groups (fractions).
         epochs: what happened in each epoch.
 
-    >>> moved = SharesHistory({"conv": ("C4", "C1")}, (0, 1), {"conv": ((0.5, 0.5), (0.9, 0.1))}, (SearchEpoch("search", 0, 1.2),))
+    >>> epochs = (SearchEpoch("search", 0, 1.2),)
+    >>> moved = SharesHistory({"conv": ("C4", "C1")}, (0, 1), {"conv": ((0.5, 0.5), (0.9, 0.1))}, epochs)
     >>> moved.final()
     {'conv': {'C4': 0.9, 'C1': 0.1}}
     >>> print(moved)

@@ -10,7 +10,7 @@ numbers are kept as 155 520 numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import torch
 from escnn.group import Representation
@@ -138,4 +138,4 @@ class Composed:
 
 
 #: The kernels of one pathway between two representations: all of them, or by pairs of irreps.
-Kernels = Union[Tensor, Composed]
+Kernels = Tensor | Composed
