@@ -143,9 +143,8 @@ class Curvature:
             MemoryLimitError: less ``memory`` than a single sample takes.
 
         The model is in evaluation mode meanwhile: batch normalisation takes its running statistics, which do not move,
-            and
-        dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the curvature
-        that of one draw.
+        and dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the
+        curvature that of one draw.
         """
         check_weights(self.model)
         check_alike(self.model)

@@ -20,7 +20,8 @@ from ..symmetry.groups.irreps import highest_frequency, instantiate
 from ..symmetry.kernels import kernel_cache
 from ..symmetry.kernels.irrep_pairs import Kernels
 from ..symmetry.kernels.pathway import EQUIVARIANT, Pathway
-from ..symmetry.kernels.relaxation import Freedom, Relaxation, plan
+from ..symmetry.kernels.plan import Freedom, plan
+from ..symmetry.kernels.relaxation import Relaxation
 from ..symmetry.kernels.sampling import Band, FiberBand, band_of
 from .escnn_surface import EscnnSurface
 from .evidence_record import Recorded

@@ -15,7 +15,7 @@ from escnn_relax.nn.kernels.pair_sum import ComposedBasis
 from escnn_relax.symmetry.kernels import kernel_cache, patterns, relaxation
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.irrep_pairs import Composed
-from escnn_relax.symmetry.kernels.relaxation import plan
+from escnn_relax.symmetry.kernels.plan import plan
 
 #: Sums in single precision of what is sampled in single precision.
 SINGLE = 1e-6 + accumulated(torch.float32, 128)

@@ -33,7 +33,7 @@ from hypothesis import given, settings
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.symmetry.kernels.graded import fixed_kernels, fixed_vectors, isotypic_kernels, isotypic_tuples
 from escnn_relax.symmetry.grid.kernel_action import grid_permutation, isotypic_projection, transform_kernels
-from escnn_relax.symmetry.kernels.relaxation import plan
+from escnn_relax.symmetry.kernels.plan import plan
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.kernels.linear_algebra import complement, orthonormal
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups

@@ -6,6 +6,7 @@ from escnn import gspaces, nn
 from fields import outside, same_spans, space
 
 from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, relaxation
+from escnn_relax.symmetry.kernels.plan import plan
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.input_irreps import Splitting
 from escnn_relax.symmetry.kernels.linear_algebra import sectioned
@@ -24,7 +25,7 @@ def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", s
         nn.FieldType(gspace, [in_repr]), nn.FieldType(gspace, [out_repr]), size, initialize=False, recompute=True
     )
     (kernels,) = [b for name, b in conv.named_buffers() if name.endswith("sampled_basis")]
-    found = relaxation.plan(gspace, basis=basis).bases(Band.of(conv), in_repr, out_repr, kernels)
+    found = plan(gspace, basis=basis).bases(Band.of(conv), in_repr, out_repr, kernels)
     return {name: rows.flatten(1) for name, rows in found.items()}
 
 

@@ -8,13 +8,12 @@ D_N                 ``(None, M)`` rotations, ``(k, M)`` rotations and the flip `
 SO(2)               ``M`` rotations, ``-1`` all of them
 O(2)                ``(None, M)``, ``(None, -1)``, ``(theta, M)``, ``(theta, -1)``; theta a float, twice the axis
 SO(3)               ``'so3'``, ``'ico'``, ``'octa'``, ``'tetra'``, ``(False, M)`` turns about z, ``(True, M)`` with
-flips of z O(3)                ``'o3'``, ``'so3'``, ``(inversion, 'ico' | 'octa' | 'tetra')``, ``(inversion, flips,
-M)``, ``('cone', M)``,
-                    ``'fulltetra'``, ``('twisted', id, id)`` of SO(3)
+                    flips of z
+O(3)                ``'o3'``, ``'so3'``, ``(inversion, 'ico' | 'octa' | 'tetra')``, ``(inversion, flips, M)``,
+                    ``('cone', M)``, ``'fulltetra'``, ``('twisted', id, id)`` of SO(3)
 tetrahedral         ``'tetra'``, ``(False, 1 | 2 | 3)``, ``(True, 2)``
 octahedral          ``'octa'``, ``'tetra'``, ``(False, 1 | 2 | 3 | 4)``, ``(True, 2 | 3 | 4)``, ``('edges', 1 | 2)``:
-the half turn
-                    about an axis through two edges, and the Klein group of two such
+                    the half turn about an axis through two edges, and the Klein group of two such
 icosahedral         ``'ico'``, ``'tetra'``, ``(False, 1 | 2 | 3 | 5)``, ``(True, 2 | 3 | 5)``
 G1 x G2             ``(id1, id2)``, and with two elements in G1 ``('twisted', id, id)`` of G2
 ==================  ==================================================================================

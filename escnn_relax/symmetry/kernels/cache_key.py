@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import escnn
 import numpy as np
 import torch
 from escnn.group import GroupElement, Representation
+from escnn.gspaces import GSpace
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .pathway import Pathway
 from .sampling import Band, FiberBand
-
-if TYPE_CHECKING:
-    from .relaxation import Relaxation
 
 __all__ = ["KERNEL_VERSION", "cache_key"]
 
@@ -33,8 +33,27 @@ def _fingerprint() -> bytes:
     return hashlib.sha256(f"{KERNEL_VERSION} {escnn.__version__} {torch.__version__}".encode()).digest()
 
 
+class PathwayPlan(Protocol):
+    """What a hash of kernels asks of their plan: :class:`~escnn_relax.symmetry.kernels.relaxation.Relaxation` has it."""
+
+    @property
+    def gspace(self) -> GSpace: ...
+
+    @property
+    def pathways(self) -> tuple[Pathway, ...]: ...
+
+    @property
+    def basis(self) -> str: ...
+
+    @property
+    def frequencies(self) -> int | None: ...
+
+    @property
+    def generators(self) -> Mapping[str | None, Sequence[tuple[GroupElement, NDArray[Any] | None]]]: ...
+
+
 def cache_key(
-    relaxation: Relaxation,
+    relaxation: PathwayPlan,
     band: Band | FiberBand,
     in_repr: Representation,
     out_repr: Representation,
@@ -57,7 +76,7 @@ def cache_key(
                 value = (value.shape, (np.round(value.astype(np.float64), 6) + 0.0).tobytes())  # no negative zeros
             digest.update(repr(value).encode() + b"|")
 
-    def add_actions(generators: list[tuple[GroupElement, NDArray[Any] | None]]) -> None:
+    def add_actions(generators: Sequence[tuple[GroupElement, NDArray[Any] | None]]) -> None:
         for element, action in generators:
             if action is not None:
                 add(np.asarray(action))

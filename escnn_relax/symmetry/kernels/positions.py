@@ -196,8 +196,7 @@ class Positions:
         r"""Turns followed uphill on the trigonometric polynomial, the highest first, shape ``(n, 3)``.
 
         By damped Newton steps: with :math:`A = \psi M \psi^\top`, a further turn by v changes :math:`\mathrm{tr}(U A)`
-            by
-        :math:`\sum_a v_a \mathrm{tr}(U [G_a, A]) + \tfrac12 \sum_{ab} v_a v_b \mathrm{tr}(U [G_a, [G_b, A]])`.
+        by :math:`\sum_a v_a \mathrm{tr}(U [G_a, A]) + \tfrac12 \sum_{ab} v_a v_b \mathrm{tr}(U [G_a, [G_b, A]])`.
         """
         damping = torch.ones(len(vectors), dtype=torch.float64)
         value, gradient, hessian = self._expanded(projections, vectors)

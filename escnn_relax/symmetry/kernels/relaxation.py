@@ -1,6 +1,6 @@
-"""Which pathways a relaxed layer has, and the mutually orthogonal kernels of each.
+"""The mutually orthogonal kernels of each pathway of a relaxed layer.
 
-The plan is made once for a layer (:func:`plan`), the kernels once for each pair of an input and an output
+The plan is made once for a layer (:mod:`escnn_relax.symmetry.kernels.plan`), the kernels once for each pair of an input and an output
 representation (:meth:`Relaxation.bases`), of large ones for each pair of irreps. Later pathways are orthogonal to
 earlier ones on the pixel grid, in the order of the plan, and orthonormal among themselves. Kernels are kept in memory
 and on disk, see :mod:`escnn_relax.symmetry.kernels.kernel_cache`.
@@ -8,38 +8,32 @@ and on disk, see :mod:`escnn_relax.symmetry.kernels.kernel_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from escnn.group import Group, GroupElement, Representation
+from escnn.group import GroupElement, Representation
 from escnn.gspaces import GSpace
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import ArgumentError, SubgroupError
-from ..grid.field_action import acts_on_grid
 from ..grid.kernel_action import grid_permutation, isotypic_projection
 from ..groups.decomposition import generating_elements
-from ..groups.irreps import checked_frequency, chosen_irreps, frequency, irreps_up_to
+from ..groups.irreps import irreps_up_to
 from ..groups.lattice import Subgroup, subgroup
-from ..groups.subgroup import group_size
 from . import kernel_cache
 from .cache_key import cache_key
 from .graded import fixed_kernels, isotypic_kernels
 from .input_irreps import Splitting
 from .irrep_pairs import Between, Composed, Frame, Kernels, frame_of, irrep_places
 from .linear_algebra import complement, orthonormal
-from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
+from .pathway import BEYOND_BAND, EQUIVARIANT, Pathway
 from .patterns import Patterns, patterns_of
 from .sampling import Band, FiberBand, Sampler
 
-__all__ = ["Freedom", "Relaxation", "plan", "BASES"]
-
-#: Band-limited as escnn's own kernels are, or complete on the pixel grid.
-BASES = ("band-limited", "pixel")
+__all__ = ["Relaxation"]
 
 #: From so many entries of one kernel (output x input x pixels) on, kernels are solved and kept by pairs of irreps.
 COMPOSED_ABOVE = 10_000
@@ -52,39 +46,13 @@ SAME_SPAN = 1e-4
 
 
 @dataclass(frozen=True)
-class Freedom:
-    """The ways in which a layer may break its symmetry, as a user asks for them: the arguments of every relaxed layer.
-
-    Attributes:
-        relaxation: ``"graded"``: one residual pathway for each non-trivial irrep of the group.
-        subgroups: ids of proper subgroups, as ``gspace.restrict`` takes them; instead of the grading, one residual
-            pathway for each: the kernels equivariant under it, orthogonal to what larger subgroups already span. The
-            trivial subgroup is the classical residual pathway.
-        basis: ``"band-limited"`` as escnn's kernels are, or ``"pixel"``: complete on the pixel grid. The part of a
-            symmetry that the grid has exactly is then split off pixel by pixel, and what the named pathways leave out
-            becomes the pathway ``off_band``.
-        frequencies: only irreps up to this frequency. By default all irreps of a finite group, and of a continuous one
-            all that kernels of the layer can contain: the highest frequencies of the input's and the output's irreps
-                and
-            of the kernel's band limit, added up. ``irreps_up_to`` says what the frequency of an irrep is.
-        irreps: ids of the irreps that get a pathway, instead of ``frequencies``.
-    """
-
-    relaxation: str = "graded"
-    subgroups: Sequence[Any] | None = None
-    basis: str = "band-limited"
-    frequencies: int | None = None
-    irreps: Sequence[Any] | None = None
-
-
-@dataclass(frozen=True)
 class Relaxation:
     """The ways in which a layer on ``gspace`` may break its symmetry.
 
     Attributes:
         gspace: the G-space whose group is relaxed.
         pathways: the equivariant one first, then the residual ones in the order of the grading.
-        basis: one of :data:`BASES`.
+        basis: one of :data:`~escnn_relax.symmetry.kernels.plan.BASES`.
         frequencies: the highest frequency of the irreps in which a subgroup's kernels are looked for; ``None`` for all
             irreps of a finite group.
     """
@@ -254,113 +222,3 @@ def _same_span(frame: Frame, own: Sequence[Between], equivariant: Tensor) -> boo
                 inside += float((block @ basis.T).square().sum())
     total = float(turned.square().sum())
     return total - inside <= SAME_SPAN**2 * total
-
-
-def plan(
-    gspace: GSpace,
-    relaxation: str = "graded",
-    subgroups: Sequence[Any] | None = None,
-    basis: str = "band-limited",
-    where: str = "",
-    *,
-    frequencies: int | None = None,
-    irreps: Sequence[Any] | None = None,
-    reach: int | None = None,
-) -> Relaxation:
-    """Name the pathways of a relaxed layer.
-
-    Args:
-        gspace: the G-space of the layer.
-        relaxation, subgroups, basis, frequencies, irreps: see :class:`Freedom`.
-        where: the layer's name, for error messages.
-        reach: the highest frequency that kernels of the layer can contain, for continuous groups.
-
-    Raises:
-        SubgroupError: an id that names no subgroup, or the whole group, or the same subgroup twice.
-        ArgumentError: an unknown ``relaxation`` or ``basis``; subgroups or irreps of the trivial group, which has the
-            equivariant pathway only; irreps that the group lacks, a negative cutoff, or one that leaves no irrep at
-            all.
-
-    >>> from escnn import gspaces
-    >>> [p.name for p in plan(gspaces.rot2dOnR2(4)).pathways]
-    ['equivariant', 'irrep_1', 'irrep_2']
-    >>> [p.name for p in plan(gspaces.flipRot2dOnR2(4), subgroups=[(None, 1), (None, 4)]).pathways]
-    ['equivariant', 'C4', 'trivial']
-    >>> [p.name for p in plan(gspaces.flipRot2dOnR2(-1), frequencies=2).pathways]
-    ['equivariant', 'irrep_1,0', 'irrep_1,1', 'irrep_1,2']
-    """
-    if basis not in BASES:
-        remedy = "leave it out for the default"
-        raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis), remedy=remedy)
-    if relaxation != "graded":
-        raise ArgumentError(
-            where, expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"
-        )
-    group = gspace.fibergroup
-    if group.order() == 1 and subgroups is None and irreps is None and basis == "band-limited":
-        return Relaxation(gspace, (EQUIVARIANT,), basis)
-    if group.order() == 1 and basis != "pixel":
-        raise ArgumentError(
-            where, f"{gspace.name} has no symmetry to relax", remedy="name no subgroups and no irreps for it"
-        )
-    cutoff = _cutoff(group, frequencies, irreps, subgroups, reach, where)
-    if subgroups is not None:
-        ladder = _ladder(gspace, subgroups, where)
-        residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
-    else:
-        chosen = irreps_up_to(group, cutoff) if irreps is None else chosen_irreps(group, irreps, where)
-        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in chosen if not psi.is_trivial()]
-        if not residual:
-            problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
-            raise ArgumentError(where, problem, remedy="allow higher frequencies")
-    if basis == "pixel":
-        if not group.continuous and all(acts_on_grid(gspace, g) for g in group.elements):
-            residual.insert(0, OFF_BAND)
-        else:
-            residual.append(BEYOND_BAND)
-    return Relaxation(gspace, (EQUIVARIANT, *residual), basis, cutoff if subgroups is not None else None)
-
-
-def _cutoff(
-    group: Group,
-    frequencies: object,
-    irreps: Sequence[Any] | None,
-    subgroups: Sequence[Any] | None,
-    reach: int | None,
-    where: str,
-) -> int | None:
-    highest = checked_frequency(frequencies, where)
-    if irreps is not None and (highest is not None or subgroups is not None):
-        other = "subgroups" if subgroups is not None else "frequencies"
-        raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")
-    if highest is None:
-        if group.continuous and reach is None and irreps is None:
-            raise ArgumentError(
-                where, f"{group.name} is continuous", remedy="give the highest frequency: frequencies=..."
-            )
-        return reach if group.continuous else None
-    if any(frequency(group, psi.id) is None for psi in irreps_up_to(group, 0 if group.continuous else None)):
-        raise ArgumentError(
-            where, f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]"
-        )
-    return highest
-
-
-def _ladder(gspace: GSpace, ids: Sequence[Any], where: str) -> tuple[Subgroup, ...]:
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
-    ids = list(ids)
-    chosen = [subgroup(gspace, id, where) for id in ids]
-    if not chosen:
-        raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
-    for s in chosen:
-        if s.index == 1:
-            raise SubgroupError(
-                where,
-                f"{s.id!r} is the whole group {gspace.fibergroup.name}: nothing would be relaxed",
-                remedy="name proper subgroups only",
-            )
-    for n, s in enumerate(chosen):
-        if any(group_size(s.group) == group_size(t.group) and s <= t for t in chosen[:n]):
-            raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
-    return tuple(sorted(chosen, key=lambda s: group_size(s.group), reverse=True))
