@@ -3,7 +3,16 @@
 :mod:`.conventions` fixes the symbols and the scalings that all files here use.
 """
 
+from .approximation import Approximation
 from .curvature import Curvature, CurvatureEstimate
 from .factors import DenseFactor, DiagonalFactor, Factor, KroneckerFactor
 
-__all__ = ["Curvature", "CurvatureEstimate", "DenseFactor", "DiagonalFactor", "Factor", "KroneckerFactor"]
+__all__ = [
+    "Approximation",
+    "Curvature",
+    "CurvatureEstimate",
+    "DenseFactor",
+    "DiagonalFactor",
+    "Factor",
+    "KroneckerFactor",
+]

@@ -1,88 +1,169 @@
-"""Which approximation each parameter gets."""
+"""What an approximation of the curvature is: how a layer's weights are summed over the data, and what that ends in.
+
+A new one is one class, which users pass as ``curvature=``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
 
-from ..errors import ArgumentError
-from .conventions import APPROXIMATIONS
+import torch
+from torch import Tensor
 
-__all__ = ["draws", "recipe", "AUTOMATIC"]
+from ..errors import CurvatureError
+from .factors import Factor
+from .layers.extraction import Use
+from .layers.linear_map import LinearMap, WeightBlock
+from .sums.moments import accurate
 
-#: The name of the choice by size.
-AUTOMATIC = "auto"
+__all__ = ["Approximation", "Batch"]
 
-#: ``auto`` is exact for parameters of at most so many weights, and ``expand`` for the others: in
-#: ``tests/benchmarks/curvature.md`` that decides as exact blocks do in more than 99 % of the cases, at 1.7 times the
-#: cost of ``expand`` (98 %), while the cost of exact blocks grows with the square of the number of weights.
-LARGEST_EXACT = 256
-
-
-#: Bytes that exact blocks take for each of their entries, and the part of the memory that is left to them.
-BYTES, EXACT_PART = 16, 1 / 4
-
-#: ``auto`` sketches A in layers whose kernels see more than so many numbers (input channels of a group x sites). There
-#: the cost of forming and decomposing it, which grows with the cube, overtakes that of the sketch, which does not.
-LARGEST_PATCH = 1024
-
-#: Up to so many columns a sample (outputs x places) are taken one by one; of more, one is drawn.
-LARGEST_COLUMNS = 256
+Kind = TypeVar("Kind", bound="Approximation")
 
 
-def draws(samples: None | int | str, columns: int, approximations: Iterable[str]) -> int | None:
-    """How many columns are drawn for each sample; ``None`` for all of them, exactly.
+class Batch:
+    """What a layer read in one minibatch, and, column by column, what is back-propagated to it.
 
-    With ``samples="auto"`` one is drawn where a layer is sketched, since a backward pass for each output would then be
-    most of the cost, and where there are more than :data:`LARGEST_COLUMNS` of them.
-
-    >>> draws("auto", 10, ["expand"]), draws("auto", 800, ["expand"]), draws(None, 800, ["expand"])
-    (None, 1, None)
-    """
-    if samples != AUTOMATIC:
-        return samples  # type: ignore[return-value]  # no other string comes here
-    return 1 if columns > LARGEST_COLUMNS or "sketched" in approximations else None
-
-
-def recipe(
-    approximation: str,
-    sizes: Mapping[str, int],
-    memory: float | None = None,
-    patches: Mapping[str, int] | None = None,
-) -> dict[str, str]:
-    """The approximation of each parameter.
+    A layer that is used twice in a pass just has more places.
 
     Args:
-        sizes: number of weights of each parameter.
-        patches: for ``auto``, how many numbers the kernel of its layer sees at a place; ``expand`` where nothing is
-            said.
-        memory: MiB that a refresh may take, of which ``auto`` gives a quarter to exact blocks (16 P² bytes for P
-            weights): the smallest parameters become exact, as many as fit. Without it, those of at most
-            :data:`LARGEST_EXACT` weights.
-
-    >>> sizes = {"small": 100, "middle": 500, "large": 10000}
-    >>> recipe("auto", sizes)
-    {'small': 'exact', 'middle': 'expand', 'large': 'expand'}
-    >>> recipe("auto", sizes, memory=16)
-    {'small': 'exact', 'middle': 'exact', 'large': 'expand'}
-    >>> recipe("auto", sizes, patches={"large": 4800})
-    {'small': 'exact', 'middle': 'expand', 'large': 'sketched'}
+        counts: how often each sample counts, ``(N,)``; each once where there is none.
     """
-    if memory is not None and not memory > 0:
-        remedy = "leave it out for blocks of at most 256 weights"
-        raise ArgumentError("memory", expected="MiB, more than 0", got=memory, remedy=remedy)
-    if approximation == AUTOMATIC:
-        exact, left = set(), 0.0 if memory is None else memory * 2**20 * EXACT_PART
-        for name in sorted(sizes, key=sizes.__getitem__):
-            left -= BYTES * sizes[name] ** 2
-            if (patches or {}).get(name, 0) > LARGEST_PATCH:  # forms the kernel's gradient of every sample, too
-                continue
-            if left >= 0 if memory is not None else sizes[name] <= LARGEST_EXACT:
-                exact.add(name)
-        wide = {name for name, size in (patches or {}).items() if size > LARGEST_PATCH}
-        return {name: "exact" if name in exact else "sketched" if name in wide else "expand" for name in sizes}
-    if approximation not in APPROXIMATIONS:
-        remedy = "take 'expand', or 'auto' for wide networks"
-        raise ArgumentError(
-            "curvature", expected=f"one of {(*APPROXIMATIONS, AUTOMATIC)}", got=repr(approximation), remedy=remedy
+
+    def __init__(self, layer: LinearMap, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
+        self.layer, self.inputs = layer, tuple(layer.prepare(accurate(x)) for x in inputs)
+        self.counts = counts
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """Patches of all uses, shape ``(N, groups, C S, places)``."""
+        return _joined([self.layer.patches(x) for x in self.inputs])
+
+    def gradients(self, uses: Sequence[Use]) -> Tensor:
+        """One column at the same places, shape ``(N, groups, out channels / groups, places)``."""
+        return _joined([accurate(self.layer.gradients(use.gradient)) for use in uses])
+
+
+class Approximation(ABC):
+    """Takes a layer's inputs and output gradients batch by batch; ends in factors for its weights.
+
+    What users pass is a prototype: :meth:`start` makes a copy of it with empty sums for the weights of one layer. So
+    options are given to ``__init__``, and the sums are made in :meth:`prepare`. :mod:`.conventions` has the symbols.
+    Biases are summed beside, exactly.
+
+    Attributes:
+        name: how it is called, in settings, messages and checkpoints; the class's name by default.
+        separable: whether the block of the sum over outputs is the sum of theirs; else outputs have no noise of their
+            own.
+        differentiable: whether factors have graphs to what is inside the network, and no second pass.
+        few_columns: whether ``samples="auto"`` draws one column for each sample instead of taking one for each output.
+        reduce: whether the columns of a sample are summed over its places, so that its bias is exact in any convention.
+        layer, layer_name, parameters, blocks: of a started one, the linear map, the names, and the weight blocks of
+            these parameters.
+
+    >>> from torch import nn
+    >>> from escnn_relax import Evidence
+    >>> from escnn_relax.curvature.sums.contraction import pull_back
+    >>> from escnn_relax.curvature.factors import DenseFactor
+    >>> class Isotropic(Approximation):
+    ...     '''The mean of the diagonal in every direction.'''
+    ...     def prepare(self):
+    ...         self.traces = {block.parameter: 0.0 for block in self.blocks}
+    ...     def add(self, batch, gradients):
+    ...         kernels = gradients @ batch.patches.transpose(-1, -2)  # (N, groups, channels, C S)
+    ...         for block in self.blocks:
+    ...             self.traces[block.parameter] += float(pull_back(kernels, block).square().sum())
+    ...     def factors(self):
+    ...         sizes = self.layer.parameters
+    ...         means = {name: trace / sizes[name] for name, trace in self.traces.items()}
+    ...         return {n: (DenseFactor(n, mean * torch.eye(sizes[n]).double()),) for n, mean in means.items()}
+    >>> data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+    >>> evidence = Evidence(nn.Sequential(nn.Linear(3, 2)), curvature=Isotropic(), relaxed_only=False)
+    >>> _ = evidence.refresh(data)
+    >>> len(set(evidence.eigenvalues["0.weight"].tolist()))
+    1
+    """
+
+    name: str = ""
+    separable = True
+    differentiable = True
+    few_columns = False
+    reduce = False
+
+    layer: LinearMap
+    layer_name: str
+    parameters: tuple[str, ...]
+    blocks: tuple[WeightBlock, ...]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def start(self: Kind, layer_name: str, layer: LinearMap, parameters: Sequence[str]) -> Kind:
+        """One like this with empty sums, for these parameters of a layer, by their names within it."""
+        started = copy.copy(self)
+        started.layer_name, started.layer, started.parameters = layer_name, layer, tuple(parameters)
+        started.blocks = tuple(block for block in layer.blocks if block.parameter in parameters)
+        started.prepare()
+        return started
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make the empty sums."""
+
+    def read(self, batch: Batch) -> None:
+        """A new minibatch."""
+
+    @abstractmethod
+    def add(self, batch: Batch, gradients: Tensor) -> None:
+        """One column of the same minibatch, ``(N, groups, out channels / groups, places)``."""
+
+    @abstractmethod
+    def factors(self) -> dict[str, tuple[Factor, ...]]:
+        """Factors by parameter name within the layer."""
+
+    def second_pass(self) -> Approximation | None:
+        """A started one that needs the same data once more, and whose factors count instead of these; ``None`` for
+        most."""
+        return None
+
+    def follow(self, leader: Any, batch: Batch) -> None:
+        """As :meth:`read`, where a ``leader`` of the same kind and layer has read the batch, whose sums over what is
+        read may be shared: they are those of another output of the network. By default nothing is shared."""
+        self.read(batch)
+
+    def sums(self) -> Iterable[Any]:
+        """All that is summed over the data; each has a ``gather()`` that adds up the sums of all processes."""
+        return (self,)
+
+    def gather(self) -> None:
+        """Add up the sums of all processes; called only where there are several."""
+        problem = f"the sums of several processes are not added up under {self.name!r}"
+        raise CurvatureError(
+            self.layer_name, problem, remedy="define its gather() by escnn_relax.curvature.processes.summed"
         )
-    return dict.fromkeys(sizes, approximation)
+
+    def rehearse(self) -> dict[str, tuple[Factor, ...]]:
+        """:meth:`factors` of the sums so far, which go on; of the size that they will have in the end."""
+        return self.factors()
+
+    def growth(self) -> tuple[int, int]:
+        """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
+        return 0, 0
+
+    def row_count(self) -> tuple[float, int]:
+        """Number of rows so far, and of the directions that they have; zeros where it is not rows that are summed."""
+        return 0, 0
+
+    def where(self, parameter: str) -> str:
+        """The parameter as error messages call it."""
+        return f"{self.layer_name}.{parameter}" if self.layer_name else parameter
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

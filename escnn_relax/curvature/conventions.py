@@ -12,18 +12,22 @@ The Gauss-Newton matrix of one block is :math:`H = \sum_{n,c} v_{n,c} v_{n,c}^\t
 unit of the likelihood: temperature and observation noise scale them in the evidence, not here.
 
 Approximations
-    ``expand``: :math:`H \approx B \otimes A`, :math:`A = \frac{1}{N R} \sum_{n,r} a a^\top`, :math:`B = \sum_{n,r,c} s
-    s^\top`. ``reduce``: :math:`\bar a_n = \frac1R \sum_r a_{n,r}`, :math:`A = \frac1N \sum_n \bar a \bar a^\top`,
-    :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`. ``eigenvalue-corrected``: expand's eigenbasis with the exact
-    diagonal in it, :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the
-    data. Among (nearly) equal eigenvalues of A, which steerable layers have in pairs and more, the basis is that in
-    which the block summed over the axes of B is diagonal, and likewise for B
-    (:mod:`~escnn_relax.curvature.factors.eigenvalue_clusters`). ``sketched``: ``expand`` with the same B and the
-    eigenvalues of A from products with vectors: the largest by subspace iteration, the others by Lanczos quadrature,
-    their sum exact (:mod:`~escnn_relax.curvature.factors.sketch`). A is that of a sample of the rows. ``exact``: H
-    itself, of a whole parameter with all its blocks together. ``diagonal``: the diagonal of H. (Eschenhagen, Immer,
-    Turner, Schneider, Hennig: *Kronecker-factored approximate curvature for modern neural network architectures*,
-    NeurIPS 2023, for the first two.)
+    * ``expand``: :math:`H \approx B \otimes A`, :math:`A = \frac{1}{N R} \sum_{n,r} a a^\top`,
+      :math:`B = \sum_{n,r,c} s s^\top`.
+    * ``reduce``: :math:`\bar a_n = \frac1R \sum_r a_{n,r}`, :math:`A = \frac1N \sum_n \bar a \bar a^\top`,
+      :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
+    * ``eigenvalue-corrected``: expand's eigenbasis with the exact diagonal in it,
+      :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data. Among
+      (nearly) equal eigenvalues of A, which steerable layers have in pairs and more, the basis is that in which the block summed
+      over the axes of B is diagonal, and likewise for B (:mod:`~escnn_relax.curvature.factors.eigenvalue_clusters`).
+    * ``sketched``: ``expand`` with the same B and the eigenvalues of A from products with vectors: the largest by
+      subspace iteration, the others by Lanczos quadrature, their sum exact (:mod:`~escnn_relax.curvature.factors.sketch`).
+      A is that of a sample of the rows.
+    * ``exact``: H itself, of a whole parameter with all its blocks together.
+    * ``diagonal``: the diagonal of H.
+
+    (Eschenhagen, Immer, Turner, Schneider, Hennig: *Kronecker-factored approximate curvature for modern neural network
+    architectures*, NeurIPS 2023, for the first two.)
 
 Biases read the constant row 1, so that :math:`H = \sum_{n,c} (\sum_r s)(\sum_r s)^\top` costs nothing and is exact;
 that is used under every approximation. ``bias="kronecker"`` takes ``expand``'s :math:`B` instead, as laplace-torch
@@ -51,9 +55,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["APPROXIMATIONS", "DECOMPOSED", "FACTOR_BYTES", "FACTOR_DTYPE"]
-
-APPROXIMATIONS = ("expand", "reduce", "eigenvalue-corrected", "exact", "diagonal", "sketched")
+__all__ = ["DECOMPOSED", "FACTOR_BYTES", "FACTOR_DTYPE"]
 
 #: Factors are summed and decomposed in float64, whatever the network's own precision.
 FACTOR_DTYPE = torch.float64

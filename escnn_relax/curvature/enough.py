@@ -20,7 +20,7 @@ ROWS = 4.0
 
 
 class _Read(Protocol):
-    def read_so_far(self) -> tuple[float, int]: ...
+    def row_count(self) -> tuple[float, int]: ...
 
 
 class Enough:
@@ -35,6 +35,7 @@ class Enough:
         columns: how many are drawn for each sample where the choice is left to ``samples="auto"``; ``None`` for all of
             them.
 
+    >>> import torch
     >>> enough = Enough(2.5)
     >>> for column in enough.watch([torch.tensor([[1.0, 1.0], [0.0, 0.1]])]):
     ...     pass
@@ -70,4 +71,4 @@ class Enough:
         """Whether the pass may end here."""
         if not self.effective >= self.samples or math.isinf(self.samples):
             return False
-        return all(rows >= ROWS * side for rows, side in (layer.read_so_far() for layer in layers))
+        return all(rows >= ROWS * side for rows, side in (layer.row_count() for layer in layers))

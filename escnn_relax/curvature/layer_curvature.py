@@ -4,63 +4,83 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModuleError
+from .approximation import Approximation, Batch
 from .factors import Factor
 from .layers.extraction import Use
 from .layers.linear_map import LinearMap
-from .sums.accumulation import Accumulator, Batch, Bias, Expand, Reduce
-from .sums.eigenvalue_corrected import Corrected
-from .sums.exact import Diagonal, Exact
-from .sums.sketched import Sketched
+from .sums.accumulation import Bias
 
 __all__ = ["LayerCurvature"]
 
-#: What is summed in the first pass over the data; ``eigenvalue-corrected`` needs a second one in ``expand``'s
-#: eigenbasis.
-_FIRST_PASS: dict[str, type[Any]] = {
-    "expand": Expand,
-    "reduce": Reduce,
-    "exact": Exact,
-    "diagonal": Diagonal,
-    "eigenvalue-corrected": Expand,
-    "sketched": Sketched,
-}
-
 
 class LayerCurvature:
-    """Accumulates the factors of a layer's parameters.
+    """Sums over the data for a layer's parameters, for each output of the network by itself where outputs are taken
+    apart.
+
+    What the layer reads is summed once for all outputs.
 
     Args:
         name: the layer's.
         layer: its linear map.
-        recipe: the approximation of each covered parameter, by its name within the layer.
+        recipe: the approximation of each covered parameter, by its name within the layer, in the order in which they
+            sum.
         exact_bias: whether the bias is exact; else it gets the output factor of ``expand``.
     """
 
     _batch: Batch  # that which is being read
 
-    def __init__(self, name: str, layer: LinearMap, recipe: Mapping[str, str], exact_bias: bool = True) -> None:
-        self.name, self.layer = name, layer
-        by_kind: dict[str, list[str]] = {}
-        for parameter in layer.parameters:
-            if parameter in recipe:
-                by_kind.setdefault(recipe[parameter], []).append(parameter)
-        self._to_correct = by_kind.get("eigenvalue-corrected", [])
-        self._parts: list[Accumulator] = []
-        for kind in dict.fromkeys(_FIRST_PASS.values()):
-            wanted = [p for k, parameters in by_kind.items() if _FIRST_PASS[k] is kind for p in parameters]
-            if wanted:
-                self._parts.append(kind(name, layer, wanted))
-        if layer.bias is not None and "bias" in recipe:
-            self._parts.append(Bias(name, layer, layer.bias, shared=not exact_bias and recipe["bias"] != "reduce"))
-        self._done: dict[str, tuple[Factor, ...]] = {}
+    def __init__(
+        self, name: str, layer: LinearMap, recipe: Mapping[str, Approximation], exact_bias: bool = True
+    ) -> None:
+        self.name, self.layer, self.recipe, self.exact_bias = name, layer, recipe, exact_bias
+        self._sums: list[list[Approximation]] = [self._start()]  # by output
+        self._done: list[dict[str, tuple[Factor, ...]]] = [{}]
 
-    def read(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None = None) -> None:
-        """The inputs of all uses of the layer in one minibatch, and how often each sample counts."""
+    def _start(self) -> list[Approximation]:
+        """Empty sums for one output."""
+        kinds = {id(approximation): approximation for approximation in self.recipe.values()}
+        sums: list[Approximation] = []
+        for kind, approximation in kinds.items():
+            names = [name for name in self.layer.parameters if name in self.recipe and id(self.recipe[name]) == kind]
+            if names:
+                sums.append(approximation.start(self.name, self.layer, names))
+        if self.layer.bias is not None and "bias" in self.recipe:
+            shared = not self.exact_bias and not self.recipe["bias"].reduce
+            sums.append(Bias(shared).start(self.name, self.layer, ("bias",)))
+        return sums
+
+    def _follow(self, sums: list[Approximation]) -> None:
+        for approximation, leader in zip(sums, self._sums[0], strict=True):
+            approximation.follow(leader, self._batch)
+
+    def add(
+        self, uses: Sequence[Use], samples: int | None = None, counts: Tensor | None = None, output: int = 0
+    ) -> None:
+        """What one column of the loss Hessian's square root sends to all uses of the layer; never in a lower precision.
+
+        Args:
+            uses: of a column of this ``output`` of the network alone where there are several.
+            samples: with the first column of a minibatch, how many of them the network has: the inputs of the uses are
+                read.
+            counts: how often each of them counts.
+        """
+        with torch.autocast(uses[0].input.device.type, enabled=False):
+            if samples is not None:
+                self._read([use.input for use in uses], samples, counts)
+            while len(self._sums) <= output:
+                self._sums.append(self._start())
+                self._done.append({})
+                self._follow(self._sums[-1])
+            gradients = self._batch.gradients(uses)
+            for approximation in self._sums[output]:
+                approximation.add(self._batch, gradients)
+
+    def _read(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None) -> None:
         for input in inputs:
             if len(input) != samples:
                 raise UnsupportedModuleError(
@@ -69,61 +89,55 @@ class LayerCurvature:
                     remedy="keep the batch dimension first and to itself",
                 )
         self._batch = Batch(self.layer, inputs, counts)
-        for part in self._parts:
-            part.read(self._batch)
-
-    def add(self, uses: Sequence[Use]) -> None:
-        """The output gradients that one column of the loss Hessian's square root sends to the same uses."""
-        gradients = self._batch.gradients(uses)
-        for part in self._parts:
-            part.add(self._batch, gradients)
+        first, *others = self._sums
+        for approximation in first:
+            approximation.read(self._batch)
+        for other in others:
+            self._follow(other)
 
     def forget(self) -> None:
         """Let go of the minibatch."""
         vars(self).pop("_batch", None)
 
-    def rehearsed(self) -> list[Factor]:
+    def row_count(self) -> tuple[float, int]:
+        """Of the sums with the fewest rows for their directions, see :meth:`.Approximation.row_count`."""
+        counts = (approximation.row_count() for approximation in self._sums[0])
+        return min(counts, key=lambda read: read[0] / max(read[1], 1) if read[1] else math.inf)
+
+    def _all(self) -> Iterator[Approximation]:
+        return (approximation for sums in self._sums for approximation in sums)
+
+    def rehearse(self) -> list[Factor]:
         """Factors of the sums so far, which go on; of the size that they will have in the end."""
-        return [factor for part in self._parts for of in part.rehearsed().values() for factor in of]
+        return [factor for sums in self._all() for factors in sums.rehearse().values() for factor in factors]
 
     def growth(self) -> tuple[int, int]:
         """Bytes by which the sums may still grow, and bytes more that growing and ending takes for a while."""
-        grown = [part.growth() for part in self._parts]
-        return sum(stays for stays, _ in grown), max((passing for _, passing in grown), default=0)
+        growths = [sums.growth() for sums in self._all()]
+        return sum(stays for stays, _ in growths), max((passing for _, passing in growths), default=0)
 
-    def read_so_far(self) -> tuple[float, int]:
-        """Of the part with the fewest rows for its directions, see :meth:`.Accumulator.read_so_far`."""
-        return min(
-            (part.read_so_far() for part in self._parts),
-            key=lambda read: read[0] / max(read[1], 1) if read[1] else math.inf,
-        )
-
-    def follow(self, first: LayerCurvature) -> None:
-        """Take over what another one of the same layer has read, and the sums over it."""
-        self._batch = first._batch
-        for part, leader in zip(self._parts, first._parts, strict=True):
-            part.follow(leader)
-
-    def sums(self) -> Iterator[Any]:
-        """All that the pass summed over the data."""
-        for part in self._parts:
-            yield from part.sums()
-
-    @property
-    def corrects(self) -> bool:
-        """Whether this is the second pass."""
-        return any(isinstance(part, Corrected) for part in self._parts)
+    def gather(self) -> None:
+        """Add up the sums of all processes."""
+        known: set[int] = set()  # outputs share what the layer read
+        for total in (total for sums in self._all() for total in sums.sums()):
+            if id(total) not in known:
+                known.add(id(total))
+                total.gather()
 
     def second_pass(self) -> bool:
         """Whether the data are needed once more; if so, prepares for it."""
-        self._done = self.factors()
-        kronecker = {parameter: self._done.pop(parameter) for parameter in self._to_correct}
-        self._parts = [Corrected(self.name, self.layer, kronecker)] if kronecker else []
-        return bool(kronecker)
+        for output, sums in enumerate(self._sums):
+            again = [(approximation, approximation.second_pass()) for approximation in sums]
+            for approximation, unfinished in again:
+                if unfinished is None:
+                    self._done[output].update(approximation.factors())
+            self._sums[output] = [unfinished for _, unfinished in again if unfinished is not None]
+        return any(self._sums)
 
-    def factors(self) -> dict[str, tuple[Factor, ...]]:
-        """Factors by parameter name within the layer."""
-        found = dict(self._done)
-        for part in self._parts:
-            found.update(part.factors())
-        return found
+    def factors(self) -> list[dict[str, tuple[Factor, ...]]]:
+        """For each output the factors by parameter name within the layer."""
+        factors = [dict(done) for done in self._done]
+        for output, sums in enumerate(self._sums):
+            for approximation in sums:
+                factors[output].update(approximation.factors())
+        return factors

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature.approximation import AUTOMATIC
+from ..curvature.approximation import Approximation
+from ..curvature.approximation_choice import AUTOMATIC
 from ..curvature.curvature import Curvature
 from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
@@ -77,7 +78,8 @@ class Evidence:
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, ``"heteroscedastic"``, a
             :class:`~escnn_relax.curvature.likelihood.Likelihood`, or a loss of torch's (``nn.CrossEntropyLoss(...)``).
         curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"``
-            or ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width.
+            or ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width; or an
+            :class:`~escnn_relax.curvature.approximation.Approximation` of your own.
         samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one
             where there are more than 256 outputs or a layer is sketched, and says so in the log.
         num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if
@@ -131,7 +133,7 @@ class Evidence:
         self,
         model: nn.Module,
         likelihood: str | Likelihood | Callable[..., Any] = "categorical",
-        curvature: str = "expand",
+        curvature: str | Approximation = "expand",
         *,
         samples: None | int | str = AUTOMATIC,
         num_data: int | None = None,

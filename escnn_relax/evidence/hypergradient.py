@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.curvature import SAME_DATA
+from ..curvature.differentiable import differentiable_curvature
 from ..curvature.factors import Factor
 from ..errors import ArgumentError, DataError
 
@@ -68,7 +69,7 @@ def hypergradient(
     weights = evidence.noise.weights if evidence.noise.each else None
     totals = [torch.zeros_like(p) for p in parameters]
     seen, total_loss = 0, 0.0
-    for loss, factors, count in evidence.curvature.differentiable(loader, parameters, weights):
+    for loss, factors, count in differentiable_curvature(evidence.curvature, loader, parameters, weights):
         total_loss += float(loss.detach())
         value = evidence.scale * share * loss
         for name, of in factors.items():

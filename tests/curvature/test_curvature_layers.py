@@ -19,7 +19,7 @@ from escnn_relax.curvature.layers.linear_map import LinearMap
 from escnn_relax.curvature.sums.patch_moments import PatchMoments, _Patches, _Whole
 from escnn_relax.curvature.sums.row_moments import RowMoments
 from escnn_relax.curvature.layers.input_positions import TransposedWindow, Window
-from escnn_relax.curvature.approximation import LARGEST_EXACT, recipe
+from escnn_relax.curvature.approximation_choice import LARGEST_EXACT, recipe
 from escnn_relax.errors import ArgumentError, CurvatureError, DataError
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 
@@ -246,7 +246,7 @@ def test_automatic_choice_by_size():
 
 
 def test_one_layer_may_mix_approximations(monkeypatch):
-    from escnn_relax.curvature import approximation as module
+    from escnn_relax.curvature import approximation_choice as module
 
     monkeypatch.setattr(module, "LARGEST_EXACT", 10)
     model, batch = network(), data()

@@ -15,9 +15,10 @@ from torch import nn
 from torch.autograd.profiler import profile
 
 from escnn_relax import Evidence, relax
-from escnn_relax.curvature import curvature as collect
+from escnn_relax.curvature import data_pass
 from escnn_relax.curvature.budget import MIB, Budget, cut
 from escnn_relax.curvature.curvature import Curvature
+from escnn_relax.curvature.data_pass import DataPass
 from escnn_relax.curvature.reader import Weighted
 from escnn_relax.errors import ArgumentError, MemoryLimitError
 
@@ -81,13 +82,13 @@ def enough(make, loader):
 
 def parts(monkeypatch):
     """The sizes of the chunks in which samples come."""
-    sizes, take = [], Curvature._part
+    sizes, take = [], DataPass.add
 
-    def noted(self, input, target, layers):
+    def noted(self, input, target, *others):
         sizes.append(len(target))
-        return take(self, input, target, layers)
+        return take(self, input, target, *others)
 
-    monkeypatch.setattr(Curvature, "_part", noted)
+    monkeypatch.setattr(DataPass, "add", noted)
     return sizes
 
 
@@ -235,7 +236,7 @@ def test_sums_in_bands_are_those_of_the_whole():
         whole.add(columns)
     assert torch.allclose(banded.total, 3 * (columns @ columns.mT).double(), rtol=1e-6)
     assert torch.allclose(banded.total, whole.total, rtol=1e-5, atol=1e-4)
-    assert collect.SPECTRA == 24
+    assert data_pass.SPECTRA == 24
 
 
 class Frames(nn.Module):

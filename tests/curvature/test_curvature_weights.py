@@ -15,7 +15,7 @@ from torch import nn
 
 from escnn_relax import Batches, Evidence, relax
 from escnn_relax.curvature.sums import row_sample, sketched
-from escnn_relax.curvature.sums.accumulation import Batch
+from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.likelihood import Categorical, Gaussian
 from escnn_relax.curvature.layers.known_layers import linear_map

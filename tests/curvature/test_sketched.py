@@ -12,9 +12,9 @@ from escnn import nn as enn
 from torch import nn
 
 from escnn_relax import Evidence
-from escnn_relax.curvature import approximation as recipe
+from escnn_relax.curvature import approximation_choice as recipe
 from escnn_relax.curvature.sums import row_sample, sketched
-from escnn_relax.curvature.sums.accumulation import Batch
+from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.sums.contraction import contract
 from escnn_relax.curvature.layers.known_layers import linear_map

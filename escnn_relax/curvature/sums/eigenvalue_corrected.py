@@ -13,29 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..approximation import Approximation
 from ..conventions import FACTOR_DTYPE
 from ..factors import EigenFactor, Factor, KroneckerFactor
 from ..factors.eigenvalue_clusters import clusters, turned
-from ..layers.linear_map import LinearMap, WeightBlock
+from ..layers.linear_map import WeightBlock
 from ..processes import agreed, summed
+from .accumulation import Expand
 from .exact import Samplewise
 
-__all__ = ["Corrected"]
+__all__ = ["EigenvalueCorrected"]
 
 #: Where fewer columns than this share are wanted, they are copied out.
 SPARSE = 0.15
 
 
-class Corrected(Samplewise):
-    r"""Needs a pass over the data of its own.
+class EigenvalueCorrected(Expand):
+    r"""``expand`` in the first pass, the diagonal in its eigenbasis in a second one.
 
     George, Laurent, Bouthillier, Ballas, Vincent: *Fast approximate natural gradient descent in a Kronecker-factored
     eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\log|H + \delta|` is never below the exact block's.
     """
 
-    def __init__(self, name: str, layer: LinearMap, kronecker: Mapping[str, tuple[Factor, ...]]) -> None:
-        super().__init__(name, layer, tuple(kronecker))
-        self._second = {p: [_Second(f) for f in of if isinstance(f, KroneckerFactor)] for p, of in kronecker.items()}
+    name, separable, differentiable = "eigenvalue-corrected", False, False
+
+    def second_pass(self) -> Approximation | None:
+        return _Diagonal(self.kronecker_factors()).start(self.layer_name, self.layer, self.parameters)
+
+
+class _Diagonal(Samplewise):
+    """The second pass."""
+
+    def __init__(self, kronecker: Mapping[str, tuple[KroneckerFactor, ...]]) -> None:
+        self._second = {name: [_Second(factor) for factor in factors] for name, factors in kronecker.items()}
+
+    def prepare(self) -> None:
+        """The sums are those of the blocks."""
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         for gradient, second in zip(gradients, self._second[parameter]):

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 
+from ..approximation import Approximation, Batch
 from ..conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
 from ..factors import DenseFactor, DiagonalFactor, Factor, GramFactor
-from ..layers.linear_map import LinearMap, WeightBlock
+from ..layers.linear_map import WeightBlock
 from ..processes import gathered, summed
-from .accumulation import Accumulator, Batch
 from .contraction import pull_back
 from .moments import Moments
 
 __all__ = ["Exact", "Diagonal", "Samplewise", "in_order"]
 
 
-class Samplewise(Accumulator):
+class Samplewise(Approximation):
     """Forms the gradient of the kernel for each sample and column, and pulls it back to the weights."""
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
@@ -33,8 +32,9 @@ class Samplewise(Accumulator):
             found.setdefault(block.parameter, []).append(block)
         return found
 
+    @abstractmethod
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
-        raise NotImplementedError
+        """The gradients of each of a parameter's blocks, ``(N, O, D)``."""
 
 
 class Exact(Samplewise):
@@ -44,9 +44,9 @@ class Exact(Samplewise):
     the same eigenvalues as :math:`V V^\\top` but zeros, and is smaller.
     """
 
-    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
-        super().__init__(name, layer, parameters)
-        self.parameters = tuple(parameters)
+    name = "exact"
+
+    def prepare(self) -> None:
         self._columns: dict[str, list[Tensor]] = {}
         self._H: dict[str, Moments] = {}
 
@@ -61,9 +61,6 @@ class Exact(Samplewise):
             self._H[parameter] = Moments()
             self._H[parameter].add(torch.cat(kept).T)
             del self._columns[parameter]
-
-    def sums(self) -> Iterable[Any]:
-        return (self,)
 
     def growth(self) -> tuple[int, int]:
         sizes = [sum(b.positions.numel() for b in blocks) ** 2 for blocks in self._by_parameter().values()]
@@ -100,16 +97,14 @@ class Exact(Samplewise):
 class Diagonal(Samplewise):
     """Only the diagonal is kept."""
 
-    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
-        super().__init__(name, layer, parameters)
-        self._squares: dict[str, Tensor] = {name: torch.zeros((), dtype=FACTOR_DTYPE) for name in parameters}
+    name = "diagonal"
+
+    def prepare(self) -> None:
+        self._squares: dict[str, Tensor] = {name: torch.zeros((), dtype=FACTOR_DTYPE) for name in self.parameters}
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
         squares = in_order(blocks, gradients).square().sum(0)
         self._squares[parameter] = self._squares[parameter] + squares.to(FACTOR_DTYPE)
-
-    def sums(self) -> Iterable[Any]:
-        return (self,)
 
     def gather(self) -> None:
         """Add up those of all processes."""

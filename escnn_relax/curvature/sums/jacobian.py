@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...errors import LikelihoodError
+from ..approximation import Batch
 from ..curvature import Curvature, detached
 from ..layers.coverage import Part, join
 from ..layers.known_layers import linear_map
 from ..layers.linear_map import LinearMap
 from ..reader import mapped
-from .accumulation import Batch
 from .contraction import pull_back
 
 __all__ = ["jacobian", "rows"]

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..approximation import Approximation, Batch
 from ..conventions import FACTOR_BYTES
 from ..factors import Factor, SketchedFactor
 from ..factors.sketch import AXES, PROBES, STEPS, Sketch, sketch
 from ..layers.input_positions import Window
 from ..layers.linear_map import LinearMap, Piece, WeightBlock, width
 from ..processes import summed
-from .accumulation import Accumulator, Batch, WrittenMoments
+from .accumulation import OutputMoments
 from .contraction import row_basis
 from .moments import accurate, counted, number
 from .patch_moments import PatchMoments
@@ -42,17 +43,18 @@ PART = 1 << 24
 WORTH = 4.0
 
 
-class Sketched(Accumulator):
+class Sketched(Approximation):
     """A sample of the rows, the exact second moment of single fields for the trace, and ``expand``'s B."""
 
-    def __init__(self, name: str, layer: LinearMap, parameters: Sequence[str]) -> None:
-        super().__init__(name, layer, parameters)
+    name, differentiable, few_columns = "sketched", False, True
+
+    def prepare(self) -> None:
         members = min(block.channels.shape[1] for block in self.blocks)
-        seed = zlib.crc32(name.encode())
+        seed = zlib.crc32(self.layer_name.encode())
         wanted = min(ROWS, max(FEWEST, RATIO * max(block.positions.shape[1] for block in self.blocks)))
-        self._rows = RowSample(layer, max(PLACES, wanted // members), seed)
-        self._fields = FieldMoments(layer, self.blocks)
-        self._written = WrittenMoments(self.blocks)
+        self._rows = RowSample(self.layer, max(PLACES, wanted // members), seed)
+        self._fields = FieldMoments(self.layer, self.blocks)
+        self._output_moments = OutputMoments(self.blocks)
         self._seed = seed
         self._sketches: dict[float, list[Sketch]] = {}
 
@@ -60,16 +62,16 @@ class Sketched(Accumulator):
         self._rows.add(batch.inputs, batch.counts)
         self._fields.add(batch.inputs, batch.counts)
 
-    def follow(self, leader: Any) -> None:
+    def follow(self, leader: Any, batch: Batch) -> None:
         self._rows, self._fields, self._sketches = leader._rows, leader._fields, leader._sketches
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
-        self._written.add(gradients)
+        self._output_moments.add(gradients)
 
     def sums(self) -> Iterable[Any]:
-        return self._rows, self._fields, self._written
+        return self._rows, self._fields, self._output_moments
 
-    def rehearsed(self) -> dict[str, tuple[Factor, ...]]:
+    def rehearse(self) -> dict[str, tuple[Factor, ...]]:
         return {}  # it would cost as much as the real one; growth() says what it takes
 
     def growth(self) -> tuple[int, int]:
@@ -98,7 +100,9 @@ class Sketched(Accumulator):
             self._sketches[rows] = self._sketched()
         found: dict[str, tuple[Factor, ...]] = {}
         for block, of in zip(self.blocks, self._sketches[rows], strict=True):
-            factor = SketchedFactor(self.where(block.parameter), of, self._written.total(block), block.positions, rows)
+            factor = SketchedFactor(
+                self.where(block.parameter), of, self._output_moments.total(block), block.positions, rows
+            )
             found[block.parameter] = (*found.get(block.parameter, ()), factor)
         return found
 
