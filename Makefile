@@ -5,7 +5,8 @@
 #   make demo       examples/demo.py; its figure goes to examples/output
 #   make bench      the benchmarks in tests/benchmarks
 #   make docs       the gallery and the interface as a site, in examples/output/site; no network once the tools are there
-#   make types      the type hints, by mypy
+#   make lint       format and style by ruff, the type hints by mypy
+#   make types      only the type hints
 #   make venv       only the virtual environment
 #   make clean      remove all of it
 #
@@ -14,6 +15,9 @@
 #   TORCH      what pip is asked for, e.g. TORCH=torch==2.12.1
 #   PIP_ARGS   more options for pip, e.g. PIP_ARGS='--extra-index-url URL' for a torch built for another device
 #
+# Read each time:
+#   JOBS       how many processes share the tests: 2 unless given, 0 for this one alone
+#
 # Of make docs:
 #   GALLERY=no  show the examples without running them, which takes a quarter of an hour on 2 CPU cores
 #   ONLY        run only the examples whose path matches this regular expression, e.g. ONLY=five_lines
@@ -21,12 +25,14 @@
 PYTHON   ?= python3
 TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
+JOBS     ?= 2
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS  := $(VENV)/.docs
 TYPES := $(VENV)/.types
+LINT  := $(VENV)/.lint
 SITE  := examples/output/site
 
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
@@ -38,15 +44,19 @@ PINNED := $(BIN)/python -c 'import sys, tomllib; \
 # An interpreter that the caller named is used or refused, never silently replaced.
 CANDIDATES := $(strip $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11))
 
-.PHONY: venv test test-all types demo bench docs clean
+.PHONY: venv test test-all lint types demo bench docs clean
 
 venv: $(READY)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: $(READY) $(TYPES)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+lint: $(LINT) types
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
 
 types: $(TYPES)
 	$(BIN)/python -m mypy
@@ -93,6 +103,10 @@ $(READY): $(VENV)/.python pyproject.toml
 
 $(TYPES): $(READY)
 	$(PIP) $$($(PINNED) typing)
+	@touch $@
+
+$(LINT): $(READY)
+	$(PIP) $$($(PINNED) lint)
 	@touch $@
 
 $(DOCS): $(READY)

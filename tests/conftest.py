@@ -26,9 +26,11 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 # A folder of our own for the kernels on disk: the tests (doctests and what they start included) neither read the user's
-# cache nor leave anything there. It goes when the process ends.
-KERNELS = tempfile.TemporaryDirectory(prefix="escnn_relax_tests_")
-os.environ["ESCNN_RELAX_CACHE"] = KERNELS.name
+# cache nor leave anything there. It goes when the process ends. Workers of pytest-xdist share that of the process that
+# started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    KERNELS = tempfile.TemporaryDirectory(prefix="escnn_relax_tests_")
+    os.environ["ESCNN_RELAX_CACHE"] = KERNELS.name
 
 # escnn prints what it computes for these two groups while its cache on disk is cold. A doctest must not pass or fail by
 # the state of that cache: every fresh clone starts with a cold one.
