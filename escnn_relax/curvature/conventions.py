@@ -18,11 +18,12 @@ Approximations
       :math:`B = \sum_{n,c} (\sum_r s)(\sum_r s)^\top`.
     * ``eigenvalue-corrected``: expand's eigenbasis with the exact diagonal in it,
       :math:`\lambda_{oi} = \sum_{n,c} (u_o^\top \mathrm{mat}(v_{n,c}) u_i)^2`; a second pass over the data. Among
-      (nearly) equal eigenvalues of A, which steerable layers have in pairs and more, the basis is that in which the block summed
-      over the axes of B is diagonal, and likewise for B (:mod:`~escnn_relax.curvature.factors.eigenvalue_clusters`).
+      (nearly) equal eigenvalues of A, which steerable layers have in pairs and more, the basis is that in which the
+      block summed over the axes of B is diagonal, and likewise for B
+      (:mod:`~escnn_relax.curvature.factors.eigenvalue_clusters`).
     * ``sketched``: ``expand`` with the same B and the eigenvalues of A from products with vectors: the largest by
-      subspace iteration, the others by Lanczos quadrature, their sum exact (:mod:`~escnn_relax.curvature.factors.sketch`).
-      A is that of a sample of the rows.
+      subspace iteration, the others by Lanczos quadrature, their sum exact
+      (:mod:`~escnn_relax.curvature.factors.sketch`). A is that of a sample of the rows.
     * ``exact``: H itself, of a whole parameter with all its blocks together.
     * ``diagonal``: the diagonal of H.
 

@@ -17,7 +17,8 @@ from .layer_curvature import LayerCurvature
 from .layers.coverage import Coverage, Part
 from .layers.extraction import Extraction
 from .layers.probe import probe
-from .likelihood import Likelihood, apart, spread
+from .likelihood import Likelihood
+from .likelihood.weights import broadcast_weight, split_weight
 from .processes import check_batches, several, summed, unpadded
 from .reader import Weighted
 
@@ -171,11 +172,11 @@ class DataPass:
 
     def _constants(self, targets: Sequence[Any]) -> Tensor:
         """Loss of the best constant of each output, or of all together."""
-        whole, number = self.likelihood.constant_loss_of(targets), sum(map(len, targets))
+        whole, number = self.likelihood.joint_constant_loss(targets), sum(map(len, targets))
         if not self.apart:
             return torch.tensor([whole * number], dtype=torch.float64)
-        outputs = range(apart(targets[0])[0].shape[1])
-        each = [self.likelihood.constant_loss_of([_output_target(t, c) for t in targets]) for c in outputs]
+        outputs = range(split_weight(targets[0])[0].shape[1])
+        each = [self.likelihood.joint_constant_loss([_output_target(t, c) for t in targets]) for c in outputs]
         return torch.tensor(each, dtype=torch.float64) * number
 
     def _rehearse(self, layers: Mapping[Part, LayerCurvature], budget: Budget) -> int:
@@ -188,11 +189,11 @@ class DataPass:
 
 def _output_target(target: Any, output: int) -> Any:
     """The targets of one output, with what they count."""
-    whole, weight = apart(target)
+    whole, weight = split_weight(target)
     column = whole[:, output : output + 1]
-    return (
-        column if weight is None else Weighted(column, spread(weight, whole).expand_as(whole)[:, output : output + 1])
-    )
+    if weight is None:
+        return column
+    return Weighted(column, broadcast_weight(weight, whole).expand_as(whole)[:, output : output + 1])
 
 
 def _growth(layers: Mapping[Part, LayerCurvature]) -> int:

@@ -299,7 +299,7 @@ def _epoch(run: Run, slopes: Slopes | None = None) -> tuple[float, float]:
         targets.append(target)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    constant = run.evidence.likelihood.constant_loss_of(targets)
+    constant = run.evidence.likelihood.joint_constant_loss(targets)
     total, of_constant, count = summed(torch.tensor([total, constant * count, count], dtype=torch.float64)).tolist()
     return total / count, of_constant / count
 

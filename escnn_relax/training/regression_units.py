@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ..curvature.batches import answer, batches
 from ..curvature.layers.coverage import join
-from ..curvature.likelihood import Gaussian, apart, spread
+from ..curvature.likelihood import Gaussian
+from ..curvature.likelihood.weights import broadcast_weight, split_weight
 from ..curvature.processes import summed
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
@@ -175,8 +176,10 @@ def _moments(evidence: Evidence, loader: Iterable[Any]) -> tuple[Any, float, Ten
                 output = likelihood.tensor(answer(model, input))
                 likelihood.check(output, target)
                 error += 2 * float(likelihood.loss(output, target))
-                wanted, weight = apart(target)
-                counts = torch.ones_like(wanted) if weight is None else spread(weight, wanted).expand_as(wanted)
+                wanted, weight = split_weight(target)
+                counts = torch.ones_like(wanted)
+                if weight is not None:
+                    counts = broadcast_weight(weight, wanted).expand_as(wanted)
                 sums = [
                     t.double().movedim(1, -1).flatten(0, -2).sum(0).cpu()
                     for t in (counts * wanted, counts * wanted**2, counts)

@@ -91,10 +91,10 @@ def _closure(of, constant, target, descent):
 def test_constant_loss_of_minibatches(name):
     """Of several sizes: that of one constant at all places, divided by N."""
     of, _, target = case(name, 4)
-    assert of.constant_loss_of(target.split(3)) == of.constant_loss(target)
+    assert of.joint_constant_loss(target.split(3)) == of.constant_loss(target)
     parts = [target[:1, ..., :2], target[1:]]
     places = torch.cat([p.flatten() if name == "categorical" else p.transpose(1, 2).flatten(0, 1) for p in parts])
-    assert math.isclose(of.constant_loss_of(parts), of.constant_loss(places) * 14 / 4)
+    assert math.isclose(of.joint_constant_loss(parts), of.constant_loss(places) * 14 / 4)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool])

@@ -162,7 +162,7 @@ class Phase:
         terms = evidence.refresh(data)
         if self.constant is None:
             targets = [target for _, target in batches(self.loaders[0], self.device)]
-            self.constant = evidence.likelihood.constant_loss_of(targets)
+            self.constant = evidence.likelihood.joint_constant_loss(targets)
         if epoch < self.settings.epochs // 2 and evidence.mean_loss > LEARNED * self.constant:
             return terms.total / terms.num_data, "no better than a constant yet: precisions and shares wait"
         evidence.step(self.settings.hypersteps)

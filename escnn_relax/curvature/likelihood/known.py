@@ -1,16 +1,42 @@
-"""Losses of torch's, as the likelihoods that they are."""
+"""Likelihoods by name, and losses of torch's as the likelihoods that they are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import LikelihoodError
-from .likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from ...errors import LikelihoodError
+from .base import Likelihood
+from .categorical import Categorical
+from .elementwise import Bernoulli, Gaussian, Heteroscedastic
 
-__all__ = ["of_loss"]
+__all__ = ["likelihood", "loss_likelihood"]
+
+_KNOWN: dict[str, Callable[[], Likelihood]] = {
+    **dict.fromkeys(("categorical", "classification"), Categorical),
+    **dict.fromkeys(("bernoulli", "binary"), Bernoulli),
+    **dict.fromkeys(("gaussian", "regression"), Gaussian),
+    "heteroscedastic": Heteroscedastic,
+}
+
+
+def likelihood(given: str | Likelihood | Callable[..., Any]) -> Likelihood:
+    """A likelihood by its name: ``"categorical"`` (``"classification"``), ``"bernoulli"`` (``"binary"``),
+    ``"gaussian"`` (``"regression"``) or ``"heteroscedastic"``; or the one of a loss of torch's."""
+    if isinstance(given, Likelihood):
+        return given
+    if isinstance(given, type) and issubclass(given, Likelihood):
+        return given()
+    if callable(given):
+        return loss_likelihood(given)
+    if not isinstance(given, str) or given not in _KNOWN:
+        remedy = "pass one of these names, or a Likelihood of your own"
+        raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given), remedy=remedy)
+    return _KNOWN[given]()
+
 
 #: Losses that are no likelihood of a network's outputs as they stand, and what to do instead.
 _OTHERS = {
@@ -21,15 +47,15 @@ _OTHERS = {
 }
 
 
-def of_loss(given: Any) -> Likelihood:
+def loss_likelihood(given: Any) -> Likelihood:
     """The likelihood whose negative logarithm a loss of torch's is, whatever its ``reduction``: the evidence sums over
     samples.
 
     ``LikelihoodError`` for another function.
 
-    >>> of_loss(nn.CrossEntropyLoss(ignore_index=255)).ignore_index
+    >>> loss_likelihood(nn.CrossEntropyLoss(ignore_index=255)).ignore_index
     255
-    >>> of_loss(F.mse_loss).name
+    >>> loss_likelihood(F.mse_loss).name
     'gaussian'
     """
     found = _module(given) if isinstance(given, nn.Module) else _FUNCTIONS.get(given)
