@@ -22,8 +22,10 @@ _escnn.make_picklable()
 from .curvature.reader import Batches  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
-from .evidence import Evidence, EvidenceTerms, survivors  # noqa: E402
-from .training import History, fit  # noqa: E402
+from .evidence import CurvatureSettings, Evidence, EvidenceTerms, NoiseSettings, PriorSettings  # noqa: E402
+from .training import History  # noqa: E402
+from .training import fit  # noqa: E402
+from .evidence import survivors  # noqa: E402
 from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
 from .morphism import relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
@@ -32,12 +34,15 @@ from .symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 
 __all__ = [
     "Batches",
+    "CurvatureSettings",
     "Evidence",
     "EvidenceTerms",
     "History",
+    "NoiseSettings",
     "RelaxError",
     "Subgroup",
     "PathwayTest",
+    "PriorSettings",
     "SymmetryTest",
     "assert_equivariant",
     "carry_optimiser",

@@ -28,7 +28,6 @@ from escnn import gspaces, nn as enn  # noqa: E402
 from planted import Tensors  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
 from escnn_relax.evidence import survivors  # noqa: E402
 
 ANGLE = 30.0
@@ -59,7 +58,14 @@ def learn(name: str, samples: int = 30, epochs: int = 150, noise: float = 0.05):
     scalar = enn.FieldType(space, [space.trivial_repr])
     strict = enn.R2Conv(scalar, scalar, 7, padding=3, padding_mode="circular", bias=False)
     model = Tensors(escnn_relax.relax(strict, frequencies=4))
-    options = {"likelihood": "gaussian", "lr": 2e-2, "burn_in": 5, "refresh_every": 2, "samples": 8, "log_noise": -1.0}
+    options = {
+        "likelihood": "gaussian",
+        "lr": 2e-2,
+        "burn_in": 5,
+        "refresh_every": 2,
+        "curvature": escnn_relax.CurvatureSettings(samples=8),
+    }
+    options["noise"] = escnn_relax.NoiseSettings(log_noise=-1.0)
     options["gates"] = (
         False  # thirty samples are few for a test; one layer may have all its pathways open from the start
     )

@@ -85,7 +85,7 @@ def sweep(breaking: float, samples: int = 150) -> dict[str, list[float]]:
     columns = design(model, x)
     teacher = {n: torch.randn(c.shape[1]).double() * (breaking if "irrep" in n else 1.0) for n, c in columns.items()}
     y = sum(columns[n] @ teacher[n] for n in columns) + NOISE * torch.randn(samples).double()
-    options = {"log_noise": math.log(NOISE), "num_data": samples}
+    options = {"noise": escnn_relax.NoiseSettings(log_noise=math.log(NOISE)), "num_data": samples}
     evidences = {name: escnn_relax.Evidence(model, "gaussian", name, **options) for name in CURVATURES}
     found: dict[str, list[float]] = {name: [] for name in ["truth", *CURVATURES]}
     for delta in GRID:

@@ -85,7 +85,12 @@ def learn(epochs: int) -> dict:
     torch.manual_seed(0)
     data = task("turn", 0)
     model = escnn_relax.relax(DigitNet(data.classes, fields=4))
-    options = {"evidence_loader": data.evidence_loader(), "samples": 1, "burn_in": 5, "progress": False}
+    options = {
+        "evidence_loader": data.evidence_loader(),
+        "curvature": escnn_relax.CurvatureSettings(samples=1),
+        "burn_in": 5,
+        "progress": False,
+    }
     escnn_relax.fit(model, data.loader(), epochs=epochs, **options)
     final = escnn_relax.harden(model.eval(), energy=1e-6).eval()  # so little that outputs stay as they are
     plain, example = Plain(final).eval(), data.test[0][:4]

@@ -29,7 +29,6 @@ from planted import Tensors  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
 
 PETALS = (1, 2, 3, 4, 6)
 HIGHEST = 6
@@ -56,7 +55,14 @@ def learn(petals: int, samples: int = 8, epochs: int = 40, noise: float = 0.3) -
     scalar = enn.FieldType(space, [space.trivial_repr])
     strict = enn.R2Conv(scalar, scalar, 9, padding=4, padding_mode="circular", bias=False)
     model = Tensors(escnn_relax.relax(strict, frequencies=HIGHEST))
-    options = {"likelihood": "gaussian", "lr": 3e-2, "burn_in": 12, "refresh_every": 6, "samples": 6, "log_noise": -1.0}
+    options = {
+        "likelihood": "gaussian",
+        "lr": 3e-2,
+        "burn_in": 12,
+        "refresh_every": 6,
+        "curvature": escnn_relax.CurvatureSettings(samples=6),
+    }
+    options["noise"] = escnn_relax.NoiseSettings(log_noise=-1.0)
     escnn_relax.fit(model, DataLoader(TensorDataset(x, y), 4, shuffle=True), epochs=epochs, progress=False, **options)
     energies = model.layer.energies()
     return model.layer.expand_parameters()[0].detach()[0, 0], list(energies.values())

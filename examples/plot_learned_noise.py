@@ -26,7 +26,6 @@ from planted import Tensors  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
 
 #: True noise of the first output; the second always has 0.3.
 NOISES = (0.05, 0.1, 0.2, 0.5)
@@ -51,7 +50,11 @@ def learn(noise: float, samples: int = 2, side: int = 9) -> dict:
     y, new_y = (f + true * torch.randn_like(f) for f in (filtered(x), filtered(new)))
     model = Tensors(escnn_relax.relax(layer(), basis="pixel"))
     loader = DataLoader(TensorDataset(x, y), samples)
-    options = {"likelihood": "gaussian", "noise": "output", "curvature": "exact", "log_noise": -1.0}
+    options = {
+        "likelihood": "gaussian",
+        "noise": escnn_relax.NoiseSettings("output", log_noise=-1.0),
+        "curvature": "exact",
+    }
     training = {"lr": 2e-2, "burn_in": 80, "refresh_every": 40, "hypersteps": 20, "progress": False}
     history = escnn_relax.fit(model, loader, epochs=240, **training, **options)
     with torch.no_grad():

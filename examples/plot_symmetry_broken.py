@@ -35,7 +35,12 @@ def learn(arguments: tuple[str, int]) -> dict:
     strict = DigitNet(data.classes, fields=4)
     model = escnn_relax.relax(strict)
     train_strict(strict, data.loader(), epochs)
-    options = {"evidence_loader": data.evidence_loader(), "samples": 2, "gates": False, "progress": False}
+    options = {
+        "evidence_loader": data.evidence_loader(),
+        "curvature": escnn_relax.CurvatureSettings(samples=2),
+        "gates": False,
+        "progress": False,
+    }
     history = escnn_relax.fit(model, data.loader(), epochs=epochs, **options)
     return {
         "strict": accuracy(strict, data.test),

@@ -47,7 +47,14 @@ def live(seed: int = 0):
     """One run: a filter of symmetry C4, from an SO(2) start."""
     torch.manual_seed(seed)
     case = planted.fields("SO2", "C4", seed)
-    options = {"likelihood": "gaussian", "epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8}
+    options = {
+        "likelihood": "gaussian",
+        "epochs": 50,
+        "lr": 2e-2,
+        "burn_in": 5,
+        "refresh_every": 3,
+        "curvature": escnn_relax.CurvatureSettings(samples=8),
+    }
     history = escnn_relax.fit(case.model, case.loader(seed), progress=False, **options)
     return escnn_relax.report(case.model, history.evidence), survivors(case.model, history.evidence).network
 

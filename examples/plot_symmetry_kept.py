@@ -38,7 +38,7 @@ def learn(epochs: int, name: str = "rot", fields: int = 4) -> dict:
 
     options = {
         "evidence_loader": data.evidence_loader(),
-        "samples": 3,
+        "curvature": escnn_relax.CurvatureSettings(samples=3),
         "gates": False,
         "progress": False,
         "callback": watch,

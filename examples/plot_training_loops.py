@@ -29,7 +29,9 @@ FIRST, EVERY, LR = 4, 2, 5e-3
 
 def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
     """The evidence and the penalised loss of each epoch."""
-    evidence = escnn_relax.Evidence(model, num_data=len(loader.dataset), samples=1)
+    evidence = escnn_relax.Evidence(
+        model, num_data=len(loader.dataset), curvature=escnn_relax.CurvatureSettings(samples=1)
+    )
     options = {
         "lr": LR,
         "burn_in": FIRST,
@@ -44,7 +46,9 @@ def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
 
 def by_hand(model: nn.Module, loader, evidence_loader, epochs: int):
     """In a loop of one's own."""
-    evidence = escnn_relax.Evidence(model, num_data=len(loader.dataset), samples=1)
+    evidence = escnn_relax.Evidence(
+        model, num_data=len(loader.dataset), curvature=escnn_relax.CurvatureSettings(samples=1)
+    )
     optimiser, losses = torch.optim.Adam(model.parameters(), lr=LR), []
     for epoch in range(epochs):
         total = 0.0
@@ -68,7 +72,9 @@ class RelaxedModule(nn.Module):
     def __init__(self, model: nn.Module, num_data: int, evidence_loader) -> None:
         super().__init__()
         self.model, self.evidence_loader = model, evidence_loader
-        self.evidence = escnn_relax.Evidence(model, num_data=num_data, samples=1)
+        self.evidence = escnn_relax.Evidence(
+            model, num_data=num_data, curvature=escnn_relax.CurvatureSettings(samples=1)
+        )
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         return self.evidence.loss(self.model(batch[0]), batch[1])

@@ -94,7 +94,7 @@ def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
         TensorDataset(x[:count], y[:count]), 50, shuffle=True, generator=torch.Generator().manual_seed(0)
     )
     train_strict(strict, loader, epochs)
-    options = {"refresh_every": 4, "samples": 1, "lr": 1e-2, "progress": False}
+    options = {"refresh_every": 4, "curvature": escnn_relax.CurvatureSettings(samples=1), "lr": 1e-2, "progress": False}
     history = escnn_relax.fit(model, loader, epochs=epochs, **options)
     return {
         "strict": accuracy(strict, (x[count:], y[count:])),

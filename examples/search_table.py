@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from functools import lru_cache, cache
+from functools import cache
 from itertools import product
 from pathlib import Path
 from collections.abc import Sequence
@@ -152,7 +152,7 @@ def run(job: dict) -> dict:
     searching = job["mode"] == "compute" and method in SEARCHES
     if method == "relaxed":
         options = {"burn_in": size["burn_in"], "refresh_every": 1, "num_data": size["train"], "progress": False}
-        options |= {"scheduler": decay(epochs), "samples": 1}
+        options |= {"scheduler": decay(epochs), "curvature": escnn_relax.CurvatureSettings(samples=1)}
         found = escnn_relax.fit(model, loader, epochs=epochs, lr=LR, evidence_loader=part, **options)
         evidence = found.evidence.log_marginal_likelihood() / size["train"]
         genome = [f"{layer.breaking_energy:.1e}" for layer in escnn_relax.report(model).layers]
@@ -174,7 +174,11 @@ def run(job: dict) -> dict:
         selection = {"evolve": "score", "pareto": "pareto", "evolve-evidence": "evidence"}[method]
         budget = {name: size[name] for name in ("generations", "population")}
         options = {**budget, "epochs": first / (size["generations"] + 1), "groups": groups, "lr": LR, "seed": seed}
-        options |= {"evidence_loader": part, "evidence_options": {"samples": 1}} if selection == "evidence" else {}
+        options |= (
+            {"evidence_loader": part, "evidence_options": {"curvature": escnn_relax.CurvatureSettings(samples=1)}}
+            if selection == "evidence"
+            else {}
+        )
         result = evolve(model, loader, score, selection=selection, **options, progress=False)
         genome, passes = list(result.winner.genome), options["epochs"] * len(result.individuals) + epochs - first
         evidence = None if math.isnan(result.winner.log_evidence) else result.winner.log_evidence

@@ -135,7 +135,13 @@ def train(job: dict, x: Tensor, y: Tensor) -> tuple[nn.Module, Evidence]:
         model = with_several_groups(model, x[:2])
     learns = {} if job["method"] == "evidence" else {"residual_log_precision": start}
     samples = None if size["published"] else size["samples"]
-    evidence = Evidence(model, num_data=len(x), samples=samples, log_precision=start, relaxed_only=not strict, **learns)
+    evidence = Evidence(
+        model,
+        num_data=len(x),
+        curvature=escnn_relax.CurvatureSettings(samples=samples),
+        prior=escnn_relax.PriorSettings(log_precision=start, **learns),
+        relaxed_only=not strict,
+    )
     generator = torch.Generator().manual_seed(job["seed"])
     loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=generator)
     if size["published"]:

@@ -32,7 +32,14 @@ STARTS = {"fields": ("C8", "D8", "SO2", "O2"), "digits": ("C8", "D4")}
 CASES = [(data, start, name) for data, starts in STARTS.items() for start in starts for name in planted.PLANTED[start]]
 KEY = ("data", "start", "planted", "seed")
 OPTIONS = {
-    "fields": {"likelihood": "gaussian", "epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8},
+    "fields": {
+        "likelihood": "gaussian",
+        "epochs": 50,
+        "lr": 2e-2,
+        "burn_in": 5,
+        "refresh_every": 3,
+        "curvature": escnn_relax.CurvatureSettings(samples=8),
+    },
     "digits": {"epochs": 60, "lr": 1e-2, "share": 0.5},
 }
 

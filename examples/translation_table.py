@@ -34,6 +34,7 @@ from translation_networks import Network, relative_dimensions
 
 import escnn_relax
 from escnn_relax import Evidence
+from escnn_relax.evidence import CurvatureSettings
 
 TASKS = {"digit": 10, "digit and quadrant": 40}
 #: Training, layers, whether F-FC starts with zeros, and the published accuracies for the two tasks (%), of each
@@ -129,7 +130,7 @@ def run(job: dict) -> dict:
     ).to(job["device"])
     loader = DataLoader(TensorDataset(x, y), size["batch"], shuffle=True, generator=torch.Generator().manual_seed(seed))
     samples = None if size["published"] else size["samples"]
-    evidence = Evidence(model, num_data=len(x), relaxed_only=False, samples=samples)
+    evidence = Evidence(model, num_data=len(x), relaxed_only=False, curvature=CurvatureSettings(samples=samples))
     evidence.log_precision.update({name: SILENT for name in evidence.log_precision if silent and ".F-FC." in name})
     learns, shares, total = how == "evidence", None, None
     if size["published"]:

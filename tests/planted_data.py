@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, project, restrict
-from escnn_relax.evidence import Evidence
+from escnn_relax.evidence import CurvatureSettings, Evidence
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.symmetry.groups.subgroup import Subgroup
 
@@ -26,7 +26,14 @@ BROKEN = 0.1
 #: norm).
 SAMPLED = 1e-5
 
-_OPTIONS = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "progress": False}
+_OPTIONS = {
+    "epochs": 50,
+    "lr": 2e-2,
+    "burn_in": 5,
+    "refresh_every": 3,
+    "curvature": CurvatureSettings(samples=8),
+    "progress": False,
+}
 
 
 class Learned(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """The same value without numpy's scalars, which the safe reader refuses."""
+    """The same value without numpy's scalars and dataclasses, which the safe reader refuses."""
     if isinstance(value, np.generic):
         return value.item()
+    if is_dataclass(value) and not isinstance(value, type):  # settings
+        return {"kind": type(value).__name__, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
     if type(value) is dict:
         return {plain(k): plain(v) for k, v in value.items()}
     if type(value) in (list, tuple):

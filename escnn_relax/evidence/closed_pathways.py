@@ -1,26 +1,37 @@
-"""Opening and closing pathways under an evidence: what is closed has no prior, no curvature and no share in it."""
+"""What closing and opening pathways means for an evidence: what is closed has no prior, no curvature and no share in
+it.
+
+These are functions of plain data; :class:`~escnn_relax.Evidence` calls them where it closes and opens.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from ..curvature.curvature import Curvature
 from ..curvature.layers.coverage import join
 from ..diagnosis import SymmetryTest
 from ..diagnosis.judgement import STRICT
 from ..errors import CoverageError
 from ..nn.gates import Gated
+from .prior import Prior
 
-if TYPE_CHECKING:
-    from .evidence import Evidence
+__all__ = [
+    "Gate",
+    "closed_weights",
+    "gated_precisions",
+    "gates_of",
+    "move_gates",
+    "opening_precisions",
+    "unfollowed",
+    "weights_open",
+]
 
-__all__ = ["closed_weights", "follow", "gateable", "move_gates", "opened", "starts"]
+#: A layer, and the name of a pathway of it that can be closed.
+Gate = tuple[Gated, str]
 
 
 def closed_weights(layers: Mapping[str, object]) -> list[str]:
@@ -30,20 +41,25 @@ def closed_weights(layers: Mapping[str, object]) -> list[str]:
     ]
 
 
-def gateable(evidence: Evidence) -> dict[str, tuple[Gated, str]]:
-    """What can be closed: layer and pathway by the name of the weights, in the order of the model."""
-    found: dict[str, tuple[Gated, str]] = {}
-    for layer, module in evidence._layers.items():
+def gates_of(layers: Mapping[str, object], covered: Collection[str]) -> dict[str, Gate]:
+    """What can be closed, by the name of the weights, in the order of the model.
+
+    Args:
+        layers: by name.
+        covered: names of the weights that have a prior.
+    """
+    gates: dict[str, Gate] = {}
+    for layer, module in layers.items():
         if isinstance(module, Gated):
             for pathway in module.pathways:
                 name = join(layer, f"weights.{pathway.name}")
-                if pathway.breaks and name in evidence.log_precision:
-                    found[name] = module, pathway.name
-    return found
+                if pathway.breaks and name in covered:
+                    gates[name] = module, pathway.name
+    return gates
 
 
 @contextmanager
-def opened(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+def weights_open(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
     """Meanwhile closed weights count as any others, so that they are among what the evidence can cover."""
     parameters = [model.get_parameter(name) for name in names]
     try:
@@ -55,73 +71,72 @@ def opened(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def move_gates(evidence: Evidence, precisions: Mapping[str, float]) -> tuple[str, ...]:
-    """Close what is given an infinite log precision, open the rest; returns what was opened.
-
-    Eigenvalues of what opens are zero until the next refresh; running averages of the curvature begin anew.
+def move_gates(gates: Mapping[str, Gate], precisions: Mapping[str, float]) -> None:
+    """Close what is given an infinite log precision, open the rest.
 
     Raises:
-        CoverageError: a name that is not of a covered pathway that breaks a symmetry.
+        CoverageError: a name that is not of a covered pathway that breaks a symmetry; nothing is moved then.
     """
-    if not precisions:
-        return ()
-    known = gateable(evidence)
-    unknown = [name for name in precisions if name not in known]
+    unknown = [name for name in precisions if name not in gates]
     if unknown:
-        remedy = f"name one of {', '.join(list(known)[:4])}, ..." if known else "only relaxed layers have them"
+        remedy = f"name one of {', '.join(list(gates)[:4])}, ..." if gates else "only relaxed layers have them"
         raise CoverageError(unknown[0], "no covered pathway that breaks a symmetry", remedy=remedy)
     for name, value in precisions.items():
-        layer, pathway = known[name]
+        layer, pathway = gates[name]
         layer.close(pathway) if value == math.inf else layer.open(pathway)
-        evidence.log_precision[name] = value if value == math.inf else _start(evidence, name, value)
-    evidence.curvature = Curvature(evidence.model, *evidence._settings)
-    shut = set(evidence.closed)
-    evidence.uncovered = {n: why for n, why in evidence.curvature.uncovered.items() if n not in shut}
-    parameters = dict(evidence.model.named_parameters())
-    evidence._parameters = {n: parameters[n] for n in evidence.log_precision if n not in shut}
-    evidence._previous = None
-    if evidence._spectrum is not None:
-        values = evidence._spectrum.values
-        some = next(iter(values.values()))
-        for name in precisions:
-            if name in shut:
-                values.pop(name, None)
-            elif name not in values:
-                values[name] = torch.zeros(*some.shape[:-1], parameters[name].numel(), dtype=some.dtype)
-    evidence.publish()
-    return tuple(name for name, value in precisions.items() if value != math.inf)
 
 
-def follow(evidence: Evidence) -> None:
-    """Where gates of the model were moved by other hands, as by loading a state dict, the evidence has them, too."""
+def gated_precisions(
+    precisions: Mapping[str, float], log_precision: Mapping[str, float], initial: Mapping[str, float], prior: Prior
+) -> dict[str, float]:
+    """All log precisions once gates have moved: what opens has the wanted one, unless it is fixed, or that of the open
+    ones that it is tied to.
+
+    Args:
+        precisions: the wanted log precisions of what moves; infinite for what closes.
+        initial: what the evidence was made with.
+    """
+    logs = dict(log_precision)
+    for name, wanted in precisions.items():
+        group, members = next((g, tied) for g, tied in prior.groups.items() if name in tied)
+        if wanted == math.inf:
+            logs[name] = wanted
+        elif group in prior.fixed:
+            logs[name] = initial[name]
+        else:
+            others = (logs[n] for n in members if n != name)
+            logs[name] = next((value for value in others if value != math.inf), prior.clip(wanted))
+    return logs
+
+
+def unfollowed(
+    gates: Mapping[str, Gate], log_precision: Mapping[str, float], initial: Mapping[str, float]
+) -> dict[str, float]:
+    """Log precisions of gates that other hands moved, as by loading a state dict, so that an evidence can move them,
+    too."""
     moved = {}
-    for name, (layer, pathway) in gateable(evidence).items():
-        if (pathway in layer.closed) != (evidence.log_precision[name] == math.inf):
-            moved[name] = math.inf if pathway in layer.closed else evidence._start[name]
-    move_gates(evidence, moved)
+    for name, (layer, pathway) in gates.items():
+        if (pathway in layer.closed) != (log_precision[name] == math.inf):
+            moved[name] = math.inf if pathway in layer.closed else initial[name]
+    return moved
 
 
-def _start(evidence: Evidence, name: str, wanted: float) -> float:
-    """The log precision of what opens: as wanted, unless it is fixed, or that of the open ones that it is tied to."""
-    group, members = next((g, of) for g, of in evidence.prior.groups.items() if name in of)
-    if group in evidence.prior.fixed:
-        return evidence._start[name]
-    others = (evidence.log_precision[n] for n in members if n != name)
-    return next((value for value in others if value != math.inf), evidence.prior.clip(wanted))
-
-
-def starts(evidence: Evidence, test: SymmetryTest, untold: bool = True) -> dict[str, float]:
+def opening_precisions(test: SymmetryTest, initial: Mapping[str, float], untold: bool = True) -> dict[str, float]:
     """Log precisions to start from of what a symmetry test found broken, by the names of the weights.
 
     Where the test knows no precision, the one that the evidence was made with. What no test can clear has to be open,
     too: the pathways that no element moves which is exact on the grid, such as irrep 4 of C8 on pixels, and all those
     of a network that is not invariant, such as one whose outputs are fields that turn with the inputs.
+
+    Args:
+        initial: what the evidence was made with, by the names of all weights that have a prior.
+        untold: open the pathways that no exact element moves, too.
     """
     nothing = not any(record.testable for record in test.tests) and test.equivariance_error > STRICT
-    found = {}
+    starts = {}
     for record in test.tests:
         name = join(record.layer, f"weights.{record.pathway}")
-        if (record.broken or (untold and record.untold) or nothing) and name in evidence.log_precision:
+        if (record.broken or (untold and record.untold) or nothing) and name in initial:
             known = record.broken and math.isfinite(record.log_precision)
-            found[name] = record.log_precision if known else evidence._start[name]
-    return found
+            starts[name] = record.log_precision if known else initial[name]
+    return starts

@@ -16,20 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..curvature.approximation import Approximation
-from ..curvature.approximation_choice import AUTOMATIC
 from ..curvature.curvature import Curvature
 from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.layers.coverage import join
 from ..curvature.layers.wrappers import unwrapped
 from ..curvature.likelihood import Likelihood
-from ..curvature.processes import agreed, distributed, several
+from ..curvature.processes import agreed, several
 from ..curvature.reader import Weighted
 from ..diagnosis import SymmetryTest
 from ..errors import ArgumentError, CoverageError, DataError
@@ -37,18 +36,28 @@ from ..nn.evidence_record import Recorded
 from ..nn.relaxed_convolution import RelaxedConvolution
 from ..symmetry.decision import Decisions
 from ..symmetry.kernels.pathway import SWITCHED_OFF
-from .closed_pathways import closed_weights, follow, gateable, move_gates, opened, starts
-from .distinct import draws
-from .hypergradient import hypergradient
+from .closed_pathways import (
+    Gate,
+    closed_weights,
+    gated_precisions,
+    gates_of,
+    move_gates,
+    opening_precisions,
+    unfollowed,
+    weights_open,
+)
+from .hypergradient import check_differentiable, hypergradient
+from .laplace_approximation import LaplaceApproximation
 from .laplace_torch import to_laplace
 from .noise import Noise
 from .posterior import Posterior
-from .precision_updates import move
-from .prior import BOUNDS, Prior, Ties
-from .recurring import Recurring
+from .precision_updates import FixedWeights, check_step, updated
+from .prior import Prior
+from .sample_count import SampleCount
+from .settings import RESIDUAL, CurvatureSettings, FormerKeywords, NoiseSettings, PriorSettings, regrouped
 from .slopes import Slopes
 from .spectrum import Spectrum
-from .state import pack, unpack
+from .state import check_state, spectrum_state
 from .terms import EvidenceTerms
 
 __all__ = ["Evidence", "EvidenceTerms"]
@@ -77,33 +86,22 @@ class Evidence:
             decisions.
         likelihood: ``"categorical"``, ``"bernoulli"``, ``"gaussian"``, ``"heteroscedastic"``, a
             :class:`~escnn_relax.curvature.likelihood.Likelihood`, or a loss of torch's (``nn.CrossEntropyLoss(...)``).
-        curvature: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``, ``"sketched"``
-            or ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the width; or an
-            :class:`~escnn_relax.curvature.approximation.Approximation` of your own.
-        samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one
-            where there are more than 256 outputs or a layer is sketched, and says so in the log.
+        curvature: a :class:`~escnn_relax.evidence.CurvatureSettings`, or its ``approximation``, such as ``"expand"``,
+            ``"auto"`` or an :class:`~escnn_relax.curvature.approximation.Approximation` of your own.
         num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if
             ``refresh`` comes before ``penalty``: then it is the largest number of different samples that a refresh has
             seen (see :func:`~escnn_relax.evidence.distinct.draws`).
-        log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
-        residual_log_precision: that of pathways that break the symmetry.
-        log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all
-            outputs.
-        noise: ``"shared"`` by all outputs, or one for each ``"output"`` (dimension 1 of the model's output).
-        temperature: divides log-likelihood and curvature.
-        bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
-        normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
-        memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and
-            less than a single sample takes is a ``MemoryLimitError``. With ``curvature="auto"`` the smallest parameters
-            become exact, as many as fit into a quarter of it; without, those of at most 256 weights.
-        ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
-            function from a parameter's name to its group's.
-        fixed: log precisions that do not move, by the name of a parameter or group.
-        bounds: least and largest log precision.
+        prior: a :class:`~escnn_relax.evidence.PriorSettings`: where the precisions start, and how they may move.
+        noise: a :class:`~escnn_relax.evidence.NoiseSettings`, or its ``kind``, ``"shared"`` or ``"output"``.
         relaxed_only: refuse a model without relaxed layers, which is usually a forgotten call of ``relax``.
+        former: fields of these settings as arguments, which goes with the next release.
 
     Attributes:
-        log_precision: log prior precision by parameter name, float64.
+        log_precision: log prior precision by parameter name, float64; infinite for closed pathways.
+        parameters: the weights that have a prior, by name; without those of closed pathways.
+        layers: the layers whose pathways are weighed, by name.
+        initial: the log precisions that it was made with.
+        prior, noise: which precisions are tied or fixed; the observation noise.
         curvature: what takes the curvature.
         estimate: what it took last, its outputs weighted by their present noises (not in the state dict).
         slopes: how steep the posterior was where :func:`~escnn_relax.fit` ended; ``None`` after other trainings.
@@ -133,57 +131,61 @@ class Evidence:
         self,
         model: nn.Module,
         likelihood: str | Likelihood | Callable[..., Any] = "categorical",
-        curvature: str | Approximation = "expand",
+        curvature: str | Approximation | CurvatureSettings = "expand",
         *,
-        samples: None | int | str = AUTOMATIC,
         num_data: int | None = None,
-        log_precision: float = 0.0,
-        residual_log_precision: float = 3.0,
-        log_noise: float | Sequence[float] | Tensor = 0.0,
-        noise: str = "shared",
-        temperature: float = 1.0,
-        bias: str = "exact",
-        normalisation: bool = False,
-        memory: float | None = None,
+        prior: PriorSettings | None = None,
+        noise: str | NoiseSettings = "shared",
         relaxed_only: bool = True,
-        ties: Ties = "parameter",
-        fixed: Mapping[str, float] | None = None,
-        bounds: tuple[float, float] = BOUNDS,
+        **former: Unpack[FormerKeywords],
     ) -> None:
         if num_data is not None and not num_data > 0:
             remedy = "pass len(train_set), or leave it out and refresh on all the data first"
             raise ArgumentError("num_data", expected="the number of training samples", got=num_data, remedy=remedy)
+        self.settings, wanted, noisy = regrouped(curvature, prior, noise, former)
         self.model = model = unwrapped(model)
-        self._layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
-        if not self._layers and relaxed_only:
+        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
+        if not self.layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self._settings = (likelihood, curvature, samples, bias, normalisation, noise == "output", memory)
-        shut = closed_weights(self._layers)
-        with opened(model, shut):
-            self.curvature = Curvature(model, *self._settings)
+        self._likelihood, self._apart = likelihood, noisy.kind == "output"
+        shut = closed_weights(self.layers)
+        with weights_open(model, shut):
+            self.curvature = self.new_curvature()
         self.likelihood, self.uncovered = self.curvature.likelihood, self.curvature.uncovered
-        self.noise = Noise(self.likelihood, noise, log_noise, temperature)
-        self.num_data, self.temperature = num_data, temperature
-        self._counting = num_data is None
-        breaking = {join(n, own) for n, layer in self._layers.items() for own in layer.breaking_weights()}
-        start = {n: residual_log_precision if n in breaking else log_precision for n in self.curvature.covered}
-        self.prior = Prior.of(start, ties, fixed or (), bounds)
-        self.log_precision: dict[str, float] = self.prior.start(start, fixed or {})
-        self._start = dict(self.log_precision)
-        self._parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
+        self.noise = Noise(self.likelihood, noisy.kind, noisy.log_noise, noisy.temperature)
+        self.num_data, self._counting = num_data, num_data is None
+        breaking = {join(n, weight) for n, layer in self.layers.items() for weight in layer.breaking_weights()}
+        residual = RESIDUAL if wanted.residual_log_precision is None else wanted.residual_log_precision
+        logs = {n: residual if n in breaking else wanted.log_precision for n in self.curvature.covered}
+        fixed = wanted.fixed or {}
+        self.prior = Prior.grouped(logs, wanted.ties, fixed, wanted.bounds)
+        self.log_precision: dict[str, float] = self.prior.start(logs, fixed)
+        self.initial = dict(self.log_precision)
+        self.parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
         self.estimate: CurvatureEstimate | None = None
-        self._previous: dict[str, Any] | None = None
+        self._averaged: dict[str, Any] | None = None
         self._spectrum: Spectrum | None = None
         self.slopes: Slopes | None = None
         if shut:
             self.close(shut)
+
+    def new_curvature(self) -> Curvature:
+        """What takes the curvature of the weights that are open now."""
+        s = self.settings
+        options = (s.approximation, s.samples, s.bias, s.normalisation, self._apart, s.memory)
+        return Curvature(self.model, self._likelihood, *options)
 
     @property
     def closed(self) -> tuple[str, ...]:
         """Names of the weights of closed pathways: exactly zero, without curvature, prior or a share in the
         evidence."""
         return tuple(n for n, value in self.log_precision.items() if value == math.inf)
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """What can be closed: layer and pathway by the name of the weights, in the order of the model."""
+        return gates_of(self.layers, self.log_precision)
 
     def close(self, names: Iterable[str] | None = None) -> None:
         """Set pathways to exactly zero, by their weights' names, and leave them out of everything until they are
@@ -194,7 +196,7 @@ class Evidence:
         Raises:
             CoverageError: a name that is not of a covered pathway that breaks a symmetry.
         """
-        move_gates(self, {name: math.inf for name in (gateable(self) if names is None else names)})
+        self.move_gates({name: math.inf for name in (self.gates if names is None else names)})
 
     def open(self, precisions: Mapping[str, float] | SymmetryTest) -> tuple[str, ...]:
         """Open closed pathways, each with the log precision it starts from; those that are open already stay as they
@@ -205,14 +207,14 @@ class Evidence:
                 which opens what it found broken.
 
         Returns:
-            the names of the weights that were opened; an optimiser made before has to hold them to move them.
+            the names of the weights that were opened; an optimizer made before has to hold them to move them.
 
         >>> import torch
         >>> from escnn import gspaces, nn as enn
         >>> from escnn_relax import relax
         >>> space = gspaces.rot2dOnR2(4)
-        >>> one = enn.FieldType(space, [space.regular_repr])
-        >>> evidence = Evidence(nn.Sequential(relax(enn.R2Conv(one, one, 3, bias=False))), num_data=10)
+        >>> fields = enn.FieldType(space, [space.regular_repr])
+        >>> evidence = Evidence(nn.Sequential(relax(enn.R2Conv(fields, fields, 3, bias=False))), num_data=10)
         >>> evidence.close(["0.weights.irrep_1", "0.weights.irrep_2"])
         >>> evidence.open({"0.weights.irrep_2": 4.0})
         ('0.weights.irrep_2',)
@@ -220,23 +222,56 @@ class Evidence:
         ('0.weights.irrep_1',)
         """
         if isinstance(precisions, SymmetryTest):
-            precisions = starts(self, precisions)
+            precisions = opening_precisions(precisions, self.initial)
         shut = set(self.closed)
-        return move_gates(
-            self, {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision}
-        )
+        moved = {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision}
+        return self.move_gates(moved)
+
+    def move_gates(self, precisions: Mapping[str, float]) -> tuple[str, ...]:
+        """Close what is given an infinite log precision, open the rest; returns what was opened.
+
+        Eigenvalues of what opens are zero until the next refresh; running averages of the curvature begin anew.
+
+        Raises:
+            CoverageError: a name that is not of a covered pathway that breaks a symmetry.
+        """
+        if not precisions:
+            return ()
+        move_gates(self.gates, precisions)
+        self.log_precision.update(gated_precisions(precisions, self.log_precision, self.initial, self.prior))
+        self.curvature = self.new_curvature()
+        shut = set(self.closed)
+        self.uncovered = {n: why for n, why in self.curvature.uncovered.items() if n not in shut}
+        everything = dict(self.model.named_parameters())
+        self.parameters = {n: everything[n] for n in self.log_precision if n not in shut}
+        self._averaged = None
+        if self._spectrum is not None:
+            opened = {name: everything[name].numel() for name in precisions if name not in shut}
+            self._spectrum = self._spectrum.gated(shut & set(precisions), opened)
+        self.publish()
+        return tuple(name for name, value in precisions.items() if value != math.inf)
+
+    def _follow(self) -> None:
+        """Where gates of the model were moved by other hands, as by loading a state dict, the evidence has them,
+        too."""
+        self.move_gates(unfollowed(self.gates, self.log_precision, self.initial))
 
     def decide(self, data: Iterable[Any] | None = None, energy: float = SWITCHED_OFF) -> Decisions:
         """What each layer of the model keeps: the record of :func:`~escnn_relax.survivors`, with its arguments and
         errors."""
         from .verdicts.survivors import survivors  # which reads evidences
 
-        groups = {m.space.fibergroup.name for m in self._layers.values() if isinstance(m, RelaxedConvolution)}
+        groups = {m.space.fibergroup.name for m in self.layers.values() if isinstance(m, RelaxedConvolution)}
         return survivors(self.model, self, data=data, energy=energy, depth=len(groups) == 1).decisions
 
     @property
+    def temperature(self) -> float:
+        """What divides log-likelihood and curvature."""
+        return self.noise.temperature
+
+    @property
     def log_noise(self) -> float | Tensor:
-        """Log standard deviation of the observations: a number, or ``(outputs,)`` with ``noise="output"``."""
+        """Log standard deviation of the observations: a number, or ``(outputs,)`` with a noise of each output."""
         return self.noise.log
 
     @log_noise.setter
@@ -257,7 +292,7 @@ class Evidence:
         """Of each parameter's curvature at the last refresh, scaled by the likelihood, float64. Where noises of single
         outputs moved since: the diagonal in that eigenbasis, right to first order; it makes the evidence a lower
         bound."""
-        return {name: self.noise.weighted(values) for name, values in self.spectrum.values.items()}
+        return self.spectrum.eigenvalues(self.noise)
 
     @property
     def spectrum(self) -> Spectrum:
@@ -266,26 +301,31 @@ class Evidence:
             raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
         return self._spectrum
 
-    def _refreshed(self, where: str) -> tuple[CurvatureEstimate, int]:
-        """The last refresh's curvature, and the number of training samples; ``CoverageError`` before the first."""
-        if self.estimate is None or self.num_data is None:
-            raise CoverageError(where, "no curvature yet", remedy="call evidence.refresh(loader) first")
-        return self.estimate, self.num_data
+    def approximation(self, where: str = "evidence", complete: bool = True) -> LaplaceApproximation:
+        """The Laplace approximation of the last refresh, at the present precisions and noise.
 
-    def _covering(self, where: str) -> tuple[CurvatureEstimate, int]:
-        """The same; ``CoverageError`` too for pathways that were opened after it."""
-        estimate, num_data = self._refreshed(where)
-        for name in self._parameters:
-            if name not in estimate.factors:
-                raise CoverageError(
-                    where, f"no curvature of {name}, opened since", remedy="call evidence.refresh(loader) first"
-                )
-        return estimate, num_data
+        Args:
+            where: who asks, for the errors.
+            complete: refuse one without the pathways that were opened since.
+
+        Raises:
+            CoverageError: no refresh yet (a state dict has the eigenvalues only), or pathways that were opened after
+                it.
+        """
+        remedy = "call evidence.refresh(loader) first"
+        if self.estimate is None or self.num_data is None:
+            raise CoverageError(where, "no curvature yet", remedy=remedy)
+        for name in self.parameters if complete else ():
+            if name not in self.estimate.factors:
+                raise CoverageError(where, f"no curvature of {name}, opened since", remedy=remedy)
+        return LaplaceApproximation(
+            self.estimate, dict(self.log_precision), self.noise.at(self.noise.log), self.num_data
+        )
 
     @property
     def mean_loss(self) -> float:
         """Loss of one sample at the last refresh (nats), for one unit of the likelihood, without the prior."""
-        return float(self.spectrum.losses.sum()) / self.spectrum.num_data
+        return self.spectrum.mean_loss
 
     @property
     def learned(self) -> bool:
@@ -293,12 +333,9 @@ class Evidence:
 
         It is if the data are likelier under it by more than the effective dimension of its covered weights and one for
         each output (nats): so much likeliness weights that follow the noise alone gain at most, on average half of it
-        (Akaike, 1974). Where it is not, precisions and pathways say nothing about the data.
+        (Akaike, 1974).
         """
-        if self._spectrum is None:
-            return True
-        gain = self.spectrum.gain_over_constant(self.noise)
-        return not gain <= sum(self.effective_dimension().values()) + self.spectrum.num_outputs
+        return self._spectrum is None or self._spectrum.learned(self.noise, self.log_precision)
 
     def refresh(
         self,
@@ -325,41 +362,33 @@ class Evidence:
             raise ArgumentError(
                 "keep", expected="a fraction below 1", got=keep, remedy="0 keeps nothing, and is the default"
             )
-        follow(self)
-        counting = self.num_data is None or self._counting
-        known = draws(loader) if counting and not (several() and distributed(loader)) else None
-        watch = Recurring() if counting and known is None and not several() else None
-        passing = progress if watch is None else lambda of: watch.through(progress(of) if progress else of)
-        estimate = self.curvature(loader, passing, enough)
+        self._follow()
+        count = SampleCount(loader) if self.num_data is None or self._counting else None
+        estimate = self.curvature(loader, progress if count is None else count.through(progress), enough)
         if not estimate.num_outputs:
             remedy = "look at ignore_index, or at the weights of the batches"
             raise DataError("targets", "none of them counts: all are ignored, or have no weight", remedy=remedy)
-        if keep and self._previous is not None:
-            estimate = estimate.average(self._previous, keep)
+        if keep and self._averaged is not None:
+            estimate = estimate.average(self._averaged, keep)
         self.noise.widen(len(estimate.outputs))
-        previous, estimate = estimate.plain() if keep else None, self.noise.weigh(estimate)
-        sizes = {name: p.numel() for name, p in self._parameters.items()}
-        num_data = self.num_data
-        if num_data is None or counting:
-            # a sample that is drawn again says nothing new; those of a distributed sampler were counted once already
-            seen = estimate.num_data if known is None else round(estimate.num_data * known.distinct / known.drawn)
-            num_data = max(num_data or 0, seen)
-            if watch is not None:
-                watch.warn()
-        spectrum = Spectrum.of(estimate, sizes, num_data).agreed()
-        self.estimate, self._previous, self._spectrum = estimate, previous, spectrum
+        average, estimate = estimate.plain() if keep else None, self.noise.weigh(estimate)
+        num_data = self.num_data or 0
+        num_data = num_data if count is None else max(num_data, count.number(estimate.num_data))
+        sizes = {name: p.numel() for name, p in self.parameters.items()}
+        spectrum = Spectrum.from_estimate(estimate, sizes, num_data).agreed()
+        self.estimate, self._averaged, self._spectrum = estimate, average, spectrum
         self.num_data = spectrum.num_data
         self.publish()
         return self.terms()
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def refresh_undone(self) -> Iterator[None]:
         """What the last refresh found is put back in the end, whatever refreshes come meanwhile."""
-        found = self.estimate, self._previous, self._spectrum, self.num_data
+        before = self.estimate, self._averaged, self._spectrum, self.num_data
         try:
             yield
         finally:
-            self.estimate, self._previous, self._spectrum, self.num_data = found
+            self.estimate, self._averaged, self._spectrum, self.num_data = before
             self.publish()
 
     def terms(self) -> EvidenceTerms:
@@ -371,17 +400,34 @@ class Evidence:
         return self.terms().total
 
     def posterior(self) -> Posterior:
-        """The Laplace posterior of the last refresh, for predictions."""
-        return Posterior(self)
+        """The Laplace posterior of the last refresh at the present precisions and noise, for predictions."""
+        return Posterior(self.approximation("posterior"), self.curvature)
 
     def to_laplace(self) -> Any:
         """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.laplace_torch.to_laplace`."""
-        return to_laplace(self)
+        return to_laplace(self.approximation("to_laplace"), self.curvature)
 
-    def hypergradient(self, loader: Iterable[Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-        """Derivative of the log evidence in parameters of the network, see
-        :mod:`~escnn_relax.evidence.hypergradient`."""
-        return hypergradient(self, loader, parameters)
+    def hypergradient(
+        self, loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
+    ) -> list[Tensor]:
+        """Derivative of the log evidence (nats) in parameters of the network, precisions fixed; no ``.grad`` is
+        touched.
+
+        Args:
+            loader: the data, the same at each pass.
+            parameters: leaves of the model: weights, mixing weights, length scales.
+            refreshed: the evidence was refreshed with this loader just now, at the same weights and without ``keep``;
+                it is not again.
+
+        Raises:
+            ArgumentError: parameters that are none of the model's, or frozen; a sampled or ``"eigenvalue-corrected"``
+                curvature.
+            DataError: a loader that yields other data in the second pass.
+        """
+        check_differentiable(self.model, self.curvature, parameters)
+        if not refreshed:
+            self.refresh(loader)
+        return hypergradient(self.approximation("hypergradient", complete=False), self.curvature, loader, parameters)
 
     def gradient(self) -> dict[str, float]:
         r"""Derivative of the evidence in every log precision, and in ``"log_noise"`` for a Gaussian likelihood
@@ -390,12 +436,7 @@ class Evidence:
         :math:`\partial \log Z / \partial \log \delta_p = \tfrac12 (\gamma_p - \delta_p |w_p|^2)` with the effective
         dimension :math:`\gamma_p`; :math:`\partial \log Z / \partial \log \sigma_c = 2 L_c h_c - N_c + \gamma_c`.
         """
-        gammas, squares = self.effective_dimension(), self.squares()
-        found = {n: 0.5 * (gammas[n] - math.exp(self.log_precision[n]) * squares[n]) for n in gammas}
-        if self.likelihood.noisy:
-            slopes = self.spectrum.noise_slopes(self.noise, self.log_precision)
-            found.update({f"log_noise.{c}" if self.noise.each else "log_noise": float(s) for c, s in enumerate(slopes)})
-        return found
+        return self.spectrum.gradient(self.noise, self.log_precision, self.squares())
 
     def effective_dimension(self) -> dict[str, float]:
         r""":math:`\gamma_p = \sum_i h\lambda_i / (h\lambda_i + \delta_p)`: how many of a parameter's directions the
@@ -422,13 +463,15 @@ class Evidence:
             method: ``"mackay"`` or ``"gradient"``.
             rate: Adam's learning rate, in units of the logarithms; for ``"gradient"``.
         """
-        move(self, method, steps, damping, rate)
+        check_step(method, steps, damping, rate)
+        fixed = FixedWeights(self.spectrum, self.prior, self.squares())
+        logs, noise = updated(fixed, self.log_precision, self.noise, method, steps, damping, rate)
         if several():  # another machine's processor may round otherwise
-            moved = agreed(torch.tensor([*self.log_precision.values()], dtype=torch.float64))
-            self.log_precision.update(zip(self.log_precision, moved.tolist()))
-            noise = agreed(torch.as_tensor(self.noise.log, dtype=torch.float64))
-            self.noise.log = noise if noise.dim() else float(noise)
-        self.log_noise = self.noise.log  # with a noise of each output, the curvature is now another sum over them
+            moved = agreed(torch.tensor([*logs.values()], dtype=torch.float64))
+            logs = dict(zip(logs, moved.tolist()))
+            noise = noise.at(agreed(torch.as_tensor(noise.log, dtype=torch.float64)))
+        self.log_precision.update(logs)
+        self.log_noise = noise.log  # with a noise of each output, the curvature is now another sum over them
         self.publish()
         return self.terms()
 
@@ -440,8 +483,8 @@ class Evidence:
         """
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
-        follow(self)
-        terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self._parameters.items()]
+        self._follow()
+        terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self.parameters.items()]
         return torch.stack(terms).sum() / (2 * self.num_data)
 
     def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
@@ -460,25 +503,33 @@ class Evidence:
     def publish(self) -> None:
         """Write precisions and effective dimensions into the relaxed layers, where reports and ``harden`` find them."""
         gammas = {} if self._spectrum is None else self.effective_dimension()
-        for name, layer in self._layers.items():
-            own = {w: join(name, w) for of in layer.pathway_weights().values() for w in of}
-            layer.record(
-                {w: self.log_precision[key] for w, key in own.items() if key in self.log_precision},
-                {
-                    w: gammas.get(key, 0.0)
-                    for w, key in own.items()
-                    if key in gammas or self.log_precision.get(key) == math.inf
-                },
-            )
+        for name, layer in self.layers.items():
+            names = {weight: join(name, weight) for weights in layer.pathway_weights().values() for weight in weights}
+            logs = {weight: self.log_precision[key] for weight, key in names.items() if key in self.log_precision}
+            known = {weight: key for weight, key in names.items() if key in gammas or logs.get(weight) == math.inf}
+            layer.record(logs, {weight: gammas.get(key, 0.0) for weight, key in known.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Precisions, noise and the last curvature's eigenvalues: all that :meth:`load_state_dict` needs."""
-        return pack(self)
+        return {
+            "log_precision": dict(self.log_precision),
+            "log_noise": self.log_noise,
+            "num_data": self.num_data,
+            "spectrum": spectrum_state(self._spectrum),
+            "previous": self._averaged,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict` of the same model; ``CoverageError`` for that of another."""
-        unpack(self, state)
+        sizes = {n: p.numel() for n, p in self.model.named_parameters() if n in self.log_precision}
+        spectrum = check_state(state, sizes, self.noise.each)
+        shut = {name for name, value in state["log_precision"].items() if value == math.inf}
+        self.move_gates({name: state["log_precision"][name] for name in shut | set(self.closed)})
+        self.log_precision, self.num_data = dict(state["log_precision"]), state["num_data"]
+        self.noise.log = state["log_noise"]
+        self.estimate, self._averaged, self._spectrum = None, state["previous"], spectrum
+        self.publish()
 
     def squares(self) -> dict[str, float]:
         """:math:`|w|^2` of each parameter with a prior."""
-        return {n: float(p.detach().double().square().sum()) for n, p in self._parameters.items()}
+        return {n: float(p.detach().double().square().sum()) for n, p in self.parameters.items()}

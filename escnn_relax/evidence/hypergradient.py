@@ -13,42 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.curvature import SAME_DATA
+from ..curvature.curvature import SAME_DATA, Curvature
 from ..curvature.differentiable import differentiable_curvature
 from ..curvature.factors import Factor
 from ..errors import ArgumentError, DataError
+from .laplace_approximation import LaplaceApproximation
 
-if TYPE_CHECKING:
-    from .evidence import Evidence
-
-__all__ = ["hypergradient"]
+__all__ = ["check_differentiable", "hypergradient"]
 
 
-def hypergradient(
-    evidence: Evidence, loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
-) -> list[Tensor]:
-    """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
-
-    Args:
-        evidence: any but with sampled or ``"eigenvalue-corrected"`` curvature; it is refreshed on the way.
-        loader: the data, the same at each pass.
-        parameters: leaves of the model: weights, mixing weights, length scales.
-        refreshed: the evidence was refreshed with this loader just now, at the same weights and without ``keep``; it is
-            not again.
-
-    Returns:
-        one tensor for each, of its shape; no ``.grad`` is touched.
-
-    Raises:
-        ArgumentError: parameters that are none of the model's, or frozen.
-        DataError: a loader that yields other data in the second pass.
-    """
-    known = {id(p): name for name, p in evidence.model.named_parameters()}
+def check_differentiable(model: nn.Module, curvature: Curvature, parameters: Sequence[nn.Parameter]) -> None:
+    """Raise ``ArgumentError`` for parameters that are none of the model's, or frozen, and for a curvature without a
+    graph."""
+    known = {id(p): name for name, p in model.named_parameters()}
     if not parameters or not all(id(p) in known for p in parameters):
         raise ArgumentError(
             "hypergradient", "parameters that are not the model's", remedy="pick from model.parameters()"
@@ -57,23 +39,40 @@ def hypergradient(
         if not p.requires_grad:
             remedy = "call requires_grad_() on it, or leave it out"
             raise ArgumentError("hypergradient", f"{known[id(p)]} is frozen", remedy=remedy)
-    evidence.curvature.refuse_indifferentiable()
-    if not refreshed:
-        evidence.refresh(loader)
-    estimate, num_data = evidence._refreshed("hypergradient")
-    share = num_data / estimate.num_data
+    curvature.refuse_indifferentiable()
+
+
+def hypergradient(
+    approximation: LaplaceApproximation, curvature: Curvature, loader: Iterable[Any], parameters: Sequence[nn.Parameter]
+) -> list[Tensor]:
+    """Derivative of the log evidence (nats) in parameters of the network, precisions fixed.
+
+    Args:
+        approximation: from this loader, at the present weights.
+        curvature: what took it, neither sampled nor ``"eigenvalue-corrected"``.
+        loader: the data, the same at each pass.
+        parameters: leaves of the model: weights, mixing weights, length scales.
+
+    Returns:
+        one tensor for each, of its shape; no ``.grad`` is touched.
+
+    Raises:
+        DataError: a loader that yields other data in the second pass.
+    """
+    estimate, noise, log_precision = approximation.estimate, approximation.noise, approximation.log_precision
+    share = approximation.share
     sensitivities = {
-        name: [_sensitivity(f, evidence.scale * share, evidence.log_precision[name]) for f in factors]
+        name: [_sensitivity(f, noise.scale * share, log_precision[name]) for f in factors]
         for name, factors in estimate.factors.items()
     }
-    weights = evidence.noise.weights if evidence.noise.each else None
+    weights = noise.weights if noise.each else None
     totals = [torch.zeros_like(p) for p in parameters]
     seen, total_loss = 0, 0.0
-    for loss, factors, count in differentiable_curvature(evidence.curvature, loader, parameters, weights):
+    for loss, factors, count in differentiable_curvature(curvature, loader, parameters, weights):
         total_loss += float(loss.detach())
-        value = evidence.scale * share * loss
-        for name, of in factors.items():
-            for factor, total, sensitivity in zip(of, estimate.factors[name], sensitivities[name]):
+        value = noise.scale * share * loss
+        for name, blocks in factors.items():
+            for factor, total, sensitivity in zip(blocks, estimate.factors[name], sensitivities[name]):
                 value = value + _inner(factor, total, sensitivity)
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         totals = [t if g is None else t - g for t, g in zip(totals, gradients)]
@@ -85,10 +84,11 @@ def hypergradient(
             f"the first {estimate.num_data} with {estimate.loss:.6g}",
             remedy="pass a loader without random augmentation, not an exhausted iterator",
         )
+    names = {id(p): name for name, p in curvature.model.named_parameters()}
     with torch.no_grad():
         for slope, p in zip(totals, parameters):
-            if known[id(p)] in evidence.log_precision:
-                slope -= math.exp(evidence.log_precision[known[id(p)]]) * p
+            if names[id(p)] in log_precision:
+                slope -= math.exp(log_precision[names[id(p)]]) * p
     return totals
 
 

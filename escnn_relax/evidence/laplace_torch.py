@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..curvature.curvature import Curvature
 from ..curvature.factors import Factor
 from ..errors import CoverageError, InstallationError, LikelihoodError
-
-if TYPE_CHECKING:
-    from .evidence import Evidence
+from .laplace_approximation import LaplaceApproximation
 
 __all__ = ["to_laplace"]
 
 
-def to_laplace(evidence: Evidence) -> Any:
-    """``laplace.KronLaplace`` with this evidence's curvature, precisions, noise and loss; its ``fit`` need not be
+def to_laplace(approximation: LaplaceApproximation, curvature: Curvature) -> Any:
+    """``laplace.KronLaplace`` with an approximation's curvature, precisions, noise and loss; its ``fit`` need not be
     called.
 
-    Its log marginal likelihood is this evidence's, and it samples weights. Parameters with one Kronecker factor keep
-    it; others (several representations in one parameter, exact blocks) are passed as one dense block. Linearised
+    Its log marginal likelihood is that of the evidence, and it samples weights. Parameters with one Kronecker factor
+    keep it; others (several representations in one parameter, exact blocks) are passed as one dense block. Linearised
     predictions need Jacobians that laplace-torch cannot take of escnn layers: use :meth:`Evidence.posterior` for these.
 
     Raises:
         InstallationError: laplace-torch is missing.
-        CoverageError: no curvature yet, or parameters that ask for a gradient but have no curvature.
+        CoverageError: parameters that ask for a gradient but have no curvature.
         LikelihoodError: a likelihood that laplace-torch does not have.
     """
     try:
@@ -37,33 +36,31 @@ def to_laplace(evidence: Evidence) -> Any:
         raise InstallationError(
             "to_laplace", "laplace-torch cannot be imported", remedy="install laplace-torch"
         ) from error
-    estimate, num_data = evidence._covering("to_laplace")
-    loose = [name for name, reason in evidence.uncovered.items() if reason != "frozen"]
+    estimate, noise, likelihood = approximation.estimate, approximation.noise, curvature.likelihood
+    model: Any = curvature.model
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    loose = [name for name in names if name not in estimate.factors]
     if loose:
         raise CoverageError("to_laplace", f"{loose[0]} has no curvature", remedy="freeze it by requires_grad_(False)")
     kinds = {"categorical": "classification", "gaussian": "regression"}
-    if evidence.likelihood.name not in kinds:
+    if likelihood.name not in kinds:
         remedy = "use Posterior of this package for other likelihoods"
-        raise LikelihoodError(
-            "to_laplace", expected=f"one of {sorted(kinds)}", got=evidence.likelihood.name, remedy=remedy
-        )
-    if evidence.noise.each:
+        raise LikelihoodError("to_laplace", expected=f"one of {sorted(kinds)}", got=likelihood.name, remedy=remedy)
+    if noise.each or not isinstance(noise.log, float):
         raise LikelihoodError("to_laplace", "laplace-torch has one noise for all outputs", remedy="use noise='shared'")
-    names = [name for name, p in evidence.model.named_parameters() if p.requires_grad]
-    like = next(evidence.model.parameters())
-    model: Any = evidence.model
+    like = next(model.parameters())
     laplace: Any = KronLaplace(
-        evidence.model,
-        kinds[evidence.likelihood.name],
-        sigma_noise=math.exp(evidence.log_noise) if evidence.likelihood.noisy else 1.0,
-        prior_precision=torch.tensor([math.exp(evidence.log_precision[name]) for name in names]).to(like),
-        temperature=evidence.temperature,
+        model,
+        kinds[likelihood.name],
+        sigma_noise=math.exp(noise.log) if likelihood.noisy else 1.0,
+        prior_precision=torch.tensor([math.exp(approximation.log_precision[name]) for name in names]).to(like),
+        temperature=noise.temperature,
     )
-    share = num_data / estimate.num_data
+    share = approximation.share
     laplace.H_facs = Kron([[m.to(like) for m in _matrices(estimate.factors[name], share)] for name in names])
     laplace.H = laplace.H_facs.decompose()
     laplace.mean = torch.nn.utils.parameters_to_vector(laplace.params).detach()
-    laplace.loss, laplace.n_data = share * estimate.loss, num_data
+    laplace.loss, laplace.n_data = share * estimate.loss, approximation.num_data
     laplace.n_outputs = estimate.num_outputs
     model.output_size = estimate.num_outputs
     return laplace

@@ -85,6 +85,10 @@ class Noise:
             raise ArgumentError("log_noise", expected="a number", got=f"shape {tuple(values.shape)}", remedy=remedy)
         self._log = values if values.dim() else float(values)
 
+    def at(self, log: float | Tensor) -> Noise:
+        """The same noise with other log standard deviations."""
+        return Noise(self.likelihood, self.kind, log, self.temperature)
+
     @property
     def each(self) -> bool:
         """Whether each output has a noise of its own."""

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..curvature.curvature import batches
+from ..curvature.batches import batches
+from ..curvature.curvature import Curvature
 from ..curvature.sums.jacobian import jacobian
-from ..errors import ArgumentError, CoverageError, DataError, LikelihoodError
+from ..errors import ArgumentError, DataError, LikelihoodError
 from .calibration import Calibration, calibration
-
-if TYPE_CHECKING:
-    from .evidence import Evidence
+from .laplace_approximation import LaplaceApproximation
 
 __all__ = ["Posterior", "Prediction"]
 
@@ -36,35 +35,28 @@ class Posterior:
     """The Laplace posterior of a model's covered weights; the other weights stay as they are.
 
     Args:
-        evidence: refreshed at the trained weights; its precisions and noise are taken as they are at each call.
-
-    Raises:
-        CoverageError: an evidence without a curvature (a state dict has its eigenvalues only).
+        approximation: at the trained weights.
+        curvature: what took its curvature, of the model and its likelihood.
 
     >>> from torch import nn
     >>> from escnn_relax import Evidence
     >>> evidence = Evidence(nn.Sequential(nn.Linear(3, 2)), relaxed_only=False)
     >>> _ = evidence.refresh([(torch.randn(20, 3), torch.randint(2, (20,)))])
-    >>> bool(torch.allclose(Posterior(evidence).predict(torch.randn(4, 3)).sum(1), torch.ones(4, dtype=torch.float64)))
+    >>> bool(torch.allclose(evidence.posterior().predict(torch.randn(4, 3)).sum(1), torch.ones(4, dtype=torch.float64)))
     True
     """
 
-    def __init__(self, evidence: Evidence) -> None:
-        if evidence.estimate is None:
-            raise CoverageError(
-                "posterior", "the evidence has no curvature", remedy="call evidence.refresh(loader) first"
-            )
-        self.evidence = evidence
+    def __init__(self, approximation: LaplaceApproximation, curvature: Curvature) -> None:
+        self.approximation, self.curvature = approximation, curvature
+        self.model, self.likelihood = curvature.model, curvature.likelihood
 
     def outputs(self, input: Any) -> tuple[Tensor, Tensor]:
         """Mean ``(N, C)`` and covariance ``(N, C, C)`` of the network's outputs, float64 on the CPU."""
-        evidence = self.evidence
-        estimate, num_data = evidence._covering("posterior")
-        output, rows = jacobian(evidence.curvature, input)
-        scale = evidence.scale * num_data / estimate.num_data
+        estimate, scale = self.approximation.estimate, self.approximation.scale
+        output, rows = jacobian(self.curvature, input)
         covariance = torch.zeros(*output.shape, output.shape[1], dtype=torch.float64)
         for name, J in rows.items():
-            J, delta = J.to("cpu", torch.float64), math.exp(evidence.log_precision[name])
+            J, delta = J.to("cpu", torch.float64), math.exp(self.approximation.log_precision[name])
             for factor in estimate.factors[name]:
                 part = J if factor.positions is None else J[..., factor.positions.flatten()]
                 white = factor.whiten(part, scale, delta)
@@ -85,8 +77,8 @@ class Posterior:
             )
         mean, covariance = self.outputs(input)
         variance = covariance.diagonal(dim1=1, dim2=2)
-        if self.evidence.likelihood.noisy:
-            noise = torch.as_tensor(self.evidence.log_noise, dtype=torch.float64).mul(2).exp()
+        if self.likelihood.noisy:
+            noise = torch.as_tensor(self.approximation.noise.log, dtype=torch.float64).mul(2).exp()
             return Prediction(mean, variance + noise)
         if link == "probit":
             return self._probabilities(mean / (1 + math.pi / 8 * variance).sqrt())
@@ -105,18 +97,18 @@ class Posterior:
             DataError: an empty loader, or Bernoulli targets other than 0 and 1.
             LikelihoodError: for a Gaussian likelihood, which predicts no probabilities.
         """
-        if self.evidence.likelihood.noisy:
+        if self.likelihood.noisy:
             remedy = "compare the mean and variance of predict with the targets"
             raise LikelihoodError(
                 "calibration", expected="a likelihood with class probabilities", got="a Gaussian one", remedy=remedy
             )
         averaged, plain, targets = [], [], []
-        likelihood = self.evidence.likelihood
-        for input, target in batches(loader, next(self.evidence.model.parameters()).device):
-            output = jacobian_free(self.evidence, input)
+        likelihood = self.likelihood
+        for input, target in batches(loader, next(self.model.parameters()).device):
+            output = self._plain_output(input)
             likelihood.check(output, target)
-            found: Any = self.predict(input, link)  # probabilities, since the likelihood is not Gaussian
-            averaged.append(likelihood.classes(found))
+            probabilities: Any = self.predict(input, link)  # since the likelihood is not Gaussian
+            averaged.append(likelihood.classes(probabilities))
             plain.append(likelihood.classes(self._probabilities(output)))
             targets.append(likelihood.labels(target.cpu()))
         if not targets:
@@ -125,11 +117,10 @@ class Posterior:
         return calibration(torch.cat(averaged), labels, bins), calibration(torch.cat(plain), labels, bins)
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
-        return self.evidence.likelihood.probabilities(outputs)
+        return self.likelihood.probabilities(outputs)
 
-
-def jacobian_free(evidence: Evidence, input: Any) -> Tensor:
-    """The network's outputs in evaluation mode, float64 on the CPU."""
-    with torch.no_grad(), evidence.curvature.extraction.open(evidence.model):
-        output = evidence.curvature.extraction.forward(evidence.model, input)
-        return evidence.likelihood.tensor(output).detach().to("cpu", torch.float64)
+    def _plain_output(self, input: Any) -> Tensor:
+        """The network's outputs in evaluation mode, without the posterior, float64 on the CPU."""
+        extraction = self.curvature.extraction
+        with torch.no_grad(), extraction.open(self.model):
+            return self.likelihood.tensor(extraction.forward(self.model, input)).detach().to("cpu", torch.float64)

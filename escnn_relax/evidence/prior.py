@@ -31,7 +31,7 @@ class Prior:
     bounds: tuple[float, float] = BOUNDS
 
     @classmethod
-    def of(
+    def grouped(
         cls, names: Iterable[str], ties: Ties, fixed: Iterable[str] = (), bounds: tuple[float, float] = BOUNDS
     ) -> Prior:
         """Group parameters by name.
@@ -45,7 +45,7 @@ class Prior:
             ArgumentError: unknown ``ties``, or bounds in the wrong order.
             CoverageError: a fixed name that is neither a parameter nor a group.
 
-        >>> Prior.of(["a.weights.equivariant", "a.bias", "b.weight"], "layer").groups
+        >>> Prior.grouped(["a.weights.equivariant", "a.bias", "b.weight"], "layer").groups
         {'a': ('a.weights.equivariant', 'a.bias'), 'b': ('b.weight',)}
         """
         if not bounds[0] < bounds[1]:
@@ -54,13 +54,13 @@ class Prior:
         groups: dict[str, list[str]] = {}
         for name in names:
             groups.setdefault(_group(name, ties), []).append(name)
-        held = set()
+        unmoved = set()
         for name in fixed:
-            of = {g for g, members in groups.items() if name == g or name in members}
-            if not of:
+            meant = {g for g, members in groups.items() if name == g or name in members}
+            if not meant:
                 raise CoverageError("fixed", f"no parameter or group {name!r}", remedy=f"it has {', '.join(groups)}")
-            held |= of
-        return cls({g: tuple(members) for g, members in groups.items()}, frozenset(held), bounds)
+            unmoved |= meant
+        return cls({g: tuple(members) for g, members in groups.items()}, frozenset(unmoved), bounds)
 
     def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
         """Initial log precisions: as wanted, within the bounds; those tied like the first of them, those fixed at their
@@ -72,16 +72,16 @@ class Prior:
             if not abs(value) <= 100:
                 remedy = "pass the logarithm of a precision, 0 for a prior of variance 1"
                 raise ArgumentError(name, expected="a log precision between -100 and 100", got=value, remedy=remedy)
-        found = {}
+        starts = {}
         for group, members in self.groups.items():
-            held = [value for name, value in fixed.items() if name == group or name in members]
-            if len(set(held)) > 1:
+            values = [value for name, value in fixed.items() if name == group or name in members]
+            if len(set(values)) > 1:
                 remedy = "give all its members one value, or tie fewer of them"
                 raise ArgumentError(
-                    "fixed", expected=f"one log precision for {group!r}", got=sorted(set(held)), remedy=remedy
+                    "fixed", expected=f"one log precision for {group!r}", got=sorted(set(values)), remedy=remedy
                 )
-            found.update(dict.fromkeys(members, held[0] if held else self.clip(wanted[members[0]])))
-        return {name: float(found[name]) for name in wanted}
+            starts.update(dict.fromkeys(members, values[0] if values else self.clip(wanted[members[0]])))
+        return {name: float(starts[name]) for name in wanted}
 
     def clip(self, log_precision: float) -> float:
         """Back within the bounds."""

@@ -49,14 +49,14 @@ class Recurring:
                 self._seen.update(keys or ())
             yield batch
 
-    def warn(self) -> None:
+    def warn(self, stacklevel: int = 3) -> None:
         """Say how many there are, and ask, where many came again."""
         if self.distinct < (1 - USUAL) * self.drawn:
             warnings.warn(
                 f"the loader yields {self.drawn} samples, {self.distinct} different ones, and does not say what it"
                 f" repeats: the evidence counts all of them as data; pass num_data={self.distinct} if they are draws of"
                 " the same ones",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
 
@@ -72,4 +72,4 @@ def _contents(batch: Any) -> list[Any] | None:
     if any(len(p) != len(target) or not p.numel() for p in parts):
         return None
     rows = [p.detach().cpu().reshape(len(p), -1).contiguous().view(torch.uint8).numpy() for p in parts]
-    return [tuple(hash(of[n].tobytes()) for of in rows) for n in range(len(target))]
+    return [tuple(hash(row[n].tobytes()) for row in rows) for n in range(len(target))]

@@ -32,8 +32,8 @@ class Slopes:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._layers = {n: layer for n, layer in evidence._layers.items() if isinstance(layer, RelaxedConvolution)}
-        self._parameters = dict(evidence._parameters)
+        self._layers = {n: layer for n, layer in evidence.layers.items() if isinstance(layer, RelaxedConvolution)}
+        self._parameters = dict(evidence.parameters)
         self._sums: dict[str, Tensor] = {}
         self._count, self._scale = 0, evidence.scale
         self._prints: dict[str, str] = {}

@@ -4,7 +4,7 @@ noises."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -44,11 +44,11 @@ class Spectrum:
     constants: Tensor = torch.tensor(math.nan, dtype=torch.float64)
 
     @classmethod
-    def of(cls, estimate: CurvatureEstimate, sizes: Mapping[str, int], num_data: int) -> Spectrum:
+    def from_estimate(cls, estimate: CurvatureEstimate, sizes: Mapping[str, int], num_data: int) -> Spectrum:
         """Of a part of the data, scaled up to all ``num_data``; ``CurvatureError`` for parameters of other sizes."""
         share = num_data / estimate.num_data
-        of = estimate.shares if estimate.outputs else estimate.eigenvalues
-        values = {name: share * of(name) for name in sizes}
+        read = estimate.shares if estimate.outputs else estimate.eigenvalues
+        values = {name: share * read(name) for name in sizes}
         for name, size in sizes.items():
             if values[name].shape[-1] != size:
                 remedy = "refresh the evidence of this model anew"
@@ -71,6 +71,30 @@ class Spectrum:
         """Numbers observed: samples times outputs."""
         return self.num_data * self.num_outputs
 
+    @property
+    def mean_loss(self) -> float:
+        """Loss of one sample (nats), for one unit of the likelihood."""
+        return float(self.losses.sum()) / self.num_data
+
+    def eigenvalues(self, noise: Noise) -> dict[str, Tensor]:
+        """Of each parameter's curvature, scaled by the likelihood."""
+        return {name: noise.weighted(values) for name, values in self.values.items()}
+
+    def gated(self, closed: Collection[str], opened: Mapping[str, int]) -> Spectrum:
+        """Without the weights that are closed; those that are open now, so many each, have eigenvalues of zero."""
+        like = next(iter(self.values.values()))
+        values = {name: of_weight for name, of_weight in self.values.items() if name not in closed}
+        for name, size in opened.items():
+            if name not in values:
+                values[name] = torch.zeros(*like.shape[:-1], size, dtype=like.dtype)
+        return replace(self, values=values)
+
+    def learned(self, noise: Noise, log_precision: Mapping[str, float]) -> bool:
+        """Whether the data are likelier than under a constant output by more than the effective dimension and one
+        for each output."""
+        gain = self.gain_over_constant(noise)
+        return not gain <= sum(self.effective_dimension(noise, log_precision).values()) + self.num_outputs
+
     def gain_over_constant(self, noise: Noise) -> float:
         """By how much the data are likelier under the network than under the best constant output (nats)."""
         return float(noise.weighted(self.constants - self.losses))
@@ -90,11 +114,23 @@ class Spectrum:
 
     def effective_dimension_of_outputs(self, noise: Noise, log_precision: Mapping[str, float]) -> Tensor:
         """:math:`\\gamma_c` of each output, ``(outputs,)``; of all together, ``(1,)``, where they share a noise."""
-        scales, found = noise.scales, torch.zeros(1, dtype=torch.float64)
+        scales, gammas = noise.scales, torch.zeros(1, dtype=torch.float64)
         for name, values in self.values.items():
             remaining = noise.weighted(values) + math.exp(log_precision[name])
-            found = found + scales * (values.view(len(scales), -1) / remaining).sum(1)
-        return found
+            gammas = gammas + scales * (values.view(len(scales), -1) / remaining).sum(1)
+        return gammas
+
+    def gradient(
+        self, noise: Noise, log_precision: Mapping[str, float], squares: Mapping[str, float]
+    ) -> dict[str, float]:
+        r"""Derivative of the evidence in every log precision and log noise, see :meth:`Evidence.gradient
+        <escnn_relax.Evidence.gradient>`."""
+        gammas = self.effective_dimension(noise, log_precision)
+        slopes = {n: 0.5 * (gammas[n] - math.exp(log_precision[n]) * squares[n]) for n in gammas}
+        if noise.likelihood.noisy:
+            for c, slope in enumerate(self.noise_slopes(noise, log_precision)):
+                slopes[f"log_noise.{c}" if noise.each else "log_noise"] = float(slope)
+        return slopes
 
     def noise_slopes(self, noise: Noise, log_precision: Mapping[str, float]) -> Tensor:
         """:math:`\\partial \\log Z / \\partial \\log \\sigma_c`, shape ``(outputs,)`` or ``(1,)``."""

@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..curvature.processes import summed
 from ..errors import ArgumentError, DataError, RelaxError, nearest
 from ..evidence import checkpoint as disk
 from ..evidence.evidence import CONSTANT, Evidence
+from ..evidence.settings import FormerKeywords
 from ..evidence.slopes import Slopes
 from .gate_policy import Gates
 from .history import EpochRecord, History
@@ -161,7 +162,10 @@ def fit(
         raise ArgumentError(
             "fit", problem, got=sorted(evidence_options) or None, remedy="pass Evidence(model, ...) alone"
         )
-    known = [n for n in inspect.signature(Evidence.__init__).parameters if n not in ("self", "model", "likelihood")]
+    known = [
+        n for n in inspect.signature(Evidence.__init__).parameters if n not in ("self", "model", "likelihood", "former")
+    ]
+    known += FormerKeywords.__annotations__
     for name in evidence_options:
         if name not in known:
             own = [n for n, p in inspect.signature(fit).parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -169,7 +173,7 @@ def fit(
     burn_in = first(epochs) if burn_in is None else burn_in
     if epochs and epochs <= burn_in:
         warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
-    gates = evidence is None and "residual_log_precision" not in evidence_options if gates is None else gates
+    gates = evidence is None and not _residuals_given(evidence_options) if gates is None else gates
     all_of = train_loader if evidence_loader is None else evidence_loader
     if share is not None:
         Schedule.of(all_of, epochs, burn_in, refresh_every, share)  # to fail before anything is trained
@@ -271,6 +275,12 @@ def fit(
         if not evidence.learned:
             warnings.warn(f"after {epochs} epochs the network is {CONSTANT}", stacklevel=2)
     return history
+
+
+def _residuals_given(options: Mapping[str, Any]) -> bool:
+    """Whether residual pathways are to start at a precision of the user's."""
+    prior = options.get("prior")
+    return "residual_log_precision" in options or (prior is not None and prior.residual_log_precision is not None)
 
 
 def _also(one: str, other: str) -> str:

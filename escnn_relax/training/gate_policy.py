@@ -16,7 +16,7 @@ from ..diagnosis import symmetry_test
 from ..diagnosis.exact_group import exact_group
 from ..diagnosis.strictness import kept_elements
 from ..errors import ArgumentError, RelaxError
-from ..evidence.closed_pathways import gateable, starts
+from ..evidence.closed_pathways import opening_precisions
 from ..evidence.evidence import Evidence
 from ..nn.evidence_record import DETERMINED
 from ..nn.gates import Gated
@@ -65,7 +65,7 @@ class Gates:
     """
 
     def __init__(self, evidence: Evidence, loader: Iterable[Any], wrapped: nn.Module | None = None) -> None:
-        if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters and gateable(evidence):
+        if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters and evidence.gates:
             problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
             remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
             raise ArgumentError("gates", problem, remedy=remedy)
@@ -103,8 +103,8 @@ class Gates:
     def _free(self) -> dict[str, tuple[Gated, str]]:
         """What can be closed, but for what has a precision that is fixed."""
         prior = self.evidence.prior
-        held = {name for group in prior.fixed for name in prior.groups[group]}
-        return {name: of for name, of in gateable(self.evidence).items() if name not in held}
+        fixed = {name for group in prior.fixed for name in prior.groups[group]}
+        return {name: gate for name, gate in self.evidence.gates.items() if name not in fixed}
 
     def again(self) -> str:
         """Test what is closed once more; returns what happened, in words."""
@@ -112,7 +112,7 @@ class Gates:
 
     def _symmetric(self) -> bool:
         """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""
-        layers = {name: m for name, m in self.evidence._layers.items() if isinstance(m, RelaxedConvolution)}
+        layers = {name: m for name, m in self.evidence.layers.items() if isinstance(m, RelaxedConvolution)}
         try:
             return len(kept_elements(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
         except RelaxError:  # which the test itself puts into words
@@ -131,7 +131,9 @@ class Gates:
                 level=LEVEL / processes(),
                 progress=False,
             )
-            found = starts(self.evidence, test, untold=otherwise is not None)  # later the evidence has judged these
+            found = opening_precisions(
+                test, self.evidence.initial, untold=otherwise is not None
+            )  # later the evidence has judged these
         except RelaxError as error:
             problem = f"no symmetry test ({error})"
         everywhere = gathered((found, problem))

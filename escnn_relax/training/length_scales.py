@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 
 from ..errors import ArgumentError, CurvatureError
 from ..evidence.evidence import Evidence
-from ..evidence.hypergradient import hypergradient
 from ..nn.translation.anchors import length_scales
 
 __all__ = ["BOUNDS", "Scales"]
@@ -105,10 +104,10 @@ class Scales:
             return
         moved = list(self.parameters.values())
         if keep:
-            with self.evidence.kept():
-                slopes = hypergradient(self.evidence, loader, moved)
+            with self.evidence.refresh_undone():
+                slopes = self.evidence.hypergradient(loader, moved)
         else:
-            slopes = hypergradient(self.evidence, loader, moved, refreshed=True)
+            slopes = self.evidence.hypergradient(loader, moved, refreshed=True)
         for name, slope in zip(self.parameters, slopes):
             if not torch.isfinite(slope):
                 remedy = "lower omega_rate, or freeze it by requires_grad_(False)"

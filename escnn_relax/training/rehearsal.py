@@ -7,7 +7,6 @@ from itertools import islice
 from typing import Any
 
 from ..curvature.batches import answer, batches, check_weights
-from ..curvature.curvature import Curvature
 from ..curvature.enough import Enough
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
@@ -45,7 +44,7 @@ def rehearse(
             for input, target in batches(islice(iter(loader), 1), device):
                 evidence.loss(answer(evidence.model, input), target)
             first = islice(iter(loader if evidence_loader is None else evidence_loader), 1)
-            Curvature(evidence.model, *evidence._settings)(list(first), enough=enough)
+            evidence.new_curvature()(list(first), enough=enough)
     finally:
         for module, mode in training:  # parents before children
             if module.training != mode:

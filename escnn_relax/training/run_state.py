@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..evidence import checkpoint as disk
-from ..evidence.closed_pathways import move_gates
 from ..evidence.evidence import Evidence
 from ..evidence.terms import EvidenceTerms
 from .gate_policy import Gates
@@ -110,7 +109,7 @@ class Undo:
         self.run.model.train()
         evidence = self.run.evidence
         moved = {n: v for n, v in self.precisions.items() if (v == math.inf) != (evidence.log_precision[n] == math.inf)}
-        move_gates(evidence, moved)
+        evidence.move_gates(moved)
         evidence.log_precision.update(self.precisions)
         evidence.model.load_state_dict(self.model)
         self.run.descent.load_state_dict(self.descent)

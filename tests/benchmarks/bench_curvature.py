@@ -35,7 +35,7 @@ from escnn import nn as enn
 from torch import nn
 
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.evidence import Evidence
+from escnn_relax.evidence import Evidence, PriorSettings
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 
 #: The approximation, Monte-Carlo columns (``None``: all outputs), share of the data.
@@ -120,7 +120,7 @@ def digits(count, solid=False):
 
 def train(model, data, epochs):
     x, y = data
-    evidence = Evidence(model, num_data=len(x), residual_log_precision=2.0, relaxed_only=False)
+    evidence = Evidence(model, num_data=len(x), prior=PriorSettings(residual_log_precision=2.0), relaxed_only=False)
     descent = torch.optim.Adam(model.parameters(), lr=5e-3)
     model.train()
     for _ in range(epochs):

@@ -63,7 +63,7 @@ def row(case: str, folder: Path) -> str:
     evidence.refresh(loader)
     costly = time.process_time() - began
     evidence.step(20)
-    best, spectrum, wanted = evidence.terms().total, evidence._spectrum, dict(evidence.log_precision)
+    best, spectrum, wanted = evidence.terms().total, evidence.spectrum, dict(evidence.log_precision)
     live = [name for name, gamma in evidence.effective_dimension().items() if gamma > 1]
     found = []
     for _ in range(REPEATS):
@@ -73,8 +73,10 @@ def row(case: str, folder: Path) -> str:
         cheap = time.process_time() - began
         evidence.step(20)
         off = [abs(evidence.log_precision[name] - wanted[name]) for name in live]
-        evidence._spectrum = spectrum  # what all data say of precisions from a part
-        found.append((read, sum(off) / len(off), max(off), best - evidence.terms().total, cheap))
+        lost = (
+            best - spectrum.terms(evidence.noise, evidence.log_precision, evidence.squares()).total
+        )  # what all data say of precisions from a part
+        found.append((read, sum(off) / len(off), max(off), lost, cheap))
     read, mean, largest, _, cheap = (sorted(column)[REPEATS // 2] for column in zip(*found))
     lost = max(of[3] for of in found)
     shown = f"{mean:.2f} | {largest:.2f} | {lost:.1f} | {100 * lost / abs(best):.2f} | {costly:.2f} | {cheap:.2f}"

@@ -26,7 +26,7 @@ from escnn import gspaces  # noqa: E402
 from escnn import nn as enn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
+from escnn_relax.evidence import CurvatureSettings
 
 RUNS = Path(__file__).with_name("gates.jsonl")
 GATED, CONSTANT = "gated (default)", "all open from log δ = 3"
@@ -112,7 +112,11 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
         net = escnn_relax.relax(net)
         options: dict = {}
         if way == OFTEN:
-            options = {"refresh_every": 3 if passes >= 40 else 2, "samples": 1, "share": min(1.0, 1300 / len(train[0]))}
+            options = {
+                "refresh_every": 3 if passes >= 40 else 2,
+                "curvature": CurvatureSettings(samples=1),
+                "share": min(1.0, 1300 / len(train[0])),
+            }
         history = escnn_relax.fit(net, loader, epochs=passes, gates=way != CONSTANT, progress=False, **options)
         terms = history.evidence.terms()
         evidence = -terms.total / len(train[0])

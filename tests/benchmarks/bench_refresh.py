@@ -31,7 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.evidence import Evidence
+from escnn_relax.evidence import CurvatureSettings, Evidence
 from escnn_relax.nn import RelaxedR2Conv
 
 
@@ -155,7 +155,10 @@ def training():
         ("a quarter of the data, one sample", quarter, 1),
         ("an eighth of the data, one sample", eighth, 1),
     ):
-        evidence, batches = Evidence(model, num_data=len(data), samples=samples), DataLoader(part, batch_size=125)
+        evidence, batches = (
+            Evidence(model, num_data=len(data), curvature=CurvatureSettings(samples=samples)),
+            DataLoader(part, batch_size=125),
+        )
         refresh = cost(lambda: (evidence.refresh(batches), evidence.step()))
         print(f"training with a refresh each 5 epochs, {name}: {(five + refresh) / five:.2f} times plain training")
 

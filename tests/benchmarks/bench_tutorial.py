@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, relax, report
+from escnn_relax.evidence import CurvatureSettings
 
 WIDTHS = (24, 48, 48, 96, 96, 64)
 
@@ -154,8 +155,7 @@ def main() -> None:
         "epochs": given.epochs,
         "burn_in": given.epochs // 2,
         "lr": given.lr,
-        "curvature": "auto",
-        "memory": given.memory,
+        "curvature": CurvatureSettings("auto", memory=given.memory),
     }
     history = []
 

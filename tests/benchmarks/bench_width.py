@@ -33,6 +33,7 @@ from escnn import nn as enn
 from torch import nn
 
 from escnn_relax import Evidence, relax, symmetry_test
+from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.nn import RelaxedR3Conv
 
@@ -273,7 +274,7 @@ def growth():
             times = {"step": spent(epoch)}
             for curvature in ("auto", "expand"):
                 if curvature == "auto" or width * order * size**2 <= 1200:
-                    evidence = Evidence(model, curvature=curvature, samples=1)
+                    evidence = Evidence(model, curvature=CurvatureSettings(curvature, samples=1))
                     times[curvature] = spent(lambda: evidence.refresh([batch]))
             for key, of in times.items():
                 found[key].append((value, of))
@@ -418,7 +419,7 @@ def memory():
     """Beside what the process takes before: tensors of the network, libraries, a batch."""
     model, batches = relax(Tutorial()), [images(64, 29)]
     before = peak()
-    evidence = Evidence(model, num_data=64, curvature="auto", memory=1200)
+    evidence = Evidence(model, num_data=64, curvature=CurvatureSettings("auto", memory=1200))
     evidence.refresh(batches)
     print(
         f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB",

@@ -21,6 +21,7 @@ from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.data_pass import DataPass
 from escnn_relax.curvature.reader import Weighted
 from escnn_relax.errors import ArgumentError, MemoryLimitError
+from escnn_relax.evidence import CurvatureSettings
 
 C4 = gspaces.rot2dOnR2(4)
 #: Float32 columns summed in another order.
@@ -152,8 +153,8 @@ def test_outputs_at_every_pixel_and_outputs_apart():
 
 def test_spectra_of_an_evidence_are_within():
     model, loader = case()
-    limit = enough(lambda m: Evidence(model, num_data=16, memory=m).refresh, loader)
-    evidence = Evidence(model, num_data=16, memory=limit)
+    limit = enough(lambda m: Evidence(model, num_data=16, curvature=CurvatureSettings(memory=m)).refresh, loader)
+    evidence = Evidence(model, num_data=16, curvature=CurvatureSettings(memory=limit))
     assert allocated(lambda: evidence.refresh(loader)) < limit * MIB
 
 
@@ -162,7 +163,7 @@ def test_too_little_is_named_and_leaves_all_as_it_was():
     model.train()
     evidence = Evidence(model, num_data=16)
     before = evidence.refresh(loader)
-    small = Evidence(model, num_data=16, memory=0.1)
+    small = Evidence(model, num_data=16, curvature=CurvatureSettings(memory=0.1))
     with pytest.raises(
         MemoryLimitError, match=r"memory: a refresh cannot do with 0\.1 MiB, expected more than .* MiB"
     ) as caught:
@@ -174,7 +175,7 @@ def test_too_little_is_named_and_leaves_all_as_it_was():
     assert evidence.refresh(loader).total == before.total
     for bad in (0, -1, float("nan")):
         with pytest.raises(ArgumentError, match="memory"):
-            Evidence(model, num_data=16, memory=bad)
+            Evidence(model, num_data=16, curvature=CurvatureSettings(memory=bad))
 
 
 class Shifted(nn.Module):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
+from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.curvature.sums import accumulation
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.likelihood import Categorical
@@ -121,7 +122,12 @@ def test_laplace_torch_tells_wrong_factors_apart(spoil, monkeypatch):
     expected = float(theirs.log_marginal_likelihood())
 
     def ours():
-        evidence = Evidence(model, log_precision=math.log(0.7), bias="kronecker", relaxed_only=False)
+        evidence = Evidence(
+            model,
+            prior=PriorSettings(log_precision=math.log(0.7)),
+            curvature=CurvatureSettings(bias="kronecker"),
+            relaxed_only=False,
+        )
         return evidence.refresh(loader).total
 
     assert math.isclose(ours(), expected, rel_tol=TOLERANCE)

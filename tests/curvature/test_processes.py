@@ -23,6 +23,7 @@ from escnn_relax.curvature.batches import batches
 from escnn_relax.curvature.processes import unpadded
 from escnn_relax.curvature.layers.wrappers import unwrapped
 from escnn_relax.errors import ArgumentError, DataError, UnsupportedModuleError
+from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR2Conv
 
 COUNT = 21  # odd, so that one process has more than the other
@@ -64,7 +65,7 @@ def dataset():
 
 
 def refreshed(net, loader, curvature):
-    evidence = Evidence(net, curvature=curvature, samples=None)
+    evidence = Evidence(net, curvature=CurvatureSettings(curvature, samples=None))
     terms = evidence.refresh(loader)
     evidence.step()
     values = {name: v.sort().values for name, v in evidence.eigenvalues.items()}

@@ -22,6 +22,7 @@ from escnn_relax.curvature.sums.patch_moments import PatchMoments
 from escnn_relax.curvature.factors.sketch import AXES, Sketch, sketch
 from escnn_relax.curvature.factors import SketchedFactor
 from escnn_relax.errors import ArgumentError, RelaxError
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR3Conv
 
 C4 = gspaces.rot2dOnR2(4)
@@ -223,7 +224,12 @@ def test_noises_of_single_outputs():
     model, x = Net(), data()[0][0]
     found = {}
     for kind in ("expand", "sketched"):
-        evidence = Evidence(model, "gaussian", kind, samples=None, noise="output", log_noise=[0.0, 0.5, -0.5])
+        evidence = Evidence(
+            model,
+            "gaussian",
+            CurvatureSettings(kind, samples=None),
+            noise=NoiseSettings("output", log_noise=[0.0, 0.5, -0.5]),
+        )
         evidence.refresh([(x, torch.zeros(24, 3))])
         found[kind] = evidence.effective_dimension_of_outputs()
     assert torch.allclose(found["sketched"], found["expand"], rtol=0.05)

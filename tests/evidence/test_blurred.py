@@ -12,6 +12,7 @@ from escnn import nn as enn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, relax, survivors
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings
 from escnn_relax.evidence.verdicts.blurred import budget
 
 
@@ -44,7 +45,14 @@ def learned(degrees, wind=0.0, samples=60, seen=(0.15, 0.15)):
     scalar = enn.FieldType(space, [space.trivial_repr])
     strict = enn.R2Conv(scalar, scalar, 7, padding=3, padding_mode="circular", bias=False)
     model = Tensors(relax(strict, frequencies=4))
-    options = {"likelihood": "gaussian", "lr": 2e-2, "burn_in": 5, "refresh_every": 2, "samples": 8, "log_noise": -1.0}
+    options = {
+        "likelihood": "gaussian",
+        "lr": 2e-2,
+        "burn_in": 5,
+        "refresh_every": 2,
+        "curvature": CurvatureSettings(samples=8),
+    }
+    options["noise"] = NoiseSettings(log_noise=-1.0)
     loader = DataLoader(TensorDataset(x, y), 10, shuffle=True)
     history = fit(model, loader, epochs=60, progress=False, gates=False, **options)
     return survivors(model, history.evidence).network

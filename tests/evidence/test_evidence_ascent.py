@@ -10,6 +10,7 @@ from evidence_cases import LIKELIHOODS, loader, network
 
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError, CoverageError
+from escnn_relax.evidence import PriorSettings
 
 METHODS = {"mackay": {"steps": 40}, "gradient": {"steps": 150, "method": "gradient", "rate": 0.05}}
 
@@ -26,7 +27,8 @@ def refreshed(likelihood="categorical", **options):
 def test_both_ways_lead_back_to_the_optimum(method, options):
     """From half a nat of log precision, and of log noise, beside it."""
     likelihood = "gaussian" if "noise" in options else "categorical"
-    evidence = refreshed(likelihood, bounds=(-6.0, 6.0), **options)
+    prior = PriorSettings(ties=options.get("ties", "parameter"), bounds=(-6.0, 6.0))
+    evidence = refreshed(likelihood, prior=prior, noise=options.get("noise", "shared"))
     highest, best = evidence.step(60).total, dict(evidence.log_precision)
     inside = [n for n, value in best.items() if abs(value) < 5]
     log_noise = torch.as_tensor(evidence.log_noise)
@@ -62,7 +64,7 @@ def test_a_rate_that_leaves_the_range_of_the_noise():
 
 
 def test_what_does_not_move():
-    evidence = refreshed(fixed={"first.bias": 1.5}, bounds=(-1.0, 4.0))
+    evidence = refreshed(prior=PriorSettings(fixed={"first.bias": 1.5}, bounds=(-1.0, 4.0)))
     with torch.no_grad():
         evidence.model.second.weights["irrep_1"].zero_()
     start = dict(evidence.log_precision)

@@ -21,6 +21,7 @@ from escnn_relax.errors import (
     LikelihoodError,
     UnsupportedModuleError,
 )
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings
 
 
 def with_value(value, what="weight"):
@@ -98,7 +99,13 @@ def test_bad_data_leaves_everything_as_it_was(case):
 
 @pytest.mark.parametrize(
     "options",
-    [{"curvature": "k-fac"}, {"samples": 0}, {"temperature": 0.0}, {"bias": "none"}, {"temperature": math.nan}],
+    [
+        {"curvature": "k-fac"},
+        {"curvature": CurvatureSettings(samples=0)},
+        {"noise": NoiseSettings(temperature=0.0)},
+        {"curvature": CurvatureSettings(bias="none")},
+        {"noise": NoiseSettings(temperature=math.nan)},
+    ],
 )
 def test_bad_arguments(options):
     with pytest.raises(ArgumentError):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from escnn_relax import Evidence, report
 from escnn_relax.errors import CoverageError
+from escnn_relax.evidence import NoiseSettings
 
 #: central differences of step 1e-4 on a function computed to 1e-12
 FINITE_DIFFERENCE = 1e-6
@@ -20,7 +21,7 @@ FINITE_DIFFERENCE = 1e-6
 @pytest.mark.parametrize("curvature", ["expand", "exact"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_gradient_equals_finite_differences(likelihood, curvature, temperature):
-    evidence = Evidence(network(), likelihood, curvature, temperature=temperature, log_noise=-0.4)
+    evidence = Evidence(network(), likelihood, curvature, noise=NoiseSettings(temperature=temperature, log_noise=-0.4))
     evidence.refresh(loader(likelihood))
     gradient, step = evidence.gradient(), 1e-4
     assert set(gradient) == set(evidence.log_precision) | ({"log_noise"} if likelihood == "gaussian" else set())
@@ -100,8 +101,10 @@ def test_images_of_several_sizes(noise):
     """Each number observed counts once, whichever minibatch comes last."""
     model = torch.nn.Conv2d(1, 2, 3, padding=1).double()
     data = [(torch.randn(2, 1, s, s).double(), torch.randn(2, 2, s, s).double()) for s in (3, 4, 6)]
-    terms = Evidence(model, "gaussian", noise=noise, log_noise=0.3, relaxed_only=False).refresh(data)
-    backwards = Evidence(model, "gaussian", noise=noise, log_noise=0.3, relaxed_only=False).refresh(data[::-1])
+    terms = Evidence(model, "gaussian", noise=NoiseSettings(noise, log_noise=0.3), relaxed_only=False).refresh(data)
+    backwards = Evidence(model, "gaussian", noise=NoiseSettings(noise, log_noise=0.3), relaxed_only=False).refresh(
+        data[::-1]
+    )
     normal = torch.distributions.Normal
     expected = sum(normal(model(x), math.exp(0.3)).log_prob(y).sum() for x, y in data)
     assert math.isclose(terms.data_fit, float(expected), rel_tol=1e-10)
@@ -112,7 +115,7 @@ def test_temperature_equals_a_power_of_the_likelihood():
     """Data counted twice is the same as half the temperature."""
     model, data = network(), list(loader(batch_size=12))
     assert math.isclose(
-        Evidence(model, temperature=0.5).refresh(data).complexity,
+        Evidence(model, noise=NoiseSettings(temperature=0.5)).refresh(data).complexity,
         Evidence(model, num_data=24).refresh(data * 2).complexity,
         rel_tol=1e-10,
     )
@@ -164,7 +167,9 @@ def test_penalty_is_the_prior_term():
 def test_loss_is_the_negative_log_posterior(likelihood):
     """Summed over the data it is what the evidence calls data fit and prior, up to the noise's normaliser."""
     model = network()
-    evidence = Evidence(model, likelihood, log_noise=0.3 if likelihood == "gaussian" else 0.0, temperature=0.7)
+    evidence = Evidence(
+        model, likelihood, noise=NoiseSettings(log_noise=0.3 if likelihood == "gaussian" else 0.0, temperature=0.7)
+    )
     data = list(loader(likelihood, batch_size=12))
     terms = evidence.refresh(data)
     ((x, y),) = data

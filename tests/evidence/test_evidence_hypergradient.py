@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings
 from escnn_relax.nn import RelaxedR2Conv
 
 #: central differences of step 1e-5 on a function computed to 1e-12
@@ -63,8 +64,8 @@ def difference(evidence, loader, parameter, index, step=1e-5):
 @pytest.mark.parametrize("curvature", ["expand", "reduce", "exact", "diagonal"])
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 def test_hypergradient_equals_finite_differences(likelihood, curvature):
-    noise = {"log_noise": -0.3} if likelihood == "gaussian" else {}
-    model, evidence, loader = setting(likelihood, curvature, temperature=0.7, num_data=15, **noise)
+    noise = NoiseSettings(log_noise=-0.3 if likelihood == "gaussian" else 0.0, temperature=0.7)
+    model, evidence, loader = setting(likelihood, curvature, noise=noise, num_data=15)
     parameters = [model.slope, model.mixing, model.first.weights["irrep_1"], model.second.weights, model.first.bias]
     gradients = evidence.hypergradient(loader, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -96,7 +97,7 @@ def test_what_cannot_be_differentiated():
     model, evidence, loader = setting("categorical", "eigenvalue-corrected")
     with pytest.raises(ArgumentError, match="eigenvalue-corrected"):
         evidence.hypergradient(loader, [model.slope])
-    model, evidence, loader = setting("categorical", "expand", samples=2)
+    model, evidence, loader = setting("categorical", CurvatureSettings(samples=2))
     with pytest.raises(ArgumentError, match="sampled"):
         evidence.hypergradient(loader, [model.slope])
     with pytest.raises(ArgumentError, match="not the model's"):

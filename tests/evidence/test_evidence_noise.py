@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, fit
 from escnn_relax.errors import ArgumentError, CoverageError, LikelihoodError
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.nn import RelaxedR2Conv
 
 #: float64; relative to sums of some hundred nats
@@ -83,10 +84,9 @@ def setting(case, log_precision=0.4, **options):
     evidence = Evidence(
         model,
         "gaussian",
-        noise="output",
-        log_noise=LOG_NOISE,
+        noise=NoiseSettings("output", log_noise=LOG_NOISE),
         relaxed_only=False,
-        log_precision=log_precision,
+        prior=PriorSettings(log_precision=log_precision),
         **options,
     )
     return evidence, DataLoader(TensorDataset(x, y), batch_size=3), exact
@@ -106,7 +106,11 @@ def test_evidence_and_slopes_of_a_linear_model(case):
 def test_curvature_for_one_noise_is_told_apart(case):
     """The broken twin: one noise for all outputs, the same on average, gives another evidence."""
     evidence, loader, exact = setting(case)
-    options = {"log_noise": sum(LOG_NOISE) / 3, "relaxed_only": False, "log_precision": 0.4}
+    options = {
+        "noise": NoiseSettings(log_noise=sum(LOG_NOISE) / 3),
+        "relaxed_only": False,
+        "prior": PriorSettings(log_precision=0.4),
+    }
     alike = Evidence(evidence.model, "gaussian", "exact", **options)
     assert abs(alike.refresh(loader).total - exact(LOG_NOISE)) > 1
 
@@ -114,8 +118,8 @@ def test_curvature_for_one_noise_is_told_apart(case):
 def test_equal_noises_are_one_noise():
     for curvature in ("expand", "reduce", "exact", "diagonal", "auto"):
         model, loader = network(), images()
-        alone = Evidence(model, "gaussian", curvature, log_noise=-0.3, temperature=0.7)
-        each = Evidence(model, "gaussian", curvature, log_noise=-0.3, temperature=0.7, noise="output")
+        alone = Evidence(model, "gaussian", curvature, noise=NoiseSettings(log_noise=-0.3, temperature=0.7))
+        each = Evidence(model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=-0.3, temperature=0.7))
         assert math.isclose(each.refresh(loader).total, alone.refresh(loader).total, rel_tol=ROUNDING)
         slopes = [g for n, g in each.gradient().items() if n.startswith("log_noise")]
         assert len(slopes) == 3 and math.isclose(sum(slopes), alone.gradient()["log_noise"], rel_tol=1e-8)
@@ -151,7 +155,7 @@ def images(count=9):
 def test_blocks_of_a_network_are_weighted_sums_over_outputs(count):
     """Dense Gauss-Newton blocks by ``torch.func``, of outputs divided by their noise."""
     model, data = network(), images(count)
-    evidence = Evidence(model, "gaussian", "exact", noise="output", log_noise=LOG_NOISE)
+    evidence = Evidence(model, "gaussian", "exact", noise=NoiseSettings("output", log_noise=LOG_NOISE))
     evidence.refresh(data)
 
     class Divided(nn.Module):
@@ -173,13 +177,15 @@ def test_blocks_of_a_network_are_weighted_sums_over_outputs(count):
 @pytest.mark.parametrize("curvature", ["expand", "reduce", "exact", "diagonal"])
 def test_slopes_of_a_network_equal_finite_differences(curvature):
     model, data = network(), images()
-    evidence = Evidence(model, "gaussian", curvature, noise="output", log_noise=LOG_NOISE, temperature=0.8, num_data=14)
+    evidence = Evidence(
+        model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=LOG_NOISE, temperature=0.8), num_data=14
+    )
     evidence.refresh(data)
     gradient, step = evidence.gradient(), 1e-4
 
     def total(log_noise):
-        options = {"noise": "output", "log_noise": log_noise, "temperature": 0.8, "num_data": 14}
-        return Evidence(model, "gaussian", curvature, **options).refresh(data).total
+        noise = NoiseSettings("output", log_noise=log_noise, temperature=0.8)
+        return Evidence(model, "gaussian", curvature, noise=noise, num_data=14).refresh(data).total
 
     for c in range(3):
         ends = [total([s + by * (c == k) for k, s in enumerate(LOG_NOISE)]) for by in (step, -step)]
@@ -191,7 +197,9 @@ def test_between_refreshes_the_evidence_is_a_lower_bound(curvature):
     """In the last eigenbasis the curvature at other noises is a diagonal, so that its log determinant errs upwards, and
     by what is of second order in the change."""
     model, data = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 3)).double(), images(30)
-    evidence = Evidence(model, "gaussian", curvature, noise="output", log_noise=LOG_NOISE, relaxed_only=False)
+    evidence = Evidence(
+        model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=LOG_NOISE), relaxed_only=False
+    )
     gaps = []
     for share in (1.0, 0.1, 0.05):
         evidence.log_noise = LOG_NOISE
@@ -221,7 +229,7 @@ def test_the_bound_holds_between_noises_of_any_ratio():
 
 def test_steps_never_lower_the_evidence():
     """Neither the bound that they climb nor the evidence itself."""
-    evidence, data = Evidence(network(), "gaussian", noise="output", log_noise=2.0), images(30)
+    evidence, data = Evidence(network(), "gaussian", noise=NoiseSettings("output", log_noise=2.0)), images(30)
     before = evidence.refresh(data).total
     for _ in range(30):
         after = evidence.step(1).total
@@ -262,7 +270,9 @@ def test_noises_of_all_outputs_are_recovered():
 
 def test_loss_weighs_each_output():
     model, ((x, y), *_) = network(), images()
-    evidence = Evidence(model, "gaussian", noise="output", log_noise=LOG_NOISE, temperature=0.5, num_data=9)
+    evidence = Evidence(
+        model, "gaussian", noise=NoiseSettings("output", log_noise=LOG_NOISE, temperature=0.5), num_data=9
+    )
     by_hand = sum(
         (model(x) - y)[:, c].square().sum() * math.exp(-2 * s) / 0.5 / 2 for c, s in enumerate(LOG_NOISE)
     ) / len(x)
@@ -304,7 +314,7 @@ def test_checkpoints_of_another_noise_are_refused(tmp_path):
 @pytest.mark.parametrize("curvature", ["expand", "exact"])
 def test_hypergradient_equals_finite_differences(curvature):
     model, data = network(), images()
-    evidence = Evidence(model, "gaussian", curvature, noise="output", log_noise=LOG_NOISE, num_data=13)
+    evidence = Evidence(model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=LOG_NOISE), num_data=13)
     weight, step = model.linear.weight, 1e-5
     (gradient,) = evidence.hypergradient(data, [weight])
     for index in (0, 7, 17):
@@ -342,8 +352,10 @@ def test_monte_carlo_columns_are_unbiased(case):
     evidence.refresh(loader)
     exact = evidence.effective_dimension_of_outputs()
     assert torch.allclose(exact.sum(), torch.tensor(sum(evidence.effective_dimension().values())).double())
-    options = {"noise": "output", "samples": 4, "log_noise": LOG_NOISE, "relaxed_only": False}
-    sampled = Evidence(evidence.model, "gaussian", "exact", **options)
+    noise = NoiseSettings("output", log_noise=LOG_NOISE)
+    sampled = Evidence(
+        evidence.model, "gaussian", CurvatureSettings("exact", samples=4), noise=noise, relaxed_only=False
+    )
 
     def traces(of):
         of.refresh(loader)
@@ -356,8 +368,8 @@ def test_monte_carlo_columns_are_unbiased(case):
 BAD = [
     ("gaussian", {"noise": "each"}, ArgumentError, "'shared' or 'output'"),
     ("categorical", {"noise": "output"}, ArgumentError, "gaussian"),
-    ("gaussian", {"log_noise": (0.0, 1.0, 2.0)}, ArgumentError, "noise='output'"),
-    ("gaussian", {"noise": "output", "log_noise": (0.0, math.nan, 1.0)}, ArgumentError, "log_noise"),
+    ("gaussian", {"noise": NoiseSettings(log_noise=(0.0, 1.0, 2.0))}, ArgumentError, "noise='output'"),
+    ("gaussian", {"noise": NoiseSettings("output", log_noise=(0.0, math.nan, 1.0))}, ArgumentError, "log_noise"),
     ("gaussian", {"noise": "output", "curvature": "eigenvalue-corrected"}, ArgumentError, "eigenvalue-corrected"),
 ]
 
@@ -369,7 +381,7 @@ def test_noises_that_make_no_sense(likelihood, options, error, message):
 
 
 def test_as_many_noises_as_outputs():
-    evidence = Evidence(network(), "gaussian", noise="output", log_noise=(0.0, 1.0))
+    evidence = Evidence(network(), "gaussian", noise=NoiseSettings("output", log_noise=(0.0, 1.0)))
     with pytest.raises(LikelihoodError, match="3 outputs.*got 2"):
         evidence.refresh(images())
     with pytest.raises(LikelihoodError, match="3 outputs.*got 2"):

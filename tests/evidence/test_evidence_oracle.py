@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 
 #: float64 on both sides, relative to the evidence
 TOLERANCE = 1e-8
@@ -36,11 +37,13 @@ def loader(likelihood, batch_size):
     return DataLoader(TensorDataset(x, y), batch_size=batch_size)
 
 
-def ours(model, data, likelihood, delta=0.7, sigma=1.0, **options):
-    options.setdefault("bias", "kronecker")
-    log_noise = math.log(sigma)
+def ours(model, data, likelihood, delta=0.7, sigma=1.0, temperature=1.0, curvature="expand", bias="kronecker"):
+    prior, noise = (
+        PriorSettings(log_precision=math.log(delta)),
+        NoiseSettings(log_noise=math.log(sigma), temperature=temperature),
+    )
     evidence = Evidence(
-        model, likelihood, relaxed_only=False, log_precision=math.log(delta), log_noise=log_noise, **options
+        model, likelihood, CurvatureSettings(curvature, bias=bias), prior=prior, noise=noise, relaxed_only=False
     )
     return evidence.refresh(data).total
 

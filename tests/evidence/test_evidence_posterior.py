@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError, CoverageError, DataError, LikelihoodError
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.evidence.calibration import calibration
 from escnn_relax.nn import RelaxedR2Conv
 
@@ -70,7 +71,7 @@ def dense_covariance(model, evidence, loader, likelihood, x):
 
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 def test_covariance_of_the_outputs_with_exact_blocks(likelihood):
-    model, evidence, loader = setting(Net(), likelihood, curvature="exact", log_precision=-0.5)
+    model, evidence, loader = setting(Net(), likelihood, curvature="exact", prior=PriorSettings(log_precision=-0.5))
     x = torch.randn(4, 1, 5, 5).double()
     mean, covariance = evidence.posterior().outputs(x)
     expected = dense_covariance(model, evidence, loader, likelihood, x)
@@ -105,7 +106,9 @@ def test_covariance_of_the_outputs_with_each_approximation(curvature):
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 def test_predictions_equal_those_of_laplace_torch(likelihood):
     model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(75, 3))
-    model, evidence, loader = setting(model, likelihood, bias="kronecker", log_precision=0.3)
+    model, evidence, loader = setting(
+        model, likelihood, curvature=CurvatureSettings(bias="kronecker"), prior=PriorSettings(log_precision=0.3)
+    )
     kind = "classification" if likelihood == "categorical" else "regression"
     laplace = KronLaplace(model, kind, prior_precision=math.exp(0.3), backend=CurvlinopsGGN)
     laplace.fit(loader)
@@ -123,7 +126,7 @@ def test_predictions_equal_those_of_laplace_torch(likelihood):
 def test_sampled_probabilities_agree_with_many_draws():
     """From the Gaussian of the outputs; five standard errors of the mean of 20000 draws each, of numbers within [0, 1].
     The plain network's probabilities are further off."""
-    _, evidence, _ = setting(Net(), log_precision=-3.0)
+    _, evidence, _ = setting(Net(), prior=PriorSettings(log_precision=-3.0))
     x = torch.randn(3, 1, 5, 5).double()
     mean, covariance = evidence.posterior().outputs(x)
     drawn = MultivariateNormal(mean, covariance + 1e-10 * torch.eye(3)).sample((20000,)).softmax(-1).mean(0)
@@ -200,8 +203,8 @@ def test_what_cannot_be_predicted():
 @pytest.mark.parametrize("curvature", ["expand", "exact"])
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
 def test_laplace_object_of_a_relaxed_network(likelihood, curvature):
-    options = {"log_noise": -0.3} if likelihood == "gaussian" else {}
-    _, evidence, _ = setting(Net(), likelihood, curvature=curvature, temperature=0.6, num_data=20, **options)
+    noise = NoiseSettings(log_noise=-0.3 if likelihood == "gaussian" else 0.0, temperature=0.6)
+    _, evidence, _ = setting(Net(), likelihood, curvature=curvature, noise=noise, num_data=20)
     evidence.step()
     laplace = evidence.to_laplace()
     assert math.isclose(float(laplace.log_marginal_likelihood()), evidence.terms().total, rel_tol=TOLERANCE)

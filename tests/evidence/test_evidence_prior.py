@@ -10,11 +10,12 @@ from evidence_cases import loader, network
 
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError, CoverageError
+from escnn_relax.evidence import PriorSettings
 from tolerances import autocast_curvature
 
 
 def test_tied_precisions_move_together_to_their_own_optimum():
-    evidence = Evidence(network(), ties="layer")
+    evidence = Evidence(network(), prior=PriorSettings(ties="layer"))
     evidence.refresh(loader())
     for _ in range(100):
         evidence.step(1)
@@ -26,7 +27,7 @@ def test_tied_precisions_move_together_to_their_own_optimum():
 
 
 def test_one_precision_for_all():
-    evidence = Evidence(network(), ties="model")
+    evidence = Evidence(network(), prior=PriorSettings(ties="model"))
     evidence.refresh(loader())
     evidence.step()
     assert len(set(evidence.log_precision.values())) == 1
@@ -34,16 +35,16 @@ def test_one_precision_for_all():
 
 def test_groups_of_the_users_own():
     ties = {"first.bias": "biases", "second.bias": "biases"}
-    evidence = Evidence(network(), ties=ties)
+    evidence = Evidence(network(), prior=PriorSettings(ties=ties))
     assert evidence.prior.groups["biases"] == ("first.bias", "second.bias")
-    assert Evidence(network(), ties=lambda n: n.rpartition(".")[2]).prior.groups["bias"] == (
+    assert Evidence(network(), prior=PriorSettings(ties=lambda n: n.rpartition(".")[2])).prior.groups["bias"] == (
         *evidence.prior.groups["biases"],
         "linear.bias",
     )
 
 
 def test_fixed_precisions_stay():
-    evidence = Evidence(network(), fixed={"first.bias": 1.5})
+    evidence = Evidence(network(), prior=PriorSettings(fixed={"first.bias": 1.5}))
     evidence.refresh(loader())
     before = dict(evidence.log_precision)
     evidence.step()
@@ -52,7 +53,7 @@ def test_fixed_precisions_stay():
 
 
 def test_bounds_hold():
-    evidence = Evidence(network(), bounds=(-1.0, 2.0))
+    evidence = Evidence(network(), prior=PriorSettings(bounds=(-1.0, 2.0)))
     evidence.refresh(loader())
     for _ in range(30):
         evidence.step(1)
@@ -63,12 +64,12 @@ def test_bounds_hold():
 @pytest.mark.parametrize("options", [{"ties": "everything"}, {"bounds": (2.0, 1.0)}])
 def test_bad_priors(options):
     with pytest.raises(ArgumentError):
-        Evidence(network(), **options)
+        Evidence(network(), prior=PriorSettings(**options))
 
 
 def test_precisions_start_within_their_bounds():
     """So that no step can lower the evidence by clipping; fixed ones stay where they are told to."""
-    evidence = Evidence(network(), bounds=(-1.0, 2.0), fixed={"first.bias": 5.0})
+    evidence = Evidence(network(), prior=PriorSettings(bounds=(-1.0, 2.0), fixed={"first.bias": 5.0}))
     starts = set(evidence.log_precision.values())
     assert starts == {0.0, 2.0, 5.0} and evidence.log_precision["first.bias"] == 5.0
     before = evidence.refresh(loader()).total
@@ -77,13 +78,18 @@ def test_precisions_start_within_their_bounds():
 
 def test_fixing_one_group_twice():
     with pytest.raises(ArgumentError, match="one log precision for 'first'"):
-        Evidence(network(), ties="layer", fixed={"first.bias": 1.5, "first": 1.0})
-    assert Evidence(network(), ties="layer", fixed={"first.bias": 1.5, "first": 1.5}).log_precision["first.bias"] == 1.5
+        Evidence(network(), prior=PriorSettings(ties="layer", fixed={"first.bias": 1.5, "first": 1.0}))
+    assert (
+        Evidence(network(), prior=PriorSettings(ties="layer", fixed={"first.bias": 1.5, "first": 1.5})).log_precision[
+            "first.bias"
+        ]
+        == 1.5
+    )
 
 
 def test_fixing_what_is_not_there():
     with pytest.raises(CoverageError, match="third.bias"):
-        Evidence(network(), fixed={"third.bias": 1.0})
+        Evidence(network(), prior=PriorSettings(fixed={"third.bias": 1.0}))
 
 
 # --- running averages -------------------------------------------------------------------------------------------------
@@ -109,7 +115,9 @@ def test_running_average_counts_samples():
     wanted = Evidence(model, curvature="exact", num_data=12).refresh([both])
     assert math.isclose(halves[1].total, wanted.total, rel_tol=1e-10)
     assert not math.isclose(halves[0].data_fit, wanted.data_fit, rel_tol=1e-3)
-    assert evidence._previous["weight"] == 0.5 * 6 + 3 and evidence.mean_loss == pytest.approx(-wanted.data_fit / 12)
+    assert evidence.state_dict()["previous"]["weight"] == 0.5 * 6 + 3 and evidence.mean_loss == pytest.approx(
+        -wanted.data_fit / 12
+    )
     third = evidence.refresh([(x, y)], keep=0.5)
     both = (torch.cat(5 * [x] + 2 * [others]), torch.cat(5 * [y] + 2 * [theirs]))
     wanted = Evidence(model, curvature="exact", num_data=12).refresh([both])  # a quarter, a half, all

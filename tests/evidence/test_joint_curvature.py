@@ -12,6 +12,7 @@ from torch import nn
 
 from escnn_relax import Evidence, relax, survivors
 from escnn_relax.errors import ArgumentError, DataError
+from escnn_relax.evidence import NoiseSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.evidence.verdicts.joint_curvature import JointCurvature
 from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_coupled
@@ -117,7 +118,7 @@ def half_seen(likelihood):
             p.add_(0.1 * torch.randn_like(p))
     x = torch.randn(5, 1, 7, 7, dtype=torch.float64)
     y = torch.randint(3, (5,)) if likelihood == "categorical" else torch.randn(5, 3, dtype=torch.float64)
-    noises = {"noise": "output", "log_noise": [0.0, 0.5, -0.5]} if likelihood == "gaussian" else {}
+    noises = {"noise": NoiseSettings("output", log_noise=[0.0, 0.5, -0.5])} if likelihood == "gaussian" else {}
     evidence = Evidence(model, likelihood, num_data=10, **noises)
     data = [(x[:2], y[:2]), (x[2:], y[2:])]
     evidence.refresh(data)

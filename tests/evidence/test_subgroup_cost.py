@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
-from escnn_relax.evidence import survivors
+from escnn_relax.evidence import NoiseSettings, survivors
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands, gain_of_demanding
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv
 from escnn_relax.nn.measured.stabiliser import INDIFFERENT, KernelSymmetry
@@ -70,7 +70,7 @@ def at_the_mode(layer, x, curvature, noise=0.3, target=None):
                 w.normal_(std=0.5)
             target = model(x)
         y = target + noise * torch.randn_like(target)
-    evidence = Evidence(model, "gaussian", curvature, num_data=len(x), log_noise=math.log(noise))
+    evidence = Evidence(model, "gaussian", curvature, num_data=len(x), noise=NoiseSettings(log_noise=math.log(noise)))
     for index, name in enumerate(evidence.log_precision):
         evidence.log_precision[name] = 0.5 * index - 0.5
     X, names = design(model, x)

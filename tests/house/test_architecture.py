@@ -13,7 +13,8 @@ FRONT_DOOR, ADAPTER = f"{PACKAGE}/__init__.py", f"{PACKAGE}/_escnn.py"
 
 #: The rooms, low to high. A file may import from its own room and from those before it.
 ROOMS = (
-    *("errors", "_clebsch_gordan", "_wigner", "_escnn", "symmetry", "nn", "morphism", "curvature", "diagnosis"),
+    *("deprecation", "errors", "_clebsch_gordan", "_wigner", "_escnn"),
+    *("symmetry", "nn", "morphism", "curvature", "diagnosis"),
     *("evidence", "training", "search", "report"),
 )
 

@@ -36,6 +36,7 @@ from escnn_relax.errors import (
     SubgroupError,
     UnsupportedModuleError,
 )
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.nn import RelaxedR2Conv, SparseR2Conv
 
 PACKAGE = Path(escnn_relax.__file__).parent
@@ -148,14 +149,14 @@ TABLE = {
     "evidence, strict": (lambda: Evidence(Net()), CoverageError, "no relaxed layer in it; pass escnn_relax.relax"),
     "evidence, likelihood": (lambda: evidence(likelihood="poisson"), LikelihoodError, "one of .*got 'poisson'; pass one of"),
     "evidence, curvature": (lambda: evidence(curvature="kfac"), ArgumentError, "curvature: expected one of.*got 'kfac'; take 'expand'"),
-    "evidence, samples": (lambda: evidence(samples=0), ArgumentError, "samples: expected.*got 0; leave it out"),
-    "evidence, bias": (lambda: evidence(bias="no"), ArgumentError, "bias: expected 'exact' or 'kronecker', got 'no'; leave it out"),
+    "evidence, samples": (lambda: evidence(curvature=CurvatureSettings(samples=0)), ArgumentError, "samples: expected.*got 0; leave it out"),
+    "evidence, bias": (lambda: evidence(curvature=CurvatureSettings(bias="no")), ArgumentError, "bias: expected 'exact' or 'kronecker', got 'no'; leave it out"),
     "evidence, num_data": (lambda: Evidence(model(), num_data=0), ArgumentError, r"num_data: .*got 0; pass len\(train_set\)"),
     "evidence, noise": (lambda: evidence(noise="output"), ArgumentError, "a noise for each output, got 'categorical'; use noise"),
     "evidence, noise kind": (lambda: evidence(noise="each"), ArgumentError, "noise: expected 'shared' or 'output', got 'each'; leave"),
-    "evidence, temperature": (lambda: evidence(temperature=0), ArgumentError, "temperature: expected a positive number, got 0; leave"),
-    "evidence, ties": (lambda: evidence(ties="row"), ArgumentError, "ties: expected one of.*got 'row'; leave it out"),
-    "evidence, bounds": (lambda: evidence(bounds=(2.0, 1.0)), ArgumentError, "bounds: expected.*; leave it out"),
+    "evidence, temperature": (lambda: evidence(noise=NoiseSettings(temperature=0)), ArgumentError, "temperature: expected a positive number, got 0; leave"),
+    "evidence, ties": (lambda: evidence(prior=PriorSettings(ties="row")), ArgumentError, "ties: expected one of.*got 'row'; leave it out"),
+    "evidence, bounds": (lambda: evidence(prior=PriorSettings(bounds=(2.0, 1.0))), ArgumentError, "bounds: expected.*; leave it out"),
     "evidence, unrefreshed": (lambda: evidence().step(), CoverageError, r"no curvature yet; call refresh\(loader\) first"),
     "evidence, keep": (lambda: evidence().refresh(data(), keep=1), ArgumentError, "keep: expected a fraction below 1, got 1; 0 keeps"),
     "evidence, close": (lambda: evidence().close(["nothing"]), CoverageError, ";"),

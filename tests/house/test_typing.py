@@ -29,6 +29,7 @@ from escnn_relax import Evidence, EvidenceTerms, History, fit
 from escnn_relax import carry_optimiser, harden, merge, mix, project, relax, relax_translation, restrict
 from escnn_relax import assert_equivariant, equivariance_error, report, subgroups, survivors
 from escnn_relax.errors import RelaxError
+from escnn_relax.evidence import PriorSettings
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.search import Evolved, differentiate, discretise, evolve
 
@@ -53,7 +54,7 @@ def accuracy(model: nn.Module) -> float:
 
 def walk(loader: DataLoader[tuple[Tensor, ...]], folder: Path) -> History:
     model = relax(Net(), irreps=[1], layers=lambda name, module: name != "head")
-    evidence = Evidence(model, "categorical", "auto", fixed={"head.bias": 0.0})
+    evidence = Evidence(model, "categorical", "auto", prior=PriorSettings(fixed={"head.bias": 0.0}))
     terms: EvidenceTerms = evidence.refresh(loader)
     total: float = terms.total + evidence.log_marginal_likelihood()
     history = fit(model, loader, epochs=3, evidence=evidence, checkpoint=folder / "run.pt", callback=lambda e: print(e.loss))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from escnn_relax import Evidence, carry_optimiser, harden, merge, mix, project, relax, report, restrict
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.errors import ArgumentError, SubgroupError, UnsupportedModuleError
+from escnn_relax.evidence import NoiseSettings, PriorSettings
 from escnn_relax.nn import MergedConvolution, MixedLinear, MixedR2Conv
 
 IDS = [(None, 4), (0, 1), (None, 1)]
@@ -243,7 +244,9 @@ def test_the_evidence_differentiates_architecture_weights(curvature):
     model, loader = classifier(groups=[(None, 4), (None, 1)])
     for p in model.norm.parameters():
         p.requires_grad_(False)
-    evidence = Evidence(model, curvature=curvature, num_data=9, ties="layer", temperature=0.7)
+    evidence = Evidence(
+        model, curvature=curvature, num_data=9, prior=PriorSettings(ties="layer"), noise=NoiseSettings(temperature=0.7)
+    )
     parameters = [model.first.alpha, model.second.alpha]
     gradients = evidence.hypergradient(loader, parameters)
     for parameter, gradient in zip(parameters, gradients):

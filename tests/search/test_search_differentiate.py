@@ -15,6 +15,7 @@ from torch import nn
 
 from escnn_relax import Evidence, merge, mix
 from escnn_relax.errors import ArgumentError, CheckpointError, DataError, UnsupportedModuleError
+from escnn_relax.evidence import PriorSettings
 from escnn_relax.nn import MixedR2Conv
 from escnn_relax.search import differentiate, discretise
 from escnn_relax.search.architecture import degree_penalty
@@ -164,7 +165,7 @@ def test_the_evidence_raises_itself():
     values = [e.log_evidence for e in result.history.epochs]
     assert values[0] < values[-1] and sum(b > a for a, b in zip(values, values[1:])) >= 6
     ties = {f"net.{n}.weights.{p.name}": n for n in ("first", "second") for p in model.net.get_submodule(n).pathways}
-    direct = Evidence(model, num_data=32, ties=ties).refresh(data).total / 32
+    direct = Evidence(model, num_data=32, prior=PriorSettings(ties=ties)).refresh(data).total / 32
     assert abs(values[0] - direct) < 1e-6
 
 

@@ -34,6 +34,7 @@ from escnn_relax.errors import (
     SubgroupError,
     UnsupportedModuleError,
 )
+from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.search import evolve, random_search, static
 from escnn_relax.search.evolution.results import pareto_front
 from escnn_relax.search.evolution.genome import Ladder
@@ -260,7 +261,12 @@ def test_selection_by_evidence_needs_no_score():
 
 def test_the_curvature_can_be_taken_on_a_part_of_the_data_and_by_samples():
     data, part = (loader(*turned_bars(n), shuffle=False) for n in (32, 16))
-    options = {**SMALL, "generations": 0, "selection": "evidence", "evidence_options": {"samples": 2}}
+    options = {
+        **SMALL,
+        "generations": 0,
+        "selection": "evidence",
+        "evidence_options": {"curvature": CurvatureSettings(samples=2)},
+    }
     result = evolve(network(), data, evidence_loader=part, **options)
     again = evolve(network(), data, evidence_loader=part, **options)
     assert same(result, again) and math.isfinite(result.winner.log_evidence)

@@ -13,6 +13,7 @@ from escnn import nn as enn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, survivors
+from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR3Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
@@ -211,7 +212,15 @@ def learned(name, seed, samples=20, noise=0.3):
     model = Fields(RelaxedR3Conv(into, out, 3, **options))
     loader = DataLoader(TensorDataset(x, y), 20, shuffle=True, generator=torch.Generator().manual_seed(seed))
     history = fit(
-        model, loader, likelihood="gaussian", epochs=50, lr=2e-2, burn_in=5, refresh_every=3, samples=8, progress=False
+        model,
+        loader,
+        likelihood="gaussian",
+        epochs=50,
+        lr=2e-2,
+        burn_in=5,
+        refresh_every=3,
+        curvature=CurvatureSettings(samples=8),
+        progress=False,
     )
     return model, history.evidence, kept
 

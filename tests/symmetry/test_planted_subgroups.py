@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from whole_irreps import by_whole_irreps
 
 from escnn_relax import fit, project, restrict, survivors
+from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.groups.subgroup import subgroup
@@ -216,7 +217,14 @@ def learned(name, id, seed, size, samples, noise, gates=False):
     model = Fields(RelaxedR2Conv(both, both, size, padding=size // 2, padding_mode="circular"))
     torch.manual_seed(seed)
     loader = DataLoader(TensorDataset(x, y), 20, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    options = {"epochs": 50, "lr": 2e-2, "burn_in": 5, "refresh_every": 3, "samples": 8, "gates": gates}
+    options = {
+        "epochs": 50,
+        "lr": 2e-2,
+        "burn_in": 5,
+        "refresh_every": 3,
+        "curvature": CurvatureSettings(samples=8),
+        "gates": gates,
+    }
     history = fit(model, loader, likelihood="gaussian", progress=False, **options)
     return model, history.evidence, subgroup(space, id)
 

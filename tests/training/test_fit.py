@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Ten
 
 from escnn_relax import Evidence, fit, harden, relax, report, survivors
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
+from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.training.history import EpochRecord
 from escnn_relax.training.loaders import Part, data_size
 from escnn_relax.training.regression_units import settle_units
@@ -126,7 +127,7 @@ def test_all_batches_are_looked_at_equally_often(length, share):
 
 
 def test_running_average_over_parts_resumes_the_same(tmp_path):
-    options = {**SHORT, "share": 0.5, "keep": 0.3, "samples": 1}
+    options = {**SHORT, "share": 0.5, "keep": 0.3, "curvature": CurvatureSettings(samples=1)}
     whole, parts = net(), net()
     torch.manual_seed(1)
     expected = fit(whole, loader(), **options)
@@ -251,7 +252,10 @@ def test_resume_with_generators_in_samplers_and_another_optimiser(tmp_path):
 
     def run(model, seed, **options):
         train, evidence = loaders(seed)
-        numbers = {"residual_log_precision": np.log(20.0), "samples": 2}  # a numpy scalar must not spoil the file
+        numbers = {
+            "prior": PriorSettings(residual_log_precision=np.log(20.0)),
+            "curvature": CurvatureSettings(samples=2),
+        }  # a numpy scalar must not spoil the file
         settings = {"optimizer": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), **SHORT, **numbers, **options}
         return fit(model, train, evidence_loader=evidence, **settings)
 
@@ -266,7 +270,12 @@ def test_resume_with_generators_in_samplers_and_another_optimiser(tmp_path):
         run(net(), 1, checkpoint=path, callback=interrupt)
     run(resumed, 9, checkpoint=path)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
-    for other in ({"optimizer": None}, {"samples": 1}, {"temperature": 2.0}, {"curvature": "reduce"}):
+    for other in (
+        {"optimizer": None},
+        {"curvature": CurvatureSettings(samples=1)},
+        {"noise": NoiseSettings(temperature=2.0)},
+        {"curvature": "reduce"},
+    ):
         with pytest.raises(CheckpointError, match="other"):
             run(net(), 1, checkpoint=path, **other)
 

@@ -6,8 +6,6 @@ import io
 import json
 import math
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, fit, harden, relax, report, survivors, symmetry_test
 from escnn_relax.errors import ArgumentError, CoverageError, DataError
+from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import gain_of_demanding
 from escnn_relax.training.gate_policy import PATIENCE, Gates
-from escnn_relax.evidence.closed_pathways import gateable
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
@@ -171,7 +169,6 @@ def test_posterior_and_laplace_leave_them_out():
     closed, held = pair(relaxed_only=False)
     for evidence in (closed, held):
         evidence.model.norm.requires_grad_(False)
-        evidence.uncovered = {n: "frozen" for n in evidence.uncovered}
     x = torch.randn(3, 1, 6, 6).double()
     for a, b in zip(closed.posterior().outputs(x), held.posterior().outputs(x)):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-12)
@@ -251,7 +248,14 @@ def planted(name, count=400):
     return relax(DigitNet(data.classes, 2)), DataLoader(TensorDataset(*parts), 30, shuffle=True, generator=generator)
 
 
-SHORT = {"epochs": 3, "burn_in": 1, "refresh_every": 1, "hypersteps": 1, "samples": 1, "progress": False}
+SHORT = {
+    "epochs": 3,
+    "burn_in": 1,
+    "refresh_every": 1,
+    "hypersteps": 1,
+    "curvature": CurvatureSettings(samples=1),
+    "progress": False,
+}
 
 
 @pytest.mark.parametrize("name, opens", [("rot", set()), ("half-turn", {"irrep_2"})])
@@ -332,7 +336,7 @@ def test_what_has_died_is_closed_after_some_patience():
         assert gates.prune(descent) == "" and name not in evidence.closed
     assert gates.prune(descent) == f"closed {name}" and name in evidence.closed
     # what holds energy is left alone
-    alive = next(n for n in gateable(evidence))
+    alive = next(n for n in evidence.gates)
     evidence.open({alive: 0.0})
     with torch.no_grad():
         evidence.model.get_parameter(alive).fill_(1.0)
@@ -406,11 +410,11 @@ def test_the_evidence_follows_the_gates_of_a_state_that_was_loaded():
 
 
 def test_what_opens_has_the_precision_that_is_fixed_or_tied():
-    evidence = Evidence(network(), num_data=12, fixed={SHUT[0]: 20.0})
+    evidence = Evidence(network(), num_data=12, prior=PriorSettings(fixed={SHUT[0]: 20.0}))
     evidence.close(list(SHUT))
     evidence.open({SHUT[0]: 3.0, SHUT[1]: 3.0})
     assert evidence.log_precision[SHUT[0]] == 20.0 and evidence.log_precision[SHUT[1]] == 3.0
-    tied = Evidence(network(), num_data=12, ties="layer")
+    tied = Evidence(network(), num_data=12, prior=PriorSettings(ties="layer"))
     tied.close(list(SHUT))
     tied.open(dict.fromkeys(SHUT, 9.0))
     assert len(tied.prior.groups) > 1
@@ -421,7 +425,7 @@ def test_what_opens_has_the_precision_that_is_fixed_or_tied():
 def test_a_fixed_pathway_is_nothing_for_the_gates():
     model, data = planted("rot", 60)
     held = "conv2.weights.irrep_1"
-    evidence = Evidence(model, num_data=60, fixed={held: 2.0})
+    evidence = Evidence(model, num_data=60, prior=PriorSettings(fixed={held: 2.0}))
     Gates(evidence, data).start()
     assert held not in evidence.closed and evidence.log_precision[held] == 2.0
 
@@ -454,7 +458,7 @@ def test_patience_outlives_a_stop(tmp_path, monkeypatch):
         model, data = planted("half-turn", 200)
         with torch.no_grad():
             model.conv2.weights["irrep_1"].fill_(0.01)
-        options = {**SHORT, "epochs": 5, "burn_in": 2, "log_precision": 0.0}
+        options = {**SHORT, "epochs": 5, "burn_in": 2, "prior": PriorSettings(log_precision=0.0)}
         return fit(model, data, checkpoint=path, callback=callback, gates=True, **options)
 
     whole = [r.note for r in train(tmp_path / "whole").records]

@@ -15,6 +15,7 @@ from escnn_relax import Batches, Evidence
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.likelihood import Bernoulli, Categorical, Gaussian, Heteroscedastic
 from escnn_relax.errors import DataError, LikelihoodError
+from escnn_relax.evidence import NoiseSettings
 
 #: float64; the two sides sum the same numbers in another order
 ROUNDING = 1e-10
@@ -238,12 +239,14 @@ def test_penalised_loss_and_best_constant(which):
 def test_what_is_masked_is_not_observed():
     """The noise of a regression is estimated from what was seen."""
     model, x, data = case(Gaussian(), REAL, MASK)
-    evidence = Evidence(model, "gaussian", num_data=N, relaxed_only=False, log_noise=0.7)
+    evidence = Evidence(model, "gaussian", num_data=N, relaxed_only=False, noise=NoiseSettings(log_noise=0.7))
     terms = evidence.refresh(data)
     seen = MASK.bool()
     expected = torch.distributions.Normal(model(x), math.exp(0.7)).log_prob(REAL)[seen].sum()
     assert math.isclose(terms.data_fit, float(expected), rel_tol=ROUNDING)
-    each = Evidence(model, "gaussian", num_data=N, relaxed_only=False, noise="output", log_noise=0.7).refresh(data)
+    each = Evidence(
+        model, "gaussian", num_data=N, relaxed_only=False, noise=NoiseSettings("output", log_noise=0.7)
+    ).refresh(data)
     assert math.isclose(each.complexity, terms.complexity, rel_tol=ROUNDING)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, fit, relax_translation
 from escnn_relax.errors import ArgumentError, CheckpointError, CurvatureError
-from escnn_relax.training import length_scales as module
+from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.training.loaders import Part, Replayed
 from escnn_relax.training.length_scales import BOUNDS, Scales
 from escnn_relax.nn import DensePathway
@@ -145,14 +145,14 @@ def test_only_the_evidence_moves_them(monkeypatch):
     model = net()
     start = {n: float(p.detach()) for n, p in length_scales(model).items()}
     found, seen = [], []
-    whole = module.hypergradient
+    whole = Evidence.hypergradient
 
     def watched(evidence, data, parameters, **options):
         slopes = whole(evidence, data, parameters, **options)
         found.append([float(s) for s in slopes])
         return slopes
 
-    monkeypatch.setattr(module, "hypergradient", watched)
+    monkeypatch.setattr(Evidence, "hypergradient", watched)
     logs = lambda: {n: float(p.detach()) for n, p in length_scales(model).items()}
     history = fit(model, loader(), callback=lambda _: seen.append(logs()), **SHORT)
     waited = [bool(r.note) for r in history.records if r.evidence is not None]
@@ -172,7 +172,7 @@ def test_only_the_evidence_moves_them(monkeypatch):
 
 def test_the_direction_is_that_of_the_evidence():
     model = net()
-    evidence = Evidence(model, num_data=48, residual_log_precision=0.0)
+    evidence = Evidence(model, num_data=48, prior=PriorSettings(residual_log_precision=0.0))
     data = list(loader())[:2]  # a part, scaled up
     evidence.refresh(data)
     evidence.step(3)
@@ -242,7 +242,7 @@ def test_averages_over_parts_are_not_lost():
     terms = evidence.refresh(data[1:2], keep=0.5)
     scales = Scales(evidence)
     scales.step(data[1:2], keep=0.5)
-    assert evidence.terms() == terms and evidence._previous is not None
+    assert evidence.terms() == terms and evidence.state_dict()["previous"] is not None
     assert evidence.refresh(data[1:2]).total != terms.total
 
 
@@ -267,7 +267,7 @@ def test_optimisers_do_not_hold_them():
 
 
 def test_curvatures_that_cannot_be_differentiated():
-    for options in ({"samples": 1}, {"curvature": "eigenvalue-corrected"}):
+    for options in ({"curvature": CurvatureSettings(samples=1)}, {"curvature": "eigenvalue-corrected"}):
         with pytest.raises(
             ArgumentError, match="fit: the evidence moves 2 length scales.*leave samples out.*requires_grad_"
         ):
@@ -276,7 +276,7 @@ def test_curvatures_that_cannot_be_differentiated():
     for p in length_scales(frozen).values():
         p.requires_grad_(False)
     state = copy.deepcopy(frozen.state_dict())
-    fit(frozen, loader(), samples=1, **SHORT)
+    fit(frozen, loader(), curvature=CurvatureSettings(samples=1), **SHORT)
     scales = [n for n in state if n.endswith("log_omega")]
     assert len(scales) == 2 and all(torch.equal(frozen.state_dict()[n], state[n]) for n in scales)
 
@@ -299,7 +299,7 @@ def test_bounds_and_bad_slopes(monkeypatch):
     logs = [math.log(b) for b in BOUNDS]
     assert all(min(abs(float(p.detach()) - b) for b in logs) < 1e-12 for p in scales.parameters.values())
     before = [float(p.detach()) for p in scales.parameters.values()]
-    monkeypatch.setattr(module, "hypergradient", lambda *_, **__: [torch.tensor(1.0), torch.tensor(math.nan)])
+    monkeypatch.setattr(Evidence, "hypergradient", lambda *_, **__: [torch.tensor(1.0), torch.tensor(math.nan)])
     with pytest.raises(CurvatureError, match=f"{names(model)[1]}: the slope of the evidence is not finite"):
         scales.step(data)
     assert [float(p.detach()) for p in scales.parameters.values()] == before

@@ -84,11 +84,11 @@ class JointCurvature:
     def __init__(self, evidence: Evidence, data: Iterable[Any], together: int = TOGETHER) -> None:
         self.evidence = evidence
         shut = set(evidence.closed)
-        sizes = {n: p.numel() for n, p in evidence._parameters.items() if n not in shut}
+        sizes = {n: p.numel() for n, p in evidence.parameters.items() if n not in shut}
         if sum(sizes.values()) <= together:
             groups = [list(sizes)]
         else:  # each relaxed layer with its bias
-            owners = sorted(evidence._layers, key=len)  # a layer inside another one goes with that one
+            owners = sorted(evidence.layers, key=len)  # a layer inside another one goes with that one
             by_owner: dict[str, list[str]] = {}
             for name in sizes:
                 owner = next((o for o in owners if not o or name.startswith(f"{o}.")), None)
@@ -123,7 +123,7 @@ class JointCurvature:
         precision = torch.cat(
             [torch.full((self.sizes[n],), math.exp(evidence.log_precision[n])) for n in group]
         ).double()
-        mode = torch.cat([evidence._parameters[n].detach().to("cpu", torch.float64).flatten() for n in group])
+        mode = torch.cat([evidence.parameters[n].detach().to("cpu", torch.float64).flatten() for n in group])
         hH = scale * H
         linear = hH @ mode + (precision * mode if slope is None else -scale * slope)
         curvature, sizes = hH[asked][:, asked], tuple(self.sizes[n] for n in names)

@@ -315,14 +315,12 @@ def _measure(
     known: dict[str, Demands] = {}
     if evidence is None or evidence.estimate is None:
         return None, known
-    estimate, num_data = evidence._refreshed("survivors")
-    scale, bounds = evidence.scale * num_data / estimate.num_data, evidence.prior.bounds
+    approximation, bounds = evidence.approximation("survivors", complete=False), evidence.prior.bounds
+    factors, logs, scale = approximation.estimate.factors, approximation.log_precision, approximation.scale
 
     def gain(symmetry: KernelSymmetry, kept: Subgroup) -> float:
         if symmetry.name not in known:
-            known[symmetry.name] = Demands(
-                symmetry, estimate.factors, evidence.log_precision, scale, bounds, joint, slopes
-            )
+            known[symmetry.name] = Demands(symmetry, factors, logs, scale, bounds, joint, slopes)
         return known[symmetry.name].gain(kept)
 
     return gain, known

@@ -1,0 +1,46 @@
+"""Old spellings that work for one more release: each says, where the caller stands, what to write instead."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["former_names", "warn_former"]
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def warn_former(former: str, instead: str) -> None:
+    """A ``DeprecationWarning`` at the line outside of this package that a call comes from.
+
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn_former("colour=", "color=")
+    >>> print(caught[0].message)
+    colour= is an old spelling and goes with the next release; write color=
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == PACKAGE:
+        level, frame = level + 1, frame.f_back
+    message = f"{former} is an old spelling and goes with the next release; write {instead}"
+    warnings.warn(message, DeprecationWarning, stacklevel=level)
+
+
+def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a module whose names have others now.
+
+    Args:
+        names: by the old name the new one, with the module that it is in: ``"escnn_relax.search:EvolutionResult"``.
+    """
+
+    def former(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, new = names[name].partition(":")
+        warn_former(f"{module}.{name}", f"{home}.{new}")
+        return getattr(importlib.import_module(home), new)
+
+    return former

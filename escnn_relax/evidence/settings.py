@@ -1,0 +1,143 @@
+"""The settings of an evidence: its curvature, its prior and its observation noise, each a small object of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from ..curvature.approximation import Approximation
+from ..curvature.approximation_choice import AUTOMATIC
+from ..deprecation import warn_former
+from ..errors import ArgumentError
+from .prior import BOUNDS, Ties
+
+__all__ = ["CurvatureSettings", "FormerKeywords", "NoiseSettings", "PriorSettings", "regrouped"]
+
+#: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
+RESIDUAL = 3.0
+
+
+@dataclass(frozen=True)
+class CurvatureSettings:
+    """How the curvature is taken.
+
+    Attributes:
+        approximation: ``"expand"``, ``"reduce"``, ``"eigenvalue-corrected"``, ``"exact"``, ``"diagonal"``,
+            ``"sketched"`` or ``"auto"``, which wide networks need: the cost of ``"expand"`` grows with the cube of the
+            width.
+        samples: Monte-Carlo columns a sample instead of the exact sum over outputs (``None``). ``"auto"`` draws one
+            where there are more than 256 outputs or a layer is sketched, and says so in the log.
+        bias: ``"exact"`` or ``"kronecker"``, see :mod:`escnn_relax.curvature.conventions`.
+        normalisation: cover scales and shifts of batch normalisation too (their prior has mean zero as all others).
+        memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and
+            less than a single sample takes is a ``MemoryLimitError``. With ``"auto"`` the smallest parameters become
+            exact, as many as fit into a quarter of it; without, those of at most 256 weights.
+    """
+
+    approximation: str | Approximation = "expand"
+    samples: int | str | None = AUTOMATIC
+    bias: str = "exact"
+    normalisation: bool = False
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """The prior precisions that an evidence starts from, and how they may move.
+
+    Attributes:
+        log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
+        residual_log_precision: that of pathways that break the symmetry; 3 by default. :func:`~escnn_relax.fit` opens
+            them all from the start where it is given.
+        ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
+            function from a parameter's name to its group's.
+        fixed: log precisions that do not move, by the name of a parameter or group.
+        bounds: least and largest log precision.
+    """
+
+    log_precision: float = 0.0
+    residual_log_precision: float | None = None
+    ties: Ties = "parameter"
+    fixed: Mapping[str, float] | None = None
+    bounds: tuple[float, float] = BOUNDS
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """What one unit of the likelihood counts.
+
+    Attributes:
+        kind: one noise ``"shared"`` by all outputs, or one for each ``"output"`` (dimension 1 of the model's output).
+        log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all
+            outputs.
+        temperature: divides log-likelihood and curvature.
+    """
+
+    kind: str = "shared"
+    log_noise: float | Sequence[float] | Tensor = 0.0
+    temperature: float = 1.0
+
+
+class FormerKeywords(TypedDict, total=False):
+    """Arguments of :class:`~escnn_relax.Evidence` that are fields of its settings now."""
+
+    samples: int | str | None
+    bias: str
+    normalisation: bool
+    memory: float | None
+    log_precision: float
+    residual_log_precision: float | None
+    ties: Ties
+    fixed: Mapping[str, float] | None
+    bounds: tuple[float, float]
+    log_noise: float | Sequence[float] | Tensor
+    temperature: float
+
+
+def regrouped(
+    curvature: str | Approximation | CurvatureSettings,
+    prior: PriorSettings | None,
+    noise: str | NoiseSettings,
+    former: Mapping[str, Any],
+) -> tuple[CurvatureSettings, PriorSettings, NoiseSettings]:
+    """All settings, former keywords put where they belong, with a ``DeprecationWarning`` that says where that is.
+
+    Raises:
+        TypeError: a keyword that never was one.
+        ArgumentError: a former keyword beside the settings that it is a field of now.
+    """
+    given: dict[str, Any] = {"curvature": curvature, "prior": prior, "noise": noise}
+    settings: dict[str, Any] = {
+        "curvature": curvature if isinstance(curvature, CurvatureSettings) else CurvatureSettings(curvature),
+        "prior": PriorSettings() if prior is None else prior,
+        "noise": noise if isinstance(noise, NoiseSettings) else NoiseSettings(noise),
+    }
+    homes = {
+        f.name: home
+        for home, kind in settings.items()
+        for f in fields(kind)
+        if f.name in FormerKeywords.__annotations__
+    }
+    unknown = [name for name in former if name not in homes]
+    if unknown:
+        raise TypeError(f"Evidence.__init__() got an unexpected keyword argument {unknown[0]!r}")
+    for home in settings:
+        values = {name: value for name, value in former.items() if homes[name] == home}
+        if not values:
+            continue
+        kind = type(settings[home])
+        if isinstance(given[home], kind):
+            remedy = f"write {home}={kind.__name__}({', '.join(f'{name}=...' for name in values)}) alone"
+            raise ArgumentError(next(iter(values)), f"given beside {home}={kind.__name__}(...)", remedy=remedy)
+        first = [repr(given[home])] if isinstance(given[home], str) else []
+        spelled = ", ".join([*first, *(f"{name}={_shown(value)}" for name, value in values.items())])
+        warn_former(", ".join(f"{name}=" for name in values), f"{home}={kind.__name__}({spelled})")
+        settings[home] = replace(settings[home], **values)
+    return settings["curvature"], settings["prior"], settings["noise"]
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int, float, tuple, type(None))) else "..."
