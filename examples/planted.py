@@ -16,13 +16,12 @@ from typing import NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
+import escnn_relax  # noqa: E402, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-import escnn_relax  # noqa: E402
 from escnn_relax.symmetry.groups.subgroup import subgroup  # noqa: E402
 
 #: For each start the ids of the subgroups that are planted, by name. Of D4, D8 and O(2) "D1" is one reflection.

@@ -23,12 +23,11 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
+import escnn_relax  # noqa: E402, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn  # noqa: E402
 from planted import Tensors  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-
 
 PETALS = (1, 2, 3, 4, 6)
 HIGHEST = 6

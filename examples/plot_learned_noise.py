@@ -20,12 +20,11 @@ warnings.filterwarnings("ignore", message="`py3nj` package not found")  # escnn 
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
-import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
+import escnn_relax  # noqa: E402, I001  # before escnn, which may need what it brings
 from escnn import gspaces, nn as enn  # noqa: E402
 from planted import Tensors  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
-
 
 #: True noise of the first output; the second always has 0.3.
 NOISES = (0.05, 0.1, 0.2, 0.5)

@@ -90,17 +90,19 @@ LR, SHIFT, HELD_OUT = 3e-3, 8, 6
 KEY = ("data", "method", "precision", "seed", "scale")
 
 
-HEAD = """Made by `examples/several_groups_table.py`, which says what is compared; every run is in `several_groups_runs.jsonl`. "small"
-has a fifteenth of the published data (CIFAR-10: a twelfth), a quarter of the pixels and two fifths of the channels, so all
-accuracies are lower than those published, CIFAR-10's by far. Two runs each, so spreads are rough.
+HEAD = """Made by `examples/several_groups_table.py`, which says what is compared; every run is in
+`several_groups_runs.jsonl`. "small" has a fifteenth of the published data (CIFAR-10: a twelfth), a quarter of the
+pixels and two fifths of the channels, so all accuracies are lower than those published, CIFAR-10's by far. Two runs
+each, so spreads are rough.
 
-* **Against a tuned prior**: without held-out data the evidence has the lower NLL on the three kinds of digits (by one or
-  two spreads; on MNIST by less), at the same accuracy. On CIFAR-10 the best of three precisions has the lower NLL, the evidence the
-  higher accuracy by ten points; both, and δ = 1 still more, are too sure of themselves there.
-* **Against the strict network**: on upright and translated digits and CIFAR-10 more freedom pays. On digits turned at random
-  it does not: the strict network is better by three points, and the evidence keeps CONV at 15 %, where none was needed.
-* **What it kept**: FC is off in nearly all layers; what is left of it (CIFAR-10, 6 and 9 %) stands in the first layer. GCONV
-  comes first everywhere, more so than published, and least in the first layers of CIFAR-10 and translated digits.
+* **Against a tuned prior**: without held-out data the evidence has the lower NLL on the three kinds of digits (by one
+  or two spreads; on MNIST by less), at the same accuracy. On CIFAR-10 the best of three precisions has the lower NLL,
+  the evidence the higher accuracy by ten points; both, and δ = 1 still more, are too sure of themselves there.
+* **Against the strict network**: on upright and translated digits and CIFAR-10 more freedom pays. On digits turned at
+  random it does not: the strict network is better by three points, and the evidence keeps CONV at 15 %, where none was
+  needed.
+* **What it kept**: FC is off in nearly all layers; what is left of it (CIFAR-10, 6 and 9 %) stands in the first layer.
+  GCONV comes first everywhere, more so than published, and least in the first layers of CIFAR-10 and translated digits.
 * The biases of FC started these runs at the prior precision 1; by now they start at that of its weights, 20.
 
 """.split("\n")[:-1]

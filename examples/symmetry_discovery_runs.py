@@ -129,27 +129,29 @@ def main() -> None:
 
 HEAD = """# Planted symmetry, found
 
-Made by `python examples/symmetry_discovery_runs.py`; every run of it is in the table, and in `symmetry_discovery.jsonl`.
+Made by `python examples/symmetry_discovery_runs.py`; every run of it is in the table, and in
+`symmetry_discovery.jsonl`.
 
 * **fields**: a scalar and a vector field on a torus of 7×7 pixels, filtered by a random 5×5 kernel of which 10 % of the
-  energy is equivariant under the planted subgroup only; one relaxed layer, 80 samples, noise 0.3 (last column: that found).
-  From O(2) the axis of the planted reflection is random.
-* **digits**: 350 images of 4, 6 and 7, moved by random elements of C8 or D4; the label is the coset of the planted subgroup,
-  or the digit where all of the group is planted; two relaxed layers, 60 epochs; last column: accuracy on 140 other digits.
+  energy is equivariant under the planted subgroup only; one relaxed layer, 80 samples, noise 0.3 (last column: that
+  found). From O(2) the axis of the planted reflection is random.
+* **digits**: 350 images of 4, 6 and 7, moved by random elements of C8 or D4; the label is the coset of the planted
+  subgroup, or the digit where all of the group is planted; two relaxed layers, 60 epochs; last column: accuracy on 140
+  other digits.
 * **found**: runs in which the stabiliser of all layers is the planted subgroup. **margin**: by how much the evidence
-  prefers it to the best larger subgroup (on the Laplace posterior), median and least of the runs.
-  **in the data**: what projecting on that larger subgroup costs in log-likelihood of the training data, other weights fixed.
+  prefers it to the best larger subgroup (on the Laplace posterior), median and least of the runs. **in the data**: what
+  projecting on that larger subgroup costs in log-likelihood of the training data, other weights fixed.
 
 What falls short of 9 in 10, and why:
 
-* digits, all of C8 planted (0/10, always C4): on pixels there is no C8 to be kept. Turning by odd multiples of 45° takes no
-  pixel to a pixel: a strict C8 layer's own kernels change by a third under it (`plot_symmetry_discovery.py` shows this), and
-  the network uses the difference. C4, which the grid has, is what is found, over C8 by about a nat.
+* digits, all of C8 planted (0/10, always C4): on pixels there is no C8 to be kept. Turning by odd multiples of 45°
+  takes no pixel to a pixel: a strict C8 layer's own kernels change by a third under it (`plot_symmetry_discovery.py`
+  shows this), and the network uses the difference. C4, which the grid has, is what is found, over C8 by about a nat.
 
 Also worth knowing:
 
-* 40 epochs instead of 60 left C8 with C2 planted and D4 with C4 planted at 8/10 each: an irrep that should be off was still
-  above the threshold when training ended.
+* 40 epochs instead of 60 left C8 with C2 planted and D4 with C4 planted at 8/10 each: an irrep that should be off was
+  still above the threshold when training ended.
 * digits from SO(2) and O(2) are not in the table: one run of each case, with a network of Fourier nonlinearities
   (`planted.TurnedNet`), found 5 of 9 planted subgroups; from O(2) it stayed close to chance.
 

@@ -77,23 +77,23 @@ LR = 3e-3
 KEY = ("task", "column", "seed", "scale")
 
 
-HEAD = """Made by `examples/translation_table.py`, which says what is asked; every run is in `translation_runs.jsonl`. "small" has a
-tenth of the published data, two fifths of the channels and a quarter of the pixels, so all accuracies are lower than those
-published; what can be compared are the networks with each other.
+HEAD = """Made by `examples/translation_table.py`, which says what is asked; every run is in `translation_runs.jsonl`.
+"small" has a tenth of the published data, two fifths of the channels and a quarter of the pixels, so all accuracies are
+lower than those published; what can be compared are the networks with each other.
 
-* **Convolutions alone** tell the digit and guess the quadrant: a quarter of their accuracy on digits. On a fixed grid they
-  are exactly blind to it (`tests/examples/test_translation_networks.py`).
-* **The relaxed network, starting as a convolutional one** (F-FC silent at first, as `relax_translation` makes it) is as good
-  as the better specialist or better on both tasks.
-* **What the evidence chose**: for the digit alone it switches F-FC off in every block. For digit and quadrant it keeps F-FC
-  in the first block, which sees where the digit lies, and in the seventh, the last that sees more than one pixel; the
-  convolutions between carry it on.
-* **The published form** (mean of the two, F-FC random from the start, same training) trails it by seven and eight points:
-  with so few steps its F-FC is neither trained nor switched off. The published runs are 999 epochs long.
-* Between networks the evidence is no reliable judge of accuracy: on digits that of FC is the highest, and its accuracy the
-  lowest.
-* A kernel of 3 × 3 sees 2 × 2 pixels in the seventh block, and one in the eighth, so that shares of CONV come out too small
-  there.
+* **Convolutions alone** tell the digit and guess the quadrant: a quarter of their accuracy on digits. On a fixed grid
+  they are exactly blind to it (`tests/examples/test_translation_networks.py`).
+* **The relaxed network, starting as a convolutional one** (F-FC silent at first, as `relax_translation` makes it) is as
+  good as the better specialist or better on both tasks.
+* **What the evidence chose**: for the digit alone it switches F-FC off in every block. For digit and quadrant it keeps
+  F-FC in the first block, which sees where the digit lies, and in the seventh, the last that sees more than one pixel;
+  the convolutions between carry it on.
+* **The published form** (mean of the two, F-FC random from the start, same training) trails it by seven and eight
+  points: with so few steps its F-FC is neither trained nor switched off. The published runs are 999 epochs long.
+* Between networks the evidence is no reliable judge of accuracy: on digits that of FC is the highest, and its accuracy
+  the lowest.
+* A kernel of 3 × 3 sees 2 × 2 pixels in the seventh block, and one in the eighth, so that shares of CONV come out too
+  small there.
 
 """.split("\n")[:-1]
 

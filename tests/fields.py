@@ -1,6 +1,6 @@
 """Groups of the plane, field types and kernel sizes that go together, and exact actions of a group on pixels."""
 
-from functools import lru_cache, cache
+from functools import cache
 
 import numpy as np
 import torch

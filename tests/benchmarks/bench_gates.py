@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from digits import TASKS, DigitNet, accuracy, task  # noqa: E402
-import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
+import escnn_relax  # noqa: E402, I001  # before escnn, which may need what it brings
 from escnn import gspaces  # noqa: E402
 from escnn import nn as enn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
@@ -136,10 +136,11 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
 
 HEAD = """# Gated training beside static groups
 
-Made by `bench_gates.py`, see there: `fit(model, loader, epochs=...)` and nothing else. *Refreshed often*: each second or third epoch
-from epoch 10 (5 where there are 20 passes), on 1300 images with one column each. Static networks are trained as long, without
-priors, by the same optimiser and schedule. Every run is a line of `gates.jsonl`. Runs of the default so far had their last refresh at
-three quarters of the training and updates of the precisions after it; now it has one at nine tenths and no updates after it.
+Made by `bench_gates.py`, see there: `fit(model, loader, epochs=...)` and nothing else. *Refreshed often*: each second
+or third epoch from epoch 10 (5 where there are 20 passes), on 1300 images with one column each. Static networks are
+trained as long, without priors, by the same optimiser and schedule. Every run is a line of `gates.jsonl`. Runs of the
+default so far had their last refresh at three quarters of the training and updates of the precisions after it; now it
+has one at nine tenths and no updates after it.
 
 """
 

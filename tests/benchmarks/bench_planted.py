@@ -320,15 +320,15 @@ def turned_kernels(turning: dict[str, list[Subgroup]], group: str, size: int, se
 
 HEAD = """# Planted subgroups, and what is read off
 
-Made by `bench_planted.py`; every run is a line of `planted.jsonl`. *Kernel*: a random kernel of escnn's own layer of the subgroup, or
-one averaged over it by numpy; right is the largest subgroup that leaves it as it is (which a few kernels share with a larger one).
-*Regression*: fields on a torus filtered by a kernel of which a tenth of the energy has the subgroup's symmetry alone; *clear*: 80
-samples, noise 0.3, *faint*: 20 samples, noise 1 (the fields have about 2), *unfinished*: 20, noise 0.3, and a fourth of the steps.
-*Classifier*: labels drawn by such a kernel, by the defaults of `fit`. One layer each, 50 epochs. *Before*: by whole irreps, at the
-precisions of all kernels, among escnn's own ids in escnn's positions, read off the same weights. *Weights taken for the mode*: as now,
-without the slope that the training left (`evidence.slopes`). Counts are
-**hits / cannot tell / wrong**; "cannot tell" names candidates, the planted one among them, or says that the network is no better than a
-constant.
+Made by `bench_planted.py`; every run is a line of `planted.jsonl`. *Kernel*: a random kernel of escnn's own layer of
+the subgroup, or one averaged over it by numpy; right is the largest subgroup that leaves it as it is (which a few
+kernels share with a larger one). *Regression*: fields on a torus filtered by a kernel of which a tenth of the energy
+has the subgroup's symmetry alone; *clear*: 80 samples, noise 0.3, *faint*: 20 samples, noise 1 (the fields have about
+2), *unfinished*: 20, noise 0.3, and a fourth of the steps. *Classifier*: labels drawn by such a kernel, by the defaults
+of `fit`. One layer each, 50 epochs. *Before*: by whole irreps, at the precisions of all kernels, among escnn's own ids
+in escnn's positions, read off the same weights. *Weights taken for the mode*: as now, without the slope that the
+training left (`evidence.slopes`). Counts are **hits / cannot tell / wrong**; "cannot tell" names candidates, the
+planted one among them, or says that the network is no better than a constant.
 
 """
 WAYS = (("now", "now"), ("data", "now, with `data=`"), ("mode", "weights taken for the mode"), ("before", "before"))

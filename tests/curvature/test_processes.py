@@ -115,9 +115,9 @@ def worker(rank, port, results):
     other = model()
     with torch.no_grad():
         other.linear.weight += rank
-    for net, batches in ((other, loader), (model(), loader if rank else [])):
+    for net, seen in ((other, loader), (model(), loader if rank else [])):
         try:
-            Evidence(net).refresh(batches)
+            Evidence(net).refresh(seen)
         except DataError as error:
             errors.append(str(error))
     options = {"epochs": 2, "burn_in": 0, "refresh_every": 1, "progress": False}

@@ -1,9 +1,6 @@
 """A sample of the confusion matrix of ``benchmarks/planted.md``: subgroups planted in data by a regression and a
 classifier."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from escnn import nn as enn
@@ -15,7 +12,7 @@ from escnn_relax.evidence.verdicts import subgroup_cost as demanding
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
-import bench_planted as bench  # noqa: E402
+import bench_planted as bench
 
 slow = pytest.mark.slow
 

@@ -128,8 +128,6 @@ def test_heat_map_of_the_effective_dimension():
 
 
 def test_uncovered_parameters_are_named():
-    space = gspaces.rot2dOnR2(4)
-
     class WithNorm(Net):
         def __init__(self):
             super().__init__()

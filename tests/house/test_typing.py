@@ -57,7 +57,8 @@ def walk(loader: DataLoader[tuple[Tensor, ...]], folder: Path) -> History:
     evidence = Evidence(model, "categorical", "auto", prior=PriorSettings(fixed={"head.bias": 0.0}))
     terms: EvidenceTerms = evidence.refresh(loader)
     total: float = terms.total + evidence.log_marginal_likelihood()
-    history = fit(model, loader, epochs=3, evidence=evidence, checkpoint=folder / "run.pt", callback=lambda e: print(e.loss))
+    path = folder / "run.pt"
+    history = fit(model, loader, epochs=3, evidence=evidence, checkpoint=path, callback=lambda e: print(e.loss))
     losses: list[float] = [record.loss for record in history.records]
     probabilities = evidence.posterior().predict(torch.zeros(1, 1, 5, 5))
     print(total, losses, probabilities, evidence.effective_dimension()["head.weight"])

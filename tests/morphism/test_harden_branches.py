@@ -4,9 +4,6 @@ Symptom: on branches that share one input it returned a network that died in an 
 refusals spoke of ``restrict`` and its ``from_layer``.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from escnn import gspaces
@@ -16,8 +13,7 @@ from torch import nn
 from escnn_relax import harden, relax
 from escnn_relax.errors import UnsupportedModuleError
 
-
-import networks  # noqa: E402
+import networks
 
 #: float32 rounding through some ten layers, relative.
 ROUNDING = 1e-4

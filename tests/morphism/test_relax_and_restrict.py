@@ -27,6 +27,10 @@ def conv2d(space, kind, size=3):
     return nn.R2Conv(some(space, kind), some(space, kind), size, initialize=False, recompute=True)
 
 
+def layer(kind, space, reads, writes, *size):
+    return kind(some(space, reads), some(space, writes), *size, recompute=True)
+
+
 CASES = {
     "C4, regular -> 2": (lambda: conv2d(C4, "regular", 5), 2),
     "C4, regular -> 1": (lambda: conv2d(C4, "regular"), 1),
@@ -36,12 +40,12 @@ CASES = {
     "D4, mixed -> D2": (lambda: conv2d(D4, "mixed", 5), (1, 2)),
     **{f"D4, irreps -> axis {k}": (lambda: conv2d(D4, "irreps"), (k, 1)) for k in range(4)},
     **{f"D4, quotient -> axis {k}": (lambda: conv2d(D4, "quotient"), (k, 1)) for k in range(4)},
-    "D4, transposed -> axis 3": (lambda: nn.R2ConvTransposed(some(D4, "mixed"), some(D4, "irreps"), 3, recompute=True), (3, 1)),
-    "D4, linear -> D2": (lambda: nn.Linear(some(FIBER, "regular"), some(FIBER, "mixed"), recompute=True), (1, 2)),
-    "D4, linear -> axis 1": (lambda: nn.Linear(some(FIBER, "regular"), some(FIBER, "mixed"), recompute=True), (1, 1)),
-    "octahedral, irreps -> D4": (lambda: nn.R3Conv(some(OCTA, "mixed"), some(OCTA, "irreps"), 3, recompute=True), (True, 4)),
-    "octahedral, irreps -> C3": (lambda: nn.R3Conv(some(OCTA, "irreps"), some(OCTA, "mixed"), 3, recompute=True), (False, 3)),
-}  # fmt: skip
+    "D4, transposed -> axis 3": (lambda: layer(nn.R2ConvTransposed, D4, "mixed", "irreps", 3), (3, 1)),
+    "D4, linear -> D2": (lambda: layer(nn.Linear, FIBER, "regular", "mixed"), (1, 2)),
+    "D4, linear -> axis 1": (lambda: layer(nn.Linear, FIBER, "regular", "mixed"), (1, 1)),
+    "octahedral, irreps -> D4": (lambda: layer(nn.R3Conv, OCTA, "mixed", "irreps", 3), (True, 4)),
+    "octahedral, irreps -> C3": (lambda: layer(nn.R3Conv, OCTA, "irreps", "mixed", 3), (False, 3)),
+}
 
 
 def spans(conv, relaxed_on, restricted_to):

@@ -20,8 +20,15 @@ def test_missing_kernels_are_reported(monkeypatch):
         restrict(conv, 4)
 
 
-@pytest.mark.parametrize("space, id", [(C8, (None, 4)), (C8, 3), (D4, 4), (D4, (1.0, 2)), (D4, (4, 1)), (C8, 16), (C8, 8),
-                                       (O2, (1, 4)), (OCTA, (False, 5)), (OCTA, "tetrahedron"), (D4, (0, 4)), (C8, True)])  # fmt: skip
+C8_IDS = [(None, 4), 3, 16, 8, True]
+D4_IDS = [4, (1.0, 2), (4, 1), (0, 4)]
+OCTA_IDS = [(False, 5), "tetrahedron"]
+
+
+@pytest.mark.parametrize(
+    "space, id",
+    [(C8, id) for id in C8_IDS] + [(D4, id) for id in D4_IDS] + [(OCTA, id) for id in OCTA_IDS] + [(O2, (1, 4))],
+)
 def test_bad_ids(space, id):
     type = nn.FieldType(space, [space.trivial_repr])
     conv = layer(space, type, type, 3)

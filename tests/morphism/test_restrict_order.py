@@ -5,9 +5,7 @@ Symptom: on a U-Net ``restrict(from_layer=)`` returned silently what died in a b
 forward pass; networks with convolutions of their own came back with nothing restricted.
 """
 
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ import escnn_relax
 from escnn_relax import RelaxError, restrict
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from escnn_relax.morphism.restrict.relabel import Relabel
-
 
 import networks  # noqa: E402
 

@@ -3,9 +3,7 @@
 import copy
 import math
 import pickle
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch

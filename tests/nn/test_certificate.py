@@ -282,9 +282,13 @@ def chain(space, seed=0):
     torch.manual_seed(seed)
     gray, two = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, 2 * [space.regular_repr])
     model = enn.SequentialModule(
-        RelaxedR2Conv(gray, two, 3, padding=1), enn.ReLU(two), enn.PointwiseAvgPool2D(two, 2, 1),
-        enn.SequentialModule(RelaxedR2Conv(two, two, 3, padding=1), enn.ELU(two)), enn.R2Conv(two, two, 3), enn.GroupPooling(two),
-    )  # fmt: skip
+        RelaxedR2Conv(gray, two, 3, padding=1),
+        enn.ReLU(two),
+        enn.PointwiseAvgPool2D(two, 2, 1),
+        enn.SequentialModule(RelaxedR2Conv(two, two, 3, padding=1), enn.ELU(two)),
+        enn.R2Conv(two, two, 3),
+        enn.GroupPooling(two),
+    )
     with torch.no_grad():
         for module in model.modules():
             if getattr(module, "bias", None) is not None:

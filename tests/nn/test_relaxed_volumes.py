@@ -19,9 +19,8 @@ def blobs(count):
         k = int(torch.randint(3, (1,)))
         shift = torch.eye(3)[k] if label else torch.ones(3).sub(torch.eye(3)[k]) / 2**0.5
         shift = 0.6 * shift * torch.randint(2, (3,)).mul(2).sub(1)
-        pictures.append(sum(
-            torch.exp(-((x - s * shift[0]) ** 2 + (y - s * shift[1]) ** 2 + (z - s * shift[2]) ** 2) / 0.08) for s in (0, 1)
-        ))  # fmt: skip
+        squares = [(x - s * shift[0]) ** 2 + (y - s * shift[1]) ** 2 + (z - s * shift[2]) ** 2 for s in (0, 1)]
+        pictures.append(sum(torch.exp(-square / 0.08) for square in squares))
     return torch.stack(pictures)[:, None] + 0.05 * torch.randn(count, 1, SIDE, SIDE, SIDE), labels
 
 

@@ -429,11 +429,20 @@ def test_training_that_diverges_is_passed_over():
 
 @pytest.mark.parametrize(
     "options, parts",
-    [({"population": 0}, "empty population.*0"), ({"generations": -1}, "generations.*-1"), ({"epochs": -1.0}, "epochs"),
-     ({"population": 1.5}, "whole number.*1.5"), ({"generations": 2.5}, "whole number.*2.5"),
-     ({"workers": 0}, "workers"), ({"selection": "luck"}, "'luck'"), ({"score": None}, "needs a score"),
-     ({"score": 3}, "function of the model"), ({"stages": ["third"]}, "third"), ({"stages": ["second", "first"]}, "order")],
-)  # fmt: skip
+    [
+        ({"population": 0}, "empty population.*0"),
+        ({"generations": -1}, "generations.*-1"),
+        ({"epochs": -1.0}, "epochs"),
+        ({"population": 1.5}, "whole number.*1.5"),
+        ({"generations": 2.5}, "whole number.*2.5"),
+        ({"workers": 0}, "workers"),
+        ({"selection": "luck"}, "'luck'"),
+        ({"score": None}, "needs a score"),
+        ({"score": 3}, "function of the model"),
+        ({"stages": ["third"]}, "third"),
+        ({"stages": ["second", "first"]}, "order"),
+    ],
+)
 def test_arguments_that_make_no_sense(options, parts):
     with pytest.raises(ArgumentError, match=parts):
         search(options.pop("score", accuracy), **options)

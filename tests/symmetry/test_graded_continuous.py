@@ -6,7 +6,7 @@ averages over the group, by quadrature, of analytic kernels that are sampled at 
 
 import copy
 import pickle
-from functools import lru_cache, cache
+from functools import cache
 from itertools import product
 
 import numpy as np

@@ -24,7 +24,6 @@ from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
 
-
 #: A log precision at which what it holds down, exp(-60) = 1e-26, is below every rounding.
 LIMIT = 60.0
 D4 = gspaces.flipRot2dOnR2(4)

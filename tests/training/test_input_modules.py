@@ -144,6 +144,9 @@ def lazy():
 
 LAST = {"last.weight", "last.bias"}
 FIRST = {"first.weight", "first.bias"}
+BRANCHES = {f"branches.{name}.{kind}" for name in ("left", "right") for kind in ("weight", "bias")}
+BASE = {"first.base.weight": "frozen", "first.base.bias": "frozen"}
+PARAMETRIZED = "first.parametrizations.weight.original"
 #: a network, the weights that must be covered, and a word of the reason for each that may not be
 NETWORKS = {
     "plain": (Two, FIRST | LAST, {}),
@@ -151,14 +154,22 @@ NETWORKS = {
     "parameter of the module itself": (WithScale, FIRST | LAST, {"temperature": "WithScale"}),
     "one layer used twice": (Shared, FIRST | LAST, {}),
     "tied weights": (Tied, FIRST | LAST | {"second.bias"}, {}),
-    "adapter": (lambda: Two(Adapter()), {"first.down.weight", "first.up.weight"} | LAST, dict.fromkeys(("first.base.weight", "first.base.bias"), "frozen")),
-    "adapter of tensors": (lambda: Two(AdapterOfTensors()), LAST, {"first.A": "AdapterOfTensors", "first.B": "AdapterOfTensors", "first.base.weight": "frozen", "first.base.bias": "frozen"}),
-    "dictionary of modules": (Dictionary, FIRST | LAST | {f"branches.{n}.{w}" for n in ("left", "right") for w in ("weight", "bias")}, {}),
-    "parametrized": (parametrized, {"first.bias"} | LAST, {"first.parametrizations.weight.original": "not known"}),
-    "spectral norm": (spectral, {"first.bias"} | LAST, {"first.parametrizations.weight.original": "not known"}),
-    "weight norm": (weight_norm, {"first.bias"} | LAST, {"first.parametrizations.weight.original0": "not known", "first.parametrizations.weight.original1": "not known"}),
+    "adapter": (lambda: Two(Adapter()), {"first.down.weight", "first.up.weight"} | LAST, BASE),
+    "adapter of tensors": (
+        lambda: Two(AdapterOfTensors()),
+        LAST,
+        {"first.A": "AdapterOfTensors", "first.B": "AdapterOfTensors"} | BASE,
+    ),
+    "dictionary of modules": (Dictionary, FIRST | LAST | BRANCHES, {}),
+    "parametrized": (parametrized, {"first.bias"} | LAST, {PARAMETRIZED: "not known"}),
+    "spectral norm": (spectral, {"first.bias"} | LAST, {PARAMETRIZED: "not known"}),
+    "weight norm": (
+        weight_norm,
+        {"first.bias"} | LAST,
+        dict.fromkeys((f"{PARAMETRIZED}{k}" for k in "01"), "not known"),
+    ),
     "lazy": (lazy, FIRST | LAST, {}),
-}  # fmt: skip
+}
 
 
 def data():

@@ -232,7 +232,9 @@ def test_penalised_loss_and_best_constant(which):
         descent.step(closure)
     assert math.isclose(float(closure()) / N, likelihood.joint_constant_loss([wanted]), rel_tol=1e-4)
     halves = wanted.tensor_split(2)
-    assert math.isclose(likelihood.joint_constant_loss(halves), likelihood.joint_constant_loss([wanted]), rel_tol=ROUNDING)
+    assert math.isclose(
+        likelihood.joint_constant_loss(halves), likelihood.joint_constant_loss([wanted]), rel_tol=ROUNDING
+    )
     assert terms.num_data == N
 
 

@@ -434,9 +434,16 @@ def test_averaged_copies():
 def test_fit_calls_closures():
     """LBFGS evaluates the loss several times in a step."""
     history = fit(
-        network(), batches(24), epochs=6, burn_in=3, refresh_every=2, gates=False, progress=False,
-        optimizer=lambda p: torch.optim.LBFGS(p, lr=0.5, line_search_fn="strong_wolfe"), scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
-    )  # fmt: skip
+        network(),
+        batches(24),
+        epochs=6,
+        burn_in=3,
+        refresh_every=2,
+        gates=False,
+        progress=False,
+        optimizer=lambda p: torch.optim.LBFGS(p, lr=0.5, line_search_fn="strong_wolfe"),
+        scheduler=lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0),
+    )
     losses = [r.loss for r in history.records]
     assert len(losses) == 6 and losses[2] < losses[1] < losses[0]
 

@@ -34,7 +34,7 @@ def _fingerprint() -> bytes:
 
 
 class PathwayPlan(Protocol):
-    """What a hash of kernels asks of their plan: :class:`~escnn_relax.symmetry.kernels.relaxation.Relaxation` has it."""
+    """What a hash of kernels asks of their plan; :class:`.Relaxation` has it."""
 
     @property
     def gspace(self) -> GSpace: ...

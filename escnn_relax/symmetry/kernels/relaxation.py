@@ -1,9 +1,9 @@
 """The mutually orthogonal kernels of each pathway of a relaxed layer.
 
-The plan is made once for a layer (:mod:`escnn_relax.symmetry.kernels.plan`), the kernels once for each pair of an input and an output
-representation (:meth:`Relaxation.bases`), of large ones for each pair of irreps. Later pathways are orthogonal to
-earlier ones on the pixel grid, in the order of the plan, and orthonormal among themselves. Kernels are kept in memory
-and on disk, see :mod:`escnn_relax.symmetry.kernels.kernel_cache`.
+The plan is made once for a layer (:mod:`escnn_relax.symmetry.kernels.plan`), the kernels once for each pair of an input
+and an output representation (:meth:`Relaxation.bases`), of large ones for each pair of irreps. Later pathways are
+orthogonal to earlier ones on the pixel grid, in the order of the plan, and orthonormal among themselves. Kernels are
+kept in memory and on disk, see :mod:`escnn_relax.symmetry.kernels.kernel_cache`.
 """
 
 from __future__ import annotations
