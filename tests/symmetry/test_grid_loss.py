@@ -332,3 +332,15 @@ def test_where_all_is_lost_it_is_one():
     assert found.kernels == 6 and found.sine == 0.0 and found.fraction >= 1 / 6
     assert turning_error(layer.band, three) >= 0.5 - SAME  # half of the cosine has gone to the sine
     assert turning_error(layer.band, subgroup(space, 2)) < SAME
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_kernels_of_even_size(size):
+    """They have no pixel in the middle, where the innermost ring is a point: it used to become NaN."""
+    space = planar("C8")
+    band = band_of(space, size)
+    assert 0.0 in band.rings and np.linalg.norm(band.points, axis=1).min() > 0.5
+    assert turning_error(band, subgroup(space, 8)) > 0.01 and turning_error(band, subgroup(space, 4)) < SAME
+    regular = space.regular_repr
+    found = grid_loss(band, subgroup(space, 4), subgroup(space, 8), contained_irreps(regular, regular))
+    assert found.kernels and 0 < found.fraction < 1 and 0 < found.sine < 1

@@ -213,9 +213,11 @@ class _Geometry:
         self.angular: dict[int, Array] = {}
         for frequency in range(band.maximum_frequency + 1):
             rings = [(r, s) for r, s in zip(band.rings, band.sigma) if frequency <= band.cutoff(r)]
-            if rings:
-                profiles = np.stack([np.exp(-((radii - r) ** 2) / (2 * s**2)) for r, s in rings])
-                self.rings[frequency] = profiles / np.linalg.norm(profiles, axis=1, keepdims=True)
+            profiles = [np.exp(-((radii - r) ** 2) / (2 * s**2)) for r, s in rings]
+            # kernels of even size have no pixel in the middle, where escnn's innermost ring is a point
+            profiles = [profile / np.linalg.norm(profile) for profile in profiles if profile.any()]
+            if profiles:
+                self.rings[frequency] = np.stack(profiles)
                 self.angular[frequency] = harmonics(points, frequency)
         self._losses: dict[Key, LossOf] = {}
         self._turning: dict[Key, float] = {}
