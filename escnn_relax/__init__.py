@@ -8,7 +8,7 @@ from . import _escnn
 _escnn.provide_wigner_matrices()
 _escnn.require()
 _escnn.prefer_scipy_svd()
-_escnn.tell_reflection_axes_apart()
+_escnn.separate_reflection_axes()
 _escnn.keep_clebsch_gordan()
 _escnn.provide_clebsch_gordan()
 

@@ -57,12 +57,12 @@ def _table(j1: int, j2: int, j3: int) -> NDArray[np.float64]:
     a, b, c = j1 + j2 - j3, j1 - j2 + j3, -j1 + j2 + j3
     if min(a, b, c) < 0:
         return table
-    below = prod(map(factorial, (a, b, c, j1 + j2 + j3 + 1)))
+    denominator = prod(map(factorial, (a, b, c, j1 + j2 + j3 + 1)))
     for m1 in range(-j1, j1 + 1):
         for m2 in range(max(-j2, -j3 - m1), min(j2, j3 - m1) + 1):
-            above = prod(map(factorial, (j1 + m1, j1 - m1, j2 + m2, j2 - m2, j3 + m1 + m2, j3 - m1 - m2)))
+            numerator = prod(map(factorial, (j1 + m1, j1 - m1, j2 + m2, j2 - m2, j3 + m1 + m2, j3 - m1 - m2)))
             terms = range(max(0, j1 - m1 - b, j2 + m2 - c), min(a, j1 - m1, j2 + m2) + 1)
             total = sum((-1) ** k * comb(a, k) * comb(b, j1 - m1 - k) * comb(c, j2 + m2 - k) for k in terms)
-            square = Fraction((2 * j3 + 1) * above * total**2, below)
+            square = Fraction((2 * j3 + 1) * numerator * total**2, denominator)
             table[j1 + m1, j2 + m2] = float(square) ** 0.5 * (-1 if total < 0 else 1)
     return table

@@ -50,17 +50,17 @@ def require() -> None:
             recipe, and what went wrong is its ``__cause__``.
     """
     # First without importing anything, so as to name in one go all that is missing.
-    missing = [name for name in REQUIREMENTS if "." not in name and importlib.util.find_spec(name) is None]
-    if missing:
-        raise _unusable(f"not installed: {', '.join(missing)}")
+    absent = [name for name in REQUIREMENTS if "." not in name and importlib.util.find_spec(name) is None]
+    if absent:
+        raise _unusable(f"not installed: {', '.join(absent)}")
     for name in REQUIREMENTS:
         try:
             importlib.import_module(name)
         except Exception as error:  # compiled modules fail in more ways than ImportError
             raise _unusable(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
-    found = getattr(importlib.import_module("escnn"), "__version__", "of an unknown version")
-    if not found.startswith("1.0."):
-        raise _unusable(f"escnn {found} is installed, but this version of escnn_relax works with escnn 1.0")
+    version = getattr(importlib.import_module("escnn"), "__version__", "of an unknown version")
+    if not version.startswith("1.0."):
+        raise _unusable(f"escnn {version} is installed, but this version of escnn_relax works with escnn 1.0")
 
 
 #: What escnn imports of lie_learn.
@@ -95,14 +95,14 @@ def provide_wigner_matrices() -> bool:
         del sys.modules[name]
     parts = WIGNER.split(".")
     for depth in range(1, len(parts) + 1):
-        stand_in: Any = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
-        sys.modules[stand_in.__name__] = stand_in
+        substitute: Any = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
+        sys.modules[substitute.__name__] = substitute
         if depth == len(parts):
-            stand_in.wigner_D_matrix = _wigner.wigner_D_matrix
+            substitute.wigner_D_matrix = _wigner.wigner_D_matrix
         else:
-            stand_in.__path__ = []
+            substitute.__path__ = []
         if depth > 1:
-            setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], stand_in)
+            setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], substitute)
     return True
 
 
@@ -129,7 +129,7 @@ def prefer_scipy_svd() -> Callable[..., Any] | None:
     return aside
 
 
-def tell_reflection_axes_apart() -> None:
+def separate_reflection_axes() -> None:
     """Have escnn keep the kernels of O(2) by the axis of their reflections.
 
     escnn keeps kernels, solved and sampled, for the whole process, and finds them by a basis of circular harmonics
@@ -142,17 +142,17 @@ def tell_reflection_axes_apart() -> None:
     """
     from escnn.kernels.polar_basis import CircularShellsBasis
 
-    same, hashed = CircularShellsBasis.__eq__, CircularShellsBasis.__hash__
-    if hasattr(same, "__wrapped__"):
+    equality, plain_hash = CircularShellsBasis.__eq__, CircularShellsBasis.__hash__
+    if hasattr(equality, "__wrapped__"):
         return
 
-    @wraps(same)
+    @wraps(equality)
     def equal(self: Any, other: Any) -> bool:
-        return bool(same(self, other) and self.axis == other.axis)
+        return bool(equality(self, other) and self.axis == other.axis)
 
-    @wraps(hashed)
+    @wraps(plain_hash)
     def hash_with_axis(self: Any) -> int:
-        return hash((hashed(self), self.axis))
+        return hash((plain_hash(self), self.axis))
 
     CircularShellsBasis.__eq__, CircularShellsBasis.__hash__ = equal, hash_with_axis
 
@@ -182,13 +182,13 @@ def keep_clebsch_gordan() -> bool:
     """
     from escnn.group import _clebsh_gordan
 
-    changed = False
+    replacement = False
     for name in ("_clebsh_gordan_tensor", "_find_tensor_decomposition"):
         reader = getattr(_clebsh_gordan, name)
         if not getattr(reader, "keeps_in_memory", False):
-            setattr(_clebsh_gordan, name, _remembering(reader))
-            changed = True
-    return changed
+            setattr(_clebsh_gordan, name, _memoise(reader))
+            replacement = True
+    return replacement
 
 
 def provide_clebsch_gordan() -> bool:
@@ -210,28 +210,28 @@ def provide_clebsch_gordan() -> bool:
     so3group.py3nj = _clebsch_gordan
     reader = so3group._clebsh_gordan_tensor_so3
     if not getattr(reader, "keeps_in_memory", False):
-        reader = _remembering(reader)
+        reader = _memoise(reader)
     so3group._clebsh_gordan_tensor_so3 = o3group._clebsh_gordan_tensor_so3 = reader
     return True
 
 
-def _remembering(reader: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[Any, Any] = {}
+def _memoise(reader: Callable[..., Any]) -> Callable[..., Any]:
+    memory: dict[Any, Any] = {}
 
     @wraps(reader, updated=())
-    def read(*arguments: Any, **options: Any) -> Any:
+    def memoised(*arguments: Any, **options: Any) -> Any:
         key = repr((arguments, sorted(options.items())))
-        if key not in known:
+        if key not in memory:
             value = reader(*arguments, **options)
             if hasattr(value, "flags"):
                 value.flags.writeable = False
-            known[key] = value
-        value = known[key]
+            memory[key] = value
+        value = memory[key]
         return list(value) if isinstance(value, list) else value
 
-    remembering: Any = read
-    remembering.keeps_in_memory = True
-    return read
+    function: Any = memoised
+    function.keeps_in_memory = True
+    return memoised
 
 
 # --- sampling of kernel bases -----------------------------------------------------------------------------------------
@@ -243,13 +243,13 @@ class single_precision:
     def __enter__(self) -> None:
         import torch
 
-        self.before = torch.get_default_dtype()
+        self.default_dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
 
     def __exit__(self, *_: object) -> None:
         import torch
 
-        torch.set_default_dtype(self.before)
+        torch.set_default_dtype(self.default_dtype)
 
 
 def sample_kernels(
@@ -326,37 +326,37 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
 
     from .errors import UnsupportedModuleError
 
-    in_plane = convolution.d == 2
-    compute_basis_params = (r2convolution if in_plane else r3convolution).compute_basis_params
-    policies = (None, -2.0, -3.0) if in_plane else (None, "default2", "default3")
+    planar = convolution.d == 2
+    compute_basis_params = (r2convolution if planar else r3convolution).compute_basis_params
+    policies = (None, -2.0, -3.0) if planar else (None, "default2", "default3")
     expansion = convolution.basisexpansion
     points = torch.as_tensor(expansion.points, dtype=torch.float32)
-    kept: set[tuple[float, int]] = set()
-    left_out: dict[str, set[tuple[float, int]]] = {}
-    dropped: dict[str, set[tuple[float, int]]] = {}
+    active: set[tuple[float, int]] = set()
+    inactive: dict[str, set[tuple[float, int]]] = {}
+    nonvanishing: dict[str, set[tuple[float, int]]] = {}
     for pair in expansion._representations_pairs:
         name = f"block_expansion_{expansion._escape_pair(pair)}"
         block = getattr(expansion, name)
         elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
-        kept.update(e for e, i in zip(elements, block._mask.tolist()) if i)
-        left_out[name] = {e for e, i in zip(elements, block._mask.tolist()) if not i}
+        active.update(e for e, i in zip(elements, block._mask.tolist()) if i)
+        inactive[name] = {e for e, i in zip(elements, block._mask.tolist()) if not i}
 
     def present(name: str) -> set[tuple[float, int]]:
         """Elements that were left out though they do not vanish: what sampling makes vanish says nothing about the
         limit."""
-        if name not in dropped:
+        if name not in nonvanishing:
             block = getattr(expansion, name)
             size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
             elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
-            dropped[name] = {e for e, i, n in zip(elements, block._mask.tolist(), size) if not i and n > 1e-10}
-        return dropped[name]
+            nonvanishing[name] = {e for e, i, n in zip(elements, block._mask.tolist(), size) if not i and n > 1e-10}
+        return nonvanishing[name]
 
     def explains(limit: dict[float, int]) -> bool:
-        if any(f > limit[r] for r, f in kept):
+        if any(f > limit[r] for r, f in active):
             return False
         # sampled only where an element was left out that the limit admits, which takes long for large fields
-        admitted = [name for name, elements in left_out.items() if any(f <= limit[r] for r, f in elements)]
-        return not any(f <= limit[r] for name in admitted for r, f in present(name))
+        names = [name for name, elements in inactive.items() if any(f <= limit[r] for r, f in elements)]
+        return not any(f <= limit[r] for name in names for r, f in present(name))
 
     rings = [round(r, 6) for r in convolution._rings]
     candidates: list[dict[float, int]] = []
@@ -375,7 +375,7 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
                 for rounded, r in zip(rings, convolution._rings)
             }
         )
-    candidates.append({r: max([f for q, f in kept if math.isclose(q, r)], default=-1) for r in rings})
+    candidates.append({r: max([f for q, f in active if math.isclose(q, r)], default=-1) for r in rings})
     for limit in candidates:
         if explains(limit):
             return tuple(limit.items())
@@ -491,13 +491,13 @@ def frequency_limit(layer: Any) -> Callable[[float], int]:
     from .errors import UnsupportedModuleError
 
     try:
-        limit = _limit_between_points(layer) if is_point_convolution(layer) else dict(band_limit(layer))
+        limit = _point_limit(layer) if is_point_convolution(layer) else dict(band_limit(layer))
     except UnsupportedModuleError:
-        limit = _largest_kept(layer)
+        limit = _largest_frequencies(layer)
     return lambda radius: limit[min(limit, key=lambda ring: abs(ring - radius))]
 
 
-def _largest_kept(layer: Any) -> dict[float, int]:
+def _largest_frequencies(layer: Any) -> dict[float, int]:
     limit = {round(r, 6): 0 for r in layer._rings}
     for _, block in block_modules(expansion(layer)):
         for e in block.get_basis_info():
@@ -506,19 +506,19 @@ def _largest_kept(layer: Any) -> dict[float, int]:
     return limit
 
 
-def _limit_between_points(layer: Any) -> dict[float, int]:
+def _point_limit(layer: Any) -> dict[float, int]:
     """escnn's own policy (three times the radius), or one proportional to the radius, where it explains the layer."""
     highest, rings = int(layer._maximum_frequency), [round(r, 6) for r in layer._rings]
     for factor in (3.0, (highest + 1e-6) / max(rings) if max(rings) > 0 else 0.0):
         limit = {r: min(int(factor * r + 1e-9), highest) for r in rings}
         elements = [
-            (abs(e["irrep:frequency"]) <= limit[round(e["radius"], 6)], bool(kept))
+            (abs(e["irrep:frequency"]) <= limit[round(e["radius"], 6)], bool(active))
             for _, block in block_modules(expansion(layer))
-            for e, kept in zip(block.basis, block._mask)
+            for e, active in zip(block.basis, block._mask)
         ]
-        if int(factor * max(rings) + 1e-9) == highest and all(inside == kept for inside, kept in elements):
+        if int(factor * max(rings) + 1e-9) == highest and all(inside == active for inside, active in elements):
             return limit
-    return _largest_kept(layer)
+    return _largest_frequencies(layer)
 
 
 def is_point_convolution(layer: Any) -> bool:
@@ -553,16 +553,16 @@ def rebuild(layer: Any, in_type: Any, out_type: Any) -> Any:
         names = ("kernel_size", "padding", "output_padding", "stride", "dilation", "padding_mode", "groups")
         options.update({name: getattr(layer, name) for name in names if hasattr(layer, name)})
         options.update(rings=list(layer._rings), sigma=list(layer._sigma), frequencies_cutoff=frequency_limit(layer))
-    before = torch.get_default_dtype()
+    default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # escnn's constructors know no other
     try:
         new = type(layer)(in_type, out_type, **options)
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)
     if is_point_convolution(new):  # the analytic kernels are modules too, kept by the G-space for all its layers
-        copied: dict[int, Any] = {}
+        copies: dict[int, Any] = {}
         for _, block in block_modules(expansion(new)):
-            block.basis = copy.deepcopy(block.basis, copied)
+            block.basis = copy.deepcopy(block.basis, copies)
     return new
 
 
@@ -574,19 +574,19 @@ def convert(layer: Any, like: Tensor) -> Any:
     """
     if not is_point_convolution(layer):
         return layer.to(device=like.device, dtype=like.dtype)
-    found: dict[int, Module] = {}
-    waiting: list[Module] = [layer]
-    while waiting:
-        part = waiting.pop()
-        if id(part) not in found:
-            found[id(part)] = part
-            waiting.extend(m for m in part._modules.values() if m is not None)
-    for part in found.values():
-        for name, tensor in part._buffers.items():
+    modules: dict[int, Module] = {}
+    queue: list[Module] = [layer]
+    while queue:
+        module = queue.pop()
+        if id(module) not in modules:
+            modules[id(module)] = module
+            queue.extend(m for m in module._modules.values() if m is not None)
+    for module in modules.values():
+        for name, tensor in module._buffers.items():
             if tensor is not None:
                 dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
-                part._buffers[name] = tensor.to(device=like.device, dtype=dtype)
-        for parameter in part._parameters.values():
+                module._buffers[name] = tensor.to(device=like.device, dtype=dtype)
+        for parameter in module._parameters.values():
             if parameter is not None:
                 parameter.data = parameter.data.to(device=like.device, dtype=like.dtype)
     return layer
@@ -631,17 +631,17 @@ def initialise(layer: Any) -> None:
     import torch
 
     expansion = layer.basisexpansion
-    counted: dict[tuple[str, int], dict[Any, int]] = {}
+    counts: dict[tuple[str, int], dict[Any, int]] = {}
     fields = {"in": [r.name for r in expansion._in_reprs], "out": [r.name for r in expansion._out_reprs]}
     blocks = {pair: list(block.get_basis_info()) for pair, block in block_modules(expansion)}
     for (source, target), kernels in blocks.items():
         for kernel in kernels:
-            irreps = counted.setdefault((target, kernel["out_irrep_idx"]), {})
+            irreps = counts.setdefault((target, kernel["out_irrep_idx"]), {})
             irreps[kernel["in_irrep"]] = irreps.get(kernel["in_irrep"], 0) + fields["in"].count(source)
     deviations = torch.ones(expansion.dimension())
     for pair, kernels in blocks.items():
-        reached = [counted[pair[1], kernel["out_irrep_idx"]] for kernel in kernels]
-        scales = [(len(irreps) * irreps[kernel["in_irrep"]]) ** -0.5 for irreps, kernel in zip(reached, kernels)]
+        irrep_counts = [counts[pair[1], kernel["out_irrep_idx"]] for kernel in kernels]
+        scales = [(len(irreps) * irreps[kernel["in_irrep"]]) ** -0.5 for irreps, kernel in zip(irrep_counts, kernels)]
         start, stop = weight_range(expansion, pair)
         deviations[start:stop] = torch.tensor(scales).repeat((stop - start) // max(len(scales), 1))
     with torch.no_grad():

@@ -43,9 +43,11 @@ def wigner_D_matrix(
     >>> (wigner_D_matrix(1, 0.3, 0.0, 0.0).round(3) + 0.0).tolist()
     [[0.955, 0.0, 0.296], [0.0, 1.0, 0.0], [-0.296, 0.0, 0.955]]
     """
-    asked = (field, normalization, order, condon_shortley)
-    if asked != ("real", "quantum", "centered", "cs"):
-        raise NotImplementedError(f"Wigner matrices only in escnn's basis, not {asked}: install lie_learn for others")
+    convention = (field, normalization, order, condon_shortley)
+    if convention != ("real", "quantum", "centered", "cs"):
+        raise NotImplementedError(
+            f"Wigner matrices only in escnn's basis, not {convention}: install lie_learn for others"
+        )
     m, values, vectors, basis = _generators(l)
     about_y = (vectors * np.exp(-1j * float(beta) * values)) @ vectors.conj().T
     complex_matrix = np.exp(-1j * float(alpha) * m)[:, None] * about_y * np.exp(-1j * float(gamma) * m)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["former_names", "warn_former"]
+__all__ = ["former_method", "former_names", "warn_former"]
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -44,3 +44,26 @@ def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(home), new)
 
     return former
+
+
+def former_method(former: str, instead: str) -> Callable[..., Any]:
+    """A method of the former name, which warns and calls the one that it has become.
+
+    >>> class Layer:
+    ...     def width(self):
+    ...         return 3
+    ...     breadth = former_method("breadth", "width")
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     width = Layer().breadth()
+    >>> print(width, caught[0].message)
+    3 Layer.breadth is an old spelling and goes with the next release; write Layer.width
+    """
+
+    def method(self: Any, *arguments: Any, **options: Any) -> Any:
+        kind = type(self).__name__
+        warn_former(f"{kind}.{former}", f"{kind}.{instead}")
+        return getattr(self, instead)(*arguments, **options)
+
+    method.__name__, method.__doc__ = former, f"The former name of :meth:`{instead}`."
+    return method

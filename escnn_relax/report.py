@@ -296,7 +296,7 @@ def _decide(
         return given
     groups = {m.space.fibergroup.name for m in readable.values()}
     own = survivors(model, evidence, data=data, depth=len(groups) == 1).decisions
-    return own if given is None else remember(readable, own.beside(given))
+    return own if given is None else remember(readable, own.annotate(given))
 
 
 def _layer(name: str, layer: RelaxedConvolution) -> LayerReport:

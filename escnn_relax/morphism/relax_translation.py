@@ -16,7 +16,7 @@ from ..nn.translation.kernel_pathway import KernelPathway
 from ..nn.translation.layer import RelaxedTranslation
 from ..nn.translation.site_pathways import DensePathway, FactoredPathway, SitePathway
 from ..nn.translation.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
-from ..symmetry.grid.sites import largest_permuting
+from ..symmetry.grid.sites import largest_grid_subgroup
 from ..symmetry.groups.lattice import subgroup, subgroups
 from ..symmetry.groups.subgroup import Subgroup
 from .isolated_run import apart, run_once
@@ -181,7 +181,7 @@ def _kept(
     if keeps == "free":
         return next(h for h in subgroups(space) if h.order == 1)
     if keeps == "group":
-        found = min((largest_permuting(space, shape, where) for shape in (before, after)), key=lambda h: h.order)
+        found = min((largest_grid_subgroup(space, shape, where) for shape in (before, after)), key=lambda h: h.order)
         if found.order == 1:
             warnings.warn(f"{where}: only the trivial subgroup permutes the pixels of {before}", stacklevel=4)
         return found

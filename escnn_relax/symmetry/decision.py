@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from ..deprecation import former_method
 from ..errors import ArgumentError, nearest
 from .equal_records import equal_records
 from .groups.lattice import Subgroup
@@ -15,6 +16,9 @@ __all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES", "check_evid
 
 #: What can decide: the symmetry test, the evidence, the energy of the kernels alone, or the user.
 SOURCES = ("test", "evidence", "energy", "choice")
+
+#: Methods of :class:`Decisions`, with their names of today.
+FORMER_NAMES = (("of", "record"), ("chosen", "select"), ("beside", "annotate"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ class Decision:
 
     def __str__(self) -> str:
         depth = "" if self.same else f" ({self.by_depth.name} by depth)"
-        who = {"choice": "as was asked"}.get(self.source, f"by the {self.source}")
+        source = {"choice": "as was asked"}.get(self.source, f"by the {self.source}")
         reasons = f": {'; '.join(self.reasons)}" if self.reasons else ""
-        return f"{self.layer or 'model'} keeps {self.subgroup.name}{depth}, {who}{reasons}"
+        return f"{self.layer or 'model'} keeps {self.subgroup.name}{depth}, {source}{reasons}"
 
     @property
     def same(self) -> bool:
@@ -98,7 +102,7 @@ class Decisions(Mapping[str, Subgroup]):
     __eq__ = equal_records
 
     def __getitem__(self, layer: str) -> Subgroup:
-        return self.of(layer).by_depth
+        return self.record(layer).by_depth
 
     def __iter__(self) -> Iterator[str]:
         return iter(decision.layer for decision in self.layers)
@@ -106,7 +110,7 @@ class Decisions(Mapping[str, Subgroup]):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def of(self, layer: str) -> Decision:
+    def record(self, layer: str) -> Decision:
         """The whole record of one layer; ``KeyError`` for another name."""
         for decision in self.layers:
             if decision.layer == layer:
@@ -118,14 +122,14 @@ class Decisions(Mapping[str, Subgroup]):
         """What the whole network keeps: the last subgroup by depth."""
         return self.layers[-1].by_depth
 
-    def chosen(self, per: str) -> dict[str, Subgroup]:
+    def select(self, per: str) -> dict[str, Subgroup]:
         """The subgroup of each layer as :func:`~escnn_relax.harden` takes it: ``per="depth"``, ``"network"`` or
         ``"layer"``."""
         if per == "layer":
             return {decision.layer: decision.subgroup for decision in self.layers}
         return {decision.layer: self.network if per == "network" else decision.by_depth for decision in self.layers}
 
-    def beside(self, other: Decisions) -> Decisions:
+    def annotate(self, other: Decisions) -> Decisions:
         """The same decisions, with the reasons of another record, such as a symmetry test's, and a word where it
         differs.
 
@@ -133,16 +137,18 @@ class Decisions(Mapping[str, Subgroup]):
             ArgumentError: records of other layers.
         """
         merged = []
-        for own in self.layers:
-            if own.layer not in other:
-                remedy = nearest(own.layer, other)
-                raise ArgumentError("decisions", f"nothing is said about the layer {own.layer!r}", remedy=remedy)
-            its = other.of(own.layer)
-            differs = own.subgroup.name != its.subgroup.name
-            word = (f"the {its.source} says {its.subgroup.name}",) if differs else ()
-            p = its.p_value if math.isnan(own.p_value) else own.p_value
-            merged.append(replace(own, reasons=(*own.reasons, *word, *its.reasons), p_value=p))
+        for decision in self.layers:
+            if decision.layer not in other:
+                remedy = nearest(decision.layer, other)
+                raise ArgumentError("decisions", f"nothing is said about the layer {decision.layer!r}", remedy=remedy)
+            counterpart = other.record(decision.layer)
+            differs = decision.subgroup.name != counterpart.subgroup.name
+            word = (f"the {counterpart.source} says {counterpart.subgroup.name}",) if differs else ()
+            p = counterpart.p_value if math.isnan(decision.p_value) else decision.p_value
+            merged.append(replace(decision, reasons=(*decision.reasons, *word, *counterpart.reasons), p_value=p))
         return Decisions(tuple(merged), self.energy, self.depth)
+
+    of, chosen, beside = (former_method(*names) for names in FORMER_NAMES)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and names, for machines; ``None`` for what is not known or infinite."""
@@ -191,8 +197,8 @@ def check_evidence(evidence: Any, model: Any, where: str) -> None:
     if evidence is None:
         return
     if not isinstance(evidence, Decides):
-        own = isinstance(getattr(evidence, "evidence", None), Decides)
-        remedy = "pass its .evidence" if own else "make one by Evidence(model), and refresh it"
+        wrapper = isinstance(getattr(evidence, "evidence", None), Decides)
+        remedy = "pass its .evidence" if wrapper else "make one by Evidence(model), and refresh it"
         raise ArgumentError(where, expected="an Evidence", got=type(evidence).__name__, remedy=remedy)
     if evidence.model is not model:
         raise ArgumentError(

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["equal_records"]
 
 
-def equal_records(one: Any, other: object) -> bool:
+def equal_records(record: Any, other: object) -> bool:
     """``__eq__`` of a data class by its fields, where NaN is NaN: a record is equal to its copy.
 
     (Python compares numbers before it asks whether they are the same object, from 3.13 on also in data classes.)
@@ -22,12 +22,12 @@ def equal_records(one: Any, other: object) -> bool:
     >>> Record(float("nan")) == Record(float("nan")), Record(1.0) == Record(float("nan")), Record(1.0) == 1.0
     (True, False, False)
     """
-    if not isinstance(other, type(one)) or not isinstance(one, type(other)):
+    if not isinstance(other, type(record)) or not isinstance(record, type(other)):
         return NotImplemented
-    return all(_same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one) if f.compare)
+    return all(_equal_values(getattr(record, f.name), getattr(other, f.name)) for f in fields(record) if f.compare)
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other):
+def _equal_values(first: Any, second: Any) -> bool:
+    if isinstance(first, float) and isinstance(second, float) and math.isnan(first) and math.isnan(second):
         return True
-    return bool(one == other)
+    return bool(first == second)

@@ -175,7 +175,7 @@ def test_survivors_with_data_use_it_and_say_so():
     evidence.refresh(data)
     alone, measured = survivors(model, evidence), survivors(model, evidence, data=data)
     assert not alone.layers[0].coupled and measured.layers[0].coupled and measured.network.coupled
-    (word,) = [r for r in alone.decisions.of("first").reasons if "the evidence" in r]
+    (word,) = [r for r in alone.decisions.record("first").reasons if "the evidence" in r]
     assert word.endswith("its pathways taken as independent")
-    assert not any("taken as independent" in r for r in measured.decisions.of("first").reasons)
+    assert not any("taken as independent" in r for r in measured.decisions.record("first").reasons)
     assert measured.layers[0].gain != alone.layers[0].gain

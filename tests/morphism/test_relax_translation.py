@@ -18,7 +18,7 @@ from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
 from escnn_relax.nn import DensePathway, FactoredPathway, RelaxedTranslation, SparseR2Conv, SparseR3Conv
 from escnn_relax.symmetry.grid.field_action import transform_field
-from escnn_relax.symmetry.grid.sites import largest_permuting
+from escnn_relax.symmetry.grid.sites import largest_grid_subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
 
 EXACT = 1e-10
@@ -62,7 +62,7 @@ PATHWAYS = [
 @pytest.mark.parametrize("fraction", [None, 0.9])
 @pytest.mark.parametrize(("kind", "space", "before", "after"), PATHWAYS)
 def test_pathways_are_equivariant_about_the_centre(kind, space, before, after, fraction):
-    fields, kept = mixed(space), largest_permuting(space, before)
+    fields, kept = mixed(space), largest_grid_subgroup(space, before)
     pathway = shaken(kind(fields, fields, before, after, kept, fraction=fraction))
     free = shaken(kind(fields, fields, before, after, trivial(space), fraction=fraction))
     x = torch.randn(2, fields.size, *before).double()
@@ -79,7 +79,7 @@ def test_pathways_are_equivariant_about_the_centre(kind, space, before, after, f
 @pytest.mark.parametrize(("kind", "space", "before", "after"), PATHWAYS)
 def test_energy_is_the_norm_of_the_whole_map(kind, space, before, after, fraction):
     fields = mixed(space)
-    pathway = shaken(kind(fields, fields, before, after, largest_permuting(space, before), fraction=fraction))
+    pathway = shaken(kind(fields, fields, before, after, largest_grid_subgroup(space, before), fraction=fraction))
     size = fields.size * math.prod(before)
     units = torch.eye(size).double().view(size, fields.size, *before)
     matrix = (pathway(units) - pathway(torch.zeros_like(units[:1]))).flatten(1)

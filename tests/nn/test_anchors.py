@@ -17,7 +17,7 @@ from escnn_relax.errors import ArgumentError
 from escnn_relax.nn import FactoredPathway, SparseR2Conv
 from escnn_relax.nn.translation import anchors as module
 from escnn_relax.nn.translation.anchors import Anchors, length_scales
-from escnn_relax.symmetry.grid.interpolation import interpolation, noise_needed
+from escnn_relax.symmetry.grid.interpolation import interpolation, sufficient_noise
 from escnn_relax.symmetry.groups.lattice import subgroup
 
 
@@ -221,9 +221,9 @@ def test_no_eigenvalues_are_needed_where_the_noise_is_enough(monkeypatch):
     values = torch.linalg.eigvalsh(direct_covariance(of))
     assert float(values[0]) + 0.01**2 > torch.finfo(torch.float64).eps / 1e-4 * float(values[-1])
     monkeypatch.setattr(torch.linalg, "eigvalsh", None)
-    assert noise_needed(of.anchors, torch.tensor(0.05)) == 0.01
+    assert sufficient_noise(of.anchors, torch.tensor(0.05)) == 0.01
     with pytest.raises(TypeError):
-        noise_needed(of.anchors, torch.tensor(0.05), noise=0.0)
+        sufficient_noise(of.anchors, torch.tensor(0.05), noise=0.0)
 
 
 def direct_covariance(of):

@@ -125,7 +125,7 @@ def test_reasons():
     assert any("nats in the data" in reason for reason in first.reasons) and math.isfinite(first.loss)
     assert second.margin == math.inf and second.p_value != second.p_value
     (own,) = [r for r in harden(relaxed, evidence=evidence, per="layer").hardening if r.name == "second"]
-    assert own.reasons == survivors(relaxed, evidence).decisions.of("second").reasons and own.reasons
+    assert own.reasons == survivors(relaxed, evidence).decisions.record("second").reasons and own.reasons
     third = survivors(relaxed).decisions.layers[0]
     assert third.source == "energy" and any("no curvature" in reason for reason in third.reasons)
     assert str(third).startswith("first keeps C2, by the energy: all but ")
@@ -137,18 +137,18 @@ def test_a_symmetry_test_decides_and_gives_reasons():
     relaxed = relax(Net())
     samples = [(x, y) for x, y in zip(data(600)[0][0].split(50), data(600)[0][1].split(50))]
     test = symmetry_test(relaxed, samples, progress=False)
-    assert test.decisions.of("second").source == "test" and set(test.decisions) == {"first", "second"}
+    assert test.decisions.record("second").source == "test" and set(test.decisions) == {"first", "second"}
     broken = [t for t in test.tests if t.broken]
     assert broken, "what lies above the centre is asked for"
     hardened = harden(relaxed, to=test)
     assert names(hardened)[-1] == test.decisions.network.name != "C4"
-    sizes = [test.decisions.of(n).by_depth.order for n in ("first", "second")]
+    sizes = [test.decisions.record(n).by_depth.order for n in ("first", "second")]
     assert sizes == sorted(sizes, reverse=True)
     shown = report(relaxed, decisions=test)
     assert [layer.survivor for layer in shown.layers] == ["C4", "C4"], "the kernels are still strict"
-    text = " ".join(shown.decisions.of(broken[0].layer).reasons)
+    text = " ".join(shown.decisions.record(broken[0].layer).reasons)
     assert f"the test says {test.subgroups[broken[0].layer].name}" in text and broken[0].pathway in text
-    assert shown.decisions.of("first").p_value == pytest.approx(
+    assert shown.decisions.record("first").p_value == pytest.approx(
         min(t.adjusted_p_value for t in test.tests if t.layer == "first")
     )
 
@@ -175,13 +175,13 @@ def test_choices_of_the_user():
     with pytest.raises(ArgumentError, match="no relaxed layer 'third' in the model; did you mean"):
         report(relaxed, decisions=other)
     with pytest.raises(ArgumentError, match="nothing is said about the layer 'first'"):
-        survivors(relaxed).decisions.beside(other)
+        survivors(relaxed).decisions.annotate(other)
 
 
 def test_records_are_values():
     made = Decisions((Decision("a", C2, C2, "choice"), Decision("b", C4, C2, "choice", margin=3.0)))
-    assert dict(made) == {"a": C2, "b": C2} and made.chosen("layer")["b"] == C4
-    assert pickle.loads(pickle.dumps(made)).of("b").by_depth.name == "C2"
+    assert dict(made) == {"a": C2, "b": C2} and made.select("layer")["b"] == C4
+    assert pickle.loads(pickle.dumps(made)).record("b").by_depth.name == "C2"
     assert made.to_dict()["b"]["margin"] == 3.0 and made.to_dict()["a"]["margin"] is None
     assert "b keeps C4 (C2 by depth), as was asked" in str(made)
     with pytest.raises(KeyError):

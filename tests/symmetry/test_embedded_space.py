@@ -14,7 +14,7 @@ from escnn_relax import equivariance_error, harden, relax, restrict
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.groups.embedded_space import EmbeddedGSpace
-from escnn_relax.symmetry.groups.finite_groups import elements_of
+from escnn_relax.symmetry.groups.finite_groups import group_elements
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.tetrahedral import tetrahedral_group
@@ -40,7 +40,7 @@ def network(space):
 
 def embedded(kept):
     """The space of a subgroup by its matrices, whether escnn has one or not."""
-    matrices = [np.asarray(kept.gspace.basespace_action(kept.embed(h))) for h in elements_of(kept.group)]
+    matrices = [np.asarray(kept.gspace.basespace_action(kept.embed(h))) for h in group_elements(kept.group)]
     return EmbeddedGSpace(kept.group, np.stack(matrices), kept.name)
 
 

@@ -54,7 +54,7 @@ def functions(band, points):
     return np.stack(rows)
 
 
-def elements_of(kept):
+def group_elements(kept):
     """Of a continuous subgroup of the plane as many as average exactly what is tested here."""
     if kept.order > 0:
         return list(kept.elements)
@@ -67,7 +67,7 @@ def elements_of(kept):
 def averaged(band, kept, in_repr, out_repr):
     """All kernels averaged over a subgroup, evaluated at the turned pixels themselves: ``(kernels, numbers)``."""
     units = np.eye(out_repr.size * in_repr.size).reshape(-1, out_repr.size, in_repr.size)
-    total, elements = 0, elements_of(kept)
+    total, elements = 0, group_elements(kept)
     for g in elements:
         matrix = np.asarray(kept.gspace.basespace_action(g))
         there = functions(band, band.points @ matrix)  # at g^-1 x

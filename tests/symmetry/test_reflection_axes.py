@@ -80,5 +80,5 @@ def error_of_filter(convolution):
 
 def test_the_repair_is_made_once():
     before = CircularShellsBasis.__eq__
-    _escnn.tell_reflection_axes_apart()
+    _escnn.separate_reflection_axes()
     assert CircularShellsBasis.__eq__ is before and hasattr(before, "__wrapped__")

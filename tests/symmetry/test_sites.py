@@ -9,7 +9,7 @@ from escnn import nn as enn
 from escnn_relax.errors import ArgumentError, SubgroupError
 from escnn_relax.symmetry.grid.field_action import transform_field
 from escnn_relax.symmetry.grid.interpolation import interpolation
-from escnn_relax.symmetry.grid.sites import Sites, TurnedFields, grid_points, largest_permuting, orbit_points
+from escnn_relax.symmetry.grid.sites import Sites, TurnedFields, grid_points, largest_grid_subgroup, orbit_points
 from escnn_relax.symmetry.groups.lattice import subgroup
 
 EXACT = 1e-10
@@ -33,7 +33,7 @@ def double():
 
 @pytest.mark.parametrize(("space", "shape", "irrep"), CASES, ids=lambda c: getattr(c, "name", str(c)))
 def test_turned_fields_move_as_the_regular_representation(space, shape, irrep):
-    kept = largest_permuting(space, shape)
+    kept = largest_grid_subgroup(space, shape)
     assert kept.order > 1
     representation = space.irrep(*irrep)
     sites = Sites(grid_points(shape), kept)
@@ -54,7 +54,7 @@ def test_turned_fields_move_as_the_regular_representation(space, shape, irrep):
 
 def test_orbits_are_a_partition():
     for space, shape, _ in CASES:
-        sites = Sites(grid_points(shape), largest_permuting(space, shape))
+        sites = Sites(grid_points(shape), largest_grid_subgroup(space, shape))
         seen = torch.zeros(len(sites))
         for row, share in zip(sites.index, sites.share):
             seen.index_add_(0, row, share.square().expand(len(row)))

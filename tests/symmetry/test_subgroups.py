@@ -185,7 +185,7 @@ def test_names():
     assert "C2" in lattice and "C3" not in lattice
     with pytest.raises(SubgroupError, match="names: trivial"):
         lattice["C3"]
-    assert [m.name for m in lattice.below(lattice["C2"])] == ["trivial"]
+    assert [m.name for m in lattice.maximal_subgroups(lattice["C2"])] == ["trivial"]
     assert "10 subgroups" in str(lattice)
 
 

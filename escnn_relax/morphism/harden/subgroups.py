@@ -62,7 +62,7 @@ def to_subgroups(
     titles = {r.name: inside(r.name) for r in records}  # a convolution that is left alone takes the place of the layer
     if decided is None:
         decided = _by_energy(found, [titles.get(name, name) for name in names], per, energy)
-    chosen_by = decided.chosen(per) if isinstance(decided, Decisions) else decided
+    chosen_by = decided.select(per) if isinstance(decided, Decisions) else decided
     kept = _given(chosen_by, found, [titles.get(name, name) for name in names])
     if per != "layer":  # one group may act on several base spaces: images, and features without any
         kept = [subgroup(kept[0].gspace, k, s.where) for k, s in zip(kept, found)]
@@ -90,7 +90,7 @@ def to_subgroups(
     left = {name for name, module in model.named_modules() if isinstance(module, RelaxedTranslation)}
     own = {name: _record(name, s, chosen[name]) for name, s in zip(names, found)}
     if isinstance(decided, Decisions):
-        records_of = {n: decided.of(titles.get(n, n)) for n in own}
+        records_of = {n: decided.record(titles.get(n, n)) for n in own}
         own = {n: replace(r, reasons=records_of[n].reasons, lost=records_of[n].lost) for n, r in own.items()}
         for n, decision in zip(names, kept):
             if not decision <= chosen[n]:

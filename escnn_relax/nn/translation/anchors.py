@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from ...errors import ArgumentError
-from ...symmetry.grid.interpolation import RANGE, interpolation, noise_needed
+from ...symmetry.grid.interpolation import RANGE, interpolation, sufficient_noise
 from ...symmetry.grid.sites import Sites, grid_points, orbit_points
 from ...symmetry.groups.subgroup import Subgroup
 
@@ -94,7 +94,9 @@ class Anchors(nn.Module):
     def noise_used(self) -> float:
         """The noise that the interpolation needs at the present scale: ``noise``, or more where that leaves it
         singular."""
-        return noise_needed(self.anchors, self.log_omega.detach().double().exp(), noise=self.noise, where=self.where)
+        return sufficient_noise(
+            self.anchors, self.log_omega.detach().double().exp(), noise=self.noise, where=self.where
+        )
 
     def matrix(self) -> Tensor:
         """From values at the anchors to values at the pixels, shape ``(S, P)``; ``ArgumentError`` in half precision."""

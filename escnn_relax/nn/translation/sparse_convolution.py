@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import ArgumentError
-from ...symmetry.grid.sites import Sites, grid_points, largest_permuting, permutes
+from ...symmetry.grid.sites import Sites, grid_points, largest_grid_subgroup, permutes
 from ...symmetry.groups.lattice import subgroup, subgroups
 from ...symmetry.groups.subgroup import Subgroup
 from ..field_types import check_input, check_types
@@ -146,7 +146,7 @@ class SparseConvolution(EquivariantModule):
     def _subgroup(self, kept: Any, shape: Sequence[int]) -> Subgroup:
         if isinstance(kept, str) and kept in ("group", "free"):
             if kept == "group":
-                return largest_permuting(self.space, shape, self.where)
+                return largest_grid_subgroup(self.space, shape, self.where)
             return next(h for h in subgroups(self.space) if h.order == 1)
         found = subgroup(self.space, kept, self.where)
         if found.order < 0:

@@ -83,8 +83,8 @@ class EquivarianceError(Mapping[Any, Any]):
 
     def __str__(self) -> str:
         kind = "exact on the grid" if self.exact else "with interpolation"
-        said = f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
-        return "\n".join([said, *(f"{name or 'it'}: {left}" for name, left in self.uneven)])
+        summary = f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
+        return "\n".join([summary, *(f"{name or 'it'}: {message}" for name, message in self.uneven)])
 
 
 def _angle(gspace: GSpace, element: GroupElement) -> tuple[float, bool]:
@@ -107,8 +107,8 @@ def grid_elements(gspace: GSpace) -> list[GroupElement]:
     8
     """
     group = gspace.fibergroup
-    every = list(group.elements) if group.order() > 0 else list(group.testing_elements())
-    return [g for g in every if acts_on_grid(gspace, g)]
+    elements = list(group.elements) if group.order() > 0 else list(group.testing_elements())
+    return [g for g in elements if acts_on_grid(gspace, g)]
 
 
 def default_elements(gspace: GSpace) -> list[GroupElement]:

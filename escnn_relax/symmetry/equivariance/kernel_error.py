@@ -70,19 +70,19 @@ def kernel_equivariance_error(
         points = torch.rand(64, d, generator=torch.Generator().manual_seed(0)) * 2 - 1
     errors = []
     with torch.no_grad():
-        here = kernel if isinstance(kernel, Tensor) else kernel(points)
+        reference = kernel if isinstance(kernel, Tensor) else kernel(points)
         for g in elements:
             if not isinstance(kernel, Tensor):
                 matrix = torch.as_tensor(np.asarray(gspace.basespace_action(g))).to(points)
-                moved = kernel(points @ matrix)  # rows: g^{-1} x
+                image = kernel(points @ matrix)  # rows: g^{-1} x
             elif not acts_on_grid(gspace, g):
                 raise ArgumentError(
                     where, f"{g} does not map the grid onto itself", remedy="pass the kernel as a function of points"
                 )
             else:
-                moved = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel
-            left, right = fiber_matrix(out_type, g, here), fiber_matrix(in_type, ~g, here)
-            difference = torch.einsum("po,oi...,iq->pq...", left, moved, right) - here
-            errors.append(relative(difference.double().norm().item(), here.double().norm().item()))
+                image = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel
+            out_matrix, in_matrix = fiber_matrix(out_type, g, reference), fiber_matrix(in_type, ~g, reference)
+            difference = torch.einsum("po,oi...,iq->pq...", out_matrix, image, in_matrix) - reference
+            errors.append(relative(difference.double().norm().item(), reference.double().norm().item()))
     exact = analytic or all(acts_on_grid(gspace, g) for g in elements)
     return EquivarianceError(tuple(elements), tuple(errors), exact, gspace)

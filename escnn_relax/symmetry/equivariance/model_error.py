@@ -105,13 +105,15 @@ def equivariance_error(
     state = _statistics(module)
     try:
         with torch.no_grad(), watch_strides(module) as uneven:
-            errors = [_one(call, tensor, coords, declared, out_type, g, exact, where, state) for g in elements]
+            errors = [
+                _element_error(call, tensor, coords, declared, out_type, g, exact, where, state) for g in elements
+            ]
     finally:
         _restore(state)
     return EquivarianceError(tuple(elements), tuple(errors), exact, gspace, tuple(uneven.items()))
 
 
-def _one(
+def _element_error(
     call: Callable[[Tensor, Tensor | None], Any],
     tensor: Tensor,
     coords: Tensor | None,
@@ -125,44 +127,44 @@ def _one(
     gspace = in_type.gspace
     points = None
     if coords is None:
-        moved = transform_field(tensor, in_type, g)
+        image = transform_field(tensor, in_type, g)
     else:
-        moved = torch.einsum("oi,bi...->bo...", fiber_matrix(in_type, g, tensor), tensor)
+        image = torch.einsum("oi,bi...->bo...", fiber_matrix(in_type, g, tensor), tensor)
         points = coords @ torch.as_tensor(np.asarray(gspace.basespace_action(g)).T).to(coords)
     devices = [tensor.device] if tensor.is_cuda else []
     with torch.random.fork_rng(devices=devices):
         seed = torch.random.initial_seed()
         torch.manual_seed(seed)
-        after = call(moved, points)
+        image_output = call(image, points)
         _restore(state)
         torch.manual_seed(seed)
-        before = call(tensor, coords)
+        output = call(tensor, coords)
         _restore(state)
-    type_ = out_type or (before.type if isinstance(before, GeometricTensor) else None)
-    before, after = (y.tensor if isinstance(y, GeometricTensor) else y for y in (before, after))
+    type_ = out_type or (output.type if isinstance(output, GeometricTensor) else None)
+    output, image_output = (y.tensor if isinstance(y, GeometricTensor) else y for y in (output, image_output))
     if type_ is None:
         d = gspace.dimensionality
-        expected = move_points(before, axes_matrix(gspace, g)) if d and before.ndim == 2 + d else before
+        expected = move_points(output, axes_matrix(gspace, g)) if d and output.ndim == 2 + d else output
     else:
         h = g if type_.gspace.fibergroup == gspace.fibergroup else _counterpart(type_.gspace, gspace, g, where)
         if coords is None:
-            expected = transform_field(before, type_, h)
+            expected = transform_field(output, type_, h)
         else:
-            expected = torch.einsum("oi,bi...->bo...", fiber_matrix(type_, h, before), before)
+            expected = torch.einsum("oi,bi...->bo...", fiber_matrix(type_, h, output), output)
     if not exact and expected.ndim == 2 + gspace.dimensionality and min(expected.shape[2:]) > 1:
         mask = _disk(expected, gspace.dimensionality)
-        expected, after = expected * mask, after * mask
-    expected, after = expected.double(), after.double()  # squares of what float32 holds do not overflow
-    return relative((expected - after).norm().item(), (expected.norm() + after.norm()).item() / 2)
+        expected, image_output = expected * mask, image_output * mask
+    expected, image_output = expected.double(), image_output.double()  # squares of what float32 holds do not overflow
+    return relative((expected - image_output).norm().item(), (expected.norm() + image_output.norm()).item() / 2)
 
 
 def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -> GroupElement:
     """The element of the output's (smaller) group that moves points as ``g`` does."""
     if space.dimensionality == original.dimensionality and space.dimensionality > 0:
-        wanted = np.asarray(original.basespace_action(g))
+        matrix = np.asarray(original.basespace_action(g))
         group = space.fibergroup
         for h in group.elements if group.order() > 0 else group.testing_elements():
-            if np.abs(np.asarray(space.basespace_action(h)) - wanted).max() < 1e-6:
+            if np.abs(np.asarray(space.basespace_action(h)) - matrix).max() < 1e-6:
                 return h
     raise ArgumentError(
         where,

@@ -60,7 +60,7 @@ def operator_norm(kernel: Tensor, stride: Sequence[int] = (), dilation: Sequence
     if not torch.isfinite(kernel).all():
         return Norm(math.nan, math.nan)
     if any(s > 1 for s in stride):  # without a stride a dilation only renames frequencies
-        kernel = _phases(_dilated(kernel, dilation or (1,) * d), stride)
+        kernel = _phases(_dilate(kernel, dilation or (1,) * d), stride)
     scale = float(kernel.abs().max()) if kernel.numel() else 0.0
     if scale == 0:
         return Norm(0.0, 0.0)
@@ -71,8 +71,8 @@ def operator_norm(kernel: Tensor, stride: Sequence[int] = (), dilation: Sequence
         points = [max(1, fineness * r) for r in degrees]
         if _cost(kernel.shape, points) <= work or not d:
             reached = scale * _largest(kernel, points)
-            lost = math.prod(math.cos(math.pi * r / n) for r, n in zip(degrees, points))
-            return Norm(reached, reached / lost * (1 + ROUNDING))
+            share = math.prod(math.cos(math.pi * r / n) for r, n in zip(degrees, points))
+            return Norm(reached, reached / share * (1 + ROUNDING))
     sums = kernel.abs().flatten(2).sum(-1)
     bound = scale * math.sqrt(float(sums.sum(0).max() * sums.sum(1).max()))
     return Norm(scale * float(kernel.flatten(2).sum(-1).norm()) / math.sqrt(small), bound * (1 + ROUNDING))
@@ -119,7 +119,7 @@ def _largest(kernel: Tensor, points: Sequence[int]) -> float:
     return math.sqrt(max(largest, 0.0))
 
 
-def _dilated(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
+def _dilate(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
     if all(n == 1 for n in dilation):
         return kernel
     sizes = [(k - 1) * n + 1 for k, n in zip(kernel.shape[2:], dilation)]
@@ -133,9 +133,9 @@ def _phases(kernel: Tensor, stride: Sequence[int]) -> Tensor:
     """The same map without a stride, from the input's phases as channels: ``(out, in * phases, *smaller)``."""
     d = len(stride)
     pad = [p for n, s in zip(reversed(kernel.shape[2:]), reversed(stride)) for p in (0, -n % s)]
-    padded = torch.nn.functional.pad(kernel, pad)
-    shape = [n for size, s in zip(padded.shape[2:], stride) for n in (size // s, s)]
-    apart = padded.view(*kernel.shape[:2], *shape)
+    extended = torch.nn.functional.pad(kernel, pad)
+    shape = [n for size, s in zip(extended.shape[2:], stride) for n in (size // s, s)]
+    phases = extended.view(*kernel.shape[:2], *shape)
     order = [0, 1, *(3 + 2 * a for a in range(d)), *(2 + 2 * a for a in range(d))]
-    apart = apart.permute(*order)
-    return apart.reshape(kernel.shape[0], kernel.shape[1] * math.prod(stride), *apart.shape[2 + d :])
+    phases = phases.permute(*order)
+    return phases.reshape(kernel.shape[0], kernel.shape[1] * math.prod(stride), *phases.shape[2 + d :])

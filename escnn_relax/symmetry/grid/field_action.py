@@ -64,8 +64,8 @@ def move_points(field: Tensor, matrix: NDArray[Any]) -> Tensor:
         return field.permute(*range(lead), *(lead + int(s) for s in source)).flip(flips)
     center = (np.array(field.shape[lead:]) - 1) / 2
     flat = field.detach().to("cpu", torch.float64).reshape(-1, *field.shape[lead:]).numpy()
-    moved = [affine_transform(f, matrix.T, offset=center - matrix.T @ center, order=3) for f in flat]
-    return torch.as_tensor(np.stack(moved)).to(field).view(field.shape)
+    images = [affine_transform(f, matrix.T, offset=center - matrix.T @ center, order=3) for f in flat]
+    return torch.as_tensor(np.stack(images)).to(field).view(field.shape)
 
 
 def transform_field(field: Tensor, type: FieldType, element: GroupElement) -> Tensor:
@@ -73,6 +73,6 @@ def transform_field(field: Tensor, type: FieldType, element: GroupElement) -> Te
 
     escnn's ``GeometricTensor.transform`` rounds the matrices to half precision and goes through numpy.
     """
-    moved = torch.einsum("oi,bi...->bo...", fiber_matrix(type, element, field), field)
+    image = torch.einsum("oi,bi...->bo...", fiber_matrix(type, element, field), field)
     d = type.gspace.dimensionality
-    return move_points(moved, axes_matrix(type.gspace, element)) if d and field.ndim == 2 + d else moved
+    return move_points(image, axes_matrix(type.gspace, element)) if d and field.ndim == 2 + d else image

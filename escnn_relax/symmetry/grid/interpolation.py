@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import ArgumentError
 
-__all__ = ["RANGE", "interpolation", "noise_needed"]
+__all__ = ["RANGE", "interpolation", "sufficient_noise"]
 
 #: Largest condition number that a solution survives, times the rounding of float64.
 SOLVABLE = 1e-4
@@ -37,8 +37,8 @@ def interpolation(
         noise: standard deviation of the values at the anchors; keeps the system solvable.
         where: the layer that asks, for errors and warnings.
 
-    It is solved in float64. A system that is singular even so gets more noise (:func:`noise_needed`), with a warning
-    that says how much.
+    It is solved in float64. A system that is still singular gets more noise (:func:`sufficient_noise`), and a
+    warning says how much.
 
     Raises:
         ArgumentError: half precision, a scale, noise or ``omega`` that is not positive and finite (noise may be 0), an
@@ -50,16 +50,16 @@ def interpolation(
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    needed = noise_needed(anchors, omega, scale, noise, where)
-    if needed != noise:
-        warnings.warn(f"{where}: singular with noise {noise:.3g}; {needed:.3g} is used instead", stacklevel=2)
+    sufficient = sufficient_noise(anchors, omega, scale, noise, where)
+    if sufficient != noise:
+        warnings.warn(f"{where}: singular with noise {noise:.3g}; {sufficient:.3g} is used instead", stacklevel=2)
     z, x = anchors.double(), sites.double()  # the system is nearly singular where anchors crowd
-    among, across = _covariance(z, z, omega, scale), _covariance(x, z, omega, scale)
+    anchor_covariance, cross_covariance = _covariance(z, z, omega, scale), _covariance(x, z, omega, scale)
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)
-    return torch.linalg.solve(among + needed**2 * identity, across.T).T.to(anchors.dtype)
+    return torch.linalg.solve(anchor_covariance + sufficient**2 * identity, cross_covariance.T).T.to(anchors.dtype)
 
 
-def noise_needed(
+def sufficient_noise(
     anchors: Tensor, omega: Tensor, scale: float = 1.0, noise: float = 0.01, where: str = "interpolation"
 ) -> float:
     """The noise with which the system can be solved: the given one, or that raised tenfold until it can.
@@ -67,7 +67,7 @@ def noise_needed(
     Arguments and errors are those of :func:`interpolation`.
 
     >>> crowded = torch.zeros(3, 2)
-    >>> noise_needed(crowded, torch.tensor(1.0)), noise_needed(crowded, torch.tensor(1.0), noise=0.0)
+    >>> sufficient_noise(crowded, torch.tensor(1.0)), sufficient_noise(crowded, torch.tensor(1.0), noise=0.0)
     (0.01, 0.0001)
     """
     if anchors.dtype not in (torch.float32, torch.float64):
@@ -85,10 +85,10 @@ def noise_needed(
     with torch.no_grad():
         z = anchors.double()
         values = torch.linalg.eigvalsh(_covariance(z, z, omega.detach(), scale))
-    needed, wanted = noise, rounding * float(values[-1])
-    while float(values[0]) + needed**2 < wanted:
-        needed = max(10 * needed, 1e-4 * scale)
-    return needed
+    sufficient, threshold = noise, rounding * float(values[-1])
+    while float(values[0]) + sufficient**2 < threshold:
+        sufficient = max(10 * sufficient, 1e-4 * scale)
+    return sufficient
 
 
 def _amplitude(scale: float) -> float:

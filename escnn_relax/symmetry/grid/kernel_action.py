@@ -32,8 +32,8 @@ def grid_permutation(gspace: GSpace, element: GroupElement, points: NDArray[Any]
     if gspace.dimensionality == 0:
         return np.arange(len(points))
     matrix = gspace.basespace_action(element)
-    moved = points @ matrix  # row-wise g^{-1} x, since the action is orthogonal
-    distance = np.linalg.norm(moved[:, None] - points[None], axis=-1)
+    images = points @ matrix  # row-wise g^{-1} x, since the action is orthogonal
+    distance = np.linalg.norm(images[:, None] - points[None], axis=-1)
     nearest = distance.argmin(axis=1)
     if (distance[np.arange(len(points)), nearest] > 1e-6).any():
         return None
@@ -49,10 +49,10 @@ def transform_kernels(
         kernels: shape ``(K, out size, in size, S)``.
         permutation: :func:`grid_permutation` of ``element``.
     """
-    left = torch.as_tensor(out_repr(element), dtype=kernels.dtype, device=kernels.device)
-    right = torch.as_tensor(in_repr(~element), dtype=kernels.dtype, device=kernels.device)
-    moved = kernels[..., torch.as_tensor(permutation, device=kernels.device)]
-    return torch.einsum("po,kois,iq->kpqs", left, moved, right)
+    out_matrix = torch.as_tensor(out_repr(element), dtype=kernels.dtype, device=kernels.device)
+    in_matrix = torch.as_tensor(in_repr(~element), dtype=kernels.dtype, device=kernels.device)
+    permuted = kernels[..., torch.as_tensor(permutation, device=kernels.device)]
+    return torch.einsum("po,kois,iq->kpqs", out_matrix, permuted, in_matrix)
 
 
 def isotypic_projection(

@@ -27,10 +27,10 @@ from ..groups.lattice import subgroups
 from ..groups.subgroup import Subgroup
 from .field_action import axes_matrix
 
-__all__ = ["Sites", "TurnedFields", "grid_points", "largest_permuting", "orbit_points", "permutes"]
+__all__ = ["Sites", "TurnedFields", "grid_points", "largest_grid_subgroup", "orbit_points", "permutes"]
 
 #: Distance below which two points are one (pixels).
-SAME = 1e-6
+COINCIDENT = 1e-6
 
 
 class Sites(nn.Module):
@@ -38,7 +38,7 @@ class Sites(nn.Module):
 
     Args:
         points: in the order of a tensor's axes, about the centre, shape ``(P, d)`` (pixels).
-        kept: the group that permutes them.
+        subgroup: the group that permutes them.
 
     Attributes:
         index: the point :math:`g x_r`, shape ``(orbits, order)``.
@@ -59,17 +59,19 @@ class Sites(nn.Module):
     share: Tensor
     table: Tensor
 
-    def __init__(self, points: NDArray[Any], kept: Subgroup) -> None:
+    def __init__(self, points: NDArray[Any], subgroup: Subgroup) -> None:
         super().__init__()
-        moves = np.stack([_permutation(kept, g, points) for g in kept.elements])  # (order, P): where g moves each point
+        moves = np.stack(
+            [_permutation(subgroup, g, points) for g in subgroup.elements]
+        )  # (order, P): where g moves each point
         unseen, rows = np.ones(len(points), dtype=bool), []
         for point in range(len(points)):
             if unseen[point]:
                 rows.append(moves[:, point])
                 unseen[moves[:, point]] = False
         index = np.stack(rows)
-        stabiliser = (index == index[:, :1]).sum(1) if len(kept.elements) > 1 else np.ones(len(index))
-        elements = list(kept.elements)
+        stabiliser = (index == index[:, :1]).sum(1) if len(subgroup.elements) > 1 else np.ones(len(index))
+        elements = list(subgroup.elements)
         table = [[_position(elements, ~a @ b) for b in elements] for a in elements]
         self.register_buffer("index", torch.as_tensor(index), persistent=False)
         self.register_buffer(
@@ -98,15 +100,15 @@ class TurnedFields(nn.Module):
     Args:
         sites: the points.
         representation: of the fields, ``None`` for scalars.
-        kept: the group.
+        subgroup: the group.
     """
 
     turns: Tensor
 
-    def __init__(self, sites: Sites, representation: Representation | None, kept: Subgroup) -> None:
+    def __init__(self, sites: Sites, representation: Representation | None, subgroup: Subgroup) -> None:
         super().__init__()
         self.sites = sites
-        matrices = [np.eye(1) if representation is None else np.asarray(representation(g)) for g in kept.elements]
+        matrices = [np.eye(1) if representation is None else np.asarray(representation(g)) for g in subgroup.elements]
         turns = torch.as_tensor(np.stack(matrices), dtype=torch.get_default_dtype())
         self.register_buffer("turns", turns, persistent=False)  # (order, size, size)
         self.size = turns.shape[1]
@@ -134,17 +136,17 @@ def grid_points(shape: Sequence[int]) -> NDArray[Any]:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def orbit_points(kept: Subgroup, shape: Sequence[int], count: int, generator: np.random.Generator) -> NDArray[Any]:
+def orbit_points(subgroup: Subgroup, shape: Sequence[int], count: int, generator: np.random.Generator) -> NDArray[Any]:
     """About ``count`` random points over a grid, whole orbits of the group only, shape ``(P, d)``.
 
     As many orbits are drawn as whole ones fit, at least one. Points are drawn from the box, or, where the group turns
     the box out of itself, from the ball around it.
     """
     half = np.array([n / 2 for n in shape])
-    matrices = [axes_matrix(kept.gspace, g) for g in kept.elements]
+    matrices = [axes_matrix(subgroup.gspace, g) for g in subgroup.elements]
     inside = all(np.allclose(np.abs(m) @ half, half) for m in matrices)
-    found: list[NDArray[Any]] = []
-    while len(found) < max(1, count // len(matrices)):
+    orbits: list[NDArray[Any]] = []
+    while len(orbits) < max(1, count // len(matrices)):
         point = generator.uniform(-half, half)
         if not inside:
             direction = generator.normal(size=len(half))
@@ -153,49 +155,49 @@ def orbit_points(kept: Subgroup, shape: Sequence[int], count: int, generator: np
             )
         orbit = np.stack([m @ point for m in matrices])
         if len(matrices) == 1 or np.linalg.norm(orbit[1:] - point, axis=1).min() > 0.1:  # no point near an axis
-            found.append(orbit)
-    return np.concatenate(found)
+            orbits.append(orbit)
+    return np.concatenate(orbits)
 
 
-def largest_permuting(gspace: GSpace, shape: Sequence[int], where: str = "") -> Subgroup:
+def largest_grid_subgroup(gspace: GSpace, shape: Sequence[int], where: str = "") -> Subgroup:
     """The largest finite subgroup, as escnn counts them, that permutes the pixels of a grid.
 
     >>> from escnn import gspaces
-    >>> largest_permuting(gspaces.rot2dOnR2(8), (5, 5)).name, largest_permuting(gspaces.rot2dOnR2(8), (5, 4)).name
-    ('C4', 'C2')
+    >>> [largest_grid_subgroup(gspaces.rot2dOnR2(8), (5, width)).name for width in (5, 4)]
+    ['C4', 'C2']
     """
-    found = [h for h in subgroups(gspace) if permutes(h, shape)]
-    if not found:
+    candidates = [h for h in subgroups(gspace) if permutes(h, shape)]
+    if not candidates:
         remedy = "take a square grid, or cubic in space"
         raise ArgumentError(where, f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}", remedy=remedy)
-    return max(found, key=lambda h: h.order)
+    return max(candidates, key=lambda h: h.order)
 
 
-def permutes(kept: Subgroup, shape: Sequence[int]) -> bool:
+def permutes(subgroup: Subgroup, shape: Sequence[int]) -> bool:
     """Whether a group is finite and permutes the pixels of a grid."""
-    if kept.order < 0:
+    if subgroup.order < 0:
         return False
     points = grid_points([min(n, 4 + n % 2) for n in shape]) if len(set(shape)) == 1 else grid_points(shape)
     try:
-        for g in kept.elements:
-            _permutation(kept, g, points)
+        for g in subgroup.elements:
+            _permutation(subgroup, g, points)
     except SubgroupError:
         return False
     return True
 
 
-def _permutation(kept: Subgroup, element: GroupElement, points: NDArray[Any]) -> NDArray[Any]:
+def _permutation(subgroup: Subgroup, element: GroupElement, points: NDArray[Any]) -> NDArray[Any]:
     """Where an element moves each point, shape ``(P,)``."""
-    moved = points @ axes_matrix(kept.gspace, element).T
-    order, wanted = (np.lexsort(np.round(p / SAME / 10).T) for p in (points, moved))
+    images = points @ axes_matrix(subgroup.gspace, element).T
+    order, target = (np.lexsort(np.round(p / COINCIDENT / 10).T) for p in (points, images))
     result = np.empty(len(points), dtype=np.int64)
-    result[wanted] = order
-    if np.abs(points[result] - moved).max(initial=0.0) > 20 * SAME:
+    result[target] = order
+    if np.abs(points[result] - images).max(initial=0.0) > 20 * COINCIDENT:
         raise SubgroupError(
-            kept.name,
+            subgroup.name,
             "the group does not permute the sites",
             expected="a finite subgroup that maps the pixel grid onto itself",
-            got=f"{kept.name} of {kept.gspace.name}",
+            got=f"{subgroup.name} of {subgroup.gspace.name}",
             remedy="choose a smaller subgroup, or scattered anchors (a sparse pathway)",
         )
     return result

@@ -16,7 +16,7 @@ def _tuple(value: Any, length: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * length
 
 
-def _left_over(module: nn.Module, sides: tuple[int, ...]) -> str:
+def _excess(module: nn.Module, sides: tuple[int, ...]) -> str:
     """What one call leaves over: positions are placed evenly about the middle if, and only if, (n + 2 padding - reach)
     is a multiple of the stride."""
     kernel, stride = (getattr(module, name, None) for name in ("kernel_size", "stride"))
@@ -29,13 +29,13 @@ def _left_over(module: nn.Module, sides: tuple[int, ...]) -> str:
         return ""
     padding = getattr(module, "padding", 0)
     fields = (kernel, stride, 0 if isinstance(padding, str) else padding, getattr(module, "dilation", 1))
-    for n, k, s, p, d in zip(sides, *(_tuple(of, len(sides)) for of in fields)):
-        if not all(isinstance(of, int) for of in (k, s, p, d)) or s < 2:
+    for n, k, s, p, d in zip(sides, *(_tuple(value, len(sides)) for value in fields)):
+        if not all(isinstance(value, int) for value in (k, s, p, d)) or s < 2:
             continue
-        over = (n + 2 * p - d * (k - 1) - 1) % s
-        if over:
-            right = f"{n + s - over} or {n - over}" if n > over else f"{n + s - over}"
-            return f"stride {s} on {n} pixels leaves {over} over on one side (even on {right})"
+        excess = (n + 2 * p - d * (k - 1) - 1) % s
+        if excess:
+            right = f"{n + s - excess} or {n - excess}" if n > excess else f"{n + s - excess}"
+            return f"stride {s} on {n} pixels leaves {excess} over on one side (even on {right})"
     return ""
 
 
@@ -50,17 +50,17 @@ def watch_strides(module: Any) -> Iterator[dict[str, str]]:
     >>> found
     {'1': 'stride 2 on 8 pixels leaves 1 over on one side (even on 9 or 7)'}
     """
-    found: dict[str, str] = {}
+    uneven: dict[str, str] = {}
     hooks = []
 
     def look(name: str) -> Any:
-        def hook(layer: nn.Module, given: tuple[Any, ...]) -> None:
-            first = given[0] if given else None
+        def hook(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            first = arguments[0] if arguments else None
             tensor = first.tensor if isinstance(first, GeometricTensor) else first
             if isinstance(tensor, Tensor) and tensor.dim() > 2:
-                said = _left_over(layer, tuple(tensor.shape[2:]))
-                if said:
-                    found[name] = said
+                message = _excess(layer, tuple(tensor.shape[2:]))
+                if message:
+                    uneven[name] = message
 
         return hook
 
@@ -68,7 +68,7 @@ def watch_strides(module: Any) -> Iterator[dict[str, str]]:
         if hasattr(layer, "stride"):
             hooks.append(layer.register_forward_pre_hook(look(name)))
     try:
-        yield found
+        yield uneven
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,7 +10,7 @@ from escnn import group as g
 from numpy.typing import NDArray
 
 from ...errors import SubgroupError
-from .finite_groups import elements_of, order_of
+from .finite_groups import group_elements, group_order
 
 __all__ = ["decompose", "generating_elements"]
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 def generating_elements(group: g.Group) -> list[g.GroupElement]:
     """Elements that generate the group, a continuous one up to closure."""
-    if order_of(group) > 0:
+    if group_order(group) > 0:
         return list(group.generators) or [group.identity]
     kind = type(group).__name__
     if kind == "SO2":
@@ -89,38 +89,38 @@ def decompose(
     >>> sorted(ids)
     [(0,), (1,), (2,)]
     """
-    elements = list(elements_of(group)) if order_of(group) > 0 else generating_elements(group)
+    elements = list(group_elements(group)) if group_order(group) > 0 else generating_elements(group)
     rho = np.stack([np.asarray(matrix(h), dtype=np.float64) for h in elements])
     size = rho.shape[1]
     metric = np.eye(size)
-    if order_of(group) > 0 and not np.allclose(rho @ rho.transpose(0, 2, 1), np.eye(size), atol=1e-9):
+    if group_order(group) > 0 and not np.allclose(rho @ rho.transpose(0, 2, 1), np.eye(size), atol=1e-9):
         # the invariant inner product: in its square root's coordinates the representation is orthogonal
         values, vectors = np.linalg.eigh((rho.transpose(0, 2, 1) @ rho).mean(0))
         metric = (vectors * np.sqrt(values)) @ vectors.T
         rho = metric @ rho @ np.linalg.inv(metric)
     ids: list[tuple[Any, ...]] = []
-    found = np.zeros((size, 0))
+    basis = np.zeros((size, 0))
     for psi in _irreps(group):
-        if found.shape[1] == size:
+        if basis.shape[1] == size:
             break
         images = np.stack([np.asarray(psi(h), dtype=np.float64) for h in elements])
-        candidates = _averages(rho, images) if order_of(group) > 0 else _null_space(rho, images)
-        while found.shape[1] < size:
-            candidates = candidates - np.einsum("ij,kj,nkd->nid", found, found, candidates)
+        candidates = _averages(rho, images) if group_order(group) > 0 else _null_space(rho, images)
+        while basis.shape[1] < size:
+            candidates = candidates - np.einsum("ij,kj,nkd->nid", basis, basis, candidates)
             norms = (candidates**2).sum((1, 2))
             if not len(norms) or norms.max() < TOLERANCE:
                 break
             best = candidates[norms.argmax()]
             best = best / np.sqrt((best**2).sum() / psi.size)
-            found = np.concatenate([found, best], axis=1)
+            basis = np.concatenate([basis, best], axis=1)
             ids.append(psi.id)
-    if found.shape[1] != size:
+    if basis.shape[1] != size:
         raise SubgroupError(
             group.name,
-            f"a representation of size {size} contains only {found.shape[1]} dimensions of known irreps",
+            f"a representation of size {size} contains only {basis.shape[1]} dimensions of known irreps",
             remedy="build the representation from irreps of the group, or instantiate higher ones first",
         )
-    return ids, np.linalg.inv(metric) @ found
+    return ids, np.linalg.inv(metric) @ basis
 
 
 def _averages(rho: NDArray[Any], psi: NDArray[Any]) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .decomposition import decompose
-from .finite_groups import elements_of
+from .finite_groups import group_elements
 
 __all__ = ["EmbeddedBasis", "EmbeddedGSpace"]
 
@@ -39,9 +39,9 @@ class EmbeddedGSpace(gspaces.GSpace3D):
         self.label = name
         self._sg_id = None  # escnn's id in O(3), of which there is none
         gspaces.GSpace.__init__(self, fibergroup, 3, f"{name}_on_R3[{fibergroup.name}]")
-        position = {e: i for i, e in enumerate(elements_of(fibergroup))}
+        position = {e: i for i, e in enumerate(group_elements(fibergroup))}
         o3 = g.o3_group()
-        self._images = tuple(_in_o3(o3, m) for m in self.matrices)
+        self._images = tuple(_o3_element(o3, m) for m in self.matrices)
         self._position = position
         ids, change = decompose(fibergroup, lambda h: self.matrices[position[h]])
         self._action = g.Representation(fibergroup, f"{name}_on_R3", ids, change, [])
@@ -60,7 +60,7 @@ class EmbeddedGSpace(gspaces.GSpace3D):
         from .subgroup_ids import embedding
 
         group, embed, pull = embedding(self.fibergroup, id)
-        matrices = np.stack([self.matrices[self._position[embed(h)]] for h in elements_of(group)])
+        matrices = np.stack([self.matrices[self._position[embed(h)]] for h in group_elements(group)])
         return EmbeddedGSpace(group, matrices, f"{self.label}:{group.name}"), embed, pull
 
     def _basis_generator(
@@ -90,9 +90,9 @@ class EmbeddedGSpace(gspaces.GSpace3D):
         return EmbeddedGSpace, (self.fibergroup, self.matrices, self.label)
 
 
-def _in_o3(o3: g.Group, matrix: NDArray[Any]) -> g.GroupElement:
-    inverted = np.linalg.det(matrix) < 0
-    return o3.element((int(inverted), matrix * (-1.0 if inverted else 1.0)), "MAT")
+def _o3_element(o3: g.Group, matrix: NDArray[Any]) -> g.GroupElement:
+    inversion = np.linalg.det(matrix) < 0
+    return o3.element((int(inversion), matrix * (-1.0 if inversion else 1.0)), "MAT")
 
 
 class EmbeddedBasis(kernels.IrrepBasis):
@@ -105,12 +105,12 @@ class EmbeddedBasis(kernels.IrrepBasis):
         out_irrep: g.IrreducibleRepresentation,
         space: EmbeddedGSpace,
     ) -> None:
-        elements, images = elements_of(space.fibergroup), space.images()
+        elements, images = group_elements(space.fibergroup), space.images()
         pairs = np.stack([np.kron(np.asarray(out_irrep(h)), np.asarray(in_irrep(h))) for h in elements])
         solutions: dict[Any, Tensor] = {}
         for j, multiplicity in basis.js:
             harmonics = np.stack([np.asarray(basis.group.irrep(*j)(e)) for e in images])
-            fixed = _fixed(pairs, harmonics)
+            fixed = _fixed_vectors(pairs, harmonics)
             if multiplicity and len(fixed):
                 shape = (-1, out_irrep.size, in_irrep.size, harmonics.shape[1])
                 solutions[j] = torch.as_tensor(fixed, dtype=torch.float32).reshape(shape)
@@ -124,8 +124,8 @@ class EmbeddedBasis(kernels.IrrepBasis):
 
     def coeff(self, number: int) -> Tensor:
         """Coefficients of one irrep of O(3), shape ``(K, out size, in size, 2 l + 1)``."""
-        found: Tensor = getattr(self, f"coeff_{number}")
-        return found
+        coefficients: Tensor = getattr(self, f"coeff_{number}")
+        return coefficients
 
     def sample_harmonics(self, points: dict[Any, Tensor], out: dict[Any, Tensor] | None = None) -> dict[Any, Tensor]:
         if out is None:
@@ -142,12 +142,12 @@ class EmbeddedBasis(kernels.IrrepBasis):
     def attrs_j_iter(self, j: Any) -> Iterator[dict[str, Any]]:
         if j not in self._counts:
             return
-        own = {f"irrep:{k}": v for k, v in self.basis.group.irrep(*j).attributes.items()}
+        irrep_attributes = {f"irrep:{k}": v for k, v in self.basis.group.irrep(*j).attributes.items()}
         radial = list(self.basis.steerable_attrs_j_iter(j))
         start = self._start_index[j]
         for s in range(self._counts[j]):
             for i, attributes in enumerate(radial):
-                yield {**own, **attributes, "idx": start + s * len(radial) + i, "j": j, "i": i, "s": s}
+                yield {**irrep_attributes, **attributes, "idx": start + s * len(radial) + i, "j": j, "i": i, "s": s}
 
     def attrs_j(self, j: Any, idx: int) -> dict[str, Any]:
         return list(self.attrs_j_iter(j))[idx]
@@ -174,14 +174,14 @@ class EmbeddedBasis(kernels.IrrepBasis):
     def _generator(cls, basis: Any, psi_in: Any, psi_out: Any, **kwargs: Any) -> EmbeddedBasis:
         space: EmbeddedGSpace = kwargs["space"]
         group = space.fibergroup
-        into, onto = (group.irrep(*group.get_irrep_id(psi)) for psi in (psi_in, psi_out))
-        found = cls(basis, into, onto, space=space)
-        if not found.dim:
+        in_irrep, out_irrep = (group.irrep(*group.get_irrep_id(psi)) for psi in (psi_in, psi_out))
+        irrep_basis = cls(basis, in_irrep, out_irrep, space=space)
+        if not irrep_basis.dim:
             raise kernels.EmptyBasisException()
-        return found
+        return irrep_basis
 
 
-def _fixed(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+def _fixed_vectors(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     """Orthonormal vectors fixed by all tensor products of two lists of orthogonal matrices, as rows."""
     average = np.einsum("hab,hcd->acbd", first, second, optimize=True) / len(first)
     size = first.shape[1] * second.shape[1]

@@ -14,7 +14,7 @@ from escnn.group import DirectProductGroup, Group, IrreducibleRepresentation, Re
 
 from ...errors import ArgumentError
 
-__all__ = ["checked_frequency", "chosen_irreps", "frequency", "highest_frequency", "instantiate", "irreps_up_to"]
+__all__ = ["check_frequency", "select_irreps", "frequency", "highest_frequency", "instantiate", "irreps_up_to"]
 
 _POSITION = {"SO2": 0, "O2": 1, "SO3": 0, "O3": 1, "CyclicGroup": 0, "DihedralGroup": 1}
 
@@ -27,24 +27,28 @@ def frequency(group: Group, id: tuple[Any, ...]) -> int | None:
     (3, 2)
     """
     if isinstance(group, DirectProductGroup):
-        parts = [_known_frequency(part, tuple(of)) for part, of in zip((group.G1, group.G2), id) if part.continuous]
-        return max(parts) if parts else frequency(group.G2, tuple(id[1]))
+        frequencies = [
+            _irrep_frequency(factor, tuple(factor_id))
+            for factor, factor_id in zip((group.G1, group.G2), id)
+            if factor.continuous
+        ]
+        return max(frequencies) if frequencies else frequency(group.G2, tuple(id[1]))
     position = _POSITION.get(type(group).__name__)
     return None if position is None else int(id[position])
 
 
-def _known_frequency(group: Group, id: tuple[Any, ...]) -> int:
-    found = frequency(group, id)
-    if found is None:
+def _irrep_frequency(group: Group, id: tuple[Any, ...]) -> int:
+    value = frequency(group, id)
+    if value is None:
         raise ArgumentError(
             group.name, "the irreps of this group have no frequency", remedy="choose them by irreps=[...]"
         )
-    return found
+    return value
 
 
 def highest_frequency(representations: Iterable[Representation]) -> int:
     """The highest frequency among the irreps of some representations of a continuous group, 0 for none."""
-    return max((_known_frequency(r.group, id) for r in representations for id in r.irreps), default=0)
+    return max((_irrep_frequency(r.group, id) for r in representations for id in r.irreps), default=0)
 
 
 def irreps_up_to(group: Group, highest: int | None) -> list[IrreducibleRepresentation]:
@@ -57,7 +61,7 @@ def irreps_up_to(group: Group, highest: int | None) -> list[IrreducibleRepresent
     [(0,), (1,), (2,), (3,)]
     """
     if not group.continuous:
-        return [psi for psi in group.irreps() if highest is None or _known_frequency(group, psi.id) <= highest]
+        return [psi for psi in group.irreps() if highest is None or _irrep_frequency(group, psi.id) <= highest]
     if highest is None:
         remedy = "pass frequencies="
         raise ArgumentError(
@@ -82,7 +86,7 @@ def _ids(group: Group, highest: int) -> list[tuple[Any, ...]]:
             {id: g.irrep(*id).sum_of_squares_constituents for id in ids} for g, ids in zip((group.G1, group.G2), parts)
         ]
         ids = [(a, b, i) for b in parts[1] for a in parts[0] for i in range(min(2, types[0][a], types[1][b]))]
-        return sorted(ids, key=lambda id: _known_frequency(group, id))
+        return sorted(ids, key=lambda id: _irrep_frequency(group, id))
     raise ArgumentError(
         group.name, "no list of irreps by frequency for this group", remedy="choose them by irreps=[...]"
     )
@@ -98,7 +102,7 @@ def instantiate(group: Group, highest: int) -> None:
         irreps_up_to(group, highest)
 
 
-def chosen_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[IrreducibleRepresentation]:
+def select_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[IrreducibleRepresentation]:
     """The irreps with these ids, in the group's own order.
 
     Args:
@@ -109,30 +113,30 @@ def chosen_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[Irr
         ArgumentError: an id that the group lacks, the trivial irrep, one named twice, or none at all.
 
     >>> from escnn.group import cyclic_group
-    >>> [psi.id for psi in chosen_irreps(cyclic_group(8), [4, (2,)])]
+    >>> [psi.id for psi in select_irreps(cyclic_group(8), [4, (2,)])]
     [(2,), (4,)]
     """
     if isinstance(ids, (str, Representation)) or not isinstance(ids, Iterable):
         raise ArgumentError(where, expected="a list of irrep ids", got=repr(ids), remedy=f"irreps=[{ids!r}]?")
-    wanted = [_known(group, id, where) for id in ids]
-    if not wanted:
+    irreps = [_irrep(group, id, where) for id in ids]
+    if not irreps:
         raise ArgumentError(where, "irreps=[] leaves nothing to relax", remedy="name some, or leave irreps out")
-    for psi in wanted:
+    for psi in irreps:
         if psi.is_trivial():
             raise ArgumentError(
                 where,
                 f"irrep {psi.id} of {group.name} is the trivial one, whose kernels are the equivariant ones",
                 remedy="name non-trivial irreps only",
             )
-    if len({psi.id for psi in wanted}) < len(wanted):
+    if len({psi.id for psi in irreps}) < len(irreps):
         raise ArgumentError(where, f"an irrep is named twice in {list(ids)!r}", remedy="name each once")
     if not group.continuous:
-        return [psi for psi in group.irreps() if psi in wanted]
-    order = [psi.id for psi in irreps_up_to(group, max(_known_frequency(group, psi.id) for psi in wanted))]
-    return sorted(wanted, key=lambda psi: order.index(psi.id))
+        return [psi for psi in group.irreps() if psi in irreps]
+    order = [psi.id for psi in irreps_up_to(group, max(_irrep_frequency(group, psi.id) for psi in irreps))]
+    return sorted(irreps, key=lambda psi: order.index(psi.id))
 
 
-def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
+def _irrep(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
     if isinstance(id, IrreducibleRepresentation):
         if id.group != group:
             remedy = "take it from the same fibergroup"
@@ -142,13 +146,13 @@ def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
         return id
     id = (int(id),) if isinstance(id, Integral) and not isinstance(id, bool) else id
     try:
-        known = _known_frequency(group, id) if group.continuous else 0
+        degree = _irrep_frequency(group, id) if group.continuous else 0
     except (TypeError, IndexError, ValueError):
-        known = -1
-    if known >= 0:
-        for other in _ids(group, known) if group.continuous else [psi.id for psi in group.irreps()]:
-            if other == id or isinstance(group, DirectProductGroup) and other[:2] == id:
-                return group.irrep(*other)
+        degree = -1
+    if degree >= 0:
+        for candidate in _ids(group, degree) if group.continuous else [psi.id for psi in group.irreps()]:
+            if candidate == id or isinstance(group, DirectProductGroup) and candidate[:2] == id:
+                return group.irrep(*candidate)
     some = [psi.id for psi in irreps_up_to(group, 2 if group.continuous else None)]
     raise ArgumentError(
         where,
@@ -159,7 +163,7 @@ def _known(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
     )
 
 
-def checked_frequency(value: object, where: str = "") -> int | None:
+def check_frequency(value: object, where: str = "") -> int | None:
     """A cutoff as the user gave it: ``None``, or an int of 0 or more.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 from escnn import gspaces
 
+from ...deprecation import former_method
 from ...errors import ArgumentError, SubgroupError
 from .subgroup import Subgroup, group_size, short, subgroup
 from .subgroup_ids import listed_ids, unlisted
@@ -44,15 +45,15 @@ class SubgroupLattice:
             if isinstance(key, str) and member.name == key:
                 return member
         try:
-            wanted = subgroup(self.gspace, key)
+            target = subgroup(self.gspace, key)
         except SubgroupError as error:
             raise SubgroupError(
                 str(self.gspace), f"no subgroup {key!r}", remedy=f"names: {', '.join(m.name for m in self)}; {error}"
             ) from None
         for member in self.members:
-            if wanted <= member and member <= wanted:
+            if target <= member and member <= target:
                 return member
-        return wanted
+        return target
 
     def __contains__(self, key: Any) -> bool:
         try:
@@ -60,10 +61,12 @@ class SubgroupLattice:
         except SubgroupError:
             return False
 
-    def below(self, upper: Subgroup) -> tuple[Subgroup, ...]:
+    def maximal_subgroups(self, upper: Subgroup) -> tuple[Subgroup, ...]:
         """The maximal subgroups of ``upper`` within the lattice: one step of symmetry breaking."""
         proper = [m for m in self.members if m < upper]
-        return tuple(m for m in proper if not any(m < other for other in proper))
+        return tuple(m for m in proper if not any(m < larger for larger in proper))
+
+    below = former_method("below", "maximal_subgroups")
 
     def __str__(self) -> str:
         width = max(len(m.name) for m in self.members)
@@ -71,8 +74,8 @@ class SubgroupLattice:
         for member in self.members:
             size = "continuous" if member.order < 0 else f"order {member.order}"
             line = f"  {member.name:<{width}}  {size:<10}  id {short(member.id)}"
-            under = ", ".join(m.name for m in self.below(member))
-            lines.append(f"{line}  > {under}" if under else line)
+            children = ", ".join(m.name for m in self.maximal_subgroups(member))
+            lines.append(f"{line}  > {children}" if children else line)
         if self.unlisted:
             lines.append(f"not listed: {self.unlisted}")
         return "\n".join(lines)
@@ -100,13 +103,13 @@ def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
     """
     if max_order < 1:
         raise ArgumentError("subgroups", expected="max_order of 1 or more", got=max_order, remedy="leave it out for 8")
-    for known in _LISTED:
-        if known.max_order == max_order and (known.gspace is gspace or known.gspace == gspace):
-            return known
-    found = _listed(gspace, max_order)
-    _LISTED.append(found)
+    for lattice in _LISTED:
+        if lattice.max_order == max_order and (lattice.gspace is gspace or lattice.gspace == gspace):
+            return lattice
+    lattice = _list_subgroups(gspace, max_order)
+    _LISTED.append(lattice)
     del _LISTED[:-MOST]
-    return found
+    return lattice
 
 
 #: Lattices that were listed before: naming a subgroup takes milliseconds, and a report asks for all at each layer
@@ -117,24 +120,24 @@ _LISTED: list[SubgroupLattice] = []
 MOST = 64
 
 
-def _listed(gspace: gspaces.GSpace, max_order: int) -> SubgroupLattice:
+def _list_subgroups(gspace: gspaces.GSpace, max_order: int) -> SubgroupLattice:
     whole = gspace.fibergroup
-    found: list[Subgroup] = []
-    known: set[frozenset[Any]] = set()
+    members: list[Subgroup] = []
+    element_sets: set[frozenset[Any]] = set()
     for id in listed_ids(whole, max_order):
         member = subgroup(gspace, id)
         if not whole.continuous:
-            if member._members in known:
+            if member._members in element_sets:
                 continue
-            known.add(member._members)
-        elif any(member.order == m.order and member <= m and m <= member for m in found):
+            element_sets.add(member._members)
+        elif any(member.order == m.order and member <= m and m <= member for m in members):
             continue
-        found.append(member)
-    found.sort(key=lambda m: group_size(m.group))
-    return SubgroupLattice(gspace, found, max_order)
+        members.append(member)
+    members.sort(key=lambda m: group_size(m.group))
+    return SubgroupLattice(gspace, members, max_order)
 
 
-def common_subgroup(first: Subgroup, *others: Subgroup) -> Subgroup:
+def common_subgroup(first: Subgroup, *rest: Subgroup) -> Subgroup:
     """The largest subgroup in all of these, of one G-space; of a continuous group the largest that :func:`subgroups`
     lists, unless it is one of them.
 
@@ -143,6 +146,6 @@ def common_subgroup(first: Subgroup, *others: Subgroup) -> Subgroup:
     >>> common_subgroup(lattice["C4"], lattice["D2_0deg"]).name
     'C2'
     """
-    groups = (first, *others)
+    groups = (first, *rest)
     candidates = [*groups, *reversed(list(subgroups(first.gspace)))]
-    return next(h for h in candidates if all(h <= of for of in groups))
+    return next(h for h in candidates if all(h <= group for group in groups))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from escnn import group as g
 
-from .finite_groups import Embedding, RotationTable, elements_of, rotation_table, tabled
+from .finite_groups import Embedding, RotationTable, group_elements, rotation_table, table_embedding
 from .tetrahedral import tetrahedral_group
 
 __all__ = ["DIHEDRAL", "PLATONIC", "platonic_embedding", "platonic_ids"]
@@ -40,16 +40,16 @@ def platonic_embedding(group: g.Group, id: Any) -> Embedding:
     parts = id if isinstance(id, tuple) else (id,)
     if isinstance(parts[-1], g.GroupElement):
         *standard, element = parts
-        by = rotation_table(group).position(np.asarray(element.to("MAT")))
+        conjugator = rotation_table(group).position(np.asarray(element.to("MAT")))
     else:
-        standard, by = list(parts), None
+        standard, conjugator = list(parts), None
     subgroup, positions = _standard(group, tuple(standard))
     table = rotation_table(group)
-    images = positions if by is None else table.conjugate(positions, by)
-    if standard[0] is True and by is not None:  # its own first flip, along an axis of space where there is one
-        turn = table.conjugate([positions[_turn(subgroup)]], by)[0]
+    images = positions if conjugator is None else table.conjugate(positions, conjugator)
+    if standard[0] is True and conjugator is not None:  # its own first flip, along an axis of space where there is one
+        turn = table.conjugate([positions[_turn(subgroup)]], conjugator)[0]
         _, images = _dihedral(table, turn, _flip(table, turn))
-    return tabled(subgroup, [table.elements[p] for p in images])
+    return table_embedding(subgroup, [table.elements[p] for p in images])
 
 
 def platonic_ids(group: g.Group) -> list[Any]:
@@ -69,20 +69,20 @@ def _conjugates(group: g.Group, id: tuple[Any, ...]) -> list[Any]:
     """One id for each subgroup A^-1 H A."""
     table = rotation_table(group)
     _, members = _standard(group, id)
-    seen: dict[frozenset[int], Any] = {frozenset(members): id[0] if len(id) == 1 else id}
+    conjugates: dict[frozenset[int], Any] = {frozenset(members): id[0] if len(id) == 1 else id}
     for position, element in enumerate(table.elements):
-        seen.setdefault(frozenset(table.conjugate(members, position)), (*id, element))
-    return list(seen.values())
+        conjugates.setdefault(frozenset(table.conjugate(members, position)), (*id, element))
+    return list(conjugates.values())
 
 
 def _standard(group: g.Group, id: tuple[Any, ...]) -> tuple[g.Group, list[int]]:
-    """A subgroup, and where its elements stand in the group; not conjugated."""
+    """A subgroup, and where its elements stand in the group; not conjugate_id."""
     kind, table = type(group).__name__, rotation_table(group)
     if id == (PLATONIC[kind][0],):
         return group, list(range(len(table.elements)))
     if id == ("tetra",):  # its half turns about the axes of space, in the icosahedron as escnn has it, too
-        own = tetrahedral_group()
-        return own, [table.position(np.asarray(h.to("MAT"))) for h in elements_of(own)]
+        tetrahedral = tetrahedral_group()
+        return tetrahedral, [table.position(np.asarray(h.to("MAT"))) for h in group_elements(tetrahedral)]
     if kind == "Octahedral" and id == ("edges", 1):
         return g.cyclic_group(2), [table.identity, table.position(EDGES)]
     if kind == "Octahedral" and id == ("edges", 2):
@@ -99,13 +99,13 @@ def _standard(group: g.Group, id: tuple[Any, ...]) -> tuple[g.Group, list[int]]:
 def _dihedral(table: RotationTable, turn: int, flip: int) -> tuple[g.Group, list[int]]:
     powers = table.powers(turn)
     subgroup = g.dihedral_group(len(powers))
-    values = [h.value for h in elements_of(subgroup)]
+    values = [h.value for h in group_elements(subgroup)]
     return subgroup, [int(table.product[powers[k], flip]) if flipped else powers[k] for flipped, k in values]
 
 
 def _turn(subgroup: g.Group) -> int:
     """Where the first turn of a dihedral group stands."""
-    return next(i for i, h in enumerate(elements_of(subgroup)) if h.value == (0, 1))
+    return next(i for i, h in enumerate(group_elements(subgroup)) if h.value == (0, 1))
 
 
 def _flip(table: RotationTable, turn: int) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ...errors import FieldTypeError, SubgroupError
 from .decomposition import decompose, generating_elements
 from .embedded_space import EmbeddedGSpace
-from .finite_groups import elements_of
+from .finite_groups import group_elements
 from .subgroup import Subgroup
 
 __all__ = ["Restriction", "restriction"]
@@ -46,8 +46,8 @@ class Restriction:
 
     def embed(self, element: g.GroupElement) -> g.GroupElement:
         """An element of ``self.gspace.fibergroup`` as an element of G."""
-        own = self.subgroup.group
-        return self.subgroup.embed(element if element.group is own else own.element(element.value, element.param))
+        group = self.subgroup.group
+        return self.subgroup.embed(element if element.group is group else group.element(element.value, element.param))
 
     def representation(self, representation: g.Representation) -> g.Representation:
         """The representation restricted to H: the same matrices, known to be one of H.
@@ -62,21 +62,21 @@ class Restriction:
                 got=f"one of {representation.group.name}",
                 remedy="restrict representations of the group that the subgroup is of",
             )
-        known = self._representations.get(representation.name)
-        if known is None or known[0] is not representation:
-            known = representation, self._restricted(representation)
-            self._representations[representation.name] = known
-        return known[1]
+        entry = self._representations.get(representation.name)
+        if entry is None or entry[0] is not representation:
+            entry = representation, self._restrict(representation)
+            self._representations[representation.name] = entry
+        return entry[1]
 
-    def _restricted(self, representation: g.Representation) -> g.Representation:
-        own = self.gspace.fibergroup
+    def _restrict(self, representation: g.Representation) -> g.Representation:
+        group = self.gspace.fibergroup
         # by name: other representations may be trivial too, and fields that differ must keep different blocks
         if representation.name == representation.group.trivial_representation.name:
-            return own.trivial_representation
-        ids, change = decompose(own, lambda h: representation(self.embed(h)))
+            return group.trivial_representation
+        ids, change = decompose(group, lambda h: representation(self.embed(h)))
         whole = representation.group.name
         return g.Representation(
-            own,
+            group,
             f"{whole}:{representation.name}|{self.subgroup.name}",
             ids,
             change,
@@ -92,7 +92,7 @@ class Restriction:
         return FieldType(self.gspace, [self.representation(r) for r in type.representations])
 
 
-_KNOWN: list[Restriction] = []
+_RESTRICTIONS: list[Restriction] = []
 
 
 def restriction(subgroup: Subgroup) -> Restriction:
@@ -108,67 +108,67 @@ def restriction(subgroup: Subgroup) -> Restriction:
     >>> to_turns.gspace.fibergroup.name, to_turns.representation(space.regular_repr).size
     ('C3', 24)
     """
-    for known in _KNOWN:
-        if known.subgroup.gspace is subgroup.gspace and known.subgroup.id == subgroup.id:
-            return known
-    for known in _KNOWN:
-        if known.subgroup == subgroup:
-            found = Restriction(subgroup, known.gspace, known._representations)
+    for entry in _RESTRICTIONS:
+        if entry.subgroup.gspace is subgroup.gspace and entry.subgroup.id == subgroup.id:
+            return entry
+    for entry in _RESTRICTIONS:
+        if entry.subgroup == subgroup:
+            result = Restriction(subgroup, entry.gspace, entry._representations)
             break
     else:
-        found = Restriction(subgroup, _gspace(subgroup))
-    _KNOWN.append(found)
-    return found
+        result = Restriction(subgroup, _gspace(subgroup))
+    _RESTRICTIONS.append(result)
+    return result
 
 
 def _gspace(subgroup: Subgroup) -> gspaces.GSpace:
-    whole, own = subgroup.gspace, subgroup.group
+    whole, group = subgroup.gspace, subgroup.group
     if isinstance(whole, gspaces.GSpace0D):
-        return gspaces.no_base_space(own)
-    if own == whole.fibergroup and all(h == subgroup.embed(h) for h in generating_elements(own)):
+        return gspaces.no_base_space(group)
+    if group == whole.fibergroup and all(h == subgroup.embed(h) for h in generating_elements(group)):
         return whole
     action: Any = lambda h: np.asarray(whole.basespace_action(subgroup.embed(h)), dtype=np.float64)
     frequency = getattr(whole.fibergroup, "_maximum_frequency", None)
-    options = {} if frequency is None or own.order() > 0 else {"maximum_frequency": frequency}
+    options = {} if frequency is None or group.order() > 0 else {"maximum_frequency": frequency}
     if whole.dimensionality == 2:
-        space = gspaces.GSpace2D(_planar_id(own, action), **options)
-        if _agree(space, own, action):
+        space = gspaces.GSpace2D(_planar_id(group, action), **options)
+        if _agree(space, group, action):
             return space
     elif whole.dimensionality == 3:
-        for id in _spatial_ids(own):
-            adjoint = _conjugation(gspaces.GSpace3D(id, **options), own, action)
+        for id in _spatial_ids(group):
+            adjoint = _conjugation(gspaces.GSpace3D(id, **options), group, action)
             if adjoint is None:
                 continue
             space = gspaces.GSpace3D(id if adjoint is True else (*id, adjoint), **options)
-            if _agree(space, own, action):
+            if _agree(space, group, action):
                 return space
-        if own.order() > 0:
-            matrices = np.stack([action(h) for h in elements_of(own)])
-            return EmbeddedGSpace(own, matrices, subgroup.name)
+        if group.order() > 0:
+            matrices = np.stack([action(h) for h in group_elements(group)])
+            return EmbeddedGSpace(group, matrices, subgroup.name)
     remedy = "choose a larger subgroup, or one in standard position"
     raise SubgroupError(subgroup.name, f"escnn has no G-space for {subgroup} of {whole}", remedy=remedy)
 
 
-def _matched(space: gspaces.GSpace, h: g.GroupElement) -> NDArray[Any]:
-    own = space.fibergroup
-    return np.asarray(space.basespace_action(own.element(h.value, h.param)), dtype=np.float64)
+def _action_matrix(space: gspaces.GSpace, h: g.GroupElement) -> NDArray[Any]:
+    group = space.fibergroup
+    return np.asarray(space.basespace_action(group.element(h.value, h.param)), dtype=np.float64)
 
 
-def _agree(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> bool:
-    return space.fibergroup == own and all(
-        np.abs(_matched(space, h) - action(h)).max() < ACTION_TOLERANCE for h in generating_elements(own)
+def _agree(space: gspaces.GSpace, group: g.Group, action: Callable[..., Any]) -> bool:
+    return space.fibergroup == group and all(
+        np.abs(_action_matrix(space, h) - action(h)).max() < ACTION_TOLERANCE for h in generating_elements(group)
     )
 
 
-def _planar_id(own: g.Group, action: Callable[..., Any]) -> tuple[Any, ...]:
+def _planar_id(group: g.Group, action: Callable[..., Any]) -> tuple[Any, ...]:
     """The id in O(2): number of turns and, for reflections, the angle of the first one."""
-    kind = type(own).__name__
-    turns = {"DihedralGroup": own.order() // 2, "CyclicGroup": own.order()}.get(kind, -1)
+    kind = type(group).__name__
+    turns = {"DihedralGroup": group.order() // 2, "CyclicGroup": group.order()}.get(kind, -1)
     if kind == "SO2":
         return None, -1
-    flip = own.element((1, 0)) if kind == "DihedralGroup" else own.element((1, 0.0)) if kind == "O2" else None
-    if kind == "CyclicGroup" and own.order() == 2 and np.linalg.det(action(own.element(1))) < 0:
-        flip, turns = own.element(1), 1
+    flip = group.element((1, 0)) if kind == "DihedralGroup" else group.element((1, 0.0)) if kind == "O2" else None
+    if kind == "CyclicGroup" and group.order() == 2 and np.linalg.det(action(group.element(1))) < 0:
+        flip, turns = group.element(1), 1
     if flip is None:
         return None, turns
     matrix = action(flip)
@@ -179,16 +179,16 @@ def _planar_id(own: g.Group, action: Callable[..., Any]) -> tuple[Any, ...]:
     return angle, turns
 
 
-def _spatial_ids(own: g.Group) -> list[Any]:
-    """Ids in O(3) of the subgroups isomorphic to ``own``, up to conjugation."""
-    kind, order = type(own).__name__, own.order()
+def _spatial_ids(group: g.Group) -> list[Any]:
+    """Ids in O(3) of the subgroups isomorphic to ``group``, up to conjugation."""
+    kind, order = type(group).__name__, group.order()
     if kind == "CyclicGroup":
         return [(False, False, order)] + ([(True, False, 1), ("cone", 1)] if order == 2 else [])
     if kind == "DihedralGroup":
         return [(False, True, order // 2), ("cone", order // 2)]
-    if isinstance(own, g.DirectProductGroup):
-        rest = type(own.G2).__name__
-        turns = {"CyclicGroup": own.G2.order(), "DihedralGroup": own.G2.order() // 2}.get(rest, -1)
+    if isinstance(group, g.DirectProductGroup):
+        rest = type(group.G2).__name__
+        turns = {"CyclicGroup": group.G2.order(), "DihedralGroup": group.G2.order() // 2}.get(rest, -1)
         if rest == "Tetrahedral":
             return []
         solids: dict[str, tuple[Any, ...]] = {
@@ -199,21 +199,21 @@ def _spatial_ids(own: g.Group) -> list[Any]:
         return [solids.get(rest, (True, rest in ("DihedralGroup", "O2"), turns))]
     if kind == "Tetrahedral":
         return []
-    named: dict[str, Any] = {
+    standard_ids: dict[str, Any] = {
         "Octahedral": (False, "octa"),
         "Icosahedral": (False, "ico"),
         "SO3": ("so3",),
         "O3": ("o3",),
     }
     smooth: dict[str, list[Any]] = {"SO2": [(False, False, -1)], "O2": [(False, True, -1), ("cone", -1)]}
-    return smooth.get(kind, [named.get(kind)])
+    return smooth.get(kind, [standard_ids.get(kind)])
 
 
-def _conjugation(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]) -> g.GroupElement | bool | None:
+def _conjugation(space: gspaces.GSpace, group: g.Group, action: Callable[..., Any]) -> g.GroupElement | bool | None:
     """The element A of O(3) with action(h) = A^-1 space(h) A for all h; True for the identity, None without one."""
-    if space.fibergroup != own:
+    if space.fibergroup != group:
         return None
-    pairs = [(_matched(space, h), action(h)) for h in generating_elements(own)]
+    pairs = [(_action_matrix(space, h), action(h)) for h in generating_elements(group)]
     if all(np.abs(a - b).max() < ACTION_TOLERANCE for a, b in pairs):
         return True
     rows = [np.kron(a, np.eye(3)) - np.kron(np.eye(3), b.T) for a, b in pairs]
@@ -226,9 +226,9 @@ def _conjugation(space: gspaces.GSpace, own: g.Group, action: Callable[..., Any]
         np.random.default_rng(1).normal(size=(3, 3)),
     ):
         candidate = np.einsum("ki,kj,j->i", solutions, solutions, start.ravel()).reshape(3, 3)
-        left, sizes, right = np.linalg.svd(candidate)
+        U, sizes, Vt = np.linalg.svd(candidate)
         if sizes[-1] > 1e-3 * max(sizes[0], 1e-12):
-            rotation = left @ right  # the polar factor of an intertwiner of orthogonal actions intertwines them
+            rotation = U @ Vt  # the polar factor of an intertwiner of orthogonal actions intertwines them
             rotation = rotation * np.sign(np.linalg.det(rotation))
             return g.o3_group().element((0, rotation), "MAT")
     return None

@@ -8,7 +8,7 @@ import torch
 from escnn.group import Group, IrreducibleRepresentation
 from torch import Tensor
 
-__all__ = ["generators", "rotation", "turned"]
+__all__ = ["generators", "rotation", "rotation_matrices"]
 
 #: An angle (radians) whose multiples by all frequencies stay below half a turn, so that the logarithm is the right one.
 SMALL = 0.1
@@ -28,17 +28,17 @@ def generators(psi: IrreducibleRepresentation) -> Tensor:
 
     >>> from escnn.group import so3_group
     >>> psi, vector = so3_group(2).irrep(2), torch.tensor([0.3, -0.8, 0.5])
-    >>> own = torch.as_tensor(psi(rotation(so3_group(2), vector)))
-    >>> bool((turned(generators(psi), vector.double()) - own).abs().max() < 1e-7)
+    >>> expected = torch.as_tensor(psi(rotation(so3_group(2), vector)))
+    >>> bool((rotation_matrices(generators(psi), vector.double()) - expected).abs().max() < 1e-7)
     True
     """
-    found = []
+    matrices = []
     for axis in torch.eye(3, dtype=torch.float64):
         logarithm = np.real(scipy.linalg.logm(np.asarray(psi(rotation(psi.group, SMALL * axis))))) / SMALL
-        found.append(torch.as_tensor((logarithm - logarithm.T) / 2))
-    return torch.stack(found)
+        matrices.append(torch.as_tensor((logarithm - logarithm.T) / 2))
+    return torch.stack(matrices)
 
 
-def turned(generators: Tensor, vectors: Tensor) -> Tensor:
+def rotation_matrices(generators: Tensor, vectors: Tensor) -> Tensor:
     """The matrices of rotations by these vectors, ``(..., 3)`` to ``(..., d, d)``."""
     return torch.matrix_exp(torch.einsum("...a,aij->...ij", vectors, generators))

@@ -15,9 +15,9 @@ from escnn import group as g
 from escnn import gspaces
 
 from ...errors import ArgumentError, SubgroupError
-from .finite_groups import elements_of, order_of
+from .finite_groups import group_elements, group_order
 from .subgroup_ids import canonical_id, embedding
-from .subgroup_lookup import id_of_name, moves, remedy
+from .subgroup_lookup import lookup_id, moves, remedy
 from .subgroup_names import subgroup_name
 
 __all__ = ["Subgroup", "subgroup"]
@@ -29,7 +29,7 @@ _TABLES: dict[int, tuple[g.Group, dict[g.GroupElement, int]]] = {}
 def _positions(group: g.Group) -> dict[g.GroupElement, int]:
     """Where each element stands in ``group.elements``; escnn's groups cannot be hashed, and are never freed."""
     if id(group) not in _TABLES:
-        _TABLES[id(group)] = group, {e: i for i, e in enumerate(elements_of(group))}
+        _TABLES[id(group)] = group, {e: i for i, e in enumerate(group_elements(group))}
     return _TABLES[id(group)][1]
 
 
@@ -41,7 +41,7 @@ def group_size(group: g.Group) -> tuple[int, int]:
     if isinstance(group, g.DirectProductGroup):
         (a, m), (b, n) = group_size(group.G1), group_size(group.G2)
         return a + b, m * n
-    return 0, order_of(group)
+    return 0, group_order(group)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Subgroup:
     @cached_property
     def order(self) -> int:
         """Number of elements, -1 for a continuous group."""
-        return order_of(self.group)
+        return group_order(self.group)
 
     @cached_property
     def _finite(self) -> bool:
@@ -99,9 +99,9 @@ class Subgroup:
         """
         if self.order < 0:
             raise SubgroupError(self.name, "a continuous group has no list of elements", remedy="use testing_elements")
-        found = [self.embed(h) for h in elements_of(self.group)]
+        elements = [self.embed(h) for h in group_elements(self.group)]
         identity = self.gspace.fibergroup.identity
-        return tuple(sorted(found, key=lambda e: e != identity))
+        return tuple(sorted(elements, key=lambda e: e != identity))
 
     @cached_property
     def testing_elements(self) -> tuple[g.GroupElement, ...]:
@@ -165,14 +165,14 @@ class Subgroup:
         if self.index == math.inf:
             remedy = "ask for a subgroup of finite index, such as SO(2) in O(2)"
             raise SubgroupError(self.name, f"infinitely many cosets in {whole.name}", remedy=remedy)
-        candidates = elements_of(whole) if self._finite else _component_representatives(whole)
-        chosen = [whole.identity]
+        candidates = group_elements(whole) if self._finite else _component_representatives(whole)
+        representatives = [whole.identity]
         for t in candidates:
-            if len(chosen) == self.index:
+            if len(representatives) == self.index:
                 break
-            if not any(self.contains(~s @ t if side == "left" else t @ ~s) for s in chosen):
-                chosen.append(t)
-        return tuple(chosen)
+            if not any(self.contains(~s @ t if side == "left" else t @ ~s) for s in representatives):
+                representatives.append(t)
+        return tuple(representatives)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return subgroup, (self.gspace, self.id)
@@ -202,8 +202,8 @@ def _general(group: g.Group) -> list[g.GroupElement]:
     if kind == "O2":
         return [group.element((0, 0.7)), group.element((1, 0.7))]
     if isinstance(group, g.DirectProductGroup):
-        left = [group.inclusion1(a) for a in _general(group.G1)]
-        return left + [group.inclusion2(b) for b in _general(group.G2)]
+        elements = [group.inclusion1(a) for a in _general(group.G1)]
+        return elements + [group.inclusion2(b) for b in _general(group.G2)]
     return []
 
 
@@ -255,7 +255,7 @@ got 3 of type int; names are trivial, C2, C4, C8; ...
             )
         id = id.id
     if isinstance(id, str):
-        id = id_of_name(gspace, id, where)
+        id = lookup_id(gspace, id, where)
     try:
         group, embed, pull = embedding(whole, id, where)
     except SubgroupError as error:

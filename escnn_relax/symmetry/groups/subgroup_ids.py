@@ -18,7 +18,7 @@ icosahedral         ``'ico'``, ``'tetra'``, ``(False, 1 | 2 | 3 | 5)``, ``(True,
 G1 x G2             ``(id1, id2)``, and with two elements in G1 ``('twisted', id, id)`` of G2
 ==================  ==================================================================================
 
-In three dimensions an id may end with a group element A: the subgroup is then conjugated, H -> A^-1 H A. The
+In three dimensions an id may end with a group element A: the subgroup is then conjugate_id, H -> A^-1 H A. The
 tetrahedral and the dihedral subgroups of the platonic groups are documented by escnn but not built by it; they are
 built in :mod:`escnn_relax.symmetry.groups.platonic`. The twisted ones, which contain some rotations only together with
 the inversion, are explained in :mod:`escnn_relax.symmetry.groups.twisted`; escnn has some of them as ``('cone', M)``.
@@ -34,7 +34,7 @@ import numpy as np
 from escnn import group as g
 
 from ...errors import SubgroupError
-from .finite_groups import Embedding, elements_of, order_of, tabled
+from .finite_groups import Embedding, group_elements, group_order, table_embedding
 from .platonic import DIHEDRAL, PLATONIC, platonic_embedding, platonic_ids
 from .tetrahedral import tetrahedral_group
 from .twisted import halves, twisted_embedding
@@ -52,7 +52,7 @@ def _kind(group: g.Group) -> str:
 
 def accepted_ids(group: g.Group) -> str:
     """One line, for error messages: the ids accepted for subgroups of ``group``."""
-    kind, n = _kind(group), order_of(group)
+    kind, n = _kind(group), group_order(group)
     if kind == "CyclicGroup":
         return f"an int out of {_divisors(n)}"
     if kind == "DihedralGroup":
@@ -76,9 +76,9 @@ def accepted_ids(group: g.Group) -> str:
             " bools and an int M >= 1 or -1, or ('twisted', id, id) with ids of SO(3)"
         )
     if isinstance(group, g.DirectProductGroup):
-        both = [f"{part.name}: {accepted_ids(part)}" for part in (group.G1, group.G2)]
-        return f"a pair (id1, id2) with id1 of {both[0]} and id2 of {both[1]}" + (
-            f", or ('twisted', id, id) with ids of {group.G2.name}" if order_of(group.G1) == 2 else ""
+        factors = [f"{part.name}: {accepted_ids(part)}" for part in (group.G1, group.G2)]
+        return f"a pair (id1, id2) with id1 of {factors[0]} and id2 of {factors[1]}" + (
+            f", or ('twisted', id, id) with ids of {group.G2.name}" if group_order(group.G1) == 2 else ""
         )
     return f"whatever escnn's {kind}.subgroup takes"
 
@@ -140,7 +140,7 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
         if _kind(group) in PLATONIC:
             return platonic_embedding(group, canonical)
         if isinstance(canonical, tuple) and canonical[0] == "twisted":
-            return _twisted(group, canonical)
+            return _twisted_subgroup(group, canonical)
         if isinstance(group, g.DirectProductGroup) and isinstance(canonical, tuple):
             return _product(group, canonical)
         if _kind(group) in ("SO3", "O3") and "tetra" in str(
@@ -148,9 +148,9 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
         ):
             return _tetrahedral(group, canonical if isinstance(canonical, tuple) else (canonical,))
         if _kind(group) in ("SO3", "O3") and isinstance(canonical, tuple) and isinstance(canonical[-1], g.GroupElement):
-            return _turned(group, canonical)
+            return _conjugate(group, canonical)
         subgroup, embed, pull = group.subgroup(canonical)
-        if order_of(subgroup) == 0:
+        if group_order(subgroup) == 0:
             raise ValueError("no such subgroup")
         return subgroup, embed, pull
     except SubgroupError as error:  # of a factor of a product
@@ -171,30 +171,30 @@ def _rotations(group: g.Group) -> g.Group | None:
     """R in G = {1, -1} x R; None for other groups."""
     if _kind(group) == "O3":
         return g.so3_group()
-    return group.G2 if isinstance(group, g.DirectProductGroup) and order_of(group.G1) == 2 else None
+    return group.G2 if isinstance(group, g.DirectProductGroup) and group_order(group.G1) == 2 else None
 
 
-def _twisted(group: g.Group, id: tuple[Any, ...]) -> Embedding:
+def _twisted_subgroup(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     rotations: Any = _rotations(group)
     whole_part, half = (embedding(rotations, part) for part in id[1:])
     if isinstance(group, g.DirectProductGroup):
         _, minus = group.G1.elements
-        whole, position = elements_of(group), {e: i for i, e in enumerate(elements_of(rotations))}
+        whole, position = group_elements(group), {e: i for i, e in enumerate(group_elements(rotations))}
         return twisted_embedding(
             whole_part,
             half,
-            lambda inverted, r: whole[(len(position) if inverted else 0) + position[r]],
+            lambda inversion, r: whole[(len(position) if inversion else 0) + position[r]],
             lambda e: (group.split_element(e)[0] == minus, group.split_element(e)[1]),
         )
     return twisted_embedding(
         whole_part,
         half,
-        lambda inverted, r: group.element((int(inverted), r.value), r.param),
+        lambda inversion, r: group.element((int(inversion), r.value), r.param),
         lambda e: (bool(e.value[0]), rotations.element(e.value[1], e.param)),
     )
 
 
-def _turned(group: g.Group, id: tuple[Any, ...]) -> Embedding:
+def _conjugate(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     """A^-1 H A, turned here: escnn keeps what it built by ids that are equal up to 1e-5, and would answer with one
     that was near."""
     *bare, turn = id
@@ -206,22 +206,26 @@ def _turned(group: g.Group, id: tuple[Any, ...]) -> Embedding:
 def _tetrahedral(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     """T, T with the inversion or all symmetries of the tetrahedron, in SO(3) or O(3)."""
     adjoint = id[-1] if isinstance(id[-1], g.GroupElement) else group.identity
-    own = tetrahedral_group()
+    tetrahedral = tetrahedral_group()
     if _kind(group) == "SO3":
         if id[0] != "tetra":
             raise ValueError(id)
-        inclusion = {h: ~adjoint @ group.element(h.value, h.param) @ adjoint for h in own.elements}
-        return own, inclusion.__getitem__, lambda e: next((h for h, image in inclusion.items() if image == e), None)
+        inclusion = {h: ~adjoint @ group.element(h.value, h.param) @ adjoint for h in tetrahedral.elements}
+        return (
+            tetrahedral,
+            inclusion.__getitem__,
+            lambda e: next((h for h, image in inclusion.items() if image == e), None),
+        )
     if id[0] == "fulltetra":
         turn = g.so3_group().element(adjoint.value[1], adjoint.param)
-        return _twisted(group, ("twisted", ("octa", turn), ("tetra", turn)))
+        return _twisted_subgroup(group, ("twisted", ("octa", turn), ("tetra", turn)))
     if id[1] != "tetra":
         raise ValueError(id)
-    whole = g.direct_product(g.cyclic_group(2), own) if id[0] else own
+    whole = g.direct_product(g.cyclic_group(2), tetrahedral) if id[0] else tetrahedral
 
     def embed(h: g.GroupElement) -> g.GroupElement:
-        inverted, turn = whole.split_element(h) if id[0] else (own.identity, h)
-        flag = int(id[0] and inverted != whole.G1.identity)
+        inversion, turn = whole.split_element(h) if id[0] else (tetrahedral.identity, h)
+        flag = int(id[0] and inversion != whole.G1.identity)
         return ~adjoint @ group.element((flag, turn.value), turn.param) @ adjoint
 
     images = {h: embed(h) for h in whole.elements}
@@ -232,37 +236,37 @@ def _product(group: g.DirectProductGroup, id: tuple[Any, ...]) -> Embedding:
     """H1 x H2 in G1 x G2; a trivial factor is dropped, as escnn does."""
     split: Callable[[g.GroupElement], tuple[g.GroupElement, g.GroupElement]]
     join: Callable[[g.GroupElement, g.GroupElement], g.GroupElement]
-    left, embed_left, pull_left = embedding(group.G1, id[0])
-    right, embed_right, pull_right = embedding(group.G2, id[1])
-    if order_of(left) == 1:
-        subgroup = right
-        split = lambda h: (left.identity, h)
+    first, embed_first, pull_first = embedding(group.G1, id[0])
+    second, embed_second, pull_second = embedding(group.G2, id[1])
+    if group_order(first) == 1:
+        subgroup = second
+        split = lambda h: (first.identity, h)
         join = lambda a, b: b
-    elif order_of(right) == 1:
-        subgroup = left
-        split = lambda h: (h, right.identity)
+    elif group_order(second) == 1:
+        subgroup = first
+        split = lambda h: (h, second.identity)
         join = lambda a, b: a
     else:
-        subgroup = g.direct_product(left, right)
+        subgroup = g.direct_product(first, second)
         split, join = subgroup.split_element, subgroup.pair_elements
 
     def embed(h: g.GroupElement) -> g.GroupElement:
         a, b = split(h)
-        return group.pair_elements(embed_left(a), embed_right(b))
+        return group.pair_elements(embed_first(a), embed_second(b))
 
     if not group.continuous:
-        firsts, seconds = ({e: i for i, e in enumerate(elements_of(part))} for part in (group.G1, group.G2))
-        whole = elements_of(group)
+        firsts, seconds = ({e: i for i, e in enumerate(group_elements(part))} for part in (group.G1, group.G2))
+        whole = group_elements(group)
         images = [
-            whole[firsts[embed_left(a)] * len(seconds) + seconds[embed_right(b)]]
-            for a in elements_of(left)
-            for b in elements_of(right)
+            whole[firsts[embed_first(a)] * len(seconds) + seconds[embed_second(b)]]
+            for a in group_elements(first)
+            for b in group_elements(second)
         ]
-        return tabled(subgroup, images)
+        return table_embedding(subgroup, images)
 
     def pull(e: g.GroupElement) -> g.GroupElement | None:
         a, b = group.split_element(e)
-        a, b = pull_left(a), pull_right(b)
+        a, b = pull_first(a), pull_second(b)
         return None if a is None or b is None else join(a, b)
 
     return subgroup, embed, pull
@@ -277,9 +281,9 @@ def listed_ids(group: g.Group, max_order: int) -> list[Any]:
     kind = _kind(group)
     turns = list(range(1, max_order + 1))
     if kind == "CyclicGroup":
-        return list(_divisors(order_of(group)))
+        return list(_divisors(group_order(group)))
     if kind == "DihedralGroup":
-        n = order_of(group) // 2
+        n = group_order(group) // 2
         orders = _divisors(n)
         return [(None, m) for m in orders] + [(k, m) for m in orders for k in range(n // m)]
     if kind == "SO2":
@@ -294,22 +298,22 @@ def listed_ids(group: g.Group, max_order: int) -> list[Any]:
         planar = [(False, m) for m in turns] + [(True, m) for m in turns if m > 1]
         return [*planar, "tetra", "octa", "ico", (False, -1), (True, -1), "so3"]
     if kind == "O3":
-        turned = [(i, f, m) for i in (False, True) for f in (False, True) for m in turns if m > 1 or not f]
+        axial = [(i, f, m) for i in (False, True) for f in (False, True) for m in turns if m > 1 or not f]
         cones: list[Any] = [("cone", m) for m in turns]
         # by 2 turns these are a mirror and C2v, which are among the cones
         twisted = [("twisted", (f, m), (f, m // 2)) for f in (False, True) for m in turns if m % 2 == 0 and m > 2]
         solids = [(i, s) for i in (False, True) for s in ("tetra", "octa", "ico")] + ["fulltetra"]
         smooth = [(i, f, -1) for i in (False, True) for f in (False, True)] + [("cone", -1), "so3", "o3"]
-        return turned + cones + twisted + solids + smooth
+        return axial + cones + twisted + solids + smooth
     if isinstance(group, g.DirectProductGroup):
-        left, right = listed_ids(group.G1, max_order), listed_ids(group.G2, max_order)
-        pairs: list[Any] = [(a, b) for a in left for b in right]
+        first_ids, second_ids = listed_ids(group.G1, max_order), listed_ids(group.G2, max_order)
+        pairs: list[Any] = [(a, b) for a in first_ids for b in second_ids]
         if _rotations(group) is not None and not group.continuous:
-            position = {e: i for i, e in enumerate(elements_of(group.G2))}
+            position = {e: i for i, e in enumerate(group_elements(group.G2))}
             members: dict[frozenset[int], Any] = {}
-            for id in right:
+            for id in second_ids:
                 subgroup, embed, _ = embedding(group.G2, id)
-                members.setdefault(frozenset(position[embed(h)] for h in elements_of(subgroup)), id)
+                members.setdefault(frozenset(position[embed(h)] for h in group_elements(subgroup)), id)
             pairs += [("twisted", h, k) for h, k in halves(members)]
         return pairs
     return [group.subgroup_trivial_id, group.subgroup_self_id]
@@ -325,7 +329,7 @@ def unlisted(group: g.Group, max_order: int) -> str:
         return f"more than {max_order} turns, and any other position: an id may end with the turn A of H -> A^-1 H A"
     if isinstance(group, g.DirectProductGroup):
         if group.continuous or _rotations(group) is None:
-            both = [part for part in (unlisted(group.G1, max_order), unlisted(group.G2, max_order)) if part]
-            return "; ".join(["those that are no product of subgroups of the factors", *both])
+            factors = [part for part in (unlisted(group.G1, max_order), unlisted(group.G2, max_order)) if part]
+            return "; ".join(["those that are no product of subgroups of the factors", *factors])
         return unlisted(group.G2, max_order)
     return "" if kind in ("CyclicGroup", "DihedralGroup", *PLATONIC) else "all but the trivial one and the group"

@@ -12,12 +12,12 @@ from escnn import gspaces
 from numpy.typing import NDArray
 
 from ...errors import SubgroupError, nearest
-from .finite_groups import order_of
+from .finite_groups import group_order
 from .subgroup_ids import accepted_ids, embedding, listed_ids
 from .subgroup_names import natural_action, subgroup_name
-from .turned_names import turned_id
+from .turned_names import parse_name
 
-__all__ = ["id_of_name", "moves", "remedy"]
+__all__ = ["lookup_id", "moves", "remedy"]
 
 #: Names of the subgroups that are listed, by G-space: (gspace, {name: id}).
 _NAMES: dict[int, tuple[gspaces.GSpace, dict[str, Any]]] = {}
@@ -25,7 +25,7 @@ _NAMES: dict[int, tuple[gspaces.GSpace, dict[str, Any]]] = {}
 TURNS = 8
 
 
-def id_of_name(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
+def lookup_id(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
     """The id that ``subgroup(gspace, id).name`` belongs to.
 
     Of a continuous group any number of turns has a name, with any axis. An angle in a name is rounded to a hundredth of
@@ -35,27 +35,27 @@ def id_of_name(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
     Raises:
         SubgroupError: no subgroup of this name, with the nearest that there is.
 
-    >>> id_of_name(gspaces.flipRot2dOnR2(4), "D2_0deg")
+    >>> lookup_id(gspaces.flipRot2dOnR2(4), "D2_0deg")
     (0, 2)
-    >>> id_of_name(gspaces.flipRot2dOnR2(4), "D2_0")
+    >>> lookup_id(gspaces.flipRot2dOnR2(4), "D2_0")
     Traceback (most recent call last):
     ...
     escnn_relax.errors.SubgroupError: D4 has no subgroup 'D2_0', expected a printed name or ...; did you mean 'D2_0deg'?
     There are ...
     """
-    known = names(gspace)
-    if name in known:
-        return known[name]
+    ids = names(gspace)
+    if name in ids:
+        return ids[name]
     group = gspace.fibergroup
-    if order_of(group) <= 0:
-        for id in _beyond(gspace, name):
-            if _named(gspace, id) == name:
+    if group_order(group) <= 0:
+        for id in _unlisted_ids(gspace, name):
+            if _name(gspace, id) == name:
                 return id
     if type(group).__name__ in ("SO3", "O3"):
-        standard = [*known.items(), *((_named(gspace, id), id) for id in _beyond(gspace, name))]
-        turned = turned_id(group, name, standard)
-        if turned is not None:
-            return turned
+        standard = [*ids.items(), *((_name(gspace, id), id) for id in _unlisted_ids(gspace, name))]
+        oriented = parse_name(group, name, standard)
+        if oriented is not None:
+            return oriented
     try:
         embedding(group, name)
     except SubgroupError:
@@ -78,16 +78,16 @@ def names(gspace: gspaces.GSpace) -> dict[str, Any]:
     """The ids of the subgroups that :func:`~escnn_relax.symmetry.groups.lattice.subgroups` lists, by name; small
     ones first."""
     if id(gspace) not in _NAMES:
-        found: dict[str, tuple[int, Any]] = {}
+        members: dict[str, tuple[int, Any]] = {}
         for member in listed_ids(gspace.fibergroup, TURNS):
-            order = order_of(embedding(gspace.fibergroup, member)[0])
-            found.setdefault(_named(gspace, member), (order if order > 0 else 10**9, member))
-        ranked = sorted(found.items(), key=lambda item: item[1][0])
+            order = group_order(embedding(gspace.fibergroup, member)[0])
+            members.setdefault(_name(gspace, member), (order if order > 0 else 10**9, member))
+        ranked = sorted(members.items(), key=lambda item: item[1][0])
         _NAMES[id(gspace)] = gspace, {name: member for name, (_, member) in ranked}
     return _NAMES[id(gspace)][1]
 
 
-def _named(gspace: gspaces.GSpace, id: Any) -> str:
+def _name(gspace: gspaces.GSpace, id: Any) -> str:
     group, embed, _ = embedding(gspace.fibergroup, id)
     return subgroup_name(group, id, gspace.fibergroup, moves(gspace, embed))
 
@@ -100,22 +100,22 @@ def moves(gspace: gspaces.GSpace, embed: Callable[..., Any]) -> Callable[..., ND
     return None if natural is None else lambda h: natural(embed(h))
 
 
-def _beyond(gspace: gspaces.GSpace, name: str) -> list[Any]:
+def _unlisted_ids(gspace: gspaces.GSpace, name: str) -> list[Any]:
     """Ids of a continuous group that are not listed and may have this name: more turns, other axes in the plane."""
-    found: re.Match[str] | None = re.match(r"[CD](\d+)", name)
-    if found is None or not 0 < int(found[1]) <= 10_000:
+    match: re.Match[str] | None = re.match(r"[CD](\d+)", name)
+    if match is None or not 0 < int(match[1]) <= 10_000:
         return []
-    turns, group = int(found[1]), gspace.fibergroup
+    turns, group = int(match[1]), gspace.fibergroup
     angle = re.fullmatch(r"D\d+_(\d+(?:p\d+)?)deg", name)
     if type(group).__name__ == "O2":
         axis = math.radians(float(angle[1].replace("p", "."))) if angle else 0.0
         # escnn's angle is that of the flip at 0, which on R^2 is about either axis
         return [(None, turns), *((2 * (axis + shift) % (2 * math.pi), turns) for shift in (0.0, math.pi / 2))]
     few = listed_ids(group, 3)  # the families, told by their number of turns
-    return [_with_turns(id, turns) for id in few if _with_turns(id, turns) != id]
+    return [_replace_turns(id, turns) for id in few if _replace_turns(id, turns) != id]
 
 
-def _with_turns(id: Any, turns: int) -> Any:
+def _replace_turns(id: Any, turns: int) -> Any:
     if isinstance(id, tuple):
-        return tuple(_with_turns(part, turns) for part in id)
+        return tuple(_replace_turns(part, turns) for part in id)
     return turns if isinstance(id, int) and not isinstance(id, bool) and id == 3 else id

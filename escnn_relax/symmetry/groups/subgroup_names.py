@@ -17,7 +17,7 @@ from escnn import group as g
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from .finite_groups import elements_of, order_of
+from .finite_groups import group_elements, group_order
 
 __all__ = ["natural_action", "subgroup_name"]
 
@@ -35,7 +35,7 @@ def subgroup_name(subgroup: g.Group, id: object, whole: g.Group, action: Callabl
         action: element of H -> orthogonal matrix on the base space, or on the space that G is made of; None without
             one.
     """
-    if order_of(subgroup) == 1:
+    if group_order(subgroup) == 1:
         return "trivial"
     if action is None:
         return _abstract(subgroup, id, whole)
@@ -54,14 +54,14 @@ def natural_action(group: g.Group) -> Callable[[g.GroupElement], NDArray[Any]] |
         return lambda e: np.asarray(e.to("MAT"), dtype=np.float64)
     if kind == "O3":
         return lambda e: np.asarray(e.to("MAT")[1], dtype=np.float64) * (-1.0) ** e.value[0]
-    if isinstance(group, g.DirectProductGroup) and type(group.G2).__name__ in SOLIDS and order_of(group.G1) == 2:
+    if isinstance(group, g.DirectProductGroup) and type(group.G2).__name__ in SOLIDS and group_order(group.G1) == 2:
         turn: Any = natural_action(group.G2)
         minus = group.G1.element(1)
 
         def action(e: g.GroupElement) -> NDArray[Any]:
-            inverted, rotation = group.split_element(e)
-            moved: NDArray[Any] = turn(rotation) * (-1.0 if inverted == minus else 1.0)
-            return moved
+            inversion, rotation = group.split_element(e)
+            matrix: NDArray[Any] = turn(rotation) * (-1.0 if inversion == minus else 1.0)
+            return matrix
 
         return action
     return None
@@ -84,9 +84,9 @@ def _plain(group: g.Group) -> str:
     """C4, D4, SO2, ...: the abstract group."""
     kind = type(group).__name__
     if kind == "CyclicGroup":
-        return f"C{order_of(group)}"
+        return f"C{group_order(group)}"
     if kind == "DihedralGroup":
-        return f"D{order_of(group) // 2}"
+        return f"D{group_order(group) // 2}"
     if isinstance(group, g.DirectProductGroup):
         return f"{_plain(group.G1)}x{_plain(group.G2)}"
     return WHOLE.get(kind, kind)
@@ -94,32 +94,36 @@ def _plain(group: g.Group) -> str:
 
 def _turns(group: g.Group) -> int:
     """The number of rotations in a planar group, -1 for all of them."""
-    return order_of(group) // 2 if order_of(group) > 0 else -1
+    return group_order(group) // 2 if group_order(group) > 0 else -1
 
 
 def _abstract(subgroup: g.Group, id: object, whole: g.Group) -> str:
     kind = type(whole).__name__
     if kind in ("DihedralGroup", "O2") and isinstance(id, tuple) and id[0] is not None and id[1] != -1:
-        if id[1] * 2 == order_of(whole):
+        if id[1] * 2 == group_order(whole):
             return f"D{id[1]}"
-        angle = math.pi * id[0] / (order_of(whole) // 2) if kind == "DihedralGroup" else id[0] / 2
+        angle = math.pi * id[0] / (group_order(whole) // 2) if kind == "DihedralGroup" else id[0] / 2
         return f"D{id[1]}_{_degrees(angle, id[1])}deg"
-    if isinstance(whole, g.DirectProductGroup) and isinstance(id, tuple) and order_of(subgroup) != order_of(whole):
-        left, _, _ = whole.G1.subgroup(id[0])
-        if order_of(left) == 1:
+    if (
+        isinstance(whole, g.DirectProductGroup)
+        and isinstance(id, tuple)
+        and group_order(subgroup) != group_order(whole)
+    ):
+        first, _, _ = whole.G1.subgroup(id[0])
+        if group_order(first) == 1:
             return f"right_{_plain(subgroup)}"
-        if order_of(subgroup) == order_of(left):
+        if group_order(subgroup) == group_order(first):
             return f"left_{_plain(subgroup)}"
     return _plain(subgroup)
 
 
 def _planar(subgroup: g.Group, whole: g.Group, action: Callable[..., Any]) -> str:
-    elements = list(elements_of(subgroup)) if order_of(subgroup) > 0 else list(subgroup.testing_elements())
+    elements = list(group_elements(subgroup)) if group_order(subgroup) > 0 else list(subgroup.testing_elements())
     flips = [m for m in map(action, elements) if np.linalg.det(m) < 0]
     if not flips or type(subgroup).__name__ == "O2":
         return _plain(subgroup)
     turns = _turns(subgroup)
-    if order_of(subgroup) == order_of(whole) and turns > 1:
+    if group_order(subgroup) == group_order(whole) and turns > 1:
         return f"D{turns}"
     axis = math.atan2(flips[0][1, 0], flips[0][0, 0]) / 2
     return f"D{turns}_{_degrees(axis, turns)}deg"
@@ -153,12 +157,12 @@ def _spatial(subgroup: g.Group, action: Callable[..., Any]) -> str:
     if kind in ("SO3", "O3"):
         return WHOLE[kind]
     if kind in SOLIDS:
-        mirrors = any(np.linalg.det(action(h)) < 0 for h in elements_of(subgroup))
+        mirrors = any(np.linalg.det(action(h)) < 0 for h in group_elements(subgroup))
         return ("FullTetra" if mirrors else SOLIDS[kind]) + _position(subgroup, action)
     if kind in ("CyclicGroup", "SO2"):
         turn = action(subgroup.element(1) if kind == "CyclicGroup" else subgroup.element(1.0))
         if np.linalg.det(turn) < 0:
-            order = order_of(subgroup)
+            order = group_order(subgroup)
             if order == 2:
                 return "Inv" if np.trace(turn) < -2.5 else "Mirror" + _direction(_fixed_axis(turn))
             return (f"S{order}" if order % 4 == 0 else f"C{order // 2}h") + _direction(_fixed_axis(turn))
@@ -179,8 +183,8 @@ def _spatial(subgroup: g.Group, action: Callable[..., Any]) -> str:
         degrees = _degrees(angle, turns // 2 if twisted else turns)
         primary = "" if degrees == "0" else f"_{degrees}deg"
     else:
-        other = _direction(secondary)
-        primary += f"_flip{other or '_z'}"
+        direction = _direction(secondary)
+        primary += f"_flip{direction or '_z'}"
     if twisted:
         return f"D{turns // 2}{'d' if turns % 4 == 0 else 'h'}{primary}"
     return (f"C{turns}v" if mirrors else f"D{turns}") + primary
@@ -188,20 +192,20 @@ def _spatial(subgroup: g.Group, action: Callable[..., Any]) -> str:
 
 def _position(solid: g.Group, action: Callable[..., Any]) -> str:
     """The least turn that takes the solid from escnn's position to its own, nothing for none."""
-    images = [(np.asarray(h.to("MAT")), action(h)) for h in elements_of(solid)]
-    moved = [(own, image * np.sign(np.linalg.det(image))) for own, image in images]
-    rows = [np.kron(image, np.eye(3)) - np.kron(np.eye(3), own.T) for own, image in moved]
+    images = [(np.asarray(h.to("MAT")), action(h)) for h in group_elements(solid)]
+    rotations = [(standard, image * np.sign(np.linalg.det(image))) for standard, image in images]
+    rows = [np.kron(image, np.eye(3)) - np.kron(np.eye(3), standard.T) for standard, image in rotations]
     _, values, vectors = np.linalg.svd(np.concatenate(rows))
     turn = vectors[-1].reshape(3, 3)
     turn = turn / np.cbrt(np.linalg.det(turn))
     # the solid is the same after its own turns, and a tetrahedron after those of the cube around it
     around = g.octa_group() if type(solid).__name__ == "Tetrahedral" else solid
     vectors = [
-        Rotation.from_matrix(turn @ np.asarray(h.to("MAT"))).as_rotvec(degrees=True) for h in elements_of(around)
+        Rotation.from_matrix(turn @ np.asarray(h.to("MAT"))).as_rotvec(degrees=True) for h in group_elements(around)
     ]
     least = min(float(np.linalg.norm(v)) for v in vectors)
     if least < 5e-3:
         return ""
     nearest = [v for v in vectors if np.linalg.norm(v) < least + 1e-3]
-    chosen = max(nearest, key=lambda v: tuple(np.round(v[::-1], 3)))
-    return "_turned_" + "_".join(_number(v) for v in chosen)
+    vector = max(nearest, key=lambda v: tuple(np.round(v[::-1], 3)))
+    return "_turned_" + "_".join(_number(v) for v in vector)

@@ -95,13 +95,13 @@ class Tetrahedral(g.Octahedral):
             )
         return self._irreps[id]
 
-    _own: Tetrahedral | None = None
+    _instance: Tetrahedral | None = None
 
     @classmethod
     def _generator(cls) -> Tetrahedral:
-        if cls._own is None:
-            cls._own = cls()
-        return cls._own
+        if cls._instance is None:
+            cls._instance = cls()
+        return cls._instance
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tetrahedral_group, ()

@@ -12,7 +12,7 @@ from escnn.group import Group, GroupElement, so3_group
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-__all__ = ["conjugated", "turned_id"]
+__all__ = ["conjugate_id", "parse_name"]
 
 UNITS = {"x": np.array([1.0, 0, 0]), "y": np.array([0, 1.0, 0]), "z": np.array([0, 0, 1.0])}
 
@@ -27,36 +27,36 @@ NAME = re.compile(
 )
 
 
-def conjugated(group: Group, id: Any, by: GroupElement) -> Any:
+def conjugate_id(group: Group, id: Any, element: GroupElement) -> Any:
     """The id of A^-1 H A in SO(3) or O(3)."""
     if isinstance(id, tuple) and id[0] == "twisted":  # of subgroups of SO(3)
         turns = so3_group()
-        turn = turns.element(by.value[1], by.param)
-        return ("twisted", *(conjugated(turns, part, turn) for part in id[1:]))
+        turn = turns.element(element.value[1], element.param)
+        return ("twisted", *(conjugate_id(turns, part, turn) for part in id[1:]))
     parts = id if isinstance(id, tuple) else (id,)
-    return (*parts[:-1], parts[-1] @ by) if isinstance(parts[-1], GroupElement) else (*parts, by)
+    return (*parts[:-1], parts[-1] @ element) if isinstance(parts[-1], GroupElement) else (*parts, element)
 
 
-def turned_id(group: Group, name: str, known: Iterable[tuple[str, Any]]) -> Any | None:
+def parse_name(group: Group, name: str, standard: Iterable[tuple[str, Any]]) -> Any | None:
     """The id of the subgroup with this name, from the names and ids of those in escnn's position; ``None`` if there is
     none.
 
     The axes in a name are rounded to a hundredth of their largest coordinate.
     """
-    wanted = NAME.fullmatch(name)
-    if wanted is None:
+    target = NAME.fullmatch(name)
+    if target is None:
         return None
-    for other, id in known:
-        own = NAME.fullmatch(other)
-        if own is None or (own["kind"], own["rest"]) != (wanted["kind"], wanted["rest"]):
+    for standard_name, id in standard:
+        candidate = NAME.fullmatch(standard_name)
+        if candidate is None or (candidate["kind"], candidate["rest"]) != (target["kind"], target["rest"]):
             continue
-        if wanted["turned"]:
-            turn = Rotation.from_rotvec(_numbers(wanted["turned"]), degrees=True)
+        if target["turned"]:
+            turn = Rotation.from_rotvec(_numbers(target["turned"]), degrees=True)
         else:
-            turn = Rotation.from_matrix(_frame(wanted) @ _frame(own).T)
+            turn = Rotation.from_matrix(_frame(target) @ _frame(candidate).T)
         quaternion = turn.inv().as_quat()
         element = group.element((0, quaternion) if type(group).__name__ == "O3" else quaternion, "Q")
-        return conjugated(group, id, element)
+        return conjugate_id(group, id, element)
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from escnn import group as g
 
-from .finite_groups import Embedding, elements_of, order_of, tabled
+from .finite_groups import Embedding, group_elements, group_order, table_embedding
 
 __all__ = ["halves", "twisted_embedding"]
 
@@ -37,32 +37,32 @@ def twisted_embedding(
     """
     subgroup, embed, _ = rotations
     kernel, embed_kernel, _ = half
-    if order_of(subgroup) < 0 or order_of(subgroup) != 2 * order_of(kernel):
+    if group_order(subgroup) < 0 or group_order(subgroup) != 2 * group_order(kernel):
         raise ValueError(f"{kernel.name} is no half of {subgroup.name}")
-    images = {h: embed(h) for h in elements_of(subgroup)}
-    inside = [embed_kernel(k) for k in elements_of(kernel)]
+    images = {h: embed(h) for h in group_elements(subgroup)}
+    inside = [embed_kernel(k) for k in group_elements(kernel)]
     # compared as elements: escnn's maps back from a turned group miss some by their rounding
-    kept = {h for h, image in images.items() if any(image == k for k in inside)}
-    if len(kept) != len(inside):
+    half_elements = {h for h, image in images.items() if any(image == k for k in inside)}
+    if len(half_elements) != len(inside):
         raise ValueError(f"{kernel.name} does not lie in {subgroup.name}")
     if type(subgroup).__name__ == "DihedralGroup" and subgroup.order() == 4:
         # of its three half turns, all alike, the turn is to be the one in K: its flips are the mirrors then
         half_turns = [h for h in images if h != subgroup.identity]
-        turn = next(h for h in half_turns if h in kept)
+        turn = next(h for h in half_turns if h in half_elements)
         flip = next(h for h in half_turns if h != turn)
-        ours = [(turn if h.value[1] else subgroup.identity, flip if h.value[0] else subgroup.identity) for h in images]
-        products = [a @ b for a, b in ours]
+        pairs = [(turn if h.value[1] else subgroup.identity, flip if h.value[0] else subgroup.identity) for h in images]
+        products = [a @ b for a, b in pairs]
         images = {h: images[product] for h, product in zip(images, products)}
-        kept = {h for h, product in zip(images, products) if product in kept}
-    table = {h: invert(h not in kept, image) for h, image in images.items()}
-    if order_of(next(iter(table.values())).group) > 0:
-        return tabled(subgroup, list(table.values()))
+        half_elements = {h for h, product in zip(images, products) if product in half_elements}
+    table = {h: invert(h not in half_elements, image) for h, image in images.items()}
+    if group_order(next(iter(table.values())).group) > 0:
+        return table_embedding(subgroup, list(table.values()))
     inverses = {image: h for h, image in images.items()}
 
     def pull_twisted(e: g.GroupElement) -> g.GroupElement | None:
-        inverted, rotation = split(e)
-        found = inverses.get(rotation) or next((h for h, image in images.items() if image == rotation), None)
-        return found if found is not None and inverted == (found not in kept) else None
+        inversion, rotation = split(e)
+        preimage = inverses.get(rotation) or next((h for h, image in images.items() if image == rotation), None)
+        return preimage if preimage is not None and inversion == (preimage not in half_elements) else None
 
     return subgroup, table.__getitem__, pull_twisted
 

@@ -11,7 +11,7 @@ from escnn.gspaces import GSpace
 
 from ...errors import ArgumentError, SubgroupError
 from ..grid.field_action import acts_on_grid
-from ..groups.irreps import checked_frequency, chosen_irreps, frequency, irreps_up_to
+from ..groups.irreps import check_frequency, frequency, irreps_up_to, select_irreps
 from ..groups.lattice import Subgroup, subgroup
 from ..groups.subgroup import group_size
 from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
@@ -100,7 +100,7 @@ def plan(
         ladder = _ladder(gspace, subgroups, where)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
     else:
-        chosen = irreps_up_to(group, cutoff) if irreps is None else chosen_irreps(group, irreps, where)
+        chosen = irreps_up_to(group, cutoff) if irreps is None else select_irreps(group, irreps, where)
         residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in chosen if not psi.is_trivial()]
         if not residual:
             problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
@@ -121,7 +121,7 @@ def _cutoff(
     reach: int | None,
     where: str,
 ) -> int | None:
-    highest = checked_frequency(frequencies, where)
+    highest = check_frequency(frequencies, where)
     if irreps is not None and (highest is not None or subgroups is not None):
         other = "subgroups" if subgroups is not None else "frequencies"
         raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")

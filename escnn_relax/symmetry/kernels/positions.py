@@ -26,9 +26,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ..groups.lattice import subgroups
-from ..groups.rotations import generators, rotation, turned
+from ..groups.rotations import generators, rotation, rotation_matrices
 from ..groups.subgroup import Subgroup, subgroup
-from ..groups.turned_names import conjugated
+from ..groups.turned_names import conjugate_id
 from .graded import fixed_vectors
 from .linear_algebra import orthonormal
 
@@ -169,7 +169,7 @@ class Positions:
         vectors = starts()
         found = {}
         for psi in self.irreps:
-            matrices = turned(self._generators[psi.id], vectors)
+            matrices = rotation_matrices(self._generators[psi.id], vectors)
             found[psi.id] = matrices @ self._moments[psi.id] @ matrices.mT
         return found
 
@@ -219,7 +219,7 @@ class Positions:
         value = vectors.new_zeros(len(vectors))
         gradient, hessian = vectors.new_zeros(len(vectors), 3), vectors.new_zeros(len(vectors), 3, 3)
         for id, projection in projections.items():
-            matrices, moves = turned(self._generators[id], vectors), self._generators[id]
+            matrices, moves = rotation_matrices(self._generators[id], vectors), self._generators[id]
             moment = matrices @ self._moments[id] @ matrices.mT
             first = moves[None] @ moment[:, None] - moment[:, None] @ moves[None]
             second = moves[None, :, None] @ first[:, None] - first[:, None] @ moves[None, :, None]
@@ -231,7 +231,7 @@ class Positions:
     def _residuals(self, fixed: dict[Any, Tensor], vector: Tensor) -> Tensor:
         """What the turned subgroup leaves of the kernels on the grid, as one vector."""
         parts = []
-        matrices = {psi.id: turned(self._generators[psi.id], vector) for psi in self.irreps}
+        matrices = {psi.id: rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
         for one in self.kernels:
             rows = [
                 torch.einsum("fa,kan->fkn", fixed[psi.id] @ matrices[psi.id], t).flatten(0, 1) for psi, t in one.tuples
@@ -248,7 +248,7 @@ class Positions:
         return _composed(found.x, start)
 
     def _at(self, member: Subgroup, fixed: dict[Any, Tensor], vector: Tensor) -> Place:
-        turned_by = {psi.id: fixed[psi.id] @ turned(self._generators[psi.id], vector) for psi in self.irreps}
+        turned_by = {psi.id: fixed[psi.id] @ rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
         return Place(member, vector, turned_by, self._left(fixed, vector))
 
     def _left(self, fixed: dict[Any, Tensor], vector: Tensor) -> float:
@@ -278,7 +278,7 @@ def at(member: Subgroup, vector: Tensor) -> Subgroup:
     if float(vector.norm()) < 1e-12:
         return member
     group = member.gspace.fibergroup
-    return subgroup(member.gspace, conjugated(group, member.id, rotation(group, vector)))
+    return subgroup(member.gspace, conjugate_id(group, member.id, rotation(group, vector)))
 
 
 def standard(kept: Subgroup) -> tuple[Subgroup, GroupElement | None]:
@@ -302,4 +302,4 @@ def smaller(kept: Subgroup, highest: int) -> Iterator[Subgroup]:
     for member in subgroups(kept.gspace, max(1, highest)):
         if member < own:
             turned = element is not None and member.order != 1
-            yield subgroup(kept.gspace, conjugated(kept.gspace.fibergroup, member.id, element)) if turned else member
+            yield subgroup(kept.gspace, conjugate_id(kept.gspace.fibergroup, member.id, element)) if turned else member
