@@ -190,3 +190,10 @@ def test_records_are_values():
     layers = {"first": relaxed.first, "second": relaxed.second}
     remember(layers, made)
     assert remembered(layers) is None, "a record of other layers is no record"
+
+
+@pytest.mark.parametrize(("old", "new", "argument"), [("of", "record", "a"), ("chosen", "select", "layer")])
+def test_former_names_still_work(old, new, argument):
+    made = Decisions((Decision("a", C2, C2, "choice"),))
+    with pytest.warns(DeprecationWarning, match=f"Decisions.{old} is now Decisions.{new}"):
+        assert getattr(made, old)(argument) == getattr(made, new)(argument)
