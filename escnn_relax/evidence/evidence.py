@@ -159,7 +159,7 @@ class Evidence:
         residual = RESIDUAL if wanted.residual_log_precision is None else wanted.residual_log_precision
         logs = {n: residual if n in breaking else wanted.log_precision for n in self.curvature.covered}
         fixed = wanted.fixed or {}
-        self.prior = Prior.grouped(logs, wanted.ties, fixed, wanted.bounds)
+        self.prior = Prior.grouped(logs, wanted.ties or "parameter", fixed, wanted.bounds)
         self.log_precision: dict[str, float] = self.prior.start(logs, fixed)
         self.initial = dict(self.log_precision)
         self.parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}

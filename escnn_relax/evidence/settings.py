@@ -14,7 +14,7 @@ from ..deprecation import warn_former
 from ..errors import ArgumentError
 from .prior import BOUNDS, Ties
 
-__all__ = ["CurvatureSettings", "FormerKeywords", "NoiseSettings", "PriorSettings", "regrouped"]
+__all__ = ["CurvatureSettings", "FormerKeywords", "NoiseSettings", "PriorSettings", "regrouped", "with_ties"]
 
 #: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
 RESIDUAL = 3.0
@@ -52,15 +52,15 @@ class PriorSettings:
         log_precision: initial log prior precision of equivariant pathways, plain weights and biases.
         residual_log_precision: that of pathways that break the symmetry; 3 by default. :func:`~escnn_relax.fit` opens
             them all from the start where it is given.
-        ties: which parameters share a precision: ``"parameter"`` (none do), ``"layer"``, ``"model"``, or a mapping or
-            function from a parameter's name to its group's.
+        ties: which parameters share a precision: ``"parameter"`` (none do, the default), ``"layer"``, ``"model"``, or a
+            mapping or function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
         bounds: least and largest log precision.
     """
 
     log_precision: float = 0.0
     residual_log_precision: float | None = None
-    ties: Ties = "parameter"
+    ties: Ties | None = None
     fixed: Mapping[str, float] | None = None
     bounds: tuple[float, float] = BOUNDS
 
@@ -137,6 +137,16 @@ def regrouped(
         warn_former(", ".join(f"{name}=" for name in values), f"{home}={kind.__name__}({spelled})")
         settings[home] = replace(settings[home], **values)
     return settings["curvature"], settings["prior"], settings["noise"]
+
+
+def with_ties(options: Mapping[str, Any], ties: Ties) -> dict[str, Any]:
+    """Options for an evidence whose parameters are tied like this unless the options say how."""
+    given = dict(options)
+    former = {name: given.pop(name) for name in options if name in FormerKeywords.__annotations__}
+    settings = (given.pop("curvature", "expand"), given.pop("prior", None), given.pop("noise", "shared"))
+    curvature, prior, noise = regrouped(*settings, former)
+    prior = replace(prior, ties=ties) if prior.ties is None else prior
+    return {**given, "curvature": curvature, "prior": prior, "noise": noise}
 
 
 def _shown(value: Any) -> str:

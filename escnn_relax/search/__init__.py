@@ -1,16 +1,18 @@
 """Searching the symmetry of each layer: by gradient in a mixture, or by evolution along the lattice of subgroups."""
 
+from ..deprecation import former_names
 from .architecture import discretise
 from .evolution.conditions import Conditions
 from .evolution.evolve import evolve, random_search, static
-from .evolution.results import Evolved, Individual
-from .gradient.differentiate import Differentiated, differentiate
+from .evolution.results import EvolutionResult, Individual
+from .gradient.differentiate import differentiate
+from .gradient.result import GradientSearchResult
 from .gradient.shares_history import SearchEpoch, SharesHistory
 
 __all__ = [
     "Conditions",
-    "Differentiated",
-    "Evolved",
+    "EvolutionResult",
+    "GradientSearchResult",
     "Individual",
     "SearchEpoch",
     "SharesHistory",
@@ -20,3 +22,12 @@ __all__ = [
     "random_search",
     "static",
 ]
+
+#: What the results of the searches were called.
+__getattr__ = former_names(
+    __name__,
+    {
+        "Differentiated": "escnn_relax.search:GradientSearchResult",
+        "Evolved": "escnn_relax.search:EvolutionResult",
+    },
+)

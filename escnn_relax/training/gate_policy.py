@@ -149,7 +149,7 @@ class Gates:
         opened = self.evidence.open({n: v for n, v in found.items() if n in shut})
         return f"opened {', '.join(opened)}" if opened else ""
 
-    def prune(self, descent: Optimizer) -> str:
+    def prune(self, optimizer: Optimizer) -> str:
         """Close what the evidence has switched off; to be called after its precisions moved."""
         gammas = self.evidence.effective_dimension()
         gone = []
@@ -163,11 +163,11 @@ class Gates:
             self.idle[name] = self.idle.get(name, 0) + 1 if dead and bool(weights.any()) else 0
             if self.idle[name] >= PATIENCE:
                 gone.append(name)
-                descent.state.pop(weights, None)
+                optimizer.state.pop(weights, None)
         if gone:
             self.evidence.close(gone)
-            if isinstance(descent, LBFGS):
-                descent.state.clear()  # its former steps would move what has no gradient any more
+            if isinstance(optimizer, LBFGS):
+                optimizer.state.clear()  # its former steps would move what has no gradient any more
             for name in gone:
                 del self.idle[name]
         return f"closed {', '.join(gone)}" if gone else ""

@@ -1,7 +1,7 @@
 r"""Moving length scales up the evidence, one step at each refresh.
 
 The scale of an interpolation has no prior, and nothing charges the loss for making it finer. So
-:func:`~escnn_relax.fit` holds it out of its descent and follows
+:func:`~escnn_relax.fit` keeps it out of its descent and follows
 :func:`~escnn_relax.evidence.hypergradient.hypergradient`, which sees the curvature change with it: one step of Adam in
 :math:`\log \omega` (Kingma and Ba, ICLR 2015) for each refresh, within :data:`BOUNDS`.
 """
@@ -21,7 +21,7 @@ from ..errors import ArgumentError, CurvatureError
 from ..evidence.evidence import Evidence
 from ..nn.translation.anchors import length_scales
 
-__all__ = ["BOUNDS", "Scales"]
+__all__ = ["BOUNDS", "LengthScales"]
 
 #: Least and largest inverse length scale (1 / pixels).
 BOUNDS = (1e-3, 1e2)
@@ -29,7 +29,7 @@ BOUNDS = (1e-3, 1e2)
 SLIGHT = 1e-2
 
 
-class Scales:
+class LengthScales:
     """The length scales that a model learns, and Adam's memory of their slopes.
 
     Args:
@@ -39,7 +39,7 @@ class Scales:
     Raises:
         ArgumentError: a rate that is not positive, or a sampled or eigenvalue-corrected curvature.
 
-    >>> Scales(Evidence(nn.Linear(3, 2), relaxed_only=False)).values()
+    >>> LengthScales(Evidence(nn.Linear(3, 2), relaxed_only=False)).values()
     {}
     """
 
@@ -49,11 +49,11 @@ class Scales:
             raise ArgumentError("omega_rate", expected="a positive step in log omega", got=rate, remedy=remedy)
         self.evidence, self.rate = evidence, rate
         self.parameters = length_scales(evidence.model)
-        self.descent = None
+        self.optimizer = None
         if self.parameters:
             _refuse_indifferentiable(evidence, list(self.parameters))
             moved = list(self.parameters.values())
-            self.descent = torch.optim.Adam(moved, lr=rate, betas=(0.9, 0.99), eps=SLIGHT, maximize=True)
+            self.optimizer = torch.optim.Adam(moved, lr=rate, betas=(0.9, 0.99), eps=SLIGHT, maximize=True)
 
     def __bool__(self) -> bool:
         return bool(self.parameters)
@@ -64,14 +64,14 @@ class Scales:
 
     def others(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Those parameters that are no scales."""
-        own = {id(p) for p in self.parameters.values()}
-        return [p for p in parameters if id(p) not in own]
+        scales = {id(p) for p in self.parameters.values()}
+        return [p for p in parameters if id(p) not in scales]
 
-    def refuse_in(self, descent: Optimizer) -> None:
-        """Raise ``ArgumentError`` if an optimiser of the loss holds a scale."""
-        held = {id(p) for group in descent.param_groups for p in group["params"]}
+    def refuse_in(self, optimizer: Optimizer) -> None:
+        """Raise ``ArgumentError`` if an optimizer of the loss holds a scale."""
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, p in self.parameters.items():
-            if id(p) in held:
+            if id(p) in moved:
                 raise ArgumentError(
                     "optimizer",
                     f"it would move the length scale {name} down the loss; the evidence moves it",
@@ -79,7 +79,7 @@ class Scales:
                 )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def frozen(self) -> Iterator[None]:
         """No gradient of the loss reaches them meanwhile, and interpolations are not solved anew."""
         try:
             for p in self.parameters.values():
@@ -100,7 +100,7 @@ class Scales:
             CurvatureError: a slope that is not finite; nothing is moved then.
             DataError: a loader that yields other data than before.
         """
-        if self.descent is None:
+        if self.optimizer is None:
             return
         moved = list(self.parameters.values())
         if keep:
@@ -114,7 +114,7 @@ class Scales:
                 raise CurvatureError(name, "the slope of the evidence is not finite", got=float(slope), remedy=remedy)
         for p, slope in zip(moved, slopes):
             p.grad = slope
-        self.descent.step()
+        self.optimizer.step()
         with torch.no_grad():
             for p in moved:
                 p.grad = None
@@ -122,12 +122,12 @@ class Scales:
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's memory; the scales themselves are part of the model."""
-        return {} if self.descent is None else self.descent.state_dict()
+        return {} if self.optimizer is None else self.optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The way back."""
-        if self.descent is not None:
-            self.descent.load_state_dict(dict(state))
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(dict(state))
 
 
 def _refuse_indifferentiable(evidence: Evidence, names: list[str]) -> None:

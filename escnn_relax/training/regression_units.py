@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,8 +157,21 @@ def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Units | None:
             f"targets of mean {float(mean.mean()):.4g} and standard deviation {units.step:.3g}, and a network that does"
             " not end in a Linear or convolution with a bias of its own, to be trained: train it on (target - mean) /"
             " standard deviation",
-            stacklevel=3,
+            stacklevel=4,
         )
+    return units
+
+
+def settled_units(evidence: Evidence, loader: Iterable[Any], stored: Mapping[str, Any]) -> Units | None:
+    """:func:`settle_units`; in a run that goes on, what it began with.
+
+    Args:
+        stored: the settings in the run's checkpoint.
+    """
+    if stored.get("units") is None:
+        return settle_units(evidence, loader)
+    units = Units(*stored["units"])
+    units.widen(evidence)
     return units
 
 

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from ..evidence import checkpoint as disk
 from ..evidence.evidence import Evidence
 from ..evidence.terms import EvidenceTerms
+from . import checkpoint as disk
 from .gate_policy import Gates
-from .history import EpochRecord, History
-from .length_scales import Scales
+from .history import EpochRecord
+from .length_scales import LengthScales
 
 __all__ = ["Run", "Undo"]
 
@@ -29,22 +29,28 @@ class Run:
 
     Attributes:
         settings: what must be the same for a checkpoint to be continued.
-        scales: the length scales that the evidence moves.
+        length_scales: those that the evidence moves.
         gates: what opens and closes pathways; ``None`` if nothing does.
     """
 
     model: nn.Module
-    descent: Optimizer
-    schedule: Any
+    optimizer: Optimizer
+    scheduler: Any
     evidence: Evidence
     loaders: tuple[Iterable[Any], Iterable[Any] | None]
     settings: dict[str, Any]
-    scales: Scales
+    length_scales: LengthScales
     gates: Gates | None = None
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def evidence_data(self) -> Iterable[Any]:
+        """What the curvature is taken on."""
+        train, other = self.loaders
+        return train if other is None else other
 
     def description(self) -> dict[str, Any]:
         """All that decides about the result, as plain values."""
@@ -52,8 +58,8 @@ class Run:
         described = {
             **self.settings,
             "parameters": {n: [str(p.dtype), *p.shape] for n, p in self.evidence.model.named_parameters()},
-            "optimiser": type(self.descent).__name__,
-            "scheduler": type(self.schedule).__name__,
+            "optimizer": type(self.optimizer).__name__,
+            "scheduler": type(self.scheduler).__name__,
             "likelihood": curvature.likelihood.name,
             "curvature": [curvature.approximation, curvature.samples, curvature.exact_bias],
             "temperature": evidence.temperature,
@@ -61,21 +67,21 @@ class Run:
             "num_data": evidence.num_data,
             "prior": [list(prior.bounds), sorted(prior.fixed), {g: list(m) for g, m in prior.groups.items()}],
         }
-        if self.scales:
-            described["scales"] = [self.scales.rate, *self.scales.parameters]
+        if self.length_scales:
+            described["scales"] = [self.length_scales.rate, *self.length_scales.parameters]
         return disk.plain(described)
 
-    def save(self, path: str | Path, history: History) -> None:
+    def save(self, path: str | Path, records: Iterable[EpochRecord]) -> None:
         """Write everything that :meth:`load` needs."""
         state = {
             "run": self.description(),
             "model": self.evidence.model.state_dict(),
-            "optimizer": self.descent.state_dict(),
-            "scheduler": self.schedule.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "evidence": self.evidence.state_dict(),
-            "scales": self.scales.state_dict(),
+            "scales": self.length_scales.state_dict(),
             "gates": {} if self.gates is None else self.gates.state_dict(),
-            "records": [asdict(record) for record in history.records],
+            "records": [asdict(record) for record in records],
             **disk.random_numbers(self.device, self.loaders),
         }
         disk.save(path, state)
@@ -85,10 +91,10 @@ class Run:
         state = disk.load(path, self.description(), self.loaders)
         self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
         self.evidence.model.load_state_dict(state["model"])
-        self.descent.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["scheduler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
         self.evidence.load_state_dict(state["evidence"])
-        self.scales.load_state_dict(state.get("scales", {}))
+        self.length_scales.load_state_dict(state.get("scales", {}))
         if self.gates is not None:
             self.gates.load_state_dict(state.get("gates", {}))
         disk.restore_random_numbers(state, self.device, self.loaders)
@@ -96,13 +102,13 @@ class Run:
 
 
 class Undo:
-    """Remembers weights, buffers, gates, optimiser and modes, to put them back after a failed epoch."""
+    """Remembers weights, buffers, gates, optimizer and modes, to put them back after a failed epoch."""
 
     def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
         self.run, self.modes = run, modes
         run.model.train()
         self.model = {name: value.detach().clone() for name, value in run.evidence.model.state_dict().items()}
-        self.descent = copy.deepcopy(run.descent.state_dict())
+        self.optimizer = copy.deepcopy(run.optimizer.state_dict())
         self.precisions = dict(run.evidence.log_precision)
 
     def __call__(self) -> None:
@@ -112,8 +118,8 @@ class Undo:
         evidence.move_gates(moved)
         evidence.log_precision.update(self.precisions)
         evidence.model.load_state_dict(self.model)
-        self.run.descent.load_state_dict(self.descent)
-        self.run.descent.zero_grad()
+        self.run.optimizer.load_state_dict(self.optimizer)
+        self.run.optimizer.zero_grad()
         with torch.no_grad():
             for module, training in self.modes:  # parents before children
                 if module.training != training:

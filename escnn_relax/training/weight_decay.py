@@ -11,7 +11,7 @@ from ..evidence.evidence import Evidence
 __all__ = ["warn_of_decay"]
 
 
-def warn_of_decay(descent: Optimizer, evidence: Evidence, stacklevel: int = 3) -> None:
+def warn_of_decay(optimizer: Optimizer, evidence: Evidence, stacklevel: int = 3) -> None:
     r"""A ``UserWarning`` that names the weights whose prior counts twice.
 
     Decay by :math:`\lambda` adds :math:`\tfrac{\lambda}{2} |w|^2` to the loss, which is a prior of precision :math:`N
@@ -29,12 +29,12 @@ def warn_of_decay(descent: Optimizer, evidence: Evidence, stacklevel: int = 3) -
     weight_decay=0
     """
     names = {id(p): name for name, p in evidence.model.named_parameters() if name in evidence.log_precision}
-    rated = [(p, group.get("weight_decay", 0)) for group in descent.param_groups for p in group["params"]]
+    rated = [(p, group.get("weight_decay", 0)) for group in optimizer.param_groups for p in group["params"]]
     decayed = {names[id(p)]: float(rate) for p, rate in rated if rate and id(p) in names}
     if decayed:
         first, rates = next(iter(decayed)), sorted(set(decayed.values()))
         warnings.warn(
-            f"{type(descent).__name__} decays {len(decayed)} weights ({first}, ...) by"
+            f"{type(optimizer).__name__} decays {len(decayed)} weights ({first}, ...) by"
             f" {', '.join(f'{r:g}' for r in rates)}, for which the evidence has a prior: it counts twice; pass"
             " weight_decay=0",
             stacklevel=stacklevel,

@@ -11,7 +11,7 @@ from evidence_cases import loader, network
 
 from escnn_relax import CurvatureSettings, Evidence, NoiseSettings, PriorSettings, fit
 from escnn_relax.errors import ArgumentError, CheckpointError
-from escnn_relax.evidence.checkpoint import load, plain, save
+from escnn_relax.training.checkpoint import load, plain, save
 from escnn_relax.evidence.settings import FormerKeywords
 
 FORMER = {

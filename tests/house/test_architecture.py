@@ -26,6 +26,12 @@ INNER_ROOMS = {
 }
 
 
+#: Private names of torch's modules that ours have too.
+OF_TORCH = {"_buffers", "_modules", "_parameters"}
+#: Private names of layers and subgroups that other files still reach for.
+OPEN = {"_as_filter", "_expanded", "_geometry", "_kernel_fields", "_members", "_strict"}
+
+
 def imported(source: str, path: str) -> list[tuple[int, str]]:
     """Line and full dotted name of whatever a file imports, wherever in the file it does."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -69,6 +75,25 @@ def intrusions(source: str, path: str) -> list[str]:
     return [f"{path}:{line} imports {name}: reach it through _escnn.py" for line, name in private]
 
 
+def private_names(source: str) -> set[str]:
+    """The private names that a file defines: its functions and classes, fields, and what it sets on ``self`` or ``cls``."""
+    tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
+    stores = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]
+    names = {n.attr for n in stores if isinstance(n.value, ast.Name) and n.value.id in ("self", "cls")}
+    names |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    names |= {n.target.id for n in nodes if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def trespasses(source: str, path: str, ours: set[str]) -> list[str]:
+    """Private names of another file's objects that a file reaches for, in words, as in ``evidence._spectrum``."""
+    foreign = ours - private_names(source) - OF_TORCH - OPEN
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Attribute) and n.attr in foreign]
+    others = [n for n in nodes if not (isinstance(n.value, ast.Name) and n.value.id in ("self", "cls"))]
+    return [f"{path}:{n.lineno} reaches for {ast.unparse(n)}: give it a public name" for n in others]
+
+
 def read(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -85,6 +110,18 @@ def test_imports_descend(path):
 @pytest.mark.parametrize("path", [path for path in SOURCES if path != ADAPTER])
 def test_only_the_adapter_reaches_inside_escnn(path):
     assert intrusions(read(path), path) == []
+
+
+@pytest.fixture(scope="module")
+def ours() -> set[str]:
+    names = set[str]().union(*(private_names(read(path)) for path in SOURCES if path != ADAPTER))
+    assert "_spectrum" in names
+    return names
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path != ADAPTER])
+def test_private_names_stay_in_their_file(path, ours):
+    assert trespasses(read(path), path, ours) == []
 
 
 def test_adapter_loads_without_escnn():
@@ -142,3 +179,10 @@ def test_checker_lets_descents_pass(path, source):
 def test_checker_flags_intrusions():
     inside = "from escnn.group import _numerical\nimport escnn.group._clebsh_gordan\nfrom escnn.nn import R2Conv"
     assert len(intrusions(inside, "escnn_relax/nn/relaxed_convolution.py")) == 2
+
+
+def test_checker_flags_trespasses(ours):
+    inside = "def late(evidence):\n    return evidence._spectrum, evidence.spectrum, evidence._replace()"
+    assert len(trespasses(inside, "escnn_relax/report.py", ours)) == 1
+    own = "class Evidence:\n    def __init__(self, other):\n        self._spectrum = other._spectrum"
+    assert trespasses(own, "escnn_relax/evidence/evidence.py", ours) == []

@@ -31,7 +31,7 @@ from escnn_relax import assert_equivariant, equivariance_error, report, subgroup
 from escnn_relax.errors import RelaxError
 from escnn_relax.evidence import PriorSettings
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.search import Evolved, differentiate, discretise, evolve
+from escnn_relax.search import EvolutionResult, differentiate, discretise, evolve
 
 
 class Net(nn.Module):
@@ -72,7 +72,7 @@ def walk(loader: DataLoader[tuple[Tensor, ...]], folder: Path) -> History:
     return history
 
 
-def morphisms(loader: DataLoader[tuple[Tensor, ...]]) -> Evolved:
+def morphisms(loader: DataLoader[tuple[Tensor, ...]]) -> EvolutionResult:
     strict = Net()
     on_c2: nn.Module = restrict(strict, 2, from_layer="layers")
     back: nn.Module = project(on_c2, like=strict)

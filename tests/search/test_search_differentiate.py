@@ -340,3 +340,13 @@ def test_nothing_to_search_and_no_data():
         differentiate(network(), data, loss=lambda o, t: o.sum() * math.nan, **QUIET)
     nothing = differentiate(network(leaning=1.0), data, epochs=0, **QUIET)
     assert nothing.history.steps == (0,) and set(nothing.architecture.values()) == {"C4"}
+
+
+def test_results_under_their_former_names():
+    import escnn_relax.search as search
+
+    for old, new in (("Differentiated", "GradientSearchResult"), ("Evolved", "EvolutionResult")):
+        with pytest.warns(DeprecationWarning, match=f"search.{old} is an old spelling.*write escnn_relax.search.{new}"):
+            assert getattr(search, old) is getattr(search, new)
+    with pytest.raises(AttributeError, match="has no attribute 'Devolved'"):
+        _ = search.Devolved

@@ -14,7 +14,7 @@ from escnn_relax import Evidence, fit, relax_translation
 from escnn_relax.errors import ArgumentError, CheckpointError, CurvatureError
 from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.training.loaders import Part, Replayed
-from escnn_relax.training.length_scales import BOUNDS, Scales
+from escnn_relax.training.length_scales import BOUNDS, LengthScales
 from escnn_relax.nn import DensePathway
 from escnn_relax.nn.translation.anchors import length_scales
 from escnn_relax.symmetry.groups.lattice import subgroup
@@ -176,7 +176,7 @@ def test_the_direction_is_that_of_the_evidence():
     data = list(loader())[:2]  # a part, scaled up
     evidence.refresh(data)
     evidence.step(3)
-    scales = Scales(evidence)
+    scales = LengthScales(evidence)
     slopes = {}
     for name, p in scales.parameters.items():
         values = []
@@ -240,7 +240,7 @@ def test_averages_over_parts_are_not_lost():
     data = list(loader())
     evidence.refresh(data[:1], keep=0.5)
     terms = evidence.refresh(data[1:2], keep=0.5)
-    scales = Scales(evidence)
+    scales = LengthScales(evidence)
     scales.step(data[1:2], keep=0.5)
     assert evidence.terms() == terms and evidence.state_dict()["previous"] is not None
     assert evidence.refresh(data[1:2]).total != terms.total
@@ -294,7 +294,7 @@ def test_bounds_and_bad_slopes(monkeypatch):
     evidence = Evidence(model, num_data=24)
     data = list(loader())
     evidence.refresh(data)
-    scales = Scales(evidence, rate=50.0)
+    scales = LengthScales(evidence, rate=50.0)
     scales.step(data)
     logs = [math.log(b) for b in BOUNDS]
     assert all(min(abs(float(p.detach()) - b) for b in logs) < 1e-12 for p in scales.parameters.values())
@@ -310,6 +310,6 @@ def test_bounds_and_bad_slopes(monkeypatch):
 def test_no_scales_no_change():
     """A model without them trains as before: no memory, no replay, no key in the checkpoint's description."""
     evidence = Evidence(net(learn=False), num_data=24)
-    scales = Scales(evidence)
+    scales = LengthScales(evidence)
     scales.step([])
     assert not scales and scales.values() == {} and scales.state_dict() == {}

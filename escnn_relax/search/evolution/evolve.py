@@ -14,7 +14,7 @@ from torch import nn
 from ...errors import ArgumentError
 from .conditions import Conditions
 from .generations import Generations
-from .results import Evolved
+from .results import EvolutionResult
 
 __all__ = ["evolve", "random_search", "static"]
 
@@ -30,7 +30,7 @@ def evolve(
     generations: int = 10,
     population: int = 5,
     **conditions: Any,
-) -> Evolved:
+) -> EvolutionResult:
     """Evolve which group each layer of an escnn network keeps.
 
     Generation 0 is the network itself, trained for ``epochs``. In every further one each survivor has as children an
@@ -88,7 +88,7 @@ def evolve(
     return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
 
 
-def random_search(model: Model, train_loader: Iterable[Any], score: Score, **options: Any) -> Evolved:
+def random_search(model: Model, train_loader: Iterable[Any], score: Score, **options: Any) -> EvolutionResult:
     """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth.
 
     >>> import torch
@@ -112,7 +112,7 @@ def static(
     score: Score,
     genomes: int | Sequence[Sequence[str]],
     **conditions: Any,
-) -> Evolved:
+) -> EvolutionResult:
     """Train given architectures, or so many random ones, from random filters and without any search, as a baseline.
 
     Args:

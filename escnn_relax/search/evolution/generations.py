@@ -18,7 +18,7 @@ from .conditions import Conditions
 from .genome import Genome, Ladder
 from .network import Shells, fill, stages_of
 from .order_of_use import check_order
-from .results import Evolved, Individual, pareto_front
+from .results import EvolutionResult, Individual, pareto_front
 from .task import Context, Outcome, Task
 from .weights_store import Store, fingerprint
 from .workers import Crew
@@ -83,7 +83,7 @@ class Generations:
         }
         self.store = Store(given.checkpoint, run)
 
-    def run(self, generations: int, genomes: None | int | Sequence[Sequence[str]] = None) -> Evolved:
+    def run(self, generations: int, genomes: None | int | Sequence[Sequence[str]] = None) -> EvolutionResult:
         """Go on until so many generations after the first are there.
 
         Args:
@@ -116,7 +116,7 @@ class Generations:
         model = fill(self.shells.build(winner.genome), self.store.outcome(winner.id).state)
         with torch.no_grad():  # or escnn's layers keep filters with a graph, which cannot be copied
             model.eval()
-        return Evolved(model, winner, tuple(individuals), tuple(front), self.stages, self.criterion)
+        return EvolutionResult(model, winner, tuple(individuals), tuple(front), self.stages, self.criterion)
 
     def _boundaries(self, genomes: None | int | Sequence[Sequence[str]]) -> list[str]:
         """The stages at which the group may change: any in a search, those of the given architectures otherwise."""

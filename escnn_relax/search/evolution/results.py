@@ -11,7 +11,7 @@ from torch import nn
 
 from .genome import Genome
 
-__all__ = ["Individual", "Evolved", "pareto_front"]
+__all__ = ["Individual", "EvolutionResult", "pareto_front"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def pareto_front(candidates: Iterable[tuple[int, float, float]]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Evolved:
+class EvolutionResult:
     """Returned by :func:`~escnn_relax.search.evolution.evolve`.
 
     Attributes:
@@ -91,7 +91,7 @@ class Evolved:
 
     >>> first = Individual(0, None, 0, ("C4", "C4"), "", 90, 0.4, 0.8, math.nan, True)
     >>> second = Individual(1, 0, 1, ("C4", "C2"), "1: C4 → C2", 120, 0.3, 0.9, math.nan, True)
-    >>> found = Evolved(nn.Identity(), second, (first, second), (1,), ("first", "second"), "score")
+    >>> found = EvolutionResult(nn.Identity(), second, (first, second), (1,), ("first", "second"), "score")
     >>> [one.groups for one in found.lineage()]
     ['C4²', 'C4 C2']
     """

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...curvature.batches import batches, call
+from ...curvature.batches import call
 from ...errors import ArgumentError, CurvatureError, DataError
 from ...evidence import Evidence
 from ...evidence.random_state import generators
+from ...training.epochs import train_epoch
 from ...training.loaders import data_size
 from .genome import Genome
 from .network import Shells, State, fill, parts_apart, read, scatter, transfer
@@ -133,27 +134,20 @@ class Context:
 
     def _train(self, model: nn.Module, epochs: float, evidence: Evidence | None) -> float:
         """Loss averaged over samples; NaN without training."""
-        model.train()
-        descent = self.optimizer([p for p in model.parameters() if p.requires_grad])
-        device = next(model.parameters()).device
+        optimizer = self.optimizer([p for p in model.parameters() if p.requires_grad])
+
+        def loss(input: Any, target: Any) -> Tensor:
+            output = self._output(model, input)
+            if evidence is not None:
+                return evidence.loss(output, target)
+            return self.loss(getattr(output, "tensor", output), target)
+
         total, seen, left = 0.0, 0, epochs
         while left > 0:
             size = len(self.train_loader) if isinstance(self.train_loader, Sized) else sum(1 for _ in self.train_loader)
             steps = max(1, round(min(left, 1.0) * size))
-            for index, (input, target) in enumerate(batches(self.train_loader, device)):
-                if index == steps:
-                    break
-                output = self._output(model, input)
-                if evidence is not None:
-                    loss = evidence.loss(output, target)
-                else:
-                    loss = self.loss(getattr(output, "tensor", output), target)
-                if not torch.isfinite(loss):
-                    raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")
-                descent.zero_grad()
-                loss.backward()
-                descent.step()
-                total, seen = total + float(loss.detach()) * len(target), seen + len(target)
+            done = train_epoch(model, self.train_loader, optimizer, loss, steps=steps)
+            total, seen = done.total(total), seen + done.count
             left -= 1
         if epochs and not seen:
             raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import CheckpointError
-from ...evidence import checkpoint as disk
+from ...training import checkpoint as disk
 from .network import read
 from .task import Outcome
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,58 +21,20 @@ from torch.optim import Optimizer
 from ...curvature.batches import batches, call
 from ...errors import ArgumentError
 from ...evidence import Evidence
+from ...evidence.settings import with_ties
 from ...morphism.mix import mixed_layers
 from ...training.loaders import data_size
 from ..architecture import architecture_penalty, chosen_summands, group_chain, keep_summands
-from .alternating_training import Phase
-from .checkpoint import resume
+from .alternating_training import AlternatingTraining
+from .result import GradientSearchResult
 from .settings import Settings
 from .shares_history import SearchEpoch, SharesHistory
 
-__all__ = ["Differentiated", "differentiate"]
+__all__ = ["differentiate"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 #: A loss that discretising raised by so much (nats a sample) is worth a warning.
 SPOILED = 0.1
-
-
-@dataclass(frozen=True)
-class Differentiated:
-    """Returned by :func:`differentiate`.
-
-    Attributes:
-        model: the searched architecture: each mixed layer keeps its chosen summands and goes on training as such;
-            :func:`escnn_relax.merge` makes plain layers of them.
-        mixture: the mixed network at the end of the search.
-        architecture: the groups that each layer keeps, by readable name.
-        history: shares by layer and step.
-        losses: loss of the mixture and of what discretising made of it, before any retraining (nats a sample; in
-            evaluation mode, on the held-out data where there are some, else on the training data), ``None`` without
-            discretising.
-
-    >>> shares = SharesHistory({}, (0,), {}, ())
-    >>> kept = Differentiated(nn.Identity(), nn.Identity(), {"conv": "C2"}, shares, (0.20, 0.23))
-    >>> kept.table().splitlines()[-1]
-    'kept: C2; loss 0.2000 → 0.2300'
-    """
-
-    model: nn.Module
-    mixture: nn.Module
-    architecture: dict[str, str]
-    history: SharesHistory
-    losses: tuple[float, float] | None = None
-
-    def table(self) -> str:
-        """Shares at the start and at the end, what was kept, and what that cost."""
-        kept = " → ".join(self.architecture.values())
-        lost = "" if self.losses is None else "; loss {:.4f} → {:.4f}".format(*self.losses)
-        return f"{self.history.table()}\nkept: {kept}{lost}"
-
-    __str__ = table
-
-    def plot(self, axes: Any = None) -> Any:
-        """See :meth:`SharesHistory.plot`."""
-        return self.history.plot(axes)
 
 
 def differentiate(
@@ -103,7 +64,7 @@ def differentiate(
     checkpoint: None | str | Path = None,
     progress: bool = True,
     callback: Callable[[SearchEpoch], None] | None = None,
-) -> Differentiated:
+) -> GradientSearchResult:
     r"""Search the groups of a mixed network's layers by gradient steps on its architecture weights.
 
     ``by="held-out"``: after each step on the weights by a training batch, one step on the architecture weights by a
@@ -122,7 +83,7 @@ def differentiate(
         likelihood: of the evidence.
         evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
         evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"curvature": "exact"}``.
-        optimizer: function from the list of weights to their optimiser; Adam with ``lr`` by default.
+        optimizer: function from the list of weights to their optimizer; Adam with ``lr`` by default.
         architecture_lr: of Adam on the architecture weights; 0.01 by default, 0.1 for the evidence, which steps rarely.
         entropy: weight of the shares' mean entropy (fraction of the largest) in the architecture loss: makes them
             decide.
@@ -132,7 +93,7 @@ def differentiate(
         normalise: bring every filter back to its initial norm after each step on the weights, so that only the shares
             say how much each group counts; on by default, and excluded by the evidence, which judges the norms.
         discretise: see :func:`~escnn_relax.search.discretise`; ``None`` keeps the mixture. One group can be too little
-            where several shared the work: :attr:`Differentiated.losses` says what was lost, a warning that it was much.
+            where several shared the work: ``losses`` of the result says what was lost, a warning that it was much.
         retrain: epochs of training the found architecture from the model's initial weights, shares frozen; after a
             search by the evidence with the prior precisions and the noise that it found.
         record_every: steps between two records of the shares.
@@ -179,18 +140,17 @@ def differentiate(
     evidence = None
     if by == "evidence":
         ties = {f"{n}.weights.{p.name}": f"{n}.weights" for n, layer in layers.items() for p in layer.pathways}
-        options = {"num_data": data_size(train_loader), "ties": ties, **(evidence_options or {})}
+        options = {"num_data": data_size(train_loader), **with_ties(evidence_options or {}, ties)}
         evidence = Evidence(searched, likelihood, **options)
     loaders = (train_loader, held_out_loader, evidence_loader)
-    phase = Phase("search", searched, loaders, settings, optimizer, loss, alphas, evidence)
-    phase.seed(seed)
-    records = resume(phase, checkpoint)
-    phase.run(epochs, records, checkpoint, progress, callback, lambda: architecture_penalty(layers, entropy, monotone))
+    penalty = lambda: architecture_penalty(layers, entropy, monotone)
+    search = AlternatingTraining("search", searched, loaders, settings, optimizer, loss, alphas, evidence, penalty)
+    records = search.run(epochs, seed, [], checkpoint, progress, callback)
     chosen = chosen_summands(searched, discretise, monotone > 0) if discretise is not None else None
     found, losses = searched, None
     if chosen is not None:
         found = keep_summands(searched, chosen)
-        losses = _losses(searched, found, phase, loss)
+        losses = _losses(searched, found, search, loss)
         if not losses[1] <= losses[0] + SPOILED and not retrain:
             remedy = "train the found model on, pass retrain=, or keep more groups: discretise=0.2"
             warnings.warn(
@@ -208,12 +168,11 @@ def differentiate(
             layer.freeze()
         if evidence is not None:
             loss = _as_found(evidence, Evidence(found, likelihood, **options)).loss
-        second = Phase("retrain", found, loaders, settings, optimizer, loss, [], None, before=phase)
-        second.seed(seed + 1)
-        records = resume(second, checkpoint) or records
-        second.run(retrain, records, checkpoint, progress, callback, lambda: torch.zeros(()))
-    history = SharesHistory(phase.groups, tuple(phase.steps), phase.recorded(), tuple(records))
-    return Differentiated(found, searched, group_chain(found), history, losses)
+        second = AlternatingTraining("retrain", found, loaders, settings, optimizer, loss, before=search)
+        records = second.run(retrain, seed + 1, records, checkpoint, progress, callback)
+    shares = search.shares
+    history = SharesHistory(shares.groups, tuple(shares.steps), shares.recorded(), tuple(records))
+    return GradientSearchResult(found, searched, group_chain(found), history, losses)
 
 
 def _as_found(old: Evidence, new: Evidence) -> Evidence:
@@ -226,21 +185,21 @@ def _as_found(old: Evidence, new: Evidence) -> Evidence:
 
 
 @torch.no_grad()
-def _losses(mixture: nn.Module, found: nn.Module, phase: Phase, loss: Loss) -> tuple[float, float]:
+def _losses(mixture: nn.Module, found: nn.Module, search: AlternatingTraining, loss: Loss) -> tuple[float, float]:
     """Loss of two networks, averaged over the samples (nats), without a prior."""
-    train, held_out, _ = phase.loaders
+    train, held_out, _ = search.loaders
     values = []
     for model in (mixture, found):
         model = copy.deepcopy(model).eval()
         total, seen = 0.0, 0
         for input, target in batches(
-            train if held_out is None or phase.evidence is not None else held_out, phase.device
+            train if held_out is None or search.evidence is not None else held_out, search.device
         ):
             output = call(model, input)
-            if phase.evidence is None:
+            if search.evidence is None:
                 value = float(loss(getattr(output, "tensor", output), target)) * len(target)
             else:
-                likelihood = phase.evidence.likelihood
+                likelihood = search.evidence.likelihood
                 value = float(likelihood.loss(likelihood.tensor(output), target))
             total, seen = total + value, seen + len(target)
         values.append(total / max(seen, 1))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import CheckpointError
-from .random_state import generators, random_state, set_random_state
+from ..evidence.random_state import generators, random_state, set_random_state
 
 __all__ = ["load", "plain", "random_numbers", "restore_random_numbers", "save", "settings"]
 
@@ -55,6 +55,8 @@ def load(path: str | Path, run: dict[str, Any], loaders: Iterable[Iterable[Any] 
         reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for a page
         raise CheckpointError(str(path), f"cannot be read ({reason})", remedy="delete it to start anew") from error
     found = state.get("run") if isinstance(state, dict) else None
+    if isinstance(found, dict) and "optimiser" in found:  # as it was once spelled
+        found["optimizer"] = found.pop("optimiser")
     if found != run:
         differ = sorted(k for k in run if not isinstance(found, dict) or found.get(k) != run[k])
         raise CheckpointError(

@@ -1,0 +1,57 @@
+"""Arguments of ``fit`` that make no sense are refused before anything is done."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ..curvature.layers.wrappers import unwrapped
+from ..errors import ArgumentError, nearest
+from ..evidence.evidence import Evidence
+from ..evidence.settings import FormerKeywords
+
+__all__ = ["check_evidence_options", "check_numbers", "residuals_given"]
+
+
+def check_numbers(
+    epochs: int, burn_in: int | None, refresh_every: int | None, hypersteps: int, share: float | None
+) -> None:
+    """Raise ``ArgumentError`` for numbers of epochs and a share out of their range."""
+    if epochs < 0 or (burn_in or 0) < 0 or (refresh_every is not None and refresh_every < 1) or hypersteps < 0:
+        got = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every, "hypersteps": hypersteps}
+        expected = "epochs, burn_in, hypersteps >= 0 and refresh_every >= 1"
+        raise ArgumentError("fit", expected=expected, got=got, remedy="leave out what should have its default")
+    if share is not None and not 0 < share <= 1:
+        remedy = "leave it out for as many as it takes, or 1 to look at all batches"
+        raise ArgumentError("share", expected="a fraction above 0 and at most 1", got=share, remedy=remedy)
+
+
+def check_evidence_options(
+    evidence: Evidence | None, model: nn.Module, options: Mapping[str, Any], signature: inspect.Signature
+) -> None:
+    """Raise ``ArgumentError`` for an evidence of another model, or one beside options for one, and for unknown options.
+
+    Args:
+        signature: of ``fit``, whose arguments are suggested, too.
+    """
+    if evidence is not None and (options or evidence.model is not unwrapped(model)):
+        another = evidence.model is not unwrapped(model)
+        problem = "an evidence of another model" if another else "both evidence and options for one"
+        raise ArgumentError("fit", problem, got=sorted(options) or None, remedy="pass Evidence(model, ...) alone")
+    taken = ("self", "model", "likelihood", "former")
+    known = [name for name in inspect.signature(Evidence.__init__).parameters if name not in taken]
+    keywords = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for name in options:
+        if name not in known and name not in FormerKeywords.__annotations__:
+            raise ArgumentError(
+                "fit", f"it has no argument {name!r}", remedy=nearest(name, [*known, *keywords], most=30)
+            )
+
+
+def residuals_given(options: Mapping[str, Any]) -> bool:
+    """Whether residual pathways are to start at a precision of the user's."""
+    prior = options.get("prior")
+    return "residual_log_precision" in options or (prior is not None and prior.residual_log_precision is not None)
