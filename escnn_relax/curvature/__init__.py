@@ -4,7 +4,8 @@
 """
 
 from .approximation import Approximation
-from .curvature import Curvature, CurvatureEstimate
+from .curvature import Curvature
+from .estimate import CurvatureEstimate
 from .factors import DenseFactor, DiagonalFactor, Factor, KroneckerFactor
 
 __all__ = [

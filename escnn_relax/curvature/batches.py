@@ -11,7 +11,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import DataError, FieldTypeError
-from .reader import Asked, Weighted, mapped, of_samples, read, tensors
+from .reader import Query, Weighted, input_tensors, map_tensors, read, select_samples
 
 __all__ = ["answer", "batches", "call", "check_iterable", "check_weights", "counting", "detached", "first", "halves"]
 
@@ -25,27 +25,27 @@ def detached(input: Any) -> Any:
     def alone(part: Any) -> Any:
         return GeometricTensor(part.tensor.detach(), part.type) if isinstance(part, GeometricTensor) else part.detach()
 
-    return mapped(input, alone)
+    return map_tensors(input, alone)
 
 
 def halves(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """Large minibatches in two parts: the sums over samples are the same, and need half the memory, no more than
     training."""
     for input, target in pairs:
-        count, parts = len(target), tensors(input)
+        count, parts = len(target), input_tensors(input)
         alone = all(part.dim() and len(part) == count for part in parts)
         if count < LARGE or not alone or _has_points(input):
             yield input, target
             continue
         for rows in torch.arange(count).tensor_split(2):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            yield of_samples(input, part, count), target[part]
+            yield select_samples(input, part, count), target[part]
 
 
 def first(input: Any, samples: int, most: int) -> Any:
     """At most so many of the samples of an input, where all of it has one row for each."""
-    alone = all(part.dim() and len(part) == samples for part in tensors(input))
-    return of_samples(input, slice(most), samples) if alone and samples > most and not _has_points(input) else input
+    alone = all(part.dim() and len(part) == samples for part in input_tensors(input))
+    return select_samples(input, slice(most), samples) if alone and samples > most and not _has_points(input) else input
 
 
 def counting(input: Any, target: Any) -> tuple[Any, Any]:
@@ -54,17 +54,17 @@ def counting(input: Any, target: Any) -> tuple[Any, Any]:
     if not isinstance(target, Weighted):
         return input, target
     counts = target.weight.flatten(1).any(1) if target.weight.dim() > 1 else target.weight != 0
-    alone = all(part.dim() and len(part) == len(counts) for part in tensors(input)) and not _has_points(input)
+    alone = all(part.dim() and len(part) == len(counts) for part in input_tensors(input)) and not _has_points(input)
     if not alone or bool(counts.all()) or not bool(counts.any()):
         return input, target
     where = counts.nonzero().flatten()
-    return of_samples(input, where, len(counts)), target[where]
+    return select_samples(input, where, len(counts)), target[where]
 
 
 def _has_points(input: Any) -> bool:
-    found: list[Any] = []
-    mapped(input, lambda part: found.append(getattr(part, "coords", None)))
-    return any(coords is not None for coords in found)
+    points: list[Any] = []
+    map_tensors(input, lambda part: points.append(getattr(part, "coords", None)))
+    return any(coords is not None for coords in points)
 
 
 def call(model: nn.Module, input: Any) -> Any:
@@ -73,7 +73,7 @@ def call(model: nn.Module, input: Any) -> Any:
 
     ``DataError`` for names and numbers of tensors that it does not take.
     """
-    if isinstance(input, Asked):
+    if isinstance(input, Query):
         return input.forward(model, input.input)
     arguments = tuple(input) if isinstance(input, (tuple, list)) else () if isinstance(input, Mapping) else (input,)
     names = dict(input) if isinstance(input, Mapping) else {}
@@ -93,15 +93,15 @@ def answer(model: nn.Module, input: Any) -> Any:
     try:
         return call(model, input)
     except RuntimeError as error:
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        others = {str(part.dtype) for part in tensors(input) if part.dtype != own}
-        if own is None or not others or "dtype" not in str(error) and "type" not in str(error):
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        others = {str(part.dtype) for part in input_tensors(input) if part.dtype != dtype}
+        if dtype is None or not others or "dtype" not in str(error) and "type" not in str(error):
             raise
         remedy = "give both one precision: model.to(dtype), or convert the input where it is loaded"
         raise DataError(
             f"forward of {type(model).__name__}",
             f"{error}",
-            expected=f"inputs of {own}",
+            expected=f"inputs of {dtype}",
             got=", ".join(sorted(others)),
             remedy=remedy,
         ) from error
@@ -145,7 +145,7 @@ def batches(
     for index, batch in enumerate(progress(loader) if progress else loader):
         where = f"batch {index}"
         input, target, weight = read(batch, where)
-        parts = tensors(input)
+        parts = input_tensors(input)
         if not parts or not all(isinstance(part, Tensor) for part in (*parts, target)):
             got = f"({', '.join(type(part).__name__ for part in parts)}), {type(target).__name__}"
             remedy = "convert them by torch.as_tensor, or read them by escnn_relax.Batches"
@@ -154,8 +154,8 @@ def batches(
             raise DataError(where, "no samples in it", remedy="leave empty batches out")
         if any(part.layout is not torch.strided for part in (*parts, target)):
             raise DataError(where, "sparse tensors", remedy="convert them by .to_dense()")
-        input, target = mapped(input, lambda part: part.to(device)), target.to(device)
-        for tensor in tensors(input):
+        input, target = map_tensors(input, lambda part: part.to(device)), target.to(device)
+        for tensor in input_tensors(input):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise DataError(where, "NaN or infinite inputs", remedy="clean the data")
         yield input, target if weight is None else Weighted(target, _checked(weight, len(target), where).to(device))

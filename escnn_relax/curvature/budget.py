@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import MemoryLimitError
-from .reader import Weighted, mapped, tensors
+from .reader import Weighted, input_tensors, map_tensors
 
 __all__ = ["Budget", "MIB", "cut"]
 
@@ -111,7 +111,7 @@ class Budget(TorchDispatchMode):
             MemoryLimitError: no room for a single sample, or for a minibatch that cannot be cut.
         """
         for input, target in pairs:
-            key, start = (kind, *(tuple(part.shape[1:]) for part in tensors(input))), 0
+            key, start = (kind, *(tuple(part.shape[1:]) for part in input_tensors(input))), 0
             while start < len(target):
                 left = len(target) - start
                 count = min(left, self._fitting(key, reserve())) if _divisible(input, target) else left
@@ -128,11 +128,11 @@ class Budget(TorchDispatchMode):
         free = self.limit - self.now - reserve
         if set(known) == {1} and known[1] <= free:  # with two for the first time more is looked at than later
             return 2 if 4 * known[1] <= free else 1
-        found = max((int(n * free // max(taken, 1)) for n, taken in known.items() if taken <= free), default=0)
-        if not found:
+        count = max((int(n * free // max(taken, 1)) for n, taken in known.items() if taken <= free), default=0)
+        if not count:
             needed = self.now + reserve + min(taken for taken in known.values())
             raise self._exceeded(needed, "the sums, the factors and a single sample")
-        return found
+        return count
 
     def check(self, more: int, what: str) -> None:
         """Raise ``MemoryLimitError`` unless there is room for so many bytes."""
@@ -150,7 +150,7 @@ class Budget(TorchDispatchMode):
 
 def _divisible(input: Any, target: Any) -> bool:
     """Whether every tensor of the input has as many samples as the target, and nothing else."""
-    parts = tensors(input)
+    parts = input_tensors(input)
     graph = getattr(input, "coords", None) is not None
     return not graph and all(isinstance(part, Tensor) and part.dim() and len(part) == len(target) for part in parts)
 
@@ -164,9 +164,13 @@ def cut(input: Any, target: Any, start: int, stop: int) -> tuple[Any, Any]:
     if (start, stop) == (0, len(target)):
         return input, target
 
-    def part(of: Any) -> Any:
-        return GeometricTensor(of.tensor[start:stop], of.type) if isinstance(of, GeometricTensor) else of[start:stop]
+    def part(piece: Any) -> Any:
+        return (
+            GeometricTensor(piece.tensor[start:stop], piece.type)
+            if isinstance(piece, GeometricTensor)
+            else piece[start:stop]
+        )
 
     if isinstance(target, Weighted):
-        return mapped(input, part), Weighted(target.target[start:stop], target.weight[start:stop])
-    return mapped(input, part), target[start:stop]
+        return map_tensors(input, part), Weighted(target.target[start:stop], target.weight[start:stop])
+    return map_tensors(input, part), target[start:stop]

@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, DataError
 from .approximation import Approximation
 from .approximation_choice import AUTOMATIC, LARGEST_PATCH, known_approximations, recipe
-from .batches import batches, check_weights, detached
+from .batches import check_weights
 from .budget import Budget
 from .data_pass import DataPass, Totals
 from .enough import Enough
 from .estimate import CurvatureEstimate
 from .factors import Factor
 from .layer_curvature import LayerCurvature
-from .layers.coverage import Part, check_samples, coverage, join
+from .layers.coverage import LayerWeights, coverage
 from .layers.extraction import Extraction
 from .layers.known_layers import linear_map
 from .layers.linear_map import LinearMap, width
+from .layers.probe import check_samples
 from .layers.wrappers import unwrapped
 from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
 from .processes import check_alike
 
-__all__ = ["Curvature", "CurvatureEstimate", "batches", "check_weights", "detached"]
+__all__ = ["Curvature"]
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Curvature:
         check_alike(self.model)
         check_samples(self.model)
         with torch.no_grad():  # a basis may depend on a parameter
-            layers = {part: self.layer_curvature(part) for part in self.coverage.parts}
+            layers = {part: self.layer_curvature(part) for part in self.coverage.weights}
         budget = None if self.memory is None else Budget(self.memory)
         with budget or nullcontext(), self.extraction.open(self.model):
             totals = self._pass.run(loader, layers, progress, budget, enough)
@@ -167,12 +168,12 @@ class Curvature:
                     )
             return self._estimate(layers, totals)
 
-    def _estimate(self, layers: dict[Part, LayerCurvature], totals: Totals) -> CurvatureEstimate:
+    def _estimate(self, layers: dict[LayerWeights, LayerCurvature], totals: Totals) -> CurvatureEstimate:
         """What the sums end in."""
         factors: list[dict[str, tuple[Factor, ...]]] = [{} for _ in totals.losses]
         for part, layer in layers.items():
             for output, by_name in zip(factors, layer.factors(), strict=True):
-                output.update({join(part.layer, name): blocks for name, blocks in by_name.items()})
+                output.update({part.parameters[name]: blocks for name, blocks in by_name.items()})
         each = totals.num_data * len(factors)
         numbers = totals.observations / each if totals.observations % each else int(totals.observations) // each
         outputs = [
@@ -201,10 +202,10 @@ class Curvature:
         """How many numbers the kernel that a parameter belongs to sees at a place."""
         patches = {}
         with torch.no_grad():
-            for part in self.coverage.parts:
+            for part in self.coverage.weights:
                 layer = linear_map(self.coverage.layers[part.layer], part.layer)
                 widths = {b.parameter: sum(width(piece) for piece in b.pieces) for b in layer.blocks}
-                patches.update({join(part.layer, n): widths[n] for n in part.parameters if n in widths})
+                patches.update({part.parameters[n]: widths[n] for n in part.parameters if n in widths})
         return patches
 
     def _announce(self, message: str) -> None:
@@ -234,10 +235,10 @@ class Curvature:
         few = None if enough is None else enough.columns
         return few if few is not None and few < columns - 1 else None
 
-    def layer_curvature(self, part: Part, layer: LinearMap | None = None) -> LayerCurvature:
+    def layer_curvature(self, part: LayerWeights, layer: LinearMap | None = None) -> LayerCurvature:
         """Empty sums for a part of what is covered."""
         layer = linear_map(self.coverage.layers[part.layer], part.layer) if layer is None else layer
         order = [*self._known]
-        names = sorted(part.parameters, key=lambda name: order.index(self.recipe[join(part.layer, name)]))
-        chosen = {name: self._known[self.recipe[join(part.layer, name)]] for name in names}
+        names = sorted(part.parameters, key=lambda name: order.index(self.recipe[part.parameters[name]]))
+        chosen = {name: self._known[self.recipe[part.parameters[name]]] for name in names}
         return LayerCurvature(part.layer, layer, chosen, self.exact_bias)

@@ -14,7 +14,7 @@ from .budget import Budget
 from .conventions import DECOMPOSED, FACTOR_BYTES
 from .enough import Enough
 from .layer_curvature import LayerCurvature
-from .layers.coverage import Coverage, Part
+from .layers.coverage import Coverage, LayerWeights
 from .layers.extraction import Extraction
 from .layers.probe import probe
 from .likelihood import Likelihood
@@ -72,7 +72,7 @@ class DataPass:
     def run(
         self,
         loader: Iterable[Any],
-        layers: Mapping[Part, LayerCurvature],
+        layers: Mapping[LayerWeights, LayerCurvature],
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
         budget: Budget | None = None,
         enough: Enough | None = None,
@@ -119,7 +119,7 @@ class DataPass:
         return Totals(losses, num_data, observations, constants)
 
     def add(
-        self, input: Any, target: Any, layers: Mapping[Part, LayerCurvature], enough: Enough | None = None
+        self, input: Any, target: Any, layers: Mapping[LayerWeights, LayerCurvature], enough: Enough | None = None
     ) -> tuple[Tensor, float]:
         """Loss of each output, or of all together, and numbers observed, of samples that are handed to the layers."""
         input, target = counting(input, target)
@@ -179,7 +179,7 @@ class DataPass:
         each = [self.likelihood.joint_constant_loss([_output_target(t, c) for t in targets]) for c in outputs]
         return torch.tensor(each, dtype=torch.float64) * number
 
-    def _rehearse(self, layers: Mapping[Part, LayerCurvature], budget: Budget) -> int:
+    def _rehearse(self, layers: Mapping[LayerWeights, LayerCurvature], budget: Budget) -> int:
         """Bytes that the end takes beside the sums: all factors, then the decomposition of one after the other."""
         factors, taken = budget.taken(lambda: [factor for layer in layers.values() for factor in layer.rehearse()])
         side = max((max(factor.sides) for factor in factors), default=0)
@@ -196,7 +196,7 @@ def _output_target(target: Any, output: int) -> Any:
     return Weighted(column, broadcast_weight(weight, whole).expand_as(whole)[:, output : output + 1])
 
 
-def _growth(layers: Mapping[Part, LayerCurvature]) -> int:
+def _growth(layers: Mapping[LayerWeights, LayerCurvature]) -> int:
     """Bytes that have to stay free for sums that still grow."""
     growths = [layer.growth() for layer in layers.values()]
     return sum(stays for stays, _ in growths) + max(passing for _, passing in growths)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .batches import batches, counting, detached, halves
 from .curvature import Curvature
 from .factors import Factor
-from .layers.coverage import join
 
 __all__ = ["BatchCurvature", "differentiable_curvature"]
 
@@ -42,7 +41,7 @@ def differentiable_curvature(
             input, target = counting(whole, targets)
             output = likelihood.tensor(extraction.forward(model, detached(input)))
             likelihood.check(output, target)
-            layers = {part: curvature.layer_curvature(part) for part in curvature.coverage.parts}
+            layers = {part: curvature.layer_curvature(part) for part in curvature.coverage.weights}
             columns = likelihood.columns(output, target=target)
             if weights is not None:
                 columns = (column * weights.sqrt()[index % len(weights)] for index, column in enumerate(columns))
@@ -52,7 +51,7 @@ def differentiable_curvature(
                     samples = len(output) if index == 0 else None
                     layer.add([use for user in part.users for use in uses[user]], samples, counts)
             factors = {
-                join(part.layer, name): blocks
+                part.parameters[name]: blocks
                 for part, layer in layers.items()
                 for name, blocks in layer.factors()[0].items()
             }

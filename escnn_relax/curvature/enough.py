@@ -60,8 +60,8 @@ class Enough:
         """The columns of one minibatch, on their way to the layers."""
         traces: Tensor | None = None
         for column in columns:
-            own = column.detach().flatten(1).double().square().sum(1)
-            traces = own if traces is None else traces + own
+            trace = column.detach().flatten(1).double().square().sum(1)
+            traces = trace if traces is None else traces + trace
             yield column
         if traces is not None:
             self._total += float(traces.sum())

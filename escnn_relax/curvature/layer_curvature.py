@@ -54,6 +54,16 @@ class LayerCurvature:
             sums.append(Bias(shared).start(self.name, self.layer, ("bias",)))
         return sums
 
+    def _new_batch(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None) -> Batch:
+        for input in inputs:
+            if len(input) != samples:
+                raise UnsupportedModuleError(
+                    self.name,
+                    f"the layer sees {len(input)} samples where the network has {samples}",
+                    remedy="keep the batch dimension first and to itself",
+                )
+        return Batch(self.layer, inputs, counts)
+
     def _follow(self, sums: list[Approximation]) -> None:
         for approximation, leader in zip(sums, self._sums[0], strict=True):
             approximation.follow(leader, self._batch)
@@ -71,7 +81,11 @@ class LayerCurvature:
         """
         with torch.autocast(uses[0].input.device.type, enabled=False):
             if samples is not None:
-                self._read([use.input for use in uses], samples, counts)
+                self._batch = self._new_batch([use.input for use in uses], samples, counts)
+                for approximation in self._sums[0]:
+                    approximation.read(self._batch)
+                for others in self._sums[1:]:
+                    self._follow(others)
             while len(self._sums) <= output:
                 self._sums.append(self._start())
                 self._done.append({})
@@ -79,21 +93,6 @@ class LayerCurvature:
             gradients = self._batch.gradients(uses)
             for approximation in self._sums[output]:
                 approximation.add(self._batch, gradients)
-
-    def _read(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None) -> None:
-        for input in inputs:
-            if len(input) != samples:
-                raise UnsupportedModuleError(
-                    self.name,
-                    f"the layer sees {len(input)} samples where the network has {samples}",
-                    remedy="keep the batch dimension first and to itself",
-                )
-        self._batch = Batch(self.layer, inputs, counts)
-        first, *others = self._sums
-        for approximation in first:
-            approximation.read(self._batch)
-        for other in others:
-            self._follow(other)
 
     def forget(self) -> None:
         """Let go of the minibatch."""

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import DataError
-from .reader import of_samples
+from .reader import select_samples
 
 __all__ = [
     "agreed",
@@ -72,9 +72,9 @@ def gathered(value: Any) -> list[Any]:
     """That of every process, in their order; tensors come on the CPU."""
     if not several():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def check_alike(model: nn.Module) -> None:
@@ -97,7 +97,7 @@ def check_batches(count: int) -> None:
     """Raise ``DataError`` in all processes where one of them had no data."""
     if not several():
         return
-    empty = [number for number, of in enumerate(gathered(count)) if not of]
+    empty = [number for number, amount in enumerate(gathered(count)) if not amount]
     if empty:
         raise DataError("loader", f"process {empty[0]} had no batch", remedy="give every process a share of the data")
 
@@ -105,15 +105,15 @@ def check_batches(count: int) -> None:
 def unpadded(loader: Any, pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """What a loader yields, read as pairs, without the samples that its ``DistributedSampler`` repeats to give all
     processes as many."""
-    repeated, held = _repeated(loader), None
+    repeated, last = _repeated(loader), None
     for pair in pairs:
-        if held is not None:
-            yield held
-        held = pair
-    if held is not None and repeated:
-        held = _shortened(*held, repeated)
-    if held is not None:
-        yield held
+        if last is not None:
+            yield last
+        last = pair
+    if last is not None and repeated:
+        last = _shortened(*last, repeated)
+    if last is not None:
+        yield last
 
 
 def distributed(loader: Any) -> bool:
@@ -134,4 +134,4 @@ def _shortened(input: Any, target: Any, count: int) -> tuple[Any, Any] | None:
     left = len(target) - count
     if left <= 0:
         return None
-    return of_samples(input, slice(left), len(target)), target[:left]
+    return select_samples(input, slice(left), len(target)), target[:left]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 
-__all__ = ["Asked", "Batch", "Batches", "Weighted", "mapped", "of_samples", "read", "tensors"]
+__all__ = ["Batch", "Batches", "Query", "Weighted", "input_tensors", "map_tensors", "read", "select_samples"]
 
 #: What entries of a dictionary or named tuple are called.
 TARGETS = ("target", "targets", "label", "labels", "y")
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
 
-class Asked:
+class Query:
     """An input, and how the network is asked about it.
 
     Args:
@@ -91,13 +91,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for index, batch in enumerate(self.loader):
-            found = read(batch, f"batch {index}") if self.read is None else self.read(batch)
-            if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
+            entries = read(batch, f"batch {index}") if self.read is None else self.read(batch)
+            if not isinstance(entries, (tuple, list)) or len(entries) not in (2, 3):
                 expected = "(input, target) or (input, target, weight) from the function that reads batches"
                 remedy = "let the function given as read= return such a tuple"
-                raise DataError(f"batch {index}", expected=expected, got=type(found).__name__, remedy=remedy)
-            input, *others = found
-            yield Batch(input if self.forward is None else Asked(input, self.forward), *others)
+                raise DataError(f"batch {index}", expected=expected, got=type(entries).__name__, remedy=remedy)
+            input, *others = entries
+            yield Batch(input if self.forward is None else Query(input, self.forward), *others)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -161,10 +161,10 @@ def _named(batch: Mapping[str, Any], where: str) -> Batch:
     return Batch(input, batch[targets[0]], batch[weights[0]] if weights else None)
 
 
-def mapped(input: Any, function: Callable[[Any], Any]) -> Any:
+def map_tensors(input: Any, function: Callable[[Any], Any]) -> Any:
     """An input with a function applied to each tensor in it."""
-    if isinstance(input, Asked):
-        return Asked(mapped(input.input, function), input.forward)
+    if isinstance(input, Query):
+        return Query(map_tensors(input.input, function), input.forward)
     if isinstance(input, Mapping):
         return {name: function(value) for name, value in input.items()}
     if isinstance(input, (tuple, list)):
@@ -172,7 +172,7 @@ def mapped(input: Any, function: Callable[[Any], Any]) -> Any:
     return function(input)
 
 
-def of_samples(input: Any, rows: Any, samples: int) -> Any:
+def select_samples(input: Any, rows: Any, samples: int) -> Any:
     """Some samples of an input, by index or slice; what it holds beside ``samples`` rows stays whole."""
 
     def chosen(part: Any) -> Any:
@@ -181,13 +181,13 @@ def of_samples(input: Any, rows: Any, samples: int) -> Any:
             return part
         return GeometricTensor(tensor[rows], part.type) if tensor is not part else tensor[rows]
 
-    return mapped(input, chosen)
+    return map_tensors(input, chosen)
 
 
-def tensors(input: Any) -> list[Any]:
+def input_tensors(input: Any) -> list[Any]:
     """All that an input consists of, ``GeometricTensor`` as its tensor."""
-    if isinstance(input, Asked):
-        return tensors(input.input)
+    if isinstance(input, Query):
+        return input_tensors(input.input)
     several = isinstance(input, (tuple, list, Mapping))
     parts = list(input.values()) if isinstance(input, Mapping) else list(input) if several else [input]
     return [part.tensor if isinstance(part, GeometricTensor) else part for part in parts]

@@ -13,7 +13,7 @@ from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor
 
 from ..curvature.batches import batches
-from ..curvature.reader import Weighted, mapped, of_samples, tensors
+from ..curvature.reader import Weighted, input_tensors, map_tensors, select_samples
 from ..errors import DataError
 from .action import LayerAction
 from .centre import Centre
@@ -156,7 +156,7 @@ class _Pass:
         if self.motion is not None and self.plan.turned and turned < min(TURNED, SHARE * self.seen):
             same = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
             if same and self.motion.smooth(target):
-                self._turn(self.motion, member, of_samples(input, few, len(target)), target[few])
+                self._turn(self.motion, member, select_samples(input, few, len(target)), target[few])
         self.count += 1
 
     def _turn(self, motion: Motion, member: int, input: Any, target: Any) -> None:
@@ -168,7 +168,7 @@ class _Pass:
                 return element
 
             where = slice(int(part[0]), int(part[-1]) + 1)
-            inputs.append(motion.input(of_samples(input, where, len(target)), alike))
+            inputs.append(motion.input(select_samples(input, where, len(target)), alike))
             targets.append(motion.target(target[where], alike))
         probe, (input, target) = self.probes[0], joined(inputs, targets)
         self._add(self.turned, member, probe.gradients(probe.loss(probe.forward(input), target)))
@@ -229,7 +229,7 @@ def collect(
         aims, first = (aim.target if isinstance(aim, Weighted) else aim for aim in (target, first_target))
         constant = constant and aims.shape[1:] == first.shape[1:] and bool((aims == first).all())
         orbit.add(input, len(target))
-        images = [part for part in tensors(input) if through.motion is not None and through.motion.image(part)]
+        images = [part for part in input_tensors(input) if through.motion is not None and through.motion.image(part)]
         if images:
             centre.add(images[0])
         for ready in grouping.add(input, target, numbers.last if numbers is not None else None):
@@ -264,4 +264,4 @@ def _jittered(input: Any, generator: torch.Generator) -> Any:
         moved = tensor.detach() + scale * noise
         return GeometricTensor(moved, part.type) if isinstance(part, GeometricTensor) else moved
 
-    return mapped(input, shaken)
+    return map_tensors(input, shaken)

@@ -9,7 +9,7 @@ from escnn.group import GroupElement
 from escnn.gspaces import GSpace
 from torch import Tensor
 
-from ..curvature.reader import of_samples, tensors
+from ..curvature.reader import input_tensors, select_samples
 from .exact_group import ExactGroup
 from .strictness import Motion
 
@@ -30,7 +30,7 @@ class Orbit:
     def __init__(self, input: Any, samples: int, group: ExactGroup, motion: Motion | None) -> None:
         self.only = True
         self.sorted = motion is None
-        first = of_samples(input, slice(1), samples)
+        first = select_samples(input, slice(1), samples)
         members = [first]
         if motion is not None:
             members = []
@@ -55,7 +55,9 @@ class Orbit:
 
     def _flat(self, input: Any, samples: int) -> Tensor:
         parts = [
-            p.detach().to("cpu", torch.float64).flatten(1) for p in tensors(input) if p.dim() and len(p) == samples
+            p.detach().to("cpu", torch.float64).flatten(1)
+            for p in input_tensors(input)
+            if p.dim() and len(p) == samples
         ]
         flat = torch.cat(parts, 1) if parts else torch.zeros(samples, 0, dtype=torch.float64)
         return flat.sort(1).values if self.sorted else flat

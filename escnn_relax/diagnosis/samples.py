@@ -10,7 +10,7 @@ import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor
 
-from ..curvature.reader import Batches, Weighted, mapped, of_samples, read, tensors
+from ..curvature.reader import Batches, Weighted, input_tensors, map_tensors, read, select_samples
 from ..errors import ArgumentError, DataError
 from .effect import Sizes
 
@@ -122,7 +122,7 @@ class Grouping:
         Args:
             numbers: index of each sample, and what tells it from others beside its content.
         """
-        count, parts = len(target), [part.detach().to("cpu") for part in tensors(input)]
+        count, parts = len(target), [part.detach().to("cpu") for part in input_tensors(input)]
         if len(parts) == 1 and len(parts[0]) != count:
             remedy = "let each batch be (input, target) with samples along dimension 0 of both"
             raise DataError("batch", expected=f"as many targets as inputs, {len(parts[0])}", got=count, remedy=remedy)
@@ -137,8 +137,8 @@ class Grouping:
         full = min(self.size, max(count, TOGETHER))  # no minibatch is larger than the loader's
         full = max(full, TOGETHER) if self.repeated or self.units is not None else full
         for group in chosen.unique().tolist():
-            where = (chosen == group).nonzero().flatten().to(tensors(input)[0].device)
-            self._waiting.setdefault(group, []).append((of_samples(input, where, count), target[where]))
+            where = (chosen == group).nonzero().flatten().to(input_tensors(input)[0].device)
+            self._waiting.setdefault(group, []).append((select_samples(input, where, count), target[where]))
             if sum(len(y) for _, y in self._waiting[group]) >= full:
                 yield self._joined(group)
 
@@ -156,7 +156,7 @@ def joined(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
     if len(inputs) == 1:
         return inputs[0], targets[0]
     target = Weighted.cat(targets) if isinstance(targets[0], Weighted) else torch.cat(tuple(targets))
-    columns = zip(*map(tensors, inputs))
+    columns = zip(*map(input_tensors, inputs))
 
     def whole(part: Any) -> Any:
         column = next(columns)
@@ -164,7 +164,7 @@ def joined(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
         tensor = torch.cat(column) if alike else column[0]
         return GeometricTensor(tensor, part.type) if isinstance(part, GeometricTensor) else tensor
 
-    return mapped(inputs[0], whole), target
+    return map_tensors(inputs[0], whole), target
 
 
 def _bytes(tensor: Tensor) -> bytes:

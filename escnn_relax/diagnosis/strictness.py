@@ -11,7 +11,7 @@ from escnn.gspaces import GSpace
 from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
-from ..curvature.reader import Weighted, mapped, of_samples, tensors
+from ..curvature.reader import Weighted, input_tensors, map_tensors, select_samples
 from ..nn.relaxed_convolution import RelaxedConvolution
 from ..symmetry.grid.field_action import axes_matrix, fiber_matrix, move_points, transform_field
 from ..symmetry.grid.kernel_action import grid_permutation
@@ -45,7 +45,7 @@ def input_type(probe: Probe, input: Any) -> FieldType | None:
 
     hooks = [m.register_forward_pre_hook(look) for m in probe.model.modules()]
     try:
-        probe.forward(of_samples(input, slice(1), len(tensors(input)[0])))
+        probe.forward(select_samples(input, slice(1), len(input_tensors(input)[0])))
     finally:
         for hook in hooks:
             hook.remove()
@@ -57,13 +57,13 @@ def movable(input: Any, in_type: FieldType) -> bool:
     pixels, and whatever says its own type."""
     plain = _plain(input)
     images = [part for part in plain if _image(part, in_type)]
-    told = len(images) <= 1 and bool(images or len(plain) < len(tensors(input)))
+    told = len(images) <= 1 and bool(images or len(plain) < len(input_tensors(input)))
     return told and all(part.dim() <= 2 or _image(part, in_type) for part in plain)
 
 
 def _plain(input: Any) -> list[Tensor]:
     found: list[Any] = []
-    mapped(input, found.append)
+    map_tensors(input, found.append)
     return [part for part in found if isinstance(part, Tensor)]
 
 
@@ -124,7 +124,7 @@ class Motion:
                 return GeometricTensor(tensor, own) if part is not raw(part) else tensor
             return part
 
-        return mapped(input, of)
+        return map_tensors(input, of)
 
     def target(self, target: Any, element: Callable[[GSpace], GroupElement]) -> Any:
         """A target moved alike; one that does not move as it is."""
@@ -162,7 +162,7 @@ def law_errors(
 
     A layer whose breaking kernels get no more than roundings of its whole gradient cannot depart from the law.
     """
-    input, target = of_samples(input, slice(TRIED), len(target)), target[:TRIED]
+    input, target = select_samples(input, slice(TRIED), len(target)), target[:TRIED]
     gradients = probe.gradients(probe.loss(probe.forward(input), target))
     here = {name: (actions[name].features(gradients[name]), gradients.squares[name]) for name in actions}
     errors = dict.fromkeys(actions, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..curvature.batches import batches
 from ..curvature.curvature import Curvature
-from ..curvature.sums.jacobian import jacobian
+from ..curvature.jacobian import jacobian
 from ..errors import ArgumentError, DataError, LikelihoodError
 from .calibration import Calibration, calibration
 from .laplace_approximation import LaplaceApproximation

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curvature.reader import read, tensors
+from ..curvature.reader import input_tensors, read
 from ..errors import RelaxError
 
 __all__ = ["Recurring"]
@@ -64,7 +64,7 @@ def _contents(batch: Any) -> list[Any] | None:
     """What tells the samples of a batch apart; ``None`` where it is not known what belongs to which."""
     try:
         input, target, _ = read(batch, "")
-        parts: list[Any] = [*tensors(input), target]
+        parts: list[Any] = [*input_tensors(input), target]
     except RelaxError:  # which is said where the batch is used
         return None
     if not all(isinstance(p, Tensor) and p.dim() and p.layout == torch.strided for p in parts):

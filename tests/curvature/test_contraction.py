@@ -97,5 +97,5 @@ def test_sparse_kernels_are_left_out():
     )
     block = linear_map(layer).blocks[1]
     size = layer.in_type.size * 25
-    side = contraction._Side.of(block.pieces[0], torch.eye(size, dtype=torch.float64), 0, block.frame, False)
+    side = contraction._Side.prepare(block.pieces[0], torch.eye(size, dtype=torch.float64), 0, block.frame, False)
     assert side.alive.double().mean() < 0.5

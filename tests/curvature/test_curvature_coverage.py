@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from escnn_relax import Evidence
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.curvature.sums.jacobian import jacobian
+from escnn_relax.curvature.jacobian import jacobian
 from escnn_relax.errors import CoverageError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
 

@@ -17,7 +17,7 @@ from escnn_relax.curvature.factors import DenseFactor, EigenFactor, GramFactor, 
 from escnn_relax.curvature.layers.known_layers import linear_map
 from escnn_relax.curvature.layers.linear_map import LinearMap
 from escnn_relax.curvature.sums.patch_moments import PatchMoments, _Patches, _Whole
-from escnn_relax.curvature.sums.row_moments import RowMoments
+from escnn_relax.curvature.sums.patch_moments import RowMoments
 from escnn_relax.curvature.layers.input_positions import TransposedWindow, Window
 from escnn_relax.curvature.approximation_choice import LARGEST_EXACT, recipe
 from escnn_relax.errors import ArgumentError, CurvatureError, DataError

@@ -14,7 +14,7 @@ from escnn import nn as enn
 from torch import nn
 
 from escnn_relax import Batches, Evidence, relax
-from escnn_relax.curvature.sums import row_sample, sketched
+from escnn_relax.curvature.sums import field_moments, row_reservoir
 from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.likelihood import Categorical, Gaussian
@@ -119,14 +119,14 @@ def test_a_sample_of_the_rows_is_one_of_the_weighted_rows(monkeypatch):
     for size, seeds in ((10**6, 1), (40, 200)):
         total = torch.zeros_like(oracle)
         for seed in range(seeds):
-            rows = row_sample.RowSample(layer, size, seed)
+            rows = row_reservoir.RowReservoir(layer, size, seed)
             for part, of in zip(Batch(layer, [x]).inputs[0].split(3), counts.split(3)):
                 rows.add([part], of)
             found = rows.group(0)
             total += found.T @ found / len(found) / seeds
         whole.append(float((total - oracle).norm() / oracle.norm()))
     assert whole[0] < ROUNDING and whole[1] < 0.1 < float((plain - oracle).norm() / oracle.norm())
-    fields = sketched.FieldMoments(layer, layer.blocks)
+    fields = field_moments.FieldMoments(layer, layer.blocks)
     fields.add(Batch(layer, [x]).inputs, counts)
     assert fields.trace(layer.blocks[0]) == pytest.approx(float(oracle.trace()), rel=1e-10)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from escnn_relax import Evidence
 from escnn_relax.curvature import approximation_choice as recipe
-from escnn_relax.curvature.sums import row_sample, sketched
+from escnn_relax.curvature.sums import field_moments, row_operator, row_reservoir
 from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.sums.contraction import contract
@@ -100,20 +100,20 @@ def layers():
 
 @pytest.mark.parametrize("name", list(layers()))
 def test_operator_and_traces_are_those_of_the_formed_factor(name, monkeypatch):
-    monkeypatch.setattr(sketched, "WORTH", math.inf)
+    monkeypatch.setattr(field_moments, "WORTH", math.inf)
     torch.manual_seed(0)
     module, shape = layers()[name]
     module, x = module.double(), torch.randn(*shape).double()
     layer = linear_map(module)
     batch = Batch(layer, [x])
-    rows = row_sample.RowSample(layer, 10**6, 0)
-    moments, fields = PatchMoments(layer), sketched.FieldMoments(layer, layer.blocks)
+    rows = row_reservoir.RowReservoir(layer, 10**6, 0)
+    moments, fields = PatchMoments(layer), field_moments.FieldMoments(layer, layer.blocks)
     for part in (rows, moments, fields):
         part.add(batch.inputs)
     assert rows.rows == moments.rows and layer.blocks
     for block in layer.blocks:
         A = contract(moments.mean[block.group], block, average=False)
-        operator = sketched.RowOperator(block, rows.group(block.group))
+        operator = row_operator.RowOperator(block, rows.group(block.group))
         tolerance = 1e-10 * float(A.diagonal().max()) + 1e-13
         assert (operator(torch.eye(operator.size, dtype=torch.float64)) - A).abs().max() < tolerance
         assert operator.trace() == pytest.approx(float(A.trace()), rel=1e-10)
@@ -125,7 +125,7 @@ def test_the_sample_does_not_depend_on_how_the_data_are_cut():
     x = torch.randn(40, 3, 9, 9)
     samples = []
     for size in (40, 7, 1):
-        samples.append(row_sample.RowSample(layer, 100, seed=3))
+        samples.append(row_reservoir.RowReservoir(layer, 100, seed=3))
         for part in x.split(size):
             samples[-1].add([part])
     first = samples[0].group(0)
@@ -137,7 +137,7 @@ def test_every_place_is_as_likely():
     layer = linear_map(nn.Linear(1, 1))
     counts = torch.zeros(50)
     for seed in range(400):
-        sample = row_sample.RowSample(layer, 10, seed)
+        sample = row_reservoir.RowReservoir(layer, 10, seed)
         for part in torch.arange(50.0).view(5, 10, 1).split(1):
             sample.add([part])
         counts[sample.group(0).flatten().long()] += 1

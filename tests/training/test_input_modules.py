@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from escnn_relax import Evidence
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.curvature.sums.jacobian import jacobian
+from escnn_relax.curvature.jacobian import jacobian
 from escnn_relax.errors import CoverageError, DataError, UnsupportedModuleError
 
 #: float64; the two sides sum the same numbers in another order

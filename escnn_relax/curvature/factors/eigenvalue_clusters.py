@@ -36,26 +36,26 @@ def clusters(values: Tensor) -> list[Tensor]:
     """
     gaps = values.diff()
     far = (gaps > TOGETHER * values[-1:].abs()) | (gaps > ALIKE * values[1:].abs())
-    found: dict[int, list[range]] = {}
+    by_size: dict[int, list[range]] = {}
     start = 0
     for stop in [*(far.nonzero().flatten() + 1).tolist(), len(values)]:
         for part in _cut(range(start, stop), gaps.tolist()):
-            found.setdefault(len(part), []).append(part)
+            by_size.setdefault(len(part), []).append(part)
         start = stop
-    return [torch.tensor([list(part) for part in found[size]]) for size in sorted(found)]
+    return [torch.tensor([list(part) for part in by_size[size]]) for size in sorted(by_size)]
 
 
 def _cut(part: range, gaps: Sequence[float]) -> list[range]:
     """In pieces of at most ``MOST``, at the widest gaps first."""
-    found, left = [], [part]
+    pieces, left = [], [part]
     while left:
-        one = left.pop()
-        if len(one) <= MOST:
-            found.append(one)
+        piece = left.pop()
+        if len(piece) <= MOST:
+            pieces.append(piece)
             continue
-        widest = max(one[:-1], key=gaps.__getitem__) + 1
-        left += [range(widest, one.stop), range(one.start, widest)]
-    return found
+        widest = max(piece[:-1], key=gaps.__getitem__) + 1
+        left += [range(widest, piece.stop), range(piece.start, widest)]
+    return pieces
 
 
 def turned(axes: Tensor, where: Tensor, operator: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def turned(axes: Tensor, where: Tensor, operator: Tensor) -> Tensor:
     Returns:
         the eigenvectors in the old axes, ``(clusters, size, size)``, in columns.
     """
-    _, own = torch.linalg.eigh(operator)
+    _, turn = torch.linalg.eigh(operator)
     flat = where.flatten().to(axes.device)
     members = axes[:, flat].view(len(axes), *where.shape).transpose(0, 1)  # (clusters, D, size)
-    axes[:, flat] = (members @ own.to(members)).transpose(0, 1).flatten(1)
-    return own
+    axes[:, flat] = (members @ turn.to(members)).transpose(0, 1).flatten(1)
+    return turn

@@ -5,33 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedParameter
 
-from ...errors import CoverageError, UnsupportedModuleError
+from ...errors import CoverageError
 from ...nn.mixed.kernel import MixtureKernel
 from ...nn.translation.anchors import Anchors
 from .known_layers import alike, obstacle
 
-__all__ = ["Coverage", "Part", "check_built", "check_samples", "coverage", "join"]
+__all__ = ["Coverage", "LayerWeights", "check_built", "coverage", "join"]
 
 #: What the layers that are known call their weights. Pruning, and norms of weights by hooks, put others in their place.
 WEIGHTS = ("weight", "weights", "bias")
 
 
-@dataclass(frozen=True)
-class Part:
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
     """Covered parameters of a layer, and all layers that use them: usually that one alone.
 
     Attributes:
         layer: the layer that the parameters are named after.
-        parameters: their names within it.
+        parameters: their names within it, each with that in the model.
         users: the layers whose uses count, by name.
     """
 
     layer: str
-    parameters: tuple[str, ...]
+    parameters: dict[str, str]
     users: tuple[str, ...]
 
 
@@ -41,13 +39,13 @@ class Coverage:
 
     Attributes:
         layers: the layers that use covered parameters, by name.
-        parts: each covered parameter in one of them.
+        weights: each covered parameter in one of them.
         parameters: names of the covered parameters, with their sizes.
         uncovered: names of all others, with the reason.
     """
 
     layers: dict[str, nn.Module]
-    parts: tuple[Part, ...]
+    weights: tuple[LayerWeights, ...]
     parameters: dict[str, int]
     uncovered: dict[str, str]
 
@@ -70,14 +68,15 @@ def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
     if not covered:
         first = next((f" ({name}: {reason})" for name, reason in reasons.items()), "")
         raise CoverageError("model", f"no layer whose curvature is known{first}", remedy="relax its convolutions first")
-    parts: dict[tuple[str, ...], list[str]] = {}
+    weights: dict[tuple[str, ...], dict[str, str]] = {}
     for name in covered:
         layers = tuple(users[name])
-        parts.setdefault(layers, []).append(name.removeprefix(f"{layers[0]}.") if layers[0] else name)
-    used = {layer for layers in parts for layer in layers}
+        inside = name.removeprefix(f"{layers[0]}.") if layers[0] else name
+        weights.setdefault(layers, {})[inside] = name
+    using = {layer for layers in weights for layer in layers}
     return Coverage(
-        {name: module for name, module in model.named_modules() if name in used},
-        tuple(Part(layers[0], tuple(parameters), layers) for layers, parameters in parts.items()),
+        {name: module for name, module in model.named_modules() if name in using},
+        tuple(LayerWeights(layers[0], parameters, layers) for layers, parameters in weights.items()),
         covered,
         {name: reason for name, reason in reasons.items() if reason},
     )
@@ -86,13 +85,13 @@ def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:
 def _users(model: nn.Module, names: list[str], normalisation: bool) -> dict[str, str]:
     """The layers that hold a parameter, each once, with its name within them; an unknown one under its module's
     name."""
-    found, seen = {}, set()
+    users, seen = {}, set()
     for name in names:
         layer = _layer(model, name, normalisation)
         if id(model.get_submodule(layer)) not in seen:
             seen.add(id(model.get_submodule(layer)))
-            found[layer] = name.removeprefix(f"{layer}.") if layer else name
-    return found
+            users[layer] = name.removeprefix(f"{layer}.") if layer else name
+    return users
 
 
 def _layer(model: nn.Module, name: str, normalisation: bool) -> str:
@@ -123,8 +122,8 @@ def _obstacle(model: nn.Module, name: str, users: dict[str, str], normalisation:
     for layer in modules:
         if problem := obstacle(modules[layer], normalisation):
             return problem if layer == first else f"the same parameter as {join(layer, users[layer])}, but {problem}"
-    own = users[first].split(".")
-    if own[0] not in WEIGHTS or "parametrizations" in own:
+    path = users[first].split(".")
+    if path[0] not in WEIGHTS or "parametrizations" in path:
         return (
             f"no weight of {kind} itself: how the layer uses it (pruning, spectral norm, a parametrisation) is not"
             " known"
@@ -152,22 +151,6 @@ def check_built(model: nn.Module) -> None:
         if isinstance(parameter, UninitializedParameter):
             problem = "a lazy layer, whose weights wait for the first input"
             raise CoverageError(name, problem, remedy="run the model once on a batch, before its optimiser is made too")
-
-
-def check_samples(model: nn.Module) -> None:
-    """Raise ``UnsupportedModuleError`` for a module that mixes the samples of a batch even in evaluation mode."""
-    for name, module in model.named_modules():
-        if isinstance(module, _InstanceNorm) or not (
-            "BatchNorm" in type(module).__name__ or isinstance(module, _BatchNorm)
-        ):
-            continue
-        if getattr(module, "track_running_stats", True) is False or getattr(module, "running_mean", 0) is None:
-            raise UnsupportedModuleError(
-                name,
-                f"{type(module).__name__} without running statistics mixes the samples of a batch, "
-                "so that none has a gradient of its own",
-                remedy="keep running statistics, or use a normalisation of single samples",
-            )
 
 
 def join(layer: str, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import CoverageError, UnsupportedModuleError
 from ..batches import answer
-from .rows import Arrangement
-from .wrappers import eager
+from .row_layout import RowLayouts
 
 __all__ = ["Extraction", "Use"]
 
@@ -102,7 +101,7 @@ class Extraction:
         self.layers = layers
         self._taps: dict[str, list[Tap]] = {name: [] for name in layers}
         self._used: dict[str, int] = dict.fromkeys(layers, 0)
-        self._arrangement = Arrangement()
+        self._layouts = RowLayouts()
         self._handles: list[Any] = []  # of the taps' hooks, which BackPACK would keep for good
         self._extension = OutputGradients()
         self._differentiable = False
@@ -111,8 +110,8 @@ class Extraction:
     def open(self, model: nn.Module, keep: tuple[nn.Parameter, ...] = ()) -> Iterator[None]:
         """Tap the layers; evaluation mode, and no parameter but those in ``keep`` requires a gradient meanwhile."""
         modes = [(module, module.training) for module in model.modules()]
-        kept = {id(p) for p in keep}
-        frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+        differentiable = {id(p) for p in keep}
+        frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in differentiable]
         patched = {name: vars(module)["forward"] for name, module in self.layers.items() if "forward" in vars(module)}
         try:
             for parameter in frozen:
@@ -121,7 +120,7 @@ class Extraction:
             self._differentiable = bool(keep)
             for name, module in self.layers.items():
                 module.forward = self._tapped(name, module, module.forward)
-            with warnings.catch_warnings(), eager(), torch.inference_mode(False):
+            with warnings.catch_warnings(), _eager(), torch.inference_mode(False):
                 warnings.filterwarnings(
                     "ignore", "Full backward hook is firing when gradients are computed with respect"
                 )
@@ -133,7 +132,7 @@ class Extraction:
                 else:
                     vars(module).pop("forward", None)
             self.forget()
-            self._taps, self._arrangement = {name: [] for name in self.layers}, Arrangement()
+            self._taps, self._layouts = {name: [] for name in self.layers}, RowLayouts()
             for handle in self._handles:
                 handle.remove()
                 CTX.hook_handles.remove(handle)
@@ -154,12 +153,12 @@ class Extraction:
     def backward(self, output: Tensor, columns: Iterable[Tensor]) -> Iterator[dict[str, list[Use]]]:
         """Back-propagate each of ``columns``, shape ``(columns, *output.shape)``, and yield what reached the layers.
 
-        A layer that reads several rows of a sample has as many uses (:mod:`~escnn_relax.curvature.layers.rows`);
+        A layer that reads several rows of a sample has as many uses (:mod:`~escnn_relax.curvature.layers.row_layout`);
         ``UnsupportedModuleError`` where it cannot be told which.
         """
         taps = self.find(output)
         for column in columns:
-            yield self._arrangement.apart(self._gradients(output, column, taps), len(output))
+            yield self._layouts.apart(self._gradients(output, column, taps), len(output))
 
     def find(self, output: Tensor) -> dict[str, list[Tap]]:
         """Find out which rows of the last pass belong to which sample; returns the taps that it used."""
@@ -168,12 +167,12 @@ class Extraction:
         return taps
 
     def _gradients(self, output: Tensor, column: Tensor, taps: dict[str, list[Tap]]) -> dict[str, list[Use]]:
-        for of in taps.values():
-            for tap in of:
+        for layer_taps in taps.values():
+            for tap in layer_taps:
                 tap.output_gradient = None
         with _hooks(self._extension):
             torch.autograd.backward(output, column, retain_graph=True)
-        return {name: [tap.use() for tap in of] for name, of in taps.items()}
+        return {name: [tap.use() for tap in layer_taps] for name, layer_taps in taps.items()}
 
     def forget(self) -> None:
         """Let go of what the last pass recorded."""
@@ -183,32 +182,34 @@ class Extraction:
     def differentiable(self, output: Tensor, columns: Iterable[Tensor]) -> Iterator[dict[str, list[Use]]]:
         """As :meth:`backward`, within :meth:`open` with something to keep: inputs and gradients have graphs to it."""
         taps = self._taps_in_use()
-        outputs = [tap.output for of in taps.values() for tap in of]
+        outputs = [tap.output for layer_taps in taps.values() for tap in layer_taps]
 
         def gradients(column: Tensor, graph: bool) -> dict[str, list[Use]]:
             with _hooks():
-                found = torch.autograd.grad(
+                results = torch.autograd.grad(
                     output, outputs, column, retain_graph=True, create_graph=graph, allow_unused=True
                 )
-            pairs = iter(zip(outputs, found))
+            pairs = iter(zip(outputs, results))
             return {
-                name: [Use(tap.input0, torch.zeros_like(o) if g is None else g) for tap, (o, g) in zip(of, pairs)]
-                for name, of in taps.items()
+                name: [
+                    Use(tap.input0, torch.zeros_like(o) if g is None else g) for tap, (o, g) in zip(layer_taps, pairs)
+                ]
+                for name, layer_taps in taps.items()
             }
 
         self._find(output, taps, lambda column: gradients(column, False))
         for column in columns:
-            yield self._arrangement.apart(gradients(column, True), len(output))
+            yield self._layouts.apart(gradients(column, True), len(output))
 
     def _find(
         self, output: Tensor, taps: dict[str, list[Tap]], gradients: Callable[[Tensor], dict[str, list[Use]]]
     ) -> None:
-        inputs = {name: [tap.input0 for tap in of] for name, of in taps.items()}
-        self._arrangement.find(output, inputs, gradients)
+        inputs = {name: [tap.input0 for tap in layer_taps] for name, layer_taps in taps.items()}
+        self._layouts.find(output, inputs, gradients)
 
     def _taps_in_use(self) -> dict[str, list[Tap]]:
         taps = {name: self._taps[name][: self._used[name]] for name in self.layers}
-        unused = [name for name, of in taps.items() if not of]
+        unused = [name for name, layer_taps in taps.items() if not layer_taps]
         if unused:
             raise CoverageError(
                 unused[0],
@@ -280,3 +281,16 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if module.training != training:
             module.train(training)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Meanwhile what is compiled runs as it is written (with a torch that can, from 2.6), and transformers layer by
+    layer, instead of as one operation of evaluation mode, so that each layer is seen."""
+    stance, fused = getattr(torch.compiler, "set_stance", None), torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with nullcontext() if stance is None else stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)

@@ -64,13 +64,13 @@ def obstacle(module: nn.Module, normalisation: bool = False) -> str:
     return ""
 
 
-def alike(one: nn.Module, other: nn.Module, parameter: str) -> bool:
+def alike(first: nn.Module, second: nn.Module, parameter: str) -> bool:
     """Whether two layers use a parameter of theirs in the same way, so that it may be one and the same."""
-    if type(one) is not type(other) or isinstance(one, _BatchNorm):
+    if type(first) is not type(second) or isinstance(first, _BatchNorm):
         return False
-    if any(isinstance(module, (Anchors, MixtureKernel)) for module in one.modules()):  # scales or shares of their own
+    if any(isinstance(module, (Anchors, MixtureKernel)) for module in first.modules()):  # scales or shares of their own
         return False
-    a, b = linear_map(one), linear_map(other)
+    a, b = linear_map(first), linear_map(second)
     if a.places != b.places or a.groups != b.groups:
         return False
     if parameter == "bias":
@@ -143,8 +143,8 @@ def _plain(module: Any, outputs: int, inputs: int, positions: Tensor, places: Pl
 def _(module: Any, where: str = "") -> LinearMap:
     # in evaluation mode a product with one weight a channel: a convolution of as many groups, after normalisation
     channels = module.num_features
-    one = torch.zeros(1, 1, dtype=torch.long)
-    blocks = tuple(WeightBlock("weight", c, one, (Piece(one, None),), one + c) for c in range(channels))
+    single = torch.zeros(1, 1, dtype=torch.long)
+    blocks = tuple(WeightBlock("weight", c, single, (Piece(single, None),), single + c) for c in range(channels))
 
     def normalise(input: torch.Tensor) -> torch.Tensor:
         shape = (-1, *(1,) * (input.dim() - 2))
@@ -159,8 +159,8 @@ def _(module: GroupedLinear, where: str = "") -> LinearMap:
     order = module.order
     into = torch.arange(module.inputs * order).view(module.inputs, order)
     onto = torch.arange(module.outputs * order).view(module.outputs, order)
-    one = [module.table == k for k in range(order)]
-    basis = None if order == 1 else torch.stack(one).to(module.weight.dtype).unsqueeze(-1)
+    masks = [module.table == k for k in range(order)]
+    basis = None if order == 1 else torch.stack(masks).to(module.weight.dtype).unsqueeze(-1)
     positions = torch.arange(module.weight.numel()).view(module.groups, module.outputs, -1)
     blocks = tuple(WeightBlock("weight", g, onto, (Piece(into, basis),), p) for g, p in enumerate(positions))
     bias = None
@@ -217,7 +217,7 @@ def _steerable(
     """
     groups, transposed = getattr(module, "groups", 1), _is_transposed(module)
     per_group = kernel.out_size // (1 if transposed else groups)
-    found = []
+    weight_blocks = []
     for name, fields in kernel.out_fields.items():
         into = [b for b in kernel.blocks[pathway] if b.out_name == name]
         for g in range(groups if into else 0):
@@ -234,8 +234,8 @@ def _steerable(
                 positions.append(order.flatten(1))
             channels = fields.channels if transposed else fields.channels.chunk(groups)[g] - g * per_group
             frame = _frame(module.out_type, name)
-            found.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1), frame))
-    return found
+            weight_blocks.append(WeightBlock(parameter, g, channels, tuple(pieces), torch.cat(positions, dim=1), frame))
+    return weight_blocks
 
 
 def _frame(out_type: FieldType, name: str) -> torch.Tensor | None:
@@ -259,11 +259,11 @@ def _places(module: EquivariantModule) -> Places:
     if not hasattr(module, "kernel_size"):
         return Everywhere()
 
-    def all_of(name: str) -> tuple[int, ...]:
+    def axes_values(name: str) -> tuple[int, ...]:
         value = getattr(module, name)
         return tuple(value) if isinstance(value, (tuple, list)) else (value,) * module.d
 
-    kernel_size, stride, dilation, padding = map(all_of, ("kernel_size", "stride", "dilation", "padding"))
+    kernel_size, stride, dilation, padding = map(axes_values, ("kernel_size", "stride", "dilation", "padding"))
     if _is_transposed(module):
-        return TransposedWindow(kernel_size, stride, dilation, padding, all_of("output_padding"))
+        return TransposedWindow(kernel_size, stride, dilation, padding, axes_values("output_padding"))
     return Window(kernel_size, stride, dilation, padding, module.padding_mode)

@@ -10,11 +10,29 @@ from typing import Any
 import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ...errors import UnsupportedModuleError
-from ..reader import mapped
+from ..reader import map_tensors
 
-__all__ = ["probe"]
+__all__ = ["check_samples", "probe"]
+
+
+def check_samples(model: nn.Module) -> None:
+    """Raise ``UnsupportedModuleError`` for a module that mixes the samples of a batch even in evaluation mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, _InstanceNorm) or not (
+            "BatchNorm" in type(module).__name__ or isinstance(module, _BatchNorm)
+        ):
+            continue
+        if getattr(module, "track_running_stats", True) is False or getattr(module, "running_mean", 0) is None:
+            raise UnsupportedModuleError(
+                name,
+                f"{type(module).__name__} without running statistics mixes the samples of a batch, "
+                "so that none has a gradient of its own",
+                remedy="keep running statistics, or use a normalisation of single samples",
+            )
 
 
 def probe(
@@ -33,8 +51,8 @@ def probe(
     """
     random = _random()  # what a network draws is the same each time, and the pass draws what it would have drawn
     try:
-        with torch.enable_grad(), _held(layers, covered):
-            output = forward(mapped(input, _copied))
+        with torch.enable_grad(), _weights_frozen_inside(layers, covered):
+            output = forward(map_tensors(input, _copied))
             _refuse_strays(output, covered)
         if len(output) > 1:
             _refuse_mixtures(output.detach(), forward, input, random)
@@ -51,12 +69,12 @@ def _copied(part: Any) -> Any:
 
 def _refuse_strays(output: Tensor, covered: Mapping[str, nn.Parameter]) -> None:
     try:
-        found = torch.autograd.grad(output.sum(), list(covered.values()), allow_unused=True)
+        gradients = torch.autograd.grad(output.sum(), list(covered.values()), allow_unused=True)
     except RuntimeError as error:
         if "reentrant" not in str(error):
             raise
         return  # no gradient passes such a checkpoint, and the extraction names the layers in it
-    stray = next((name for name, gradient in zip(covered, found) if gradient is not None), None)
+    stray = next((name for name, gradient in zip(covered, gradients) if gradient is not None), None)
     if stray is not None:
         raise UnsupportedModuleError(
             stray,
@@ -68,19 +86,19 @@ def _refuse_strays(output: Tensor, covered: Mapping[str, nn.Parameter]) -> None:
 
 @torch.no_grad()
 def _refuse_mixtures(output: Tensor, forward: Callable[[Any], Tensor], input: Any, random: list[Tensor]) -> None:
-    for kept in (0, 1):
+    for parity in (0, 1):
 
         def neighbour(part: Any) -> Any:
             copied = _copied(part)
             tensor = copied.tensor if isinstance(copied, GeometricTensor) else copied
             if tensor.dim() and len(tensor) == len(output):
-                changed, source = torch.arange(1 - kept, len(tensor), 2), torch.arange(kept, len(tensor), 2)
+                changed, source = torch.arange(1 - parity, len(tensor), 2), torch.arange(parity, len(tensor), 2)
                 tensor[changed] = tensor[source[torch.arange(len(changed)) % len(source)]]
             return copied
 
         _set_random(random)
-        again = forward(mapped(input, neighbour))[kept::2]
-        before = output[kept::2]
+        again = forward(map_tensors(input, neighbour))[parity::2]
+        before = output[parity::2]
         rounding = torch.finfo(output.dtype).eps ** 0.5 * before.abs().max()
         if again.shape != before.shape or ((again - before).abs() > rounding).any():
             raise UnsupportedModuleError(
@@ -94,12 +112,12 @@ def _refuse_mixtures(output: Tensor, forward: Callable[[Any], Tensor], input: An
 
 
 @contextmanager
-def _held(layers: Mapping[str, nn.Module], covered: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def _weights_frozen_inside(layers: Mapping[str, nn.Module], covered: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Covered weights require gradients, except while one of the layers runs."""
     parameters, depth = list(covered.values()), 0
     before: dict[nn.Module, tuple[bool, Any]] = {m: ("forward" in vars(m), m.forward) for m in layers.values()}
 
-    def held(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def frozen(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal depth
             depth += 1
@@ -114,13 +132,13 @@ def _held(layers: Mapping[str, nn.Module], covered: Mapping[str, nn.Parameter]) 
 
     try:
         for module in layers.values():
-            module.forward = held(module.forward)
+            module.forward = frozen(module.forward)
         _require(parameters, True)
         yield
     finally:
         _require(parameters, False)
-        for module, (own, forward) in before.items():
-            if own:
+        for module, (patched, forward) in before.items():
+            if patched:
                 module.forward = forward
             else:
                 vars(module).pop("forward", None)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-
 import torch
 from torch import fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ...errors import UnsupportedModuleError
 
-__all__ = ["eager", "unwrapped"]
+__all__ = ["unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -43,16 +40,3 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _calls_layers(model: fx.GraphModule) -> bool:
     called = [model.get_submodule(str(node.target)) for node in model.graph.nodes if node.op == "call_module"]
     return any(True for module in called for _ in module.parameters())
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Meanwhile what is compiled runs as it is written (with a torch that can, from 2.6), and transformers layer by
-    layer, instead of as one operation of evaluation mode, so that each layer is seen."""
-    stance, fused = getattr(torch.compiler, "set_stance", None), torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with nullcontext() if stance is None else stance("force_eager"):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)

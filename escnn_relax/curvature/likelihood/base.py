@@ -40,11 +40,11 @@ class Likelihood(ABC):
         """What each output counts in loss and curvature, in a shape that broadcasts to the outputs'; ``None``: each
         once."""
         target, weight = split_weight(target)
-        own = self._importance(output, target)
+        intrinsic = self._importance(output, target)
         if weight is None:
-            return own
+            return intrinsic
         given = self._per_output(broadcast_weight(weight, output).to(output), output)
-        return given if own is None else own * given
+        return given if intrinsic is None else intrinsic * given
 
     def _importance(self, output: Tensor, target: Tensor) -> Tensor | None:
         """The likelihood's own part of :meth:`importance`."""
@@ -83,11 +83,11 @@ class Likelihood(ABC):
         """
         if samples is not None:
             drawn = self.sampled_columns(_places_last(output), samples)
-            found: Iterable[Tensor] = (_as_output(column, output) for column in drawn)
+            columns: Iterable[Tensor] = (_as_output(column, output) for column in drawn)
         else:
-            found = self.exact_columns(output) if output.dim() == 2 else self._place_by_place(output)
+            columns = self.exact_columns(output) if output.dim() == 2 else self._place_by_place(output)
         importance = None if target is None else self.importance(output, target)
-        return found if importance is None else (column * importance.sqrt() for column in found)
+        return columns if importance is None else (column * importance.sqrt() for column in columns)
 
     def _place_by_place(self, output: Tensor) -> Iterator[Tensor]:
         flat = output.flatten(2)
@@ -129,10 +129,10 @@ class Likelihood(ABC):
         """:meth:`constant_loss` of all minibatches; where these differ in size, of one constant at all places."""
         pairs = [split_weight(target) for target in targets]
         wanted = [target for target, _ in pairs]
-        one_size = len({target.shape[1:] for target in wanted}) == 1
+        same_size = len({target.shape[1:] for target in wanted}) == 1
 
         def joined(parts: Iterable[Tensor]) -> Tensor:
-            if one_size:
+            if same_size:
                 return torch.cat(list(parts))
             labels = not wanted[0].is_floating_point()
             return torch.cat([t.flatten() if labels else t.movedim(1, -1).flatten(0, -2) for t in parts])

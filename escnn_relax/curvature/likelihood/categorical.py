@@ -95,8 +95,8 @@ class Categorical(Likelihood):
         if target.is_floating_point():
             masses = self._masses(target, target.shape[1]) * counts
         else:
-            kept = target.long()[target.long() != self.ignore_index]
-            classes = max(int(kept.max()) + 1 if len(kept) else 1, 0 if self.weight is None else len(self.weight))
+            labels = target.long()[target.long() != self.ignore_index]
+            classes = max(int(labels.max()) + 1 if len(labels) else 1, 0 if self.weight is None else len(self.weight))
             masses = self._masses(target, classes) * counts.unsqueeze(1)
         mass = masses.transpose(0, 1).flatten(1).sum(1)
         return float(-torch.special.xlogy(mass, mass / mass.sum().clamp(min=1e-300)).sum())

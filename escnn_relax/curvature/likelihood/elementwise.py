@@ -126,8 +126,8 @@ class Gaussian(_Elementwise):
         drawn = self.sampled_columns(output, samples)
         importance = None if target is None else self.importance(output, target)
         drawn = drawn if importance is None else drawn * importance.sqrt()
-        only = torch.eye(output.shape[1]).to(output).view(output.shape[1], 1, -1, *(1,) * (output.dim() - 2))
-        return (column * one for column in drawn for one in only)
+        outputs_apart = torch.eye(output.shape[1]).to(output).view(output.shape[1], 1, -1, *(1,) * (output.dim() - 2))
+        return (column * output_only for column in drawn for output_only in outputs_apart)
 
 
 class Heteroscedastic(_Elementwise):

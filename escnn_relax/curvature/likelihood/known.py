@@ -58,9 +58,9 @@ def loss_likelihood(given: Any) -> Likelihood:
     >>> loss_likelihood(F.mse_loss).name
     'gaussian'
     """
-    found = _module(given) if isinstance(given, nn.Module) else _FUNCTIONS.get(given)
-    if found is not None:
-        return found() if isinstance(found, type) else found
+    match = _module(given) if isinstance(given, nn.Module) else _FUNCTIONS.get(given)
+    if match is not None:
+        return match() if isinstance(match, type) else match
     name = getattr(given, "__name__", type(given).__name__)
     remedy = _OTHERS.get(
         name, "subclass escnn_relax.curvature.likelihood.Likelihood, which also says what its curvature is"

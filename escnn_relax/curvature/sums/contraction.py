@@ -30,7 +30,7 @@ def contract(moments: Tensor, block: WeightBlock, average: bool) -> Tensor:
     frame = None if average or numbers < WORTHWHILE else block.frame
     sides, size = [], 0
     for piece in block.pieces:
-        sides.append(_Side.of(piece, moments, size, frame, average))
+        sides.append(_Side.prepare(piece, moments, size, frame, average))
         size += sides[-1].size
     members = 1 if average else block.channels.shape[1]
     total = moments.new_zeros(size, size)
@@ -64,7 +64,7 @@ class _Side:
     start: int
 
     @classmethod
-    def of(cls, piece: Piece, moments: Tensor, start: int, frame: Tensor | None, average: bool) -> _Side:
+    def prepare(cls, piece: Piece, moments: Tensor, start: int, frame: Tensor | None, average: bool) -> _Side:
         rows, basis = row_basis(piece, moments)
         alive = None
         if basis is not None and average:

@@ -55,14 +55,16 @@ class _Diagonal(Samplewise):
             second.add(gradient)
 
     def sums(self) -> Iterable[Any]:
-        return [second for of in self._second.values() for second in of]
+        return [second for blocks in self._second.values() for second in blocks]
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
-        found: dict[str, tuple[Factor, ...]] = {}
+        factors: dict[str, tuple[Factor, ...]] = {}
         for parameter, blocks in self._by_parameter().items():
             where, parts = self.where(parameter), zip(blocks, self._second[parameter])
-            found[parameter] = tuple(EigenFactor(where, *second.diagonal(), block.positions) for block, second in parts)
-        return found
+            factors[parameter] = tuple(
+                EigenFactor(where, *second.diagonal(), block.positions) for block, second in parts
+            )
+        return factors
 
 
 class _Second:
@@ -98,25 +100,25 @@ class _Second:
         U_A, U_B, values = self.U_A.clone(), self.U_B.clone(), self._products[0, 0].clone()
         groups = [(i, j) for i, b in enumerate(self._b) for j, a in enumerate(self._a) if b.shape[1] * a.shape[1] > 1]
         moments = {(i, j): self._moments(self._b[i], self._a[j]) for i, j in groups}
-        one = values.new_ones(1, 1, 1)
-        own_a, own_b = [one] * len(self._a), [one] * len(self._b)
+        unit = values.new_ones(1, 1, 1)
+        turns_a, turns_b = [unit] * len(self._a), [unit] * len(self._b)
         for j, where in enumerate(self._a):
             if where.shape[1] > 1:
                 parts = [m.diagonal(dim1=2, dim2=4).sum((0, -1)) for (_, at), m in moments.items() if at == j]
-                own_a[j] = turned(U_A, where, sum(parts[1:], parts[0]))
+                turns_a[j] = turned(U_A, where, sum(parts[1:], parts[0]))
         for i, where in enumerate(self._b):
             if where.shape[1] > 1:
                 parts = [m.diagonal(dim1=3, dim2=5).sum((1, -1)) for (at, _), m in moments.items() if at == i]
-                own_b[i] = turned(U_B, where, sum(parts[1:], parts[0]))
+                turns_b[i] = turned(U_B, where, sum(parts[1:], parts[0]))
         for (i, j), m in moments.items():
             rows, columns = self._b[i].to(m.device), self._a[j].to(m.device)
-            values[rows[:, None, :, None], columns[None, :, None, :]] = _in_axes(m, own_b[i], own_a[j])
+            values[rows[:, None, :, None], columns[None, :, None, :]] = _in_axes(m, turns_b[i], turns_a[j])
         return U_A, U_B, values
 
     def _moments(self, b: Tensor, a: Tensor) -> Tensor:
         """On the products of clusters of B ``(K, q)`` and of A ``(C, p)``: ``(K, C, q, p, q, p)``."""
         (K, q), (C, p) = b.shape, a.shape
-        found = self._products[0, 0].new_zeros(K, C, q, p, q, p)
+        moments = self._products[0, 0].new_zeros(K, C, q, p, q, p)
         for o, down in ((o, down) for o in range(q) for down in range(q - o)):
             for i, right in ((i, right) for i in range(p) for right in range(-i, p - i) if down or right >= 0):
                 rows, columns = self._at[down, right]
@@ -126,8 +128,8 @@ class _Second:
                     torch.searchsorted(columns, a[:, i].contiguous()).to(product.device),
                 )
                 part = product[at[0][:, None], at[1]]
-                found[:, :, o, i, o + down, i + right] = found[:, :, o + down, i + right, o, i] = part
-        return found
+                moments[:, :, o, i, o + down, i + right] = moments[:, :, o + down, i + right, o, i] = part
+        return moments
 
 
 def _in_axes(moments: Tensor, b: Tensor, a: Tensor) -> Tensor:
@@ -140,30 +142,30 @@ def _in_axes(moments: Tensor, b: Tensor, a: Tensor) -> Tensor:
     return ((moments.reshape(K, C, q * p, q * p) @ axes) * axes).sum(-2).view(K, C, q, p)
 
 
-def _steps(of: list[Tensor]) -> dict[int, Tensor]:
+def _steps(clusters_by_size: list[Tensor]) -> dict[int, Tensor]:
     """By how far a member of the same cluster is further on, or back: the members that have one there, ascending."""
-    largest = max(where.shape[1] for where in of)
-    found = {}
+    largest = max(where.shape[1] for where in clusters_by_size)
+    steps = {}
     for step in range(1 - largest, largest):
         starts = [
             where[:, max(0, -step) : where.shape[1] - max(0, step)].flatten()
-            for where in of
+            for where in clusters_by_size
             if where.shape[1] > abs(step)
         ]
-        found[step] = torch.cat(starts).sort().values
-    return found
+        steps[step] = torch.cat(starts).sort().values
+    return steps
 
 
 def _products(rotated: Tensor, rows: Tensor, columns: Tensor, down: int, right: int) -> Tensor:
     """Of some entries of ``(N, O, D)`` with those so many rows and columns further on, summed over the samples."""
-    one, other = rotated, rotated
+    here_values, there_values = rotated, rotated
     if down or len(rows) < rotated.shape[1]:
         here = rows.to(rotated.device)
-        one, other = one[:, here], other[:, here + down]
+        here_values, there_values = here_values[:, here], there_values[:, here + down]
     columns = columns.to(rotated.device)
     if len(columns) < SPARSE * rotated.shape[2]:
-        return (one[..., columns] * other[..., columns + right]).sum(0)
+        return (here_values[..., columns] * there_values[..., columns + right]).sum(0)
     size = rotated.shape[2] - abs(right)  # slices are faster than copies
     start = max(0, -right)
-    found = (one[..., start : start + size] * other[..., start + right : start + right + size]).sum(0)
-    return found if len(columns) == size else found[:, columns - start]
+    products = (here_values[..., start : start + size] * there_values[..., start + right : start + right + size]).sum(0)
+    return products if len(columns) == size else products[:, columns - start]

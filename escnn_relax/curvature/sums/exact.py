@@ -27,10 +27,10 @@ class Samplewise(Approximation):
             self._take(parameter, blocks, [pull_back(kernels, block) for block in blocks])
 
     def _by_parameter(self) -> dict[str, list[WeightBlock]]:
-        found: dict[str, list[WeightBlock]] = {}
+        by_parameter: dict[str, list[WeightBlock]] = {}
         for block in self.blocks:
-            found.setdefault(block.parameter, []).append(block)
-        return found
+            by_parameter.setdefault(block.parameter, []).append(block)
+        return by_parameter
 
     @abstractmethod
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
@@ -55,43 +55,43 @@ class Exact(Samplewise):
         if parameter in self._H:
             self._H[parameter].add(columns.T)
             return
-        kept = self._columns.setdefault(parameter, [])
-        kept.append(columns)
-        if sum(len(c) for c in kept) >= columns.shape[1]:
+        columns_so_far = self._columns.setdefault(parameter, [])
+        columns_so_far.append(columns)
+        if sum(len(c) for c in columns_so_far) >= columns.shape[1]:
             self._H[parameter] = Moments()
-            self._H[parameter].add(torch.cat(kept).T)
+            self._H[parameter].add(torch.cat(columns_so_far).T)
             del self._columns[parameter]
 
     def growth(self) -> tuple[int, int]:
         sizes = [sum(b.positions.numel() for b in blocks) ** 2 for blocks in self._by_parameter().values()]
-        item = max((of[0].element_size() for of in self._columns.values() if of), default=4)
-        held = sum(c.numel() * c.element_size() for of in self._columns.values() for c in of)
-        held += sum(moments.total.numel() * FACTOR_BYTES for moments in self._H.values())
+        item = max((columns[0].element_size() for columns in self._columns.values() if columns), default=4)
+        present = sum(c.numel() * c.element_size() for columns in self._columns.values() for c in columns)
+        present += sum(moments.total.numel() * FACTOR_BYTES for moments in self._H.values())
         # columns become one matrix (item), its square (item) a sum in float64, which is decomposed
-        return max(sum(sizes) * (item + FACTOR_BYTES) - held, 0), max(sizes, default=0) * (item + DECOMPOSED)
+        return max(sum(sizes) * (item + FACTOR_BYTES) - present, 0), max(sizes, default=0) * (item + DECOMPOSED)
 
     def gather(self) -> None:
         """Add up those of all processes: as columns where they are fewer than weights in all of them together."""
         for name in self.parameters:
-            kept = self._columns.get(name)
-            everywhere = gathered(None if kept is None else torch.cat(kept).cpu())
-            like = self._H[name].total if kept is None else kept[0]
-            if all(of is not None for of in everywhere) and sum(map(len, everywhere)) < like.shape[1]:
+            columns = self._columns.get(name)
+            everywhere = gathered(None if columns is None else torch.cat(columns).cpu())
+            like = self._H[name].total if columns is None else columns[0]
+            if all(rows is not None for rows in everywhere) and sum(map(len, everywhere)) < like.shape[1]:
                 self._columns[name] = [torch.cat(everywhere).to(like)]
                 continue
-            if kept is not None:
+            if columns is not None:
                 self._H[name] = Moments()
-                self._H[name].add(torch.cat(kept).T)
+                self._H[name].add(torch.cat(columns).T)
                 del self._columns[name]
             self._H[name].gather()
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
-        found: dict[str, tuple[Factor, ...]] = {
+        factors: dict[str, tuple[Factor, ...]] = {
             name: (DenseFactor(self.where(name), H.total),) for name, H in self._H.items()
         }
-        for name, kept in self._columns.items():
-            found[name] = (GramFactor(self.where(name), torch.cat(kept).to(FACTOR_DTYPE)),)
-        return found
+        for name, columns in self._columns.items():
+            factors[name] = (GramFactor(self.where(name), torch.cat(columns).to(FACTOR_DTYPE)),)
+        return factors
 
 
 class Diagonal(Samplewise):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..conventions import FACTOR_DTYPE
-from ..layers.input_positions import Window
+from ..layers.input_positions import Places, Window
 from ..layers.linear_map import LinearMap
 from ..processes import summed
 from .moments import Moments, counted, number
-from .row_moments import RowMoments
 
-__all__ = ["PatchMoments"]
+__all__ = ["PatchMoments", "RowMoments"]
 
 #: Largest side of a second moment of whole inputs (its memory is eight times the square, 128 MiB).
 LARGEST_INPUT = 4096
@@ -31,7 +30,7 @@ class PatchMoments:
     """Mean outer product of patches, ``(groups, C S, C S)``, with every place a row of its own.
 
     Patches overlap, so forming them all and multiplying is wasteful. For small inputs it is cheaper to take the second
-    moment of whole inputs and sum it over the windows once at the end, else to go :mod:`row by row <.row_moments>`.
+    moment of whole inputs and sum it over the windows once at the end, else to go row by row (:class:`RowMoments`).
     """
 
     def __init__(self, layer: LinearMap) -> None:
@@ -56,9 +55,9 @@ class PatchMoments:
             self.side = max(self.side, channels // self._layer.groups * width)
             patches = channels * width * count  # of a sample, if all are formed
             size = max(1, LARGEST_PART // patches)
-            of_parts = [None] * len(input) if counts is None else counts.split(size)
-            for part, of_part in zip(input.split(size), of_parts):
-                self._sums[shape].add(counted(part, of_part))
+            part_counts = [None] * len(input) if counts is None else counts.split(size)
+            for part, part_count in zip(input.split(size), part_counts):
+                self._sums[shape].add(counted(part, part_count))
 
     @property
     def mean(self) -> Tensor:
@@ -67,7 +66,7 @@ class PatchMoments:
 
     @property
     def _total(self) -> Tensor:
-        totals = [of.total for of in self._sums.values()]
+        totals = [sums.total for sums in self._sums.values()]
         return sum(totals[1:], totals[0])
 
     def _cheapest(self, input: Tensor, shape: tuple[int, ...]) -> _Patches | _Whole | RowMoments:
@@ -116,6 +115,86 @@ class _Whole:
         return _windowed(self._moments.total, self._layer.places.table(self._shape), torch.Size(self._shape).numel())
 
 
+class RowMoments:
+    """Patches of a convolution in the plane with vertical stride 1, row by row, for inputs of one shape.
+
+    Two kernel rows j and j' read two image rows that are always the same distance apart. So what the pair contributes,
+    summed over all places, is a sum over image rows u of products of row u with row u + (j' - j), over the rows that
+    the window reaches; pairs with the same distance share all but the rows at the border. Patches are formed along rows
+    only, and products are taken once for each distance instead of once for each pair of kernel rows: for a k x k
+    kernel, about k times less work. Exact.
+
+    Args:
+        window: the convolution.
+        groups: its groups.
+        shape: height and width of the input.
+    """
+
+    def __init__(self, window: Window, groups: int, shape: tuple[int, ...]) -> None:
+        self.window, self.groups = window, groups
+        padded = window.padding_mode != "zeros"
+        self._margin = 0 if padded else window.padding[0]  # rows of zeros are left out, others are really there
+        self._height = shape[0] + (2 * window.padding[0] if padded else 0)
+        self._reach = self._height + 2 * self._margin - window.dilation[0] * (window.kernel_size[0] - 1)
+        self._sums: dict[tuple[int, int, int], Moments] = {}
+
+    @staticmethod
+    def applies(places: Places, shape: tuple[int, ...]) -> TypeGuard[Window]:
+        """Whether this way of summing is possible."""
+        return isinstance(places, Window) and len(shape) == 2 and places.stride[0] == 1 and places.kernel_size[0] > 1
+
+    def add(self, input: Tensor) -> None:
+        """Add a minibatch ``(N, channels, height, width)``."""
+        window, dilation = self.window, self.window.dilation[0]
+        padding = (0, window.padding[1])
+        if window.padding_mode != "zeros":
+            across, down = window.padding[1], window.padding[0]
+            input, padding = F.pad(input, [across, across, down, down], mode=window.padding_mode), (0, 0)
+        along = F.unfold(input, (1, window.kernel_size[1]), (1, window.dilation[1]), padding, (1, window.stride[1]))
+        rows = along.view(len(input), self.groups, -1, self._height, along.shape[-1] // self._height)
+        rows = rows.permute(1, 2, 3, 0, 4).flatten(3)  # (groups, C k, height, N width)
+        for lag in range(window.kernel_size[0]):
+            for start, stop in self._bands(lag):
+                upper = rows[:, :, start:stop].flatten(2)
+                lower = rows[:, :, start + lag * dilation : stop + lag * dilation].flatten(2)
+                self._sums.setdefault((lag, start, stop), Moments()).add(upper, lower)
+
+    def _bands(self, lag: int) -> list[tuple[int, int]]:
+        """Rows of the image to be summed apart: those that all kernel rows reach together, the others one by one."""
+        last = self._height - lag * self.window.dilation[0]
+        start, stop = self._reached(self.window.kernel_size[0] - 1 - lag)[0], min(self._reached(0)[1], last)
+        if start >= stop:
+            return [(u, u + 1) for u in range(last)]
+        return [(start, stop), *((u, u + 1) for u in (*range(start), *range(stop, last)))]
+
+    def _reached(self, row: int) -> tuple[int, int]:
+        """Image rows that a kernel row reads."""
+        first = row * self.window.dilation[0] - self._margin
+        return max(first, 0), min(first + self._reach, self._height)
+
+    @property
+    def total(self) -> Tensor:
+        """Second moment of all patches, ``(groups, C S, C S)``, float64."""
+        k, across = self.window.kernel_size[0], self.window.kernel_size[1]
+        size = next(iter(self._sums.values())).total.shape[-1] // across
+        like = next(iter(self._sums.values())).total
+        whole = like.new_zeros(self.groups, size, k, across, size, k, across)
+        for lag in range(k):
+            for row in range(k - lag):
+                first, last = self._reached(row)
+                block = sum(
+                    moments.total
+                    for (l, start, stop), moments in self._sums.items()
+                    if l == lag and first <= start and stop <= last
+                )
+                if isinstance(block, int):  # a kernel row that only ever sees padding
+                    continue
+                block = block.view(self.groups, size, across, size, across)
+                whole[:, :, row, :, :, row + lag] = block
+                whole[:, :, row + lag, :, :, row] = block.permute(0, 3, 4, 1, 2)
+        return whole.flatten(4).flatten(1, 3)
+
+
 def _height(places: Window, shape: tuple[int, ...]) -> int:
     """Rows of the output of a convolution with vertical stride 1."""
     return shape[0] + 2 * places.padding[0] - places.dilation[0] * (places.kernel_size[0] - 1)
@@ -127,9 +206,9 @@ def _windowed(moments: Tensor, table: Tensor, sites: int) -> Tensor:
     padded = F.pad(moments.unflatten(2, (-1, sites)).unflatten(1, (-1, sites)), (0, 1, 0, 0, 0, 1))
     table = table.to(moments.device)
     windowed = []
-    for of_group in padded:  # (C, sites + 1, C, sites + 1)
-        channels = len(of_group)
-        pairs = of_group.permute(1, 3, 0, 2).reshape((sites + 1) ** 2, channels**2)
+    for group in padded:  # (C, sites + 1, C, sites + 1)
+        channels = len(group)
+        pairs = group.permute(1, 3, 0, 2).reshape((sites + 1) ** 2, channels**2)
         rows = [
             F.embedding_bag(table[s] * (sites + 1) + table, pairs, mode="sum") for s in range(width)
         ]  # each (S, C C)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ...curvature.batches import batches
-from ...curvature.sums.jacobian import rows
+from ...curvature.jacobian import rows
 from ...errors import CurvatureError, DataError
 from ..evidence import Evidence
 

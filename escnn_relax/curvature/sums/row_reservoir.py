@@ -13,14 +13,14 @@ from ..layers.linear_map import LinearMap
 from ..processes import gathered, rank, summed
 from .moments import counted, number
 
-__all__ = ["RowSample"]
+__all__ = ["RowReservoir"]
 
 
 #: Times as many as wanted are kept before the surplus is thrown out.
 SPARE = 1.5
 
 
-class RowSample:
+class RowReservoir:
     """Patches at places drawn from all places of all samples, each as likely as the other.
 
     Every place draws a number, and the places with the smallest are kept (a reservoir): so the sample depends neither
@@ -38,7 +38,7 @@ class RowSample:
         self._generator = torch.Generator().manual_seed(seed + (rank() << 32))  # each process draws its own
         self._keys = torch.zeros(0, dtype=torch.float64)
         self._patches: list[Tensor] = []
-        self._of_patches: list[Tensor] = []
+        self._patch_keys: list[Tensor] = []
 
     def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
         """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
@@ -54,9 +54,9 @@ class RowSample:
             if not len(sample):
                 continue
             flat = F.pad(places.flatten(counted(input, counts)), (0, 1)).transpose(1, 2)
-            found = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
+            patches = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
             self._keep(
-                keys[sample, place], found.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit
+                keys[sample, place], patches.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit
             )
 
     @property
@@ -74,25 +74,25 @@ class RowSample:
 
     def _keep(self, keys: Tensor, patches: Tensor, limit: float) -> None:
         self._patches.append(patches)
-        self._of_patches.append(keys)
+        self._patch_keys.append(keys)
         self._keys = torch.cat([self._keys[self._keys <= limit], keys])
-        if sum(map(len, self._of_patches)) > SPARE * self.size:
+        if sum(map(len, self._patch_keys)) > SPARE * self.size:
             self._compact()
 
     def _compact(self) -> None:
         if not self._patches:
             return
-        keys, patches = torch.cat(self._of_patches), torch.cat(self._patches)
+        keys, patches = torch.cat(self._patch_keys), torch.cat(self._patches)
         order = keys.argsort()[: self.size]
-        self._keys, self._of_patches, self._patches = keys[order], [keys[order]], [patches[order.to(patches.device)]]
+        self._keys, self._patch_keys, self._patches = keys[order], [keys[order]], [patches[order.to(patches.device)]]
 
     def gather(self) -> None:
         """The sample of the rows of all processes."""
         self._compact()
         keys, patches = zip(*gathered((self._keys, self._patches[0].cpu())))
         like = self._patches[0]
-        self._of_patches, self._patches = [torch.cat(keys)], [torch.cat(patches).to(like)]
-        self._keys = self._of_patches[0]
+        self._patch_keys, self._patches = [torch.cat(keys)], [torch.cat(patches).to(like)]
+        self._keys = self._patch_keys[0]
         total = summed(torch.tensor([self.rows, self._drawn], dtype=torch.float64))
         self.rows, self._drawn = float(total[0]), int(total[1])
         self._compact()
@@ -101,5 +101,5 @@ class RowSample:
         """The sampled rows of one convolution group, ``(rows, C S)``, whose plain mean is the weighted one of all in
         expectation."""
         self._compact()
-        found = self._patches[0][:, index]
-        return found if self._drawn == self.rows else found * (self._drawn / (self.rows or 1.0)) ** 0.5
+        rows = self._patches[0][:, index]
+        return rows if self._drawn == self.rows else rows * (self._drawn / (self.rows or 1.0)) ** 0.5

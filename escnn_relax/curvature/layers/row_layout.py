@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import UnsupportedModuleError
 
-__all__ = ["LAYOUTS", "Arrangement", "layout", "patterns"]
+__all__ = ["LAYOUTS", "RowLayouts", "layout", "patterns"]
 
 
 def _adjacent(rows: Tensor, samples: int) -> Tensor | None:
@@ -66,7 +66,7 @@ def layout(name: str, gradients: Sequence[Tensor], samples: int) -> int:
     raise UnsupportedModuleError(name, problem, remedy=remedy)
 
 
-class Arrangement:
+class RowLayouts:
     """The layouts of all uses of layers, once they are known; they stay as they are while a model is looked at."""
 
     def __init__(self) -> None:
@@ -90,35 +90,35 @@ class Arrangement:
             UnsupportedModuleError: see :func:`layout`.
         """
         samples = len(output)
-        keys = [(name, index, len(one) == samples) for name, of in inputs.items() for index, one in enumerate(of)]
+        keys = [(name, index, len(rows) == samples) for name, uses in inputs.items() for index, rows in enumerate(uses)]
         new = [key for key in keys if key not in self._known]
         if not new or samples < 2:  # the rows of a single sample are its own in every layout
             return
         # of any size and sign, so that nothing cancels
         column = torch.linspace(1, 2, output.numel(), dtype=output.dtype, device=output.device).view_as(output).cos()
         shape = samples, *(1,) * (output.dim() - 1)
-        found = [gradients(column * chosen.to(column).view(shape)) for chosen in patterns(samples)]
+        recorded = [gradients(column * chosen.to(column).view(shape)) for chosen in patterns(samples)]
         for name, index, single in new:
-            of_use = [uses[name][index].gradient for uses in found]
-            number = layout(name, of_use, samples)
+            use_gradients = [uses[name][index].gradient for uses in recorded]
+            number = layout(name, use_gradients, samples)
             plain = single and _second(inputs[name][index], samples) is None  # nothing else is possible
-            if plain or any(bool(gradient.any()) for gradient in of_use):
+            if plain or any(bool(gradient.any()) for gradient in use_gradients):
                 self._known[name, index, single] = number
 
     def apart(self, uses: Mapping[str, Sequence[Any]], samples: int) -> dict[str, list[Any]]:
         """Uses, named tuples of tensors, as ones of one row a sample each."""
-        found: dict[str, list[Any]] = {}
-        for name, of in uses.items():
-            found[name] = []
-            for index, use in enumerate(of):
+        arranged: dict[str, list[Any]] = {}
+        for name, layer_uses in uses.items():
+            arranged[name] = []
+            for index, use in enumerate(layer_uses):
                 rows = len(use[0])
                 number = self._known.get((name, index, rows == samples), 0)
                 if not number and rows == samples:
-                    found[name].append(use)
+                    arranged[name].append(use)
                     continue
                 parts = [part for part in (LAYOUTS[number](tensor, samples) for tensor in use) if part is not None]
                 if len(parts) < len(use):
                     problem = f"the layer sees {rows} samples where the network has {samples}"
                     raise UnsupportedModuleError(name, problem, remedy="keep the batch dimension first and to itself")
-                found[name] += map(type(use), *(part for part in parts if part is not None))
-        return found
+                arranged[name] += map(type(use), *(part for part in parts if part is not None))
+        return arranged

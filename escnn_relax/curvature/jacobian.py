@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import LikelihoodError
-from ..approximation import Batch
-from ..curvature import Curvature, detached
-from ..layers.coverage import Part, join
-from ..layers.known_layers import linear_map
-from ..layers.linear_map import LinearMap
-from ..reader import mapped
-from .contraction import pull_back
+from ..errors import LikelihoodError
+from .approximation import Batch
+from .batches import detached
+from .curvature import Curvature
+from .layers.coverage import LayerWeights
+from .layers.known_layers import linear_map
+from .layers.linear_map import LinearMap
+from .reader import map_tensors
+from .sums.contraction import pull_back
 
 __all__ = ["jacobian", "rows"]
 
@@ -35,8 +36,8 @@ def jacobian(curvature: Curvature, input: Any) -> tuple[Tensor, dict[str, Tensor
         outputs.append(output.detach())
         return torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
 
-    found = rows(curvature, input, unit)
-    return outputs[0], found
+    derivatives = rows(curvature, input, unit)
+    return outputs[0], derivatives
 
 
 def rows(
@@ -51,23 +52,26 @@ def rows(
     Args:
         columns: from the outputs to the columns, each of the shape of the outputs.
     """
-    layers = {part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.parts}
+    layers = {
+        part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.weights
+    }
     device = next(curvature.model.parameters()).device
-    found: dict[str, list[Tensor]] = {name: [] for name in curvature.covered if names is None or name in names}
+    derivatives: dict[str, list[Tensor]] = {n: [] for n in curvature.covered if names is None or n in names}
     with curvature.extraction.open(curvature.model):
         output = curvature.likelihood.tensor(
-            curvature.extraction.forward(curvature.model, mapped(detached(input), lambda part: part.to(device)))
+            curvature.extraction.forward(curvature.model, map_tensors(detached(input), lambda part: part.to(device)))
         )
-        batches: dict[Part, Batch] = {}
+        batches: dict[LayerWeights, Batch] = {}
         for uses in curvature.extraction.backward(output, columns(output)):
             for part, layer in layers.items():
-                of_part = [use for user in part.users for use in uses[user]]
+                layer_uses = [use for user in part.users for use in uses[user]]
                 if part not in batches:
-                    batches[part] = Batch(layer, [use.input for use in of_part])
-                for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(of_part)):
-                    if parameter in part.parameters and join(part.layer, parameter) in found:
-                        found[join(part.layer, parameter)].append(gradient)
-    return {name: torch.stack(of, dim=1) for name, of in found.items()}
+                    batches[part] = Batch(layer, [use.input for use in layer_uses])
+                for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(layer_uses)):
+                    name = part.parameters.get(parameter)
+                    if name in derivatives:
+                        derivatives[name].append(gradient)
+    return {name: torch.stack(columns, dim=1) for name, columns in derivatives.items()}
 
 
 def _gradients(layer: LinearMap, batch: Batch, gradients: Tensor) -> Iterator[tuple[str, Tensor]]:
