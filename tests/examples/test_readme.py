@@ -1,5 +1,6 @@
-"""README's first walk: the script runs as it stands there, and prints what stands there."""
+"""Every snippet of README and of the site's pages runs as it stands, and prints what stands below it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,15 +9,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SITE = ROOT / "examples" / "site"
 NUMBER = re.compile(r"(?<!\w)[-+]?\d+(\.\d+)?(e[-+]?\d+)?%?")
+BLOCK = re.compile(
+    r"```python\n(?P<code>.*?)```|```\{literalinclude\} (?P<file>\S+)\n```|```text\n(?P<text>.*?)```", re.S
+)
+MARK = "---- next block ----"
+
+#: Pages with snippets. Those of ``QUICK`` run in ``make test``, the others in ``make test-all``.
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *SITE.rglob("*.md")]
+    if "```python" in path.read_text(encoding="utf-8")
+)
+QUICK = ("README.md", "examples/site/guide/diagnose.md", "examples/site/guide/restrict.md")
 
 
-def walk():
-    """The script and the output of the section."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## A first walk")[1].split("\n## ")[0]
-    return re.search(r"```python\n(.*?)```", section, re.S).group(1), re.search(
-        r"```text\n(.*?)```", section, re.S
-    ).group(1)
+def blocks(page: str) -> list[tuple[str, str | None]]:
+    """The code blocks of a page, each with what the page says that it prints, if it does."""
+    path, result = ROOT / page, []
+    for match in BLOCK.finditer(path.read_text(encoding="utf-8")):
+        if match["text"] is not None:
+            result[-1] = (result[-1][0], match["text"])
+        elif match["file"] is not None:
+            result.append(((path.parent / match["file"]).read_text(encoding="utf-8"), None))
+        else:
+            result.append((match["code"], None))
+    return result
+
+
+def printed(page: str) -> list[str]:
+    """What each block of a page prints, all of them run one after the other as one script."""
+    script = f"\nprint({MARK!r})\n".join(code for code, _ in blocks(page))
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(MARK + "\n")
 
 
 def words(text):
@@ -24,30 +53,32 @@ def words(text):
     return [re.sub(r"[\s–-]+", " ", NUMBER.sub("#", line)).strip() for line in text.strip().splitlines()]
 
 
-def percentages(text):
-    return [float(line[:-1]) for line in text.splitlines() if re.fullmatch(r"[\d.]+%", line)]
+def test_there_are_pages():
+    assert set(QUICK) <= set(PAGES) and len(PAGES) >= 10
 
 
-@pytest.fixture(scope="module")
-def printed():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", walk()[0]], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.mark.parametrize("page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES])
+def test_page_runs_and_prints_what_it_says(page):
+    outputs = printed(page)
+    expected = [text for _, text in blocks(page)]
+    assert len(outputs) == len(expected) > 0
+    for output, text in zip(outputs, expected):
+        assert text is None or words(output) == words(text)
 
 
-def test_the_script_is_short():
-    assert len([line for line in walk()[0].splitlines() if line]) <= 26
+def test_another_output_would_be_seen():
+    text = next(text for _, text in blocks("examples/site/quickstart.md") if text)
+    assert words(text.replace("C2", "C4")) != words(text) and words(text.replace("irrep_2", "irrep")) != words(text)
 
 
-def test_it_prints_what_readme_says(printed):
-    shown = walk()[1]
-    assert words(printed) == words(shown)
-    assert percentages(printed) == pytest.approx(percentages(shown), abs=3) and len(percentages(shown)) == 2
+def test_readme_is_one_screen():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 400 <= len(text.split()) <= 700
+    assert sum(line.strip() != "" for code, _ in blocks("README.md") for line in code.splitlines()) <= 10
 
 
-def test_another_output_would_be_seen(printed):
-    assert words(printed.replace("C2", "C4")) != words(walk()[1]) and words(
-        printed.replace("irrep_2", "irrep")
-    ) != words(walk()[1])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [t for t in targets if not (path.parent / t).exists()] == []

@@ -15,7 +15,7 @@ FRONT_DOOR, ADAPTER = f"{PACKAGE}/__init__.py", f"{PACKAGE}/_escnn.py"
 ROOMS = (
     *("deprecation", "errors", "_clebsch_gordan", "_wigner", "_escnn"),
     *("symmetry", "nn", "morphism", "curvature", "diagnosis"),
-    *("evidence", "training", "search", "report"),
+    *("evidence", "training", "search", "report", "__main__"),
 )
 
 #: Rooms within rooms, low to high likewise; files beside them may import from all of them.
