@@ -76,8 +76,10 @@ def _test(options: argparse.Namespace) -> int:
         import matplotlib
 
         matplotlib.use("Agg")
-        axes = test.plot()
-        axes.figure.savefig(options.plot, bbox_inches="tight", dpi=150)
+        from matplotlib import pyplot
+
+        test.plot()
+        pyplot.savefig(options.plot, bbox_inches="tight", dpi=150)
     if options.json:
         Path(options.json).write_text(json.dumps(test.to_dict(), indent=1, default=str), encoding="utf-8")
     return 0
