@@ -35,6 +35,9 @@ class CurvatureSettings:
         memory: what a refresh may take beside what is there already (MiB): minibatches are cut so that it holds, and
             less than a single sample takes is a ``MemoryLimitError``. With ``"auto"`` the smallest parameters become
             exact, as many as fit into a quarter of it; without, those of at most 256 weights.
+
+    >>> CurvatureSettings("eigenvalue-corrected", memory=500).approximation
+    'eigenvalue-corrected'
     """
 
     approximation: str | Approximation = "expand"
@@ -56,6 +59,9 @@ class PriorSettings:
             mapping or function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
         bounds: least and largest log precision.
+
+    >>> PriorSettings(fixed={"head.weight": 0.0}).bounds
+    (-12.0, 16.0)
     """
 
     log_precision: float = 0.0
@@ -74,6 +80,9 @@ class NoiseSettings:
         log_noise: initial log standard deviation of the observation noise (``"gaussian"`` only), or those of all
             outputs.
         temperature: divides log-likelihood and curvature.
+
+    >>> NoiseSettings("output", log_noise=(0.0, -1.0)).temperature
+    1.0
     """
 
     kind: str = "shared"
