@@ -60,6 +60,7 @@ class Approximation(ABC):
         separable: whether the block of the sum over outputs is the sum of theirs; else outputs have no noise of their
             own.
         differentiable: whether factors have graphs to what is inside the network, and no second pass.
+        passes: how many passes over the data it takes, see :meth:`second_pass`.
         few_columns: whether ``samples="auto"`` draws one column for each sample instead of taking one for each output.
         reduce: whether the columns of a sample are summed over its places, so that its bias is exact in any convention.
         layer, layer_name, parameters, blocks: of a started one, the linear map, the names, and the weight blocks of
@@ -91,6 +92,7 @@ class Approximation(ABC):
     name: str = ""
     separable = True
     differentiable = True
+    passes = 1
     few_columns = False
     reduce = False
 

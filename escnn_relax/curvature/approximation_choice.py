@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from ..errors import ArgumentError
 from .approximation import Approximation
+from .layers.coverage import Coverage
+from .layers.known_layers import linear_map
+from .layers.linear_map import width
 from .sums.accumulation import Expand, Reduce
 from .sums.eigenvalue_corrected import EigenvalueCorrected
 from .sums.exact import Diagonal, Exact
 from .sums.sketched import Sketched
 
-__all__ = ["APPROXIMATIONS", "AUTOMATIC", "known_approximations", "recipe"]
+__all__ = ["APPROXIMATIONS", "AUTOMATIC", "known_approximations", "patch_sizes", "recipe"]
 
 #: The approximations that have a name, in the order in which those of one layer are summed.
 APPROXIMATIONS: dict[str, Approximation] = {
@@ -38,6 +43,17 @@ LARGEST_PATCH = 1024
 def known_approximations(approximation: str | Approximation) -> dict[str, Approximation]:
     """Those that a :func:`recipe` may name: :data:`APPROXIMATIONS`, and the one that a user passes."""
     return APPROXIMATIONS if isinstance(approximation, str) else {**APPROXIMATIONS, approximation.name: approximation}
+
+
+def patch_sizes(coverage: Coverage) -> dict[str, int]:
+    """How many numbers the kernel that a parameter belongs to sees at a place, by the parameter's name in the model."""
+    sizes = {}
+    with torch.no_grad():
+        for part in coverage.weights:
+            layer = linear_map(coverage.layers[part.layer], part.layer)
+            widths = {block.parameter: sum(width(piece) for piece in block.pieces) for block in layer.blocks}
+            sizes.update({name: widths[inside] for inside, name in part.parameters.items() if inside in widths})
+    return sizes
 
 
 def recipe(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, DataError
 from .approximation import Approximation
-from .approximation_choice import AUTOMATIC, LARGEST_PATCH, known_approximations, recipe
+from .approximation_choice import AUTOMATIC, LARGEST_PATCH, known_approximations, patch_sizes, recipe
 from .batches import check_weights
 from .budget import Budget
 from .data_pass import DataPass, Totals
@@ -24,7 +24,7 @@ from .layer_curvature import LayerCurvature
 from .layers.coverage import LayerWeights, coverage
 from .layers.extraction import Extraction
 from .layers.known_layers import linear_map
-from .layers.linear_map import LinearMap, width
+from .layers.linear_map import LinearMap
 from .layers.probe import check_samples
 from .layers.wrappers import unwrapped
 from .likelihood import Likelihood
@@ -99,7 +99,7 @@ class Curvature:
         self.samples, self.exact_bias, self.apart, self.memory = samples, bias == "exact", apart, memory
         self.coverage = coverage(model, normalisation)
         self.covered, self.uncovered = tuple(self.coverage.parameters), self.coverage.uncovered
-        patches = self._patches() if approximation == AUTOMATIC else None
+        patches = patch_sizes(self.coverage) if approximation == AUTOMATIC else None
         self.recipe = recipe(approximation, self.coverage.parameters, memory, patches)
         self._known = known_approximations(approximation)
         self._announced: set[str] = set()
@@ -194,19 +194,14 @@ class Curvature:
             problem = "sampled, sketched or eigenvalue-corrected curvature cannot be differentiated"
             raise ArgumentError("hypergradient", problem, remedy="use 'expand'")
 
+    @property
+    def passes(self) -> int:
+        """How many passes over the data a call takes."""
+        return max(kind.passes for kind in self._approximations())
+
     def _approximations(self) -> list[Approximation]:
         """Those in use, each once."""
         return [self._known[name] for name in dict.fromkeys(self.recipe.values())]
-
-    def _patches(self) -> dict[str, int]:
-        """How many numbers the kernel that a parameter belongs to sees at a place."""
-        patches = {}
-        with torch.no_grad():
-            for part in self.coverage.weights:
-                layer = linear_map(self.coverage.layers[part.layer], part.layer)
-                widths = {b.parameter: sum(width(piece) for piece in b.pieces) for b in layer.blocks}
-                patches.update({part.parameters[n]: widths[n] for n in part.parameters if n in widths})
-        return patches
 
     def _announce(self, message: str) -> None:
         if message not in self._announced:

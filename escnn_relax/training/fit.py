@@ -153,7 +153,7 @@ def fit(
         evidence = Evidence(model, likelihood, **evidence_options)
         units = settled_units(evidence, train_loader, disk.settings(checkpoint) if checkpoint and stored else {})
     scales = LengthScales(evidence, omega_rate)
-    in_parts = not scales and "eigenvalue-corrected" not in evidence.curvature.recipe.values()
+    in_parts = not scales and evidence.curvature.passes == 1
     schedule = Schedule.of(data, epochs, burn_in, refresh_every, share, evidence.num_data if in_parts else None)
     shut = set(evidence.closed)  # what opens later is the optimizer's as well; what is closed has no gradient
     parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)

@@ -70,6 +70,7 @@ def test_its_name_is_what_is_said_of_it():
     model, data = case()
     curvature = Curvature(model, approximation=DenseSums())
     assert curvature.approximation == "DenseSums" and set(curvature.recipe.values()) == {"DenseSums"}
+    assert curvature.passes == 1 < Curvature(model, approximation="eigenvalue-corrected").passes
 
 
 @pytest.mark.parametrize("noise", ["shared", "output"])

@@ -88,13 +88,19 @@ def _closure(of, constant, target, descent):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_constant_loss_of_minibatches(name):
+def test_joint_constant_loss_of_minibatches(name):
     """Of several sizes: that of one constant at all places, divided by N."""
     of, _, target = case(name, 4)
     assert of.joint_constant_loss(target.split(3)) == of.constant_loss(target)
     parts = [target[:1, ..., :2], target[1:]]
     places = torch.cat([p.flatten() if name == "categorical" else p.transpose(1, 2).flatten(0, 1) for p in parts])
     assert math.isclose(of.joint_constant_loss(parts), of.constant_loss(places) * 14 / 4)
+
+
+def test_the_former_name_of_the_joint_constant_loss_warns():
+    targets = [torch.randn(3, 2), torch.randn(2, 2)]
+    with pytest.warns(DeprecationWarning, match="joint_constant_loss"):
+        assert Gaussian().constant_loss_of(targets) == Gaussian().joint_constant_loss(targets)
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool])

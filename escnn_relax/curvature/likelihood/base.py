@@ -11,6 +11,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...deprecation import former_method
 from ...errors import DataError, LikelihoodError
 from ..reader import Weighted
 from .weights import broadcast_weight, broadcasts, split_weight
@@ -142,6 +143,8 @@ class Likelihood(ABC):
             counts = (torch.ones(t.shape) if w is None else broadcast_weight(w, t).expand_as(t) for t, w in pairs)
             whole = Weighted(whole, joined(c.to(whole.device, torch.float64) for c in counts))
         return self.constant_loss(whole) * len(whole) / sum(map(len, wanted))
+
+    constant_loss_of = former_method("constant_loss_of", "joint_constant_loss")
 
     def losses(self, output: Tensor, target: Any) -> Tensor:
         """:meth:`loss` of each output by itself, shape ``(C,)``; ``LikelihoodError`` unless the likelihood is

@@ -35,7 +35,7 @@ class EigenvalueCorrected(Expand):
     eigenbasis*, NeurIPS 2018. By Hadamard's inequality :math:`\log|H + \delta|` is never below the exact block's.
     """
 
-    name, separable, differentiable = "eigenvalue-corrected", False, False
+    name, separable, differentiable, passes = "eigenvalue-corrected", False, False, 2
 
     def second_pass(self) -> Approximation | None:
         return _Diagonal(self.kronecker_factors()).start(self.layer_name, self.layer, self.parameters)

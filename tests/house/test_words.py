@@ -1,0 +1,53 @@
+"""Names of the package are nouns and verbs of the field: neither prepositions nor participles stand alone as one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "escnn_relax"
+
+#: The rooms that have been looked through.
+ROOMS = ("curvature",)
+
+#: What says nothing about what is in it.
+EMPTY = {"of", "own", "kept", "held", "found", "one"}
+#: Names of others.
+FOREIGN = {"ones_like", "new_ones", "one_hot", "ones", "change_of_basis", "constant_loss_of"}
+
+SOURCES = sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))
+
+
+def names(tree):
+    """Line and name of whatever a source calls something."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def empty_names(source):
+    """Those of which a part is such a word, with their lines."""
+    pairs = names(ast.parse(source))
+    return [(line, name) for line, name in pairs if name not in FOREIGN and EMPTY & set(name.strip("_").split("_"))]
+
+
+def test_there_are_sources_to_check():
+    assert len(SOURCES) > 30
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_names_are_words_of_the_field(path):
+    assert empty_names(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["of = 1", "def own_rows(): pass", "x.kept", "f(lambda held: 0)", "[y for _one in z]"]
+)
+def test_checker_finds_them(source):
+    assert len(empty_names(source)) == 1
