@@ -55,5 +55,5 @@ def by_whole_irreps(symmetry: KernelSymmetry, evidence: Evidence | None = None) 
     found = max(search.maximal(symmetry.remainder, survives), key=lambda h: (h.order, -symmetry.remainder(h)))
     if demands is None:
         return found, math.nan
-    larger = search.above(found, symmetry.remainder)
+    larger = search.larger(found, symmetry.remainder)
     return found, min((demands.gain(found) - demands.gain(h) for h in larger), default=math.inf)

@@ -36,7 +36,7 @@ from whole_irreps import by_whole_irreps  # noqa: E402
 
 from escnn_relax import survivors  # noqa: E402
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser  # noqa: E402
-from escnn_relax.symmetry.kernels.positions import Positions, at  # noqa: E402
+from escnn_relax.symmetry.kernels.positions import Positions, conjugate  # noqa: E402
 from escnn_relax.symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 
 RUNS, PAGE = (Path(__file__).with_name(f"planted.{kind}") for kind in ("jsonl", "md"))
@@ -125,7 +125,7 @@ def turning_layer(group: str, size: int) -> Any:
 def about_axes(group: str, size: int, kind: Subgroup, seed: int) -> dict[str, Any]:
     """Right is the subgroup where it was planted, or a larger one that these frequencies cannot tell from it."""
     layer = turning_layer(group, size)
-    kept = at(kind, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
+    kept = conjugate(kind, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
     axes.plant(layer, kept, seed)
     symmetry = KernelSymmetry(layer)
     positions = Positions(layer.space, symmetry.turning(), symmetry.search().highest)
@@ -208,7 +208,7 @@ def regressions(
             for kind in kinds:
                 kept = kind
                 if group in ("SO(3)", "O(3)"):
-                    kept = at(kind, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
+                    kept = conjugate(kind, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
                 if group == "O(2)" and kind.id[0] is not None and kind.order > 0:
                     kept = subgroup(
                         space, (float(2 * math.pi / kind.id[1] * np.random.default_rng(seed).uniform()), kind.id[1])

@@ -12,7 +12,7 @@ from test_planted_in_space import SAME, dense, write
 from escnn_relax import harden, restrict, survivors
 from escnn_relax.nn import RelaxedR3Conv
 from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
-from escnn_relax.symmetry.kernels.positions import Positions, at, smaller, standard
+from escnn_relax.symmetry.kernels.positions import Positions, conjugate, smaller_subgroups, standard_position
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
 from escnn_relax.symmetry.groups.rotations import rotation
@@ -33,7 +33,7 @@ def made(space, size=3):
 
 
 def turned(space, name, seed):
-    return at(subgroup(space, name), torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
+    return conjugate(subgroup(space, name), torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
 
 
 def plant(layer, kept, seed=0):
@@ -112,7 +112,7 @@ def confusion(space, size, seeds, kinds):
     layer = made(space, size)
     for member in kinds:
         for seed in seeds:
-            kept = at(member, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
+            kept = conjugate(member, torch.as_tensor(np.random.default_rng(seed).normal(size=3)))
             plant(layer, kept, seed)
             symmetry = KernelSymmetry(layer)
             found, count = stabiliser([symmetry]).subgroup, count + 1
@@ -165,12 +165,12 @@ def test_hardened_about_its_axis():
 
 def test_where_it_stands():
     kept = turned(O3, "S4", 7)
-    own, element = standard(kept)
-    assert own.name == "S4" and kept.id == at(own, torch.zeros(3)).id or element is not None
-    inside = list(smaller(kept, 4))
+    own, element = standard_position(kept)
+    assert own.name == "S4" and kept.id == conjugate(own, torch.zeros(3)).id or element is not None
+    inside = list(smaller_subgroups(kept, 4))
     assert [h.order for h in inside] == [1, 2] and all(h < kept for h in inside)
-    assert at(own, torch.zeros(3, dtype=torch.float64)) is own
-    assert standard(subgroup(SO3, "Octa"))[1] is None
+    assert conjugate(own, torch.zeros(3, dtype=torch.float64)) is own
+    assert standard_position(subgroup(SO3, "Octa"))[1] is None
 
 
 def test_noise_is_no_symmetry():
@@ -207,7 +207,7 @@ def test_twisted_subgroups_stand_anywhere():
     """escnn's maps back from a turned group miss some elements by their rounding; none is needed."""
     own = subgroup(O3, "FullTetra")
     for seed in range(40):
-        kept = at(own, torch.as_tensor(2 * np.random.default_rng(seed).normal(size=3)))
+        kept = conjugate(own, torch.as_tensor(2 * np.random.default_rng(seed).normal(size=3)))
         assert kept.order == 24 and len(set(kept.elements)) == 24
 
 
@@ -219,9 +219,9 @@ def test_turned_by_what_was_asked_for():
         vector = torch.as_tensor(np.random.default_rng(seed).normal(size=3))
         near = vector + torch.tensor([2e-6, -3e-6, 1e-6])
         so3_group().subgroup((True, 4, rotation(so3_group(), near)))
-        kept = at(subgroup(O3, "D2d"), vector)
+        kept = conjugate(subgroup(O3, "D2d"), vector)
         assert kept.order == 8 and len(set(kept.elements)) == 8
-        exact = at(subgroup(SO3, "D4"), vector)
+        exact = conjugate(subgroup(SO3, "D4"), vector)
         turn = np.asarray(SO3.basespace_action(rotation(so3_group(), vector)))
         wanted = turn.T @ matrices(subgroup(SO3, "D4")) @ turn
         assert np.abs(matrices(exact) - wanted).max() < 1e-9

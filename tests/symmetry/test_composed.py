@@ -88,7 +88,7 @@ def test_patterns_give_the_kernels_that_escnn_samples():
     gspace = gspaces.octaOnR3()
     field = gspace.quotient_repr((False, 4))
     band = Band.of(nn.R3Conv(*2 * [FieldType(gspace, [field])], 3, initialize=False))
-    found = patterns.patterns_of(band, gspace)
+    found = patterns.band_patterns(band, gspace)
     pairs = [(field, gspace.irrep(1)), (gspace.irrep(1), gspace.irrep(1).tensor(gspace.irrep(1)))]
     for in_repr, out_repr in pairs:
         mine = (found.sample(gspace, in_repr, out_repr) @ found.pictures).flatten(1)
@@ -96,7 +96,7 @@ def test_patterns_give_the_kernels_that_escnn_samples():
         assert mine.shape == escnns.shape and len(mine)
         assert outside(mine, escnns) < SAMPLING and outside(escnns, mine) < SAMPLING
     assert len(found.pictures) < found.pictures.shape[1] / 2
-    assert patterns.patterns_of(band, gspace) is found
+    assert patterns.band_patterns(band, gspace) is found
 
 
 def test_patterns_of_another_axis_are_others():
@@ -105,7 +105,7 @@ def test_patterns_of_another_axis_are_others():
     found = []
     for gspace in spaces:
         scalar = FieldType(gspace, [gspace.trivial_repr])
-        found.append(patterns.patterns_of(Band.of(nn.R3Conv(scalar, scalar, 3, initialize=False)), gspace))
+        found.append(patterns.band_patterns(Band.of(nn.R3Conv(scalar, scalar, 3, initialize=False)), gspace))
     assert found[0] is not found[1]
 
 

@@ -375,7 +375,7 @@ def test_orthonormal_drops_what_is_dependent():
     basis = orthonormal(many)
     assert basis.shape == (4, 9)
     assert (basis @ basis.T - torch.eye(4)).abs().max() < ROUNDING and outside(rows, basis) < ROUNDING
-    rest = orthonormal(torch.randn(9, 9, dtype=torch.float64), against=basis)
+    rest = orthonormal(torch.randn(9, 9, dtype=torch.float64), reference=basis)
     assert rest.shape == (5, 9) and (rest @ basis.T).abs().max() < ROUNDING
     assert outside(rest, complement(basis)) < ROUNDING
-    assert orthonormal(torch.zeros(3, 9)).shape == orthonormal(many, against=basis).shape == (0, 9)
+    assert orthonormal(torch.zeros(3, 9)).shape == orthonormal(many, reference=basis).shape == (0, 9)

@@ -9,7 +9,7 @@ from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, relaxation
 from escnn_relax.symmetry.kernels.plan import plan
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.input_irreps import Splitting
-from escnn_relax.symmetry.kernels.linear_algebra import sectioned
+from escnn_relax.symmetry.kernels.linear_algebra import orthonormal_sections
 
 #: Single precision samples in the two ways of splitting; exact within one.
 SAMPLING, ROUNDING = 1e-5, 1e-10
@@ -58,8 +58,8 @@ def test_small_kernels_are_split_at_once():
 def test_rows_across_sections_join_them():
     """The broken twin: taking every section by itself would tear a row that lives on two of them."""
     rows = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]], dtype=torch.float64)
-    basis = sectioned(rows, [slice(0, 1), slice(1, 2), slice(2, 4)], against=rows[:0])
+    basis = orthonormal_sections(rows, [slice(0, 1), slice(1, 2), slice(2, 4)], reference=rows[:0])
     assert len(basis) == 3 and outside(rows, basis) < ROUNDING
     assert (basis @ basis.T - torch.eye(3)).abs().max() < ROUNDING
-    torn = sectioned(rows[1:2], [slice(0, 2), slice(2, 3), slice(3, 4)], against=rows[:0])
+    torn = orthonormal_sections(rows[1:2], [slice(0, 2), slice(2, 3), slice(3, 4)], reference=rows[:0])
     assert len(torn) == 1

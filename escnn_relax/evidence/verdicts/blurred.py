@@ -57,7 +57,7 @@ def blurred(
         parts = [of.fraction for of in (s.lost(kept, h) for s in layers) if of.kernels]
         if not budget(parts, [1.0]):
             continue  # moves pixels to pixels, or nothing tells the two apart
-        above = search.above(h, lambda one: max(s.remainder(one) for s in layers))
+        above = search.larger(h, lambda one: max(s.remainder(one) for s in layers))
         if costs[h.name] <= budget(parts, [cost(one) for one in above]):
             found.append(h)
     return tuple(found)

@@ -349,7 +349,7 @@ def _read(
     kept, remainder, candidates = found = stabiliser(layers, energy, measure, also)
     search = subgroup_search(layers)
     dear = None if measure is None else lambda h: -sum(measure(s, h) for s in layers)
-    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers), dear)
+    larger = search.larger(kept, lambda h: max(s.remainder(h) for s in layers), dear)
     same, grid = resolution(layers, kept, search, candidates)
     if measure is None:
         return LayerSurvivor(name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)
@@ -382,7 +382,7 @@ def _within(one: LayerSurvivor, layers: list[KernelSymmetry], beside: Beside) ->
     planar = type(space.fibergroup).__name__ in ("SO2", "O2")
     highest = max([*(s.search().highest for s in layers), kept.order])
     search = SubgroupSearch(space, highest) if planar else subgroup_search(layers)
-    larger = search.above(kept, lambda h: max(s.remainder(h) for s in layers))
+    larger = search.larger(kept, lambda h: max(s.remainder(h) for s in layers))
     same, grid = resolution(layers, kept, search)
     note = f"no margin: {', '.join(breaking)}"
     return LayerSurvivor(one.name, kept, remainder, math.nan, larger, {}, note, alike=same, grid=grid)

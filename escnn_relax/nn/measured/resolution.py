@@ -74,8 +74,8 @@ def alike(layers: Sequence[KernelSymmetry], kept: Subgroup, search: SubgroupSear
     too.
     """
     found: list[Alike] = []
-    smaller = search.below(kept)
-    for one in search.beyond(kept) + tuple(h for h in smaller if not any(h < other for other in smaller)):
+    smaller = search.smaller(kept)
+    for one in search.unresolved(kept) + tuple(h for h in smaller if not any(h < other for other in smaller)):
         if not all(s.alike(one, kept) for s in layers):
             continue
         known = [s.telling_frequency(one, kept) for s in layers]
@@ -95,7 +95,7 @@ def lost_on_the_grid(
 
     Where all is lost see :func:`alike`.
     """
-    smaller = search.below(kept)
+    smaller = search.smaller(kept)
     pairs = [(h, kept) for h in smaller if not any(h < other for other in smaller)]
     pairs += [(kept, h) for h in candidates if kept < h]
     found: list[GridLoss] = []

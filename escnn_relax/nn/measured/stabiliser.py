@@ -121,12 +121,12 @@ class KernelSymmetry:
     def turning(self) -> list[TurningKernels]:
         """The kernels as shares of their energy, with the irreps by which they turn."""
         size = math.sqrt(self.energy) or 1.0
-        return [known.turning(self._weights[pair] / size) for pair, known in self.pairs.items()]
+        return [known.turning_kernels(self._weights[pair] / size) for pair, known in self.pairs.items()]
 
     def search(self) -> SubgroupSearch:
         """The subgroups that these kernels can tell apart."""
         rule, group = self.layer.relaxation, self.layer.space.fibergroup
-        highest = SubgroupSearch.highest_of(group, self.residual, rule.frequencies) if group.continuous else 0
+        highest = SubgroupSearch.top_frequency(group, self.residual, rule.frequencies) if group.continuous else 0
         return SubgroupSearch(self.layer.space, highest)
 
     def fixed(self, pair: Pair, kept: Subgroup) -> Tensor:
@@ -202,7 +202,7 @@ def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
     """The subgroups that the kernels of these layers can tell apart, each in space where it leaves least of them."""
     known, key = layers[-1].searches, tuple(map(id, layers))
     if key not in known:
-        turning = all(pair.by_irreps for s in layers for pair in s.pairs.values())
+        turning = all(pair.irreps_only for s in layers for pair in s.pairs.values())
         kernels = [one for s in layers for one in s.turning()] if turning else []
         known[key] = (
             tuple(layers),
@@ -221,7 +221,7 @@ def verdict(
     if not gains:
         return Verdict.NO
     found = Verdict.YES
-    for smaller in search.below(kept):
+    for smaller in search.smaller(kept):
         nats = [gain(symmetry, kept) - gain(symmetry, smaller) for gain in gains]
         if max(nats) < -REFUTED:
             return Verdict.NO

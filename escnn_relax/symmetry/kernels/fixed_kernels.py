@@ -26,7 +26,7 @@ from ..groups.irreps import frequency, irreps_up_to
 from ..groups.lattice import subgroups
 from ..groups.subgroup import Subgroup, subgroup
 from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
-from .linear_algebra import orthonormal, sectioned, singular_values
+from .linear_algebra import orthonormal, orthonormal_sections, singular_values
 from .pathway import Pathway
 from .positions import Positions, TurningKernels
 from .relaxation import Relaxation
@@ -40,10 +40,10 @@ CONTAINED = 1 - 1e-5
 
 #: A share of the kernel's energy below which no other axis of a reflection is looked for (fraction): that of the
 #: rounding.
-NOTHING = 1e-8
+NEGLIGIBLE = 1e-8
 #: How far from the axis that leaves least of a kernel the evidence may move it (radians), and how many nats it may cost
 #: to take a mirror of the pixels instead, which is none worth another name.
-NEAR, CHANCE = 0.1, 1.0
+REFINEMENT, CHANCE = 0.1, 1.0
 
 
 class FixedKernels:
@@ -78,7 +78,7 @@ class FixedKernels:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def fixed(self, kept: Subgroup) -> Tensor:
+    def fixed(self, subgroup: Subgroup) -> Tensor:
         """Orthonormal coefficient vectors of the kernels that the subgroup fixes, shape ``(f, number of residual
         kernels)``.
 
@@ -86,26 +86,28 @@ class FixedKernels:
         """
         if not len(self._rows):
             return self._rows.new_zeros(0, 0)
-        if kept.order == 1:
+        if subgroup.order == 1:
             return torch.eye(len(self._rows), dtype=torch.float64)
         if self._rule.basis == "pixel":
-            averaged = self._average(kept)
-            if averaged is not None:
-                return self._contained(averaged)
+            average = self._average(subgroup)
+            if average is not None:
+                return self._coefficients(average)
         if any(p.kind == "subgroup" for p in self.pathways):
             irreps = irreps_up_to(self._rule.gspace.fibergroup, self._rule.frequencies)
-            return self._contained(fixed_kernels(self._band, self._rule.gspace, *self._pair, kept, irreps).flatten(1))
+            return self._coefficients(
+                fixed_kernels(self._band, self._rule.gspace, *self._pair, subgroup, irreps).flatten(1)
+            )
         vectors = [self._rows.new_zeros(0, len(self._rows))]
         for psi, coordinates in self._tuples():
-            vectors.append(torch.einsum("fa,kac->fkc", fixed_vectors(psi, kept), coordinates).flatten(0, 1))
-        return sectioned(torch.cat(vectors), list(self.sections), against=vectors[0])
+            vectors.append(torch.einsum("fa,kac->fkc", fixed_vectors(psi, subgroup), coordinates).flatten(0, 1))
+        return orthonormal_sections(torch.cat(vectors), list(self.sections), reference=vectors[0])
 
     @property
-    def by_irreps(self) -> bool:
+    def irreps_only(self) -> bool:
         """Whether all residual kernels belong to irreps, so that tuples of these say what any subgroup fixes."""
         return self._rule.basis != "pixel" and all(p.kind == "irrep" for p in self.pathways)
 
-    def turning(self, weights: Tensor) -> TurningKernels:
+    def turning_kernels(self, weights: Tensor) -> TurningKernels:
         """Coefficients of these kernels, ``(fields, number of residual kernels)``, with the irreps that they turn
         by."""
         return TurningKernels(weights, tuple(self._tuples()) if len(self._rows) else ())
@@ -113,34 +115,34 @@ class FixedKernels:
     def _tuples(self) -> list[tuple[IrreducibleRepresentation, Tensor]]:
         """Coefficients of the tuples of each irrep that has a pathway, ``(K, dim psi, number of residual kernels)``."""
         if self._coordinates is None:
-            group, found = self._rule.gspace.fibergroup, []
+            group, coordinates = self._rule.gspace.fibergroup, []
             for pathway, section in zip(self.pathways, self.sections):
                 if pathway.kind != "irrep" or section.start == section.stop:
                     continue
                 psi = group.irrep(*(pathway.irrep or ()))
                 tuples = isotypic_tuples(self._band, self._rule.gspace, *self._pair, psi)
-                found.append((psi, tuples.flatten(2) @ self._rows.T))
-            self._coordinates = found
+                coordinates.append((psi, tuples.flatten(2) @ self._rows.T))
+            self._coordinates = coordinates
         return self._coordinates
 
-    def _average(self, kept: Subgroup) -> Tensor | None:
+    def _average(self, subgroup: Subgroup) -> Tensor | None:
         """All kernels of the grid averaged over a subgroup that moves pixels to pixels, as rows; ``None`` for
         others."""
-        if kept.order < 0:
+        if subgroup.order < 0:
             return None
         gspace, points = self._rule.gspace, self._band.points
-        found = {g: grid_permutation(gspace, g, points) for g in kept.elements}
-        moves = {g: move for g, move in found.items() if move is not None}
-        if len(moves) < len(found):
+        permutations = {g: grid_permutation(gspace, g, points) for g in subgroup.elements}
+        moves = {g: move for g, move in permutations.items() if move is not None}
+        if len(moves) < len(permutations):
             return None
         # the layer has all kernels of the grid, so it is enough to average its own
-        own = torch.cat([self._equivariant, self._rows.view(-1, *self._equivariant.shape[1:])])
-        return isotypic_projection(own, *self._pair, moves).flatten(1)
+        kernels = torch.cat([self._equivariant, self._rows.view(-1, *self._equivariant.shape[1:])])
+        return isotypic_projection(kernels, *self._pair, moves).flatten(1)
 
-    def _contained(self, rows: Tensor) -> Tensor:
+    def _coefficients(self, rows: Tensor) -> Tensor:
         """Coefficients of the residual kernels that lie in the span of these rows and the equivariant kernels."""
         first = orthonormal(self._equivariant.flatten(1))
-        basis = orthonormal(rows, against=first)
+        basis = orthonormal(rows, reference=first)
         _, values, vectors = singular_values(basis @ self._rows.T)
         return vectors[values > CONTAINED]
 
@@ -197,50 +199,50 @@ class SubgroupSearch:
             return self._maximal_planar(remainder, survives, cost)
         if self.positions is not None:
             return self.positions.maximal(survives)
-        found: list[Subgroup] = []
+        maximal: list[Subgroup] = []
         for member in self.members:
-            if not any(member <= larger for larger in found) and survives(member):
-                found.append(member)
-        return found
+            if not any(member <= larger for larger in maximal) and survives(member):
+                maximal.append(member)
+        return maximal
 
-    def below(self, kept: Subgroup) -> tuple[Subgroup, ...]:
-        """All smaller subgroups of ``kept``, small to large; in a continuous group those that the irreps tell apart."""
+    def smaller(self, upper: Subgroup) -> tuple[Subgroup, ...]:
+        """All subgroups of ``upper``, small to large; in a continuous group those that the irreps tell apart."""
         if self.positions is not None:
-            return self.positions.below(kept)
+            return self.positions.smaller(upper)
         if self.kind not in ("SO2", "O2"):
-            return tuple(m for m in reversed(self.members) if m < kept)
-        axis, turns = kept.id if self.kind == "O2" else (None, kept.id)
+            return tuple(m for m in reversed(self.members) if m < upper)
+        axis, turns = upper.id if self.kind == "O2" else (None, upper.id)
         reach = self.highest + 1
         fewer = [m for m in range(1, reach + 1) if turns == -1 or turns % m == 0]
-        found = [self._member(m) for m in fewer if axis is not None or m != (reach if turns == -1 else turns)]
+        members = [self._member(m) for m in fewer if axis is not None or m != (reach if turns == -1 else turns)]
         if axis is not None:  # its own axes; of all axes of O(2), escnn's first
             for m in fewer:
                 copies = 1 if turns == -1 else turns // m
                 if m != (reach if turns == -1 else turns):
-                    found += [
+                    members += [
                         self._member(m, (axis + 2 * math.pi * k / turns) % (2 * math.pi / m)) for k in range(copies)
                     ]
-        return tuple(found)
+        return tuple(members)
 
-    def beyond(self, kept: Subgroup) -> tuple[Subgroup, ...]:
+    def unresolved(self, member: Subgroup) -> tuple[Subgroup, ...]:
         """For a subgroup with all turns of the plane that of the fewest turns which the irreps do not tell from it."""
-        if self.kind not in ("SO2", "O2") or kept.order > 0:
+        if self.kind not in ("SO2", "O2") or member.order > 0:
             return ()
         turns = self.highest + 1
         if self.kind == "SO2":
             return (subgroup(self.gspace, turns),)
-        return (subgroup(self.gspace, (None, turns) if kept.id[0] is None else (0.0, turns)),)
+        return (subgroup(self.gspace, (None, turns) if member.id[0] is None else (0.0, turns)),)
 
-    def above(
-        self, kept: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None = None
+    def larger(
+        self, member: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None = None
     ) -> tuple[Subgroup, ...]:
-        """The next larger subgroups: those that contain ``kept`` and nothing between; none above G itself. See
+        """The next larger subgroups: those that contain ``member`` and nothing between; none above G itself. See
         :meth:`maximal`."""
         if self.kind in ("SO2", "O2"):
-            return self._above_planar(kept, remainder, cost)
+            return self._larger_planar(member, remainder, cost)
         if self.positions is not None:
-            return self.positions.above(kept)
-        larger = [m for m in self.members if kept < m]
+            return self.positions.larger(member)
+        larger = [m for m in self.members if member < m]
         return tuple(m for m in larger if not any(n < m for n in larger))
 
     def _id(self, turns: int, axis: float | None = None) -> Any:
@@ -265,13 +267,13 @@ class SubgroupSearch:
             inside = any(n > self.highest or n % m == 0 for n in turns)
             if not inside and survives(self._member(m)):
                 turns.append(m)
-        found = []
+        maximal = []
         for m in turns:
-            mirrored = self._mirrored(m, remainder, cost) if self.kind == "O2" else None
-            found.append(mirrored if mirrored is not None and survives(mirrored) else self._member(m))
-        return found
+            dihedral = self._best_dihedral(m, remainder, cost) if self.kind == "O2" else None
+            maximal.append(dihedral if dihedral is not None and survives(dihedral) else self._member(m))
+        return maximal
 
-    def _mirrored(
+    def _best_dihedral(
         self, turns: int, remainder: Callable[[Subgroup], float], nats: Callable[[Subgroup], float] | None = None
     ) -> Subgroup:
         """The dihedral subgroup of so many turns on the axis that leaves least of the kernels, or near it costs
@@ -294,43 +296,43 @@ class SubgroupSearch:
         step, axis, least = starts[1], starts[0], math.inf
         for well in sorted(wells, key=costs.__getitem__):
             bounds = starts[well] - step, starts[well] + step
-            refined = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-            at, value = min((refined.x, refined.fun), (starts[well], costs[well]), key=lambda pair: pair[1])
+            optimum = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4})
+            angle, value = min((optimum.x, optimum.fun), (starts[well], costs[well]), key=lambda pair: pair[1])
             if value < least:
-                axis, least = at, value
-            if least < NOTHING or np.ptp(costs) < NOTHING:
+                axis, least = angle, value
+            if least < NEGLIGIBLE or np.ptp(costs) < NEGLIGIBLE:
                 break
-        if nats is not None and NOTHING < least < np.ptp(costs):
+        if nats is not None and NEGLIGIBLE < least < np.ptp(costs):
             # directions that the data leave open have energy, too, which would turn the axis: the evidence knows them
-            near = axis - NEAR, axis + NEAR
-            refined = minimize_scalar(evidence, bounds=near, method="bounded", options={"xatol": 2e-3})
+            bounds = axis - REFINEMENT, axis + REFINEMENT
+            optimum = minimize_scalar(evidence, bounds=bounds, method="bounded", options={"xatol": 2e-3})
             standard = round(axis / (math.pi / 4)) * (math.pi / 4)  # the mirrors of the pixels
-            tried = [(evidence(axis), axis), (refined.fun, refined.x)]
-            best = min(tried)
-            if near[0] <= standard <= near[1] and evidence(standard) <= best[0] + CHANCE:
+            candidates = [(evidence(axis), axis), (optimum.fun, optimum.x)]
+            best = min(candidates)
+            if bounds[0] <= standard <= bounds[1] and evidence(standard) <= best[0] + CHANCE:
                 best = evidence(standard), standard
             axis = best[1]
         return self._member(turns, axis % period)
 
-    def _above_planar(
-        self, kept: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None
+    def _larger_planar(
+        self, member: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None
     ) -> tuple[Subgroup, ...]:
-        id = kept.id if self.kind == "O2" else (None, kept.id)
+        id = member.id if self.kind == "O2" else (None, member.id)
         axis, turns = id
         if turns == -1:
             return () if axis is not None or self.kind == "SO2" else (self._member(self.highest + 1, 0.0),)
         reach = self.highest + 1
         primes = [p for p in range(2, reach + 1) if all(p % q for q in range(2, p))]
         wider = {min(turns * p, reach) for p in primes} or {reach}
-        found = [self._member(m, axis) for m in sorted(wider)]
-        finite = [f for f in found if f.order > 0]
-        found = finite + [f for f in found if f.order < 0 and not finite]
+        larger = [self._member(m, axis) for m in sorted(wider)]
+        finite = [f for f in larger if f.order > 0]
+        larger = finite + [f for f in larger if f.order < 0 and not finite]
         if self.kind == "O2" and axis is None:
-            found.append(self._mirrored(turns, remainder, cost))
-        return tuple(found)
+            larger.append(self._best_dihedral(turns, remainder, cost))
+        return tuple(larger)
 
     @staticmethod
-    def highest_of(group: Group, pathways: Sequence[Pathway], frequencies: int | None) -> int:
+    def top_frequency(group: Group, pathways: Sequence[Pathway], frequencies: int | None) -> int:
         """The highest frequency of the irreps of some pathways of a continuous group."""
-        own = [frequency(group, p.irrep or ()) or 0 for p in pathways if p.kind == "irrep"]
-        return max([*own, 0 if frequencies is None else frequencies])
+        values = [frequency(group, p.irrep or ()) or 0 for p in pathways if p.kind == "irrep"]
+        return max([*values, 0 if frequencies is None else frequencies])

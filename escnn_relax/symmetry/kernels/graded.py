@@ -50,7 +50,7 @@ def isotypic_tuples(
     """
     group = gspace.fibergroup
     if group.continuous:
-        instantiate(group, sum(highest_frequency([one]) for one in (in_repr, out_repr, psi)))
+        instantiate(group, sum(highest_frequency([representation]) for representation in (in_repr, out_repr, psi)))
     target = out_repr if psi.is_trivial() else product(out_repr, psi)
     kernels = band.sample(gspace, in_repr, target)
     return kernels.unflatten(1, (out_repr.size, psi.size)).transpose(1, 2)

@@ -70,9 +70,9 @@ class LossOf(NamedTuple):
     @classmethod
     def total(cls, parts: Iterable[tuple[LossOf, int]]) -> LossOf:
         """Over parts, each so many times."""
-        found = [(part, times) for part, times in parts if part.kernels and times]
-        sine = min((part.sine for part, _ in found), default=1.0)
-        return cls(sum(t * p.kernels for p, t in found), float(sum(t * p.told for p, t in found)), sine)
+        terms = [(part, times) for part, times in parts if part.kernels and times]
+        sine = min((part.sine for part, _ in terms), default=1.0)
+        return cls(sum(t * p.kernels for p, t in terms), float(sum(t * p.told for p, t in terms)), sine)
 
 
 class GridLoss(NamedTuple):
@@ -128,8 +128,8 @@ def grid_loss(
     >>> [round(grid_loss(band, one, h, psi).fraction, 4) for h in (three, two)]
     [0.04, 0.0]
     """
-    known = _Geometry.of(band)
-    return LossOf.total((known.loss(smaller, larger, psi), times) for psi, times in irreps.items())
+    geometry = _Geometry.of(band)
+    return LossOf.total((geometry.loss(smaller, larger, psi), times) for psi, times in irreps.items())
 
 
 def contained_irreps(in_repr: Representation, out_repr: Representation) -> dict[IrreducibleRepresentation, int]:
@@ -141,16 +141,16 @@ def contained_irreps(in_repr: Representation, out_repr: Representation) -> dict[
     {'irrep_0': 4, 'irrep_1': 4, 'irrep_2': 4}
     """
     group = in_repr.group
-    found: dict[Any, int] = {}
+    multiplicities: dict[Any, int] = {}
     for a in sorted(set(in_repr.irreps)):
         for b in sorted(set(out_repr.irreps)):
             times = in_repr.irreps.count(a) * out_repr.irreps.count(b)
             for id in _product(group.irrep(*a), group.irrep(*b)):
-                found[id] = found.get(id, 0) + times
-    return {group.irrep(*id): times for id, times in sorted(found.items())}
+                multiplicities[id] = multiplicities.get(id, 0) + times
+    return {group.irrep(*id): times for id, times in sorted(multiplicities.items())}
 
 
-def turning_error(band: Band, kept: Subgroup) -> float:
+def turning_error(band: Band, subgroup: Subgroup) -> float:
     """By how much elements of a subgroup change the norm of a kernel on these pixels, at worst (relative).
 
     >>> from escnn import gspaces, nn
@@ -161,18 +161,18 @@ def turning_error(band: Band, kept: Subgroup) -> float:
     >>> [turning_error(band, subgroup(space, n)) > 1e-6 for n in (8, 4)]
     [True, False]
     """
-    return _Geometry.of(band).turning(kept)
+    return _Geometry.of(band).turning(subgroup)
 
 
 def settling_size(
-    smaller: Subgroup, larger: Subgroup, irreps: Mapping[IrreducibleRepresentation, int], beyond: int = 1
+    smaller: Subgroup, larger: Subgroup, irreps: Mapping[IrreducibleRepresentation, int], minimum: int = 1
 ) -> int | None:
     """The smallest odd kernel size above one that loses no more than :data:`NEGLIGIBLE`; ``None`` if none up to 11
     does."""
     for size in SIZES:
-        if size > beyond:
-            lost = grid_loss(default_band(smaller.gspace.dimensionality, size), smaller, larger, irreps)
-            if lost.kernels and lost.fraction <= NEGLIGIBLE:
+        if size > minimum:
+            loss = grid_loss(default_band(smaller.gspace.dimensionality, size), smaller, larger, irreps)
+            if loss.kernels and loss.fraction <= NEGLIGIBLE:
                 return size
     return None
 
@@ -189,20 +189,20 @@ def default_band(dimension: int, size: int) -> Band:
 _PRODUCTS: dict[Key, list[Any]] = {}
 
 
-def _product(one: IrreducibleRepresentation, other: IrreducibleRepresentation) -> list[Any]:
+def _product(first: IrreducibleRepresentation, second: IrreducibleRepresentation) -> list[Any]:
     """Ids of the irreps in a tensor product."""
-    key = type(one.group).__name__, one.group.name, one.id, other.id
+    key = type(first.group).__name__, first.group.name, first.id, second.id
     if key not in _PRODUCTS:
-        if one.group.continuous:
-            instantiate(one.group, highest_frequency([one]) + highest_frequency([other]))
-        _PRODUCTS[key] = list(one.tensor(other).irreps)
+        if first.group.continuous:
+            instantiate(first.group, highest_frequency([first]) + highest_frequency([second]))
+        _PRODUCTS[key] = list(first.tensor(second).irreps)
     return _PRODUCTS[key]
 
 
 class _Geometry:
     """Rings and pixels of a band, and what of its kernels subgroups fix there."""
 
-    _known: dict[Key, _Geometry] = {}
+    _geometries: dict[Key, _Geometry] = {}
 
     def __init__(self, band: Band) -> None:
         points = np.asarray(band.points, dtype=np.float64)
@@ -224,53 +224,53 @@ class _Geometry:
 
     @classmethod
     def of(cls, band: Band) -> _Geometry:
-        if band.key not in cls._known:
-            if len(cls._known) > 64:
-                cls._known.pop(next(iter(cls._known)))
-            cls._known[band.key] = cls(band)
-        return cls._known[band.key]
+        if band.key not in cls._geometries:
+            if len(cls._geometries) > 64:
+                cls._geometries.pop(next(iter(cls._geometries)))
+            cls._geometries[band.key] = cls(band)
+        return cls._geometries[band.key]
 
     def loss(self, smaller: Subgroup, larger: Subgroup, psi: IrreducibleRepresentation) -> LossOf:
         key = _key(smaller, psi), _key(larger, psi)
         if key not in self._losses:
-            both = [(self._fixed(psi, larger, f), self._fixed(psi, smaller, f)) for f in self.rings]
-            whole, only = [], []
-            for frequency, (of_larger, of_smaller) in zip(self.rings, both):
-                rest = of_smaller - of_smaller @ of_larger.T @ of_larger
-                _, sizes, right = np.linalg.svd(rest, full_matrices=False)
-                whole.append(self._sampled(of_larger, frequency, psi.size))
-                only.append(self._sampled(right[sizes > 0.5], frequency, psi.size))
-            self._losses[key] = _compared(np.concatenate(only), np.concatenate(whole))
+            rows = [(self._fixed_rows(psi, larger, f), self._fixed_rows(psi, smaller, f)) for f in self.rings]
+            larger_samples, smaller_samples = [], []
+            for frequency, (larger_rows, smaller_rows) in zip(self.rings, rows):
+                difference = smaller_rows - smaller_rows @ larger_rows.T @ larger_rows
+                _, sizes, right = np.linalg.svd(difference, full_matrices=False)
+                larger_samples.append(self._sample(larger_rows, frequency, psi.size))
+                smaller_samples.append(self._sample(right[sizes > 0.5], frequency, psi.size))
+            self._losses[key] = _compare(np.concatenate(smaller_samples), np.concatenate(larger_samples))
         return self._losses[key]
 
-    def turning(self, kept: Subgroup) -> float:
-        key = _key(kept)
+    def turning(self, subgroup: Subgroup) -> float:
+        key = _key(subgroup)
         if key not in self._turning:
-            rows = np.concatenate([self._sampled(np.eye(len(a)), f, 1) for f, a in self.angular.items()])
-            left, sizes, right = np.linalg.svd(rows, full_matrices=False)
-            seen = sizes > 1e-6 * sizes[0]
-            left, sizes = left[:, seen], sizes[seen]
+            rows = np.concatenate([self._sample(np.eye(len(a)), f, 1) for f, a in self.angular.items()])
+            U, sizes, Vt = np.linalg.svd(rows, full_matrices=False)
+            visible = sizes > 1e-6 * sizes[0]
+            U, sizes = U[:, visible], sizes[visible]
             worst = 0.0
-            for element in _elements(kept):
-                matrix = np.asarray(kept.gspace.basespace_action(element), dtype=np.float64)
+            for element in _elements(subgroup):
+                matrix = np.asarray(subgroup.gspace.basespace_action(element), dtype=np.float64)
                 moves = [np.kron(moved_harmonics(matrix, f), np.eye(len(r))) for f, r in self.rings.items()]
-                turned = left.T @ _direct_sum(moves) @ left
-                norms = np.linalg.svd(turned * sizes / sizes[:, None], compute_uv=False)
+                action = U.T @ _direct_sum(moves) @ U
+                norms = np.linalg.svd(action * sizes / sizes[:, None], compute_uv=False)
                 worst = max(worst, float(np.abs(norms - 1).max()))
             self._turning[key] = worst
         return self._turning[key]
 
-    def _fixed(self, psi: IrreducibleRepresentation, kept: Subgroup, frequency: int) -> Array:
+    def _fixed_rows(self, psi: IrreducibleRepresentation, subgroup: Subgroup, frequency: int) -> Array:
         """Orthonormal rows ``(n, dim psi * harmonics)`` that a subgroup fixes, on each ring."""
         size = psi.size * len(self.angular[frequency])
         moves = []
-        for h in map(kept.embed, generating_elements(kept.group)):
-            matrix = np.asarray(kept.gspace.basespace_action(h), dtype=np.float64)
+        for h in map(subgroup.embed, generating_elements(subgroup.group)):
+            matrix = np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64)
             moves.append(np.kron(np.asarray(psi(h)), moved_harmonics(matrix, frequency)) - np.eye(size))
         _, values, vectors = np.linalg.svd(np.concatenate(moves))
         return np.asarray(vectors[values < FIXED_TOLERANCE])
 
-    def _sampled(self, vectors: Array, frequency: int, size: int) -> Array:
+    def _sample(self, vectors: Array, frequency: int, size: int) -> Array:
         """On every ring that has this frequency, at the pixels: ``(n * rings, size * S)``."""
         angular, rings = self.angular[frequency], self.rings[frequency]
         shaped = vectors.reshape(len(vectors), size, len(angular))
@@ -279,18 +279,18 @@ class _Geometry:
         )
 
 
-def _compared(only: Array, whole: Array) -> LossOf:
+def _compare(smaller: Array, larger: Array) -> LossOf:
     """By the angles between what two sets of sampled kernels span."""
-    if not len(only):
+    if not len(smaller):
         return LossOf(0, 0.0, 1.0)
-    one, other = _orthonormal(only), _orthonormal(whole)
-    cosines = np.zeros(len(one))
-    if len(one) and len(other):
-        found = np.linalg.svd(one @ other.T, compute_uv=False).clip(0, 1)
-        cosines[: len(found)] = found
-    sines = np.concatenate([1 - cosines**2, np.zeros(len(only) - len(one))])
+    smaller_basis, larger_basis = _orthonormal(smaller), _orthonormal(larger)
+    cosines = np.zeros(len(smaller_basis))
+    if len(smaller_basis) and len(larger_basis):
+        values = np.linalg.svd(smaller_basis @ larger_basis.T, compute_uv=False).clip(0, 1)
+        cosines[: len(values)] = values
+    sines = np.concatenate([1 - cosines**2, np.zeros(len(smaller) - len(smaller_basis))])
     sines[sines < ROUNDING] = 0.0
-    return LossOf(len(only), float(sines.sum()), math.sqrt(float(sines.min())))
+    return LossOf(len(smaller), float(sines.sum()), math.sqrt(float(sines.min())))
 
 
 def _orthonormal(rows: Array) -> Array:
@@ -303,28 +303,28 @@ def _orthonormal(rows: Array) -> Array:
 
 
 def _direct_sum(blocks: list[Array]) -> Array:
-    found, start = np.zeros([sum(map(len, blocks))] * 2), 0
+    matrix, start = np.zeros([sum(map(len, blocks))] * 2), 0
     for block in blocks:
-        found[start : start + len(block), start : start + len(block)] = block
+        matrix[start : start + len(block), start : start + len(block)] = block
         start += len(block)
-    return found
+    return matrix
 
 
-def _elements(kept: Subgroup) -> Iterable[Any]:
+def _elements(subgroup: Subgroup) -> Iterable[Any]:
     """All elements, or many of a continuous group."""
-    own = kept.group
-    if kept.order > 0:
-        return kept.elements
-    if type(own).__name__ in ("SO2", "O2"):
+    group = subgroup.group
+    if subgroup.order > 0:
+        return subgroup.elements
+    if type(group).__name__ in ("SO2", "O2"):
         angles = 2 * math.pi * np.arange(ANGLES) / ANGLES
-        turns = (own.element((0, a)) if type(own).__name__ == "O2" else own.element(a) for a in angles)
-        return [kept.embed(h) for h in turns]
-    return kept.testing_elements
+        turns = (group.element((0, a)) if type(group).__name__ == "O2" else group.element(a) for a in angles)
+        return [subgroup.embed(h) for h in turns]
+    return subgroup.testing_elements
 
 
-def _key(kept: Subgroup, psi: IrreducibleRepresentation | None = None) -> Key:
+def _key(subgroup: Subgroup, psi: IrreducibleRepresentation | None = None) -> Key:
     """By value: the matrices of generators, since names would not tell one axis from another."""
-    generators = [kept.embed(h) for h in generating_elements(kept.group)]
-    parts = [np.asarray(kept.gspace.basespace_action(h), dtype=np.float64) for h in generators]
+    generators = [subgroup.embed(h) for h in generating_elements(subgroup.group)]
+    parts = [np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64) for h in generators]
     parts += [] if psi is None else [np.asarray(psi(h), dtype=np.float64) for h in generators]
     return tuple((p.round(8) + 0.0).tobytes() for p in parts)

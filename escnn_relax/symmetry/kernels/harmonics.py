@@ -32,11 +32,11 @@ def harmonics(points: Array, frequency: int) -> Array:
     """
     dimension = points.shape[1]
     size = np.linalg.norm(points, axis=1)
-    at_origin = size < 1e-9
-    unit = points / np.where(at_origin, 1.0, size)[:, None]
+    origin = size < 1e-9
+    unit = points / np.where(origin, 1.0, size)[:, None]
     directions, inverse = _frame(dimension, frequency)
     values = inverse @ _zonal(dimension, frequency, directions @ unit.T)
-    return values if frequency == 0 else np.where(at_origin, 0.0, values)
+    return values if frequency == 0 else np.where(origin, 0.0, values)
 
 
 def moved_harmonics(matrix: Array, frequency: int) -> Array:

@@ -10,7 +10,7 @@ import torch
 from escnn.group import Representation
 from torch import Tensor
 
-from .linear_algebra import orthonormal, sectioned
+from .linear_algebra import orthonormal, orthonormal_sections
 
 __all__ = ["Splitting", "SECTIONED_ABOVE", "orthogonal_change"]
 
@@ -34,34 +34,36 @@ class Splitting:
         ends = torch.tensor([0, *sizes]).cumsum(0) * out * sites
         self._sections = [slice(a, b) for a, b in zip(ends.tolist(), ends[1:].tolist())]
         self._first = orthonormal(equivariant.flatten(1))
-        self._spanned = self._first
+        self._span = self._first
         if self._change is not None:
-            self._spanned = sectioned(self._turned(equivariant, self._change), self._sections, against=self._first[:0])
+            self._span = orthonormal_sections(
+                self._irrep_rows(equivariant, self._change), self._sections, reference=self._first[:0]
+            )
 
     def part(self, kernels: Tensor) -> Tensor:
         """Orthonormal basis of what these kernels add to the earlier parts, ``(r, out size, in size, S)``."""
         if self._change is None:
-            basis = orthonormal(kernels.flatten(1), against=self._spanned)
-            self._spanned = torch.cat([self._spanned, basis])
+            basis = orthonormal(kernels.flatten(1), reference=self._span)
+            self._span = torch.cat([self._span, basis])
             return basis.view(-1, *self._shape)
-        basis = sectioned(self._turned(kernels, self._change), self._sections, against=self._spanned)
-        self._spanned = torch.cat([self._spanned, basis])
-        return self._cleared(basis, self._change).view(-1, *self._shape)
+        basis = orthonormal_sections(self._irrep_rows(kernels, self._change), self._sections, reference=self._span)
+        self._span = torch.cat([self._span, basis])
+        return self._clear(basis, self._change).view(-1, *self._shape)
 
     @property
-    def spanned(self) -> Tensor:
+    def span(self) -> Tensor:
         """All parts so far, orthonormal rows ``(n, out size * in size * S)``."""
         if self._change is None:
-            return self._spanned
-        return torch.cat([self._first, self._cleared(self._spanned[len(self._first) :], self._change)])
+            return self._span
+        return torch.cat([self._first, self._clear(self._span[len(self._first) :], self._change)])
 
-    def _cleared(self, rows: Tensor, change: Tensor) -> Tensor:
+    def _clear(self, rows: Tensor, change: Tensor) -> Tensor:
         """Turned back, and rid of the trace of 1e-7 that single precision left of equivariant kernels on other
         irreps."""
         rows = self._back(rows, change)
         return rows - (rows @ self._first.T) @ self._first
 
-    def _turned(self, kernels: Tensor, change: Tensor) -> Tensor:
+    def _irrep_rows(self, kernels: Tensor, change: Tensor) -> Tensor:
         """Rows in the coordinates of the irreps, the input's channels first, so that an irrep is a range of columns."""
         return (kernels.transpose(2, 3) @ change).permute(0, 3, 1, 2).flatten(1)
 
@@ -74,5 +76,5 @@ class Splitting:
 def orthogonal_change(representation: Representation) -> Tensor | None:
     """The nearest orthogonal change to irreps, None where the representation has no such."""
     change = torch.as_tensor(representation.change_of_basis, dtype=torch.float64)
-    left, _, right = torch.linalg.svd(change)
-    return left @ right if torch.allclose(left @ right, change, atol=1e-6) else None
+    U, _, Vt = torch.linalg.svd(change)
+    return U @ Vt if torch.allclose(U @ Vt, change, atol=1e-6) else None

@@ -73,11 +73,11 @@ class CacheSize:
 
 def folder() -> Path | None:
     """The folder of the cache, which may not exist yet; ``None`` where it is switched off."""
-    named = os.environ.get("ESCNN_RELAX_CACHE", "").strip()
-    if named.lower() in _OFF:
+    path = os.environ.get("ESCNN_RELAX_CACHE", "").strip()
+    if path.lower() in _OFF:
         return None
-    if named:
-        return Path(named).expanduser()
+    if path:
+        return Path(path).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
     return (Path(base) if base else Path("~/.cache").expanduser()) / "escnn_relax"
 
@@ -86,8 +86,8 @@ def size() -> CacheSize:
     """Bytes in memory, bytes and files on disk."""
     files = _files()
     with _LOCK:
-        held = sum(_bytes(k) for k in _MEMORY.values())
-    return CacheSize(held, sum(f.bytes for f in files), len(files))
+        memory_bytes = sum(_bytes(k) for k in _MEMORY.values())
+    return CacheSize(memory_bytes, sum(f.bytes for f in files), len(files))
 
 
 def clear(memory: bool = True, disk: bool = True) -> None:
@@ -100,52 +100,52 @@ def clear(memory: bool = True, disk: bool = True) -> None:
             file.path.unlink(missing_ok=True)
 
 
-def kernels(key: str, build: Callable[[], dict[str, Tensor]], what: str = "kernels") -> dict[str, Tensor]:
+def kernels(key: str, build: Callable[[], dict[str, Tensor]], description: str = "kernels") -> dict[str, Tensor]:
     """The kernels under a key, from memory, from disk or newly built.
 
     Args:
         key: a hash, in hexadecimal digits, of all that the kernels depend on.
         build: makes the kernels of each pathway, float64.
-        what: says what they are, in the line that is logged where building takes more than :data:`SILENCE` seconds.
+        description: of the kernels, for the line that is logged if building takes more than :data:`SILENCE` seconds.
 
     Returns:
         the kernels by pathway; they are the cache's own, not to be written to.
     """
-    found = _MEMORY.get(key)
-    if found is None:
-        found = _load(key)
-        if found is None:
+    tensors = _MEMORY.get(key)
+    if tensors is None:
+        tensors = _load(key)
+        if tensors is None:
             start = time.perf_counter()
-            with announced(what):
-                found = {name: tensor.contiguous() for name, tensor in build().items()}
+            with announced(description):
+                tensors = {name: tensor.contiguous() for name, tensor in build().items()}
             if time.perf_counter() - start >= WORTHWHILE:
-                _save(key, found)
+                _save(key, tensors)
     with _LOCK:
-        _MEMORY[key] = found
+        _MEMORY[key] = tensors
         _MEMORY.move_to_end(key)
         total = sum(_bytes(k) for k in _MEMORY.values())
         while _MEMORY and total > MEMORY_LIMIT:
             total -= _bytes(_MEMORY.popitem(last=False)[1])
-    return found
+    return tensors
 
 
 @contextmanager
-def announced(what: str) -> Iterator[None]:
+def announced(description: str) -> Iterator[None]:
     """Say so, once, where what is done within takes more than :data:`SILENCE` seconds; within another, nothing.
 
     Args:
-        what: is being built, in words.
+        description: of what is being built.
     """
     if getattr(_BUILDING, "announced", False):
         yield
         return
-    where = folder()
-    kept = (
-        f"they are kept in {where} for the next time"
-        if where
+    directory = folder()
+    consequence = (
+        f"they are kept in {directory} for the next time"
+        if directory
         else "ESCNN_RELAX_CACHE is off, so they are not kept on disk"
     )
-    line = f"still building {what}, after {SILENCE:g} s; {kept}"
+    line = f"still building {description}, after {SILENCE:g} s; {consequence}"
     timer = threading.Timer(SILENCE, _LOG.warning, (line,))
     timer.daemon = True
     timer.start()
@@ -170,8 +170,8 @@ def _checksum(kernels: dict[str, Tensor]) -> str:
 
 
 def _load(key: str) -> dict[str, Tensor] | None:
-    where = folder()
-    path = None if where is None else where / f"{key}{_SUFFIX}"
+    directory = folder()
+    path = None if directory is None else directory / f"{key}{_SUFFIX}"
     try:
         if path is None or not path.is_file():
             return None
@@ -186,19 +186,19 @@ def _load(key: str) -> dict[str, Tensor] | None:
 
 
 def _save(key: str, kernels: dict[str, Tensor]) -> None:
-    where = folder()
-    if where is None or _bytes(kernels) > DISK_LIMIT:
+    directory = folder()
+    if directory is None or _bytes(kernels) > DISK_LIMIT:
         return
     temporary = None
     try:
-        where.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=where, suffix=_PARTIAL, delete=False) as file:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, suffix=_PARTIAL, delete=False) as file:
             temporary = Path(file.name)
             torch.save({"key": key, "checksum": _checksum(kernels), "kernels": kernels}, file)
-        os.replace(temporary, where / f"{key}{_SUFFIX}")
+        os.replace(temporary, directory / f"{key}{_SUFFIX}")
         _evict()
     except Exception as error:  # torch.save raises RuntimeError for a full disk
-        _warn(f"cannot write kernels to {where} ({type(error).__name__}: {error}); they stay in memory")
+        _warn(f"cannot write kernels to {directory} ({type(error).__name__}: {error}); they stay in memory")
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
@@ -207,27 +207,27 @@ def _save(key: str, kernels: dict[str, Tensor]) -> None:
 class _File:
     path: Path
     bytes: int
-    used: float
+    access_time: float
 
 
 def _files(suffix: str = _SUFFIX) -> list[_File]:
-    where = folder()
-    found = []
-    if where is not None and where.is_dir():
-        for path in where.glob(f"*{suffix}"):
+    directory = folder()
+    files = []
+    if directory is not None and directory.is_dir():
+        for path in directory.glob(f"*{suffix}"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process was faster
                 continue
-            found.append(_File(path, status.st_size, status.st_mtime))
-    return found
+            files.append(_File(path, status.st_size, status.st_mtime))
+    return files
 
 
 def _evict() -> None:
     for file in _files(_PARTIAL):
-        if file.used < time.time() - 3600:  # left behind by a process that was killed
+        if file.access_time < time.time() - 3600:  # left behind by a process that was killed
             file.path.unlink(missing_ok=True)
-    files = sorted(_files(), key=lambda f: f.used)
+    files = sorted(_files(), key=lambda f: f.access_time)
     total = sum(f.bytes for f in files)
     for file in files:
         if total <= DISK_LIMIT:

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["RANK_TOLERANCE", "orthonormal", "sectioned", "complement", "singular_values", "pseudo_inverse"]
+__all__ = ["RANK_TOLERANCE", "orthonormal", "orthonormal_sections", "complement", "singular_values", "pseudo_inverse"]
 
 #: What torch's decompositions raise.
 LinAlgError: Any = getattr(torch.linalg, "LinAlgError")
@@ -18,12 +18,12 @@ LinAlgError: Any = getattr(torch.linalg, "LinAlgError")
 RANK_TOLERANCE = 1e-4
 
 
-def orthonormal(rows: Tensor, *, against: Tensor | None = None) -> Tensor:
-    r"""Orthonormal basis of the part of ``span(rows)`` orthogonal to ``span(against)``.
+def orthonormal(rows: Tensor, *, reference: Tensor | None = None) -> Tensor:
+    r"""Orthonormal basis of the part of ``span(rows)`` orthogonal to ``span(reference)``.
 
     Args:
         rows: vectors, shape ``(n, D)``, float64; may be linearly dependent.
-        against: *orthonormal* rows, shape ``(m, D)``.
+        reference: *orthonormal* rows, shape ``(m, D)``.
 
     Returns:
         orthonormal rows, shape ``(r, D)``, ``r <= n``.
@@ -35,23 +35,23 @@ def orthonormal(rows: Tensor, *, against: Tensor | None = None) -> Tensor:
     >>> line = torch.tensor([[1., 0., 0.], [2., 0., 0.]], dtype=torch.float64)
     >>> orthonormal(line).abs()
     tensor([[1., 0., 0.]], dtype=torch.float64)
-    >>> orthonormal(torch.eye(3, dtype=torch.float64), against=orthonormal(line)).shape
+    >>> orthonormal(torch.eye(3, dtype=torch.float64), reference=orthonormal(line)).shape
     torch.Size([2, 3])
     """
     rows = rows.to(torch.float64)
     if rows.shape[0] == 0:
         return rows
-    scale = rows.norm(dim=1).max()
-    if not scale > 0:
+    largest_norm = rows.norm(dim=1).max()
+    if not largest_norm > 0:
         return rows[:0]
-    if against is not None and against.shape[0]:
-        rows = _remove(rows, against)
+    if reference is not None and reference.shape[0]:
+        rows = _remove(rows, reference)
     values, vectors = torch.linalg.eigh(rows @ rows.T)
-    keep = values > (RANK_TOLERANCE * scale) ** 2
-    basis = (vectors[:, keep] / values[keep].sqrt()).T @ rows
-    # one more pass removes what rounding left along ``against`` and between the rows themselves
-    if against is not None and against.shape[0]:
-        basis = _remove(basis, against)
+    mask = values > (RANK_TOLERANCE * largest_norm) ** 2
+    basis = (vectors[:, mask] / values[mask].sqrt()).T @ rows
+    # one more pass removes what rounding left along ``reference`` and between the rows themselves
+    if reference is not None and reference.shape[0]:
+        basis = _remove(basis, reference)
     if basis.shape[0] == 0:
         return basis
     return torch.linalg.solve_triangular(torch.linalg.cholesky(basis @ basis.T), basis, upper=False)
@@ -61,32 +61,33 @@ def orthonormal(rows: Tensor, *, against: Tensor | None = None) -> Tensor:
 SECTION_TOLERANCE = 1e-5
 
 
-def sectioned(rows: Tensor, sections: list[slice], *, against: Tensor) -> Tensor:
-    r"""The span of :func:`orthonormal`, by many small decompositions, of rows that live on few columns each.
+def orthonormal_sections(rows: Tensor, sections: list[slice], *, reference: Tensor) -> Tensor:
+    r"""The span of :func:`orthonormal`, by many small decompositions, of rows that are zero on most columns.
 
-    Sections on which some row or some of ``against`` both live are joined; between the rest nothing is to be done. With
-    f equal parts this is :math:`f^2` times cheaper.
+    Two sections are joined where some row, or some row of ``reference``, is not zero on both; rows of different joined
+    sections are orthogonal already. With f equal parts this is :math:`f^2` times cheaper.
 
     Args:
-        rows, against: as in :func:`orthonormal`.
+        rows, reference: as in :func:`orthonormal`.
         sections: column ranges that cover all columns.
 
     >>> import torch
     >>> eye = torch.eye(6, dtype=torch.float64)
-    >>> sectioned(eye[[0, 1, 3]] + eye[[1, 0, 4]], [slice(0, 2), slice(2, 4), slice(4, 6)], against=eye[:0]).shape
+    >>> sections = [slice(0, 2), slice(2, 4), slice(4, 6)]
+    >>> orthonormal_sections(eye[[0, 1, 3]] + eye[[1, 0, 4]], sections, reference=eye[:0]).shape
     torch.Size([2, 6])
     """
-    lives, theirs = _support(rows, sections), _support(against, sections)
-    joined = torch.eye(len(sections), dtype=torch.float64)
-    for support in (lives.double(), theirs.double()):
-        joined = joined + support.T @ support
-    joined = torch.linalg.matrix_power((joined > 0).double(), len(sections)) > 0
+    row_support, reference_support = _support(rows, sections), _support(reference, sections)
+    adjacency = torch.eye(len(sections), dtype=torch.float64)
+    for support in (row_support.double(), reference_support.double()):
+        adjacency = adjacency + support.T @ support
+    adjacency = torch.linalg.matrix_power((adjacency > 0).double(), len(sections)) > 0
     parts = []
-    for group in torch.unique(joined, dim=0):
+    for group in torch.unique(adjacency, dim=0):
         members = [s for s, inside in zip(sections, group) if inside]
         columns = torch.cat([torch.arange(s.start, s.stop) for s in members])
-        mine, fixed = lives[:, group].any(1), theirs[:, group].any(1)
-        basis = orthonormal(rows[mine][:, columns], against=against[fixed][:, columns])
+        row_mask, reference_mask = row_support[:, group].any(1), reference_support[:, group].any(1)
+        basis = orthonormal(rows[row_mask][:, columns], reference=reference[reference_mask][:, columns])
         part = rows.new_zeros(len(basis), rows.shape[1])
         part[:, columns] = basis
         parts.append(part)
@@ -112,8 +113,8 @@ def complement(rows: Tensor) -> Tensor:
     return torch.linalg.qr(rows.T, mode="complete").Q.T[count:].contiguous()
 
 
-def _remove(rows: Tensor, against: Tensor) -> Tensor:
-    return rows - (rows @ against.T) @ against
+def _remove(rows: Tensor, reference: Tensor) -> Tensor:
+    return rows - (rows @ reference.T) @ reference
 
 
 def singular_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,8 +129,8 @@ def singular_values(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
     except LinAlgError:
-        parts = scipy.linalg.svd(matrix.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
-        U, values, V = (torch.as_tensor(part).to(matrix) for part in parts)
+        factors = scipy.linalg.svd(matrix.detach().cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        U, values, V = (torch.as_tensor(factor).to(matrix) for factor in factors)
         return U, values, V
 
 
@@ -142,6 +143,6 @@ def pseudo_inverse(matrix: Tensor, rtol: float) -> Tensor:
     """
     if not matrix.numel():
         return matrix.T.clone()
-    left, values, right = singular_values(matrix)
-    kept = values > rtol * values[0]
-    return (right[kept].T / values[kept]) @ left[:, kept].T
+    U, values, Vt = singular_values(matrix)
+    mask = values > rtol * values[0]
+    return (Vt[mask].T / values[mask]) @ U[:, mask].T

@@ -100,8 +100,8 @@ def plan(
         ladder = _ladder(gspace, subgroups, where)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
     else:
-        chosen = irreps_up_to(group, cutoff) if irreps is None else select_irreps(group, irreps, where)
-        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in chosen if not psi.is_trivial()]
+        selection = irreps_up_to(group, cutoff) if irreps is None else select_irreps(group, irreps, where)
+        residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in selection if not psi.is_trivial()]
         if not residual:
             problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
             raise ArgumentError(where, problem, remedy="allow higher frequencies")
@@ -123,8 +123,8 @@ def _cutoff(
 ) -> int | None:
     highest = check_frequency(frequencies, where)
     if irreps is not None and (highest is not None or subgroups is not None):
-        other = "subgroups" if subgroups is not None else "frequencies"
-        raise ArgumentError(where, f"irreps and {other} both say which kernels to have", remedy="give one of them")
+        argument = "subgroups" if subgroups is not None else "frequencies"
+        raise ArgumentError(where, f"irreps and {argument} both say which kernels to have", remedy="give one of them")
     if highest is None:
         if group.continuous and reach is None and irreps is None:
             raise ArgumentError(
@@ -142,17 +142,17 @@ def _ladder(gspace: GSpace, ids: Sequence[Any], where: str) -> tuple[Subgroup, .
     if isinstance(ids, str) or not isinstance(ids, Iterable):
         raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
     ids = list(ids)
-    chosen = [subgroup(gspace, id, where) for id in ids]
-    if not chosen:
+    members = [subgroup(gspace, id, where) for id in ids]
+    if not members:
         raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
-    for s in chosen:
+    for s in members:
         if s.index == 1:
             raise SubgroupError(
                 where,
                 f"{s.id!r} is the whole group {gspace.fibergroup.name}: nothing would be relaxed",
                 remedy="name proper subgroups only",
             )
-    for n, s in enumerate(chosen):
-        if any(group_size(s.group) == group_size(t.group) and s <= t for t in chosen[:n]):
+    for n, s in enumerate(members):
+        if any(group_size(s.group) == group_size(t.group) and s <= t for t in members[:n]):
             raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
-    return tuple(sorted(chosen, key=lambda s: group_size(s.group), reverse=True))
+    return tuple(sorted(members, key=lambda s: group_size(s.group), reverse=True))

@@ -32,16 +32,16 @@ from ..groups.turned_names import conjugate_id
 from .graded import fixed_vectors
 from .linear_algebra import orthonormal
 
-__all__ = ["Place", "Positions", "TurningKernels", "at", "smaller", "standard"]
+__all__ = ["Place", "Positions", "TurningKernels", "conjugate", "smaller_subgroups", "standard_position"]
 
 #: Turns that are looked at before the best are followed, and how many of those are.
-STARTS, FOLLOWED = 1000, 4
+STARTS, CLIMBS = 1000, 4
 
 #: Newton steps of each of them.
 STEPS = 12
 
 #: A share of the energy below which a subgroup may fit, so that its place is worth finding exactly (fraction).
-NEAR = 0.05
+PROMISING = 0.05
 
 #: A share below which no better place is looked for (fraction): that of the rounding.
 NOTHING = 1e-12
@@ -82,7 +82,7 @@ class Place:
     @cached_property
     def subgroup(self) -> Subgroup:
         """The subgroup at its place."""
-        return at(self.kind, self.vector)
+        return conjugate(self.kind, self.vector)
 
 
 class Positions:
@@ -96,7 +96,7 @@ class Positions:
 
     def __init__(self, gspace: GSpace, kernels: Sequence[TurningKernels], highest: int) -> None:
         self.gspace, self.kernels, self.highest = gspace, tuple(kernels), highest
-        irreps = {psi.id: psi for one in kernels for psi, _ in one.tuples}
+        irreps = {psi.id: psi for item in kernels for psi, _ in item.tuples}
         self.irreps = [irreps[id] for id in sorted(irreps)]
         self._generators = {psi.id: generators(psi) for psi in self.irreps}
 
@@ -107,115 +107,122 @@ class Positions:
 
     def maximal(self, survives: Callable[[Subgroup], bool]) -> list[Subgroup]:
         """The subgroups that survive at their places and lie in no other one that does, large to small."""
-        found: list[Place] = []
+        maximal_places: list[Place] = []
         for place in self.places:
-            if not any(self.contains(larger, place) for larger in found) and survives(place.subgroup):
-                found.append(place)
-        return [place.subgroup for place in found]
+            if not any(self.contains(larger, place) for larger in maximal_places) and survives(place.subgroup):
+                maximal_places.append(place)
+        return [place.subgroup for place in maximal_places]
 
-    def below(self, kept: Subgroup) -> tuple[Subgroup, ...]:
+    def smaller(self, member: Subgroup) -> tuple[Subgroup, ...]:
         """Smaller subgroups, small to large: of H those where it stands, and the best places that lie in it."""
-        own = self.place(kept)
-        inside = [place.subgroup for place in reversed(self.places) if self._within(own, place)]
-        return tuple({h.id: h for h in [*(() if kept.index == 1 else smaller(kept, self.highest)), *inside]}.values())
+        outer = self.place(member)
+        inside = [place.subgroup for place in reversed(self.places) if self._is_smaller(outer, place)]
+        return tuple(
+            {
+                h.id: h for h in [*(() if member.index == 1 else smaller_subgroups(member, self.highest)), *inside]
+            }.values()
+        )
 
-    def above(self, kept: Subgroup) -> tuple[Subgroup, ...]:
+    def larger(self, member: Subgroup) -> tuple[Subgroup, ...]:
         """The next larger of the best places."""
-        own = self.place(kept)
-        larger = [place for place in self.places if self._within(place, own)]
-        return tuple(m.subgroup for m in larger if not any(self._within(m, n) for n in larger))
+        inner = self.place(member)
+        larger = [place for place in self.places if self._is_smaller(place, inner)]
+        return tuple(m.subgroup for m in larger if not any(self._is_smaller(m, n) for n in larger))
 
-    def _within(self, larger: Place, inner: Place) -> bool:
+    def _is_smaller(self, larger: Place, inner: Place) -> bool:
         return self.contains(larger, inner) and not self.contains(inner, larger)
 
-    def place(self, kept: Subgroup) -> Place:
+    def place(self, member: Subgroup) -> Place:
         """A subgroup where it stands."""
-        for known in self.places:
-            if known.subgroup == kept:
-                return known
-        return Place(kept, torch.zeros(3, dtype=torch.float64), self._fixed(kept), float("nan"))
+        for candidate in self.places:
+            if candidate.subgroup == member:
+                return candidate
+        return Place(member, torch.zeros(3, dtype=torch.float64), self._fixed_vectors(member), float("nan"))
 
     def contains(self, larger: Place, smaller: Place) -> bool:
         """Whether whatever the larger leaves as it is, the smaller does, as far as these irreps can tell."""
         return all(
-            float((kept - kept @ smaller.fixed[id].T @ smaller.fixed[id]).norm()) < ALIKE
-            for id, kept in larger.fixed.items()
+            float((vectors - vectors @ smaller.fixed[id].T @ smaller.fixed[id]).norm()) < ALIKE
+            for id, vectors in larger.fixed.items()
         )
 
-    def _fixed(self, kept: Subgroup) -> dict[Any, Tensor]:
-        return {psi.id: fixed_vectors(psi, kept) for psi in self.irreps}
+    def _fixed_vectors(self, member: Subgroup) -> dict[Any, Tensor]:
+        return {psi.id: fixed_vectors(psi, member) for psi in self.irreps}
 
     @cached_property
     def _moments(self) -> dict[Any, Tensor]:
         """M for each irrep: the second moments of the kernels' coefficients in its tuples."""
-        found = {psi.id: torch.zeros(psi.size, psi.size, dtype=torch.float64) for psi in self.irreps}
-        for one in self.kernels:
-            if not len(one.tuples) or not one.weights.numel():
+        moments = {psi.id: torch.zeros(psi.size, psi.size, dtype=torch.float64) for psi in self.irreps}
+        for item in self.kernels:
+            if not len(item.tuples) or not item.weights.numel():
                 continue
-            rows = torch.cat([tuples.flatten(0, 1) for _, tuples in one.tuples])
-            solution = torch.linalg.lstsq(rows.T, one.weights.T, driver="gelsd").solution.T
+            rows = torch.cat([tuples.flatten(0, 1) for _, tuples in item.tuples])
+            solution = torch.linalg.lstsq(rows.T, item.weights.T, driver="gelsd").solution.T
             start = 0
-            for psi, tuples in one.tuples:
+            for psi, tuples in item.tuples:
                 count = tuples.shape[0] * psi.size
                 part = solution[:, start : start + count].unflatten(1, (tuples.shape[0], psi.size))
                 gram = torch.einsum("kan,lan->kl", tuples, tuples) / psi.size
-                found[psi.id] += torch.einsum("fka,kl,flb->ab", part, gram, part)
+                moments[psi.id] += torch.einsum("fka,kl,flb->ab", part, gram, part)
                 start += count
-        return found
+        return moments
 
     @cached_property
-    def _surveyed(self) -> dict[Any, Tensor]:
+    def _survey(self) -> dict[Any, Tensor]:
         """The moments turned by many rotations, ``(starts, d, d)``."""
         vectors = starts()
-        found = {}
+        conjugates = {}
         for psi in self.irreps:
             matrices = rotation_matrices(self._generators[psi.id], vectors)
-            found[psi.id] = matrices @ self._moments[psi.id] @ matrices.mT
-        return found
+            conjugates[psi.id] = matrices @ self._moments[psi.id] @ matrices.mT
+        return conjugates
 
     def _place(self, member: Subgroup) -> Place:
-        fixed = self._fixed(member)
+        fixed = self._fixed_vectors(member)
         origin = torch.zeros(3, dtype=torch.float64)
         if all(len(fixed[psi.id]) in (0, psi.size) for psi in self.irreps):  # it is where it is
-            return self._at(member, fixed, origin)
+            return self._make_place(member, fixed, origin)
         projections = {id: u.T @ u for id, u in fixed.items()}
-        kept = torch.stack([(self._surveyed[id] * p).sum((1, 2)) for id, p in projections.items()]).sum(0)
+        scores = torch.stack([(self._survey[id] * p).sum((1, 2)) for id, p in projections.items()]).sum(0)
         best, least = origin, math.inf
-        for vector in self._followed(projections, starts()[kept.argsort(descending=True)[:FOLLOWED]]):
-            left = self._left(fixed, vector)
-            if left < NEAR:
-                vector = self._refined(fixed, vector)
-                left = self._left(fixed, vector)
-            if left < least:
-                best, least = vector, left
+        for vector in self._follow(projections, starts()[scores.argsort(descending=True)[:CLIMBS]]):
+            remainder = self._remainder(fixed, vector)
+            if remainder < PROMISING:
+                vector = self._refine(fixed, vector)
+                remainder = self._remainder(fixed, vector)
+            if remainder < least:
+                best, least = vector, remainder
             if least < NOTHING:
                 break
-        return self._at(member, fixed, best)
+        return self._make_place(member, fixed, best)
 
-    def _followed(self, projections: dict[Any, Tensor], vectors: Tensor) -> Tensor:
+    def _follow(self, projections: dict[Any, Tensor], vectors: Tensor) -> Tensor:
         r"""Turns followed uphill on the trigonometric polynomial, the highest first, shape ``(n, 3)``.
 
         By damped Newton steps: with :math:`A = \psi M \psi^\top`, a further turn by v changes :math:`\mathrm{tr}(U A)`
         by :math:`\sum_a v_a \mathrm{tr}(U [G_a, A]) + \tfrac12 \sum_{ab} v_a v_b \mathrm{tr}(U [G_a, [G_b, A]])`.
         """
         damping = torch.ones(len(vectors), dtype=torch.float64)
-        value, gradient, hessian = self._expanded(projections, vectors)
+        value, gradient, hessian = self._expand(projections, vectors)
         for _ in range(STEPS):
             size = hessian.abs().amax((1, 2)).clamp(min=1e-12)
             # of the Hessian only what curves down is taken, so that the step goes uphill
             values, axes = torch.linalg.eigh(-hessian)
             curvature = values.abs() + (damping * size)[:, None]
             step = torch.einsum("sij,sj,sj->si", axes, 1 / curvature, torch.einsum("sji,sj->si", axes, gradient))
-            trial = torch.stack([_composed(v.numpy(), at) for v, at in zip(step, vectors)])
-            found = self._expanded(projections, trial)
-            better = found[0] > value
+            trial = torch.stack([_compose(v.numpy(), vector) for v, vector in zip(step, vectors)])
+            trial_values = self._expand(projections, trial)
+            better = trial_values[0] > value
             vectors = torch.where(better[:, None], trial, vectors)
-            value, gradient = torch.where(better, found[0], value), torch.where(better[:, None], found[1], gradient)
-            hessian = torch.where(better[:, None, None], found[2], hessian)
+            value, gradient = (
+                torch.where(better, trial_values[0], value),
+                torch.where(better[:, None], trial_values[1], gradient),
+            )
+            hessian = torch.where(better[:, None, None], trial_values[2], hessian)
             damping = torch.where(better, damping / 8, damping * 4).clamp(1e-8, 1e8)
         return vectors[value.argsort(descending=True)]
 
-    def _expanded(self, projections: dict[Any, Tensor], vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _expand(self, projections: dict[Any, Tensor], vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value = vectors.new_zeros(len(vectors))
         gradient, hessian = vectors.new_zeros(len(vectors), 3), vectors.new_zeros(len(vectors), 3, 3)
         for id, projection in projections.items():
@@ -232,26 +239,26 @@ class Positions:
         """What the turned subgroup leaves of the kernels on the grid, as one vector."""
         parts = []
         matrices = {psi.id: rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
-        for one in self.kernels:
+        for item in self.kernels:
             rows = [
-                torch.einsum("fa,kan->fkn", fixed[psi.id] @ matrices[psi.id], t).flatten(0, 1) for psi, t in one.tuples
+                torch.einsum("fa,kan->fkn", fixed[psi.id] @ matrices[psi.id], t).flatten(0, 1) for psi, t in item.tuples
             ]
-            basis = orthonormal(torch.cat(rows)) if rows else one.weights[:0]
-            parts.append((one.weights - one.weights @ basis.T @ basis).flatten())
+            basis = orthonormal(torch.cat(rows)) if rows else item.weights[:0]
+            parts.append((item.weights - item.weights @ basis.T @ basis).flatten())
         return torch.cat(parts)
 
-    def _refined(self, fixed: dict[Any, Tensor], start: Tensor) -> Tensor:
+    def _refine(self, fixed: dict[Any, Tensor], start: Tensor) -> Tensor:
         def cost(step: NDArray[Any]) -> NDArray[Any]:
-            return np.asarray(self._residuals(fixed, _composed(step, start)))
+            return np.asarray(self._residuals(fixed, _compose(step, start)))
 
-        found = least_squares(cost, np.zeros(3), xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=30, diff_step=1e-6)
-        return _composed(found.x, start)
+        solution = least_squares(cost, np.zeros(3), xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=30, diff_step=1e-6)
+        return _compose(solution.x, start)
 
-    def _at(self, member: Subgroup, fixed: dict[Any, Tensor], vector: Tensor) -> Place:
-        turned_by = {psi.id: fixed[psi.id] @ rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
-        return Place(member, vector, turned_by, self._left(fixed, vector))
+    def _make_place(self, member: Subgroup, fixed: dict[Any, Tensor], vector: Tensor) -> Place:
+        vectors = {psi.id: fixed[psi.id] @ rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
+        return Place(member, vector, vectors, self._remainder(fixed, vector))
 
-    def _left(self, fixed: dict[Any, Tensor], vector: Tensor) -> float:
+    def _remainder(self, fixed: dict[Any, Tensor], vector: Tensor) -> float:
         return float(self._residuals(fixed, vector).square().sum())
 
 
@@ -263,16 +270,16 @@ def starts() -> Tensor:
     return torch.as_tensor(vectors)
 
 
-def _composed(step: NDArray[Any], start: Tensor) -> Tensor:
+def _compose(step: NDArray[Any], start: Tensor) -> Tensor:
     turn = Rotation.from_rotvec(np.asarray(step)) * Rotation.from_rotvec(start.numpy())
     return torch.as_tensor(turn.as_rotvec())
 
 
-def at(member: Subgroup, vector: Tensor) -> Subgroup:
+def conjugate(member: Subgroup, vector: Tensor) -> Subgroup:
     """A subgroup of SO(3) or O(3) turned: A^-1 H A, where A turns by this vector.
 
     >>> from escnn import gspaces
-    >>> at(subgroup(gspaces.rot3dOnR3(), (False, 3)), torch.tensor([0.0, torch.pi / 2, 0.0])).name
+    >>> conjugate(subgroup(gspaces.rot3dOnR3(), (False, 3)), torch.tensor([0.0, torch.pi / 2, 0.0])).name
     'C3_x'
     """
     if float(vector.norm()) < 1e-12:
@@ -281,25 +288,27 @@ def at(member: Subgroup, vector: Tensor) -> Subgroup:
     return subgroup(member.gspace, conjugate_id(group, member.id, rotation(group, vector)))
 
 
-def standard(kept: Subgroup) -> tuple[Subgroup, GroupElement | None]:
+def standard_position(member: Subgroup) -> tuple[Subgroup, GroupElement | None]:
     """A subgroup of SO(3) or O(3) in escnn's position, and the turn from there: H and A of A^-1 H A, or None."""
-    group, id = kept.gspace.fibergroup, kept.id
+    group, id = member.gspace.fibergroup, member.id
     twisted = isinstance(id, tuple) and id[0] == "twisted"
     part = id[1] if twisted else id
     if not isinstance(part, tuple) or not isinstance(part[-1], GroupElement):
-        return kept, None
+        return member, None
 
-    def bare(of: Any) -> Any:
-        return of[0] if len(of) == 2 else of[:-1]
+    def bare(parts: Any) -> Any:
+        return parts[0] if len(parts) == 2 else parts[:-1]
 
     element = group.element((0, part[-1].value), part[-1].param) if twisted else part[-1]
-    return subgroup(kept.gspace, ("twisted", bare(id[1]), bare(id[2])) if twisted else bare(id)), element
+    return subgroup(member.gspace, ("twisted", bare(id[1]), bare(id[2])) if twisted else bare(id)), element
 
 
-def smaller(kept: Subgroup, highest: int) -> Iterator[Subgroup]:
+def smaller_subgroups(upper: Subgroup, highest: int) -> Iterator[Subgroup]:
     """The subgroups of H where it stands, small to large, that turns by this frequency tell apart."""
-    own, element = standard(kept)
-    for member in subgroups(kept.gspace, max(1, highest)):
-        if member < own:
-            turned = element is not None and member.order != 1
-            yield subgroup(kept.gspace, conjugate_id(kept.gspace.fibergroup, member.id, element)) if turned else member
+    reference, element = standard_position(upper)
+    for member in subgroups(upper.gspace, max(1, highest)):
+        if member < reference:
+            rotated = element is not None and member.order != 1
+            yield (
+                subgroup(upper.gspace, conjugate_id(upper.gspace.fibergroup, member.id, element)) if rotated else member
+            )

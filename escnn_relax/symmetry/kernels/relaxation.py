@@ -30,7 +30,7 @@ from .input_irreps import Splitting
 from .irrep_pairs import Between, Composed, Frame, Kernels, frame_of, irrep_places
 from .linear_algebra import complement, orthonormal
 from .pathway import BEYOND_BAND, EQUIVARIANT, Pathway
-from .patterns import Patterns, patterns_of
+from .patterns import Patterns, band_patterns
 from .sampling import Band, FiberBand, Sampler
 
 __all__ = ["Relaxation"]
@@ -44,7 +44,7 @@ COMPOSED_ABOVE = 3_000
 COMPOSED_IN_SPACE = 2**18
 
 #: Equivariant kernels of a smaller relative distance span the same space: escnn samples them in float32.
-SAME_SPAN = 1e-4
+SPAN_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Relaxation:
         """
         # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
         equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
-        composed = self._composed(band, in_repr, out_repr, equivariant)
+        composed = self._compose(band, in_repr, out_repr, equivariant)
         if composed is not None:
             return {EQUIVARIANT.name: equivariant, **composed}
         return {EQUIVARIANT.name: equivariant, **self._residual(band, in_repr, out_repr, equivariant)}
@@ -89,11 +89,11 @@ class Relaxation:
     ) -> dict[str, Tensor]:
         """The kernels of every pathway but the equivariant one, from the cache or newly built."""
         key = cache_key(self, band, in_repr, out_repr, equivariant)
-        what = f"the kernels of {self.gspace.name} from {in_repr.name} to {out_repr.name}"
-        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant), what)
+        description = f"the kernels of {self.gspace.name} from {in_repr.name} to {out_repr.name}"
+        residual = kernel_cache.kernels(key, lambda: self._split(band, in_repr, out_repr, equivariant), description)
         return {p.name: residual[p.name].clone() for p in self.residual}
 
-    def _composed(
+    def _compose(
         self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
     ) -> dict[str, Kernels] | None:
         """The residual kernels by pairs of irreps, each pair solved once.
@@ -109,39 +109,39 @@ class Relaxation:
         frame = frame_of(in_repr, out_repr, None if patterns is None else patterns.pictures, equivariant.shape[-1])
         if frame is None:
             return None
-        parts: dict[str, list[Between]] = {p.name: [] for p in self.residual}
-        own = []
+        pathway_blocks: dict[str, list[Between]] = {p.name: [] for p in self.residual}
+        equivariant_blocks = []
         for phi, outs in irrep_places(out_repr).items():
             for psi, ins in irrep_places(in_repr).items():
                 irreps = [self.gspace.fibergroup.irrep(*id) for id in (psi, phi)]
                 if irreps == [in_repr, out_repr]:
-                    alone = equivariant
+                    block = equivariant
                 elif patterns is not None:
-                    alone = patterns.on_pixels(self.gspace, psi, phi)
+                    block = patterns.sample_pair(self.gspace, psi, phi)
                 else:
-                    alone = band.sample(self.gspace, *irreps)
-                own.append(Between(outs, ins, alone))
-                for name, kernels in self._residual(band, irreps[0], irreps[1], alone).items():
+                    block = band.sample(self.gspace, *irreps)
+                equivariant_blocks.append(Between(outs, ins, block))
+                for name, kernels in self._residual(band, irreps[0], irreps[1], block).items():
                     if len(kernels):
-                        parts[name].append(Between(outs, ins, frame.pictured(kernels)))
-        if not _same_span(frame, own, equivariant):
+                        pathway_blocks[name].append(Between(outs, ins, frame.pictured(kernels)))
+        if not _equal_span(frame, equivariant_blocks, equivariant):
             return None
-        return {name: Composed(frame, tuple(of)) for name, of in parts.items()}
+        return {name: Composed(frame, tuple(blocks)) for name, blocks in pathway_blocks.items()}
 
     def _patterns(self, band: Band | FiberBand) -> Patterns | None:
         """The coordinates in which band-limited kernels are solved, ``None`` for others."""
         if not isinstance(band, Band) or self.basis != "band-limited":
             return None
-        if band.key not in self._known:
-            self._known[band.key] = patterns_of(band, self.gspace)
-        return self._known[band.key]
+        if band.key not in self._pattern_cache:
+            self._pattern_cache[band.key] = band_patterns(band, self.gspace)
+        return self._pattern_cache[band.key]
 
     @cached_property
-    def _known(self) -> dict[Any, Patterns]:
+    def _pattern_cache(self) -> dict[Any, Patterns]:
         return {}
 
     @cached_property
-    def kept(self) -> dict[str, Subgroup]:
+    def subgroups(self) -> dict[str, Subgroup]:
         """The subgroup of each pathway that has one, by the pathway's name."""
         return {p.name: subgroup(self.gspace, p.subgroup) for p in self.pathways if p.kind == "subgroup"}
 
@@ -149,11 +149,13 @@ class Relaxation:
     def generators(self) -> dict[str | None, list[tuple[GroupElement, NDArray[Any] | None]]]:
         """Elements that generate the group, under ``None``, and each pathway's subgroup, by its name; with their
         action on space."""
-        found: dict[str | None, list[GroupElement]] = {None: list(generating_elements(self.gspace.fibergroup))}
-        for name, kept in self.kept.items():
-            found[name] = [kept.embed(h) for h in generating_elements(kept.group)]
+        elements_by_name: dict[str | None, list[GroupElement]] = {
+            None: list(generating_elements(self.gspace.fibergroup))
+        }
+        for name, member in self.subgroups.items():
+            elements_by_name[name] = [member.embed(h) for h in generating_elements(member.group)]
         act = self.gspace.basespace_action if self.gspace.dimensionality else lambda g: None
-        return {name: [(g, act(g)) for g in elements] for name, elements in found.items()}
+        return {name: [(g, act(g)) for g in elements] for name, elements in elements_by_name.items()}
 
     def _split(
         self, band: Band | FiberBand, in_repr: Representation, out_repr: Representation, equivariant: Tensor
@@ -162,12 +164,15 @@ class Relaxation:
         if patterns is not None:  # solving for kernels in space takes long, the plane's are as they have always been
             splitting = Splitting(patterns.project(equivariant), in_repr)
             kernels = (self._kernels(p, patterns, in_repr, out_repr) for p in self.residual)
-            return {p.name: splitting.part(of) @ patterns.pictures for p, of in zip(self.residual, kernels)}
+            return {
+                p.name: splitting.part(pathway_kernels) @ patterns.pictures
+                for p, pathway_kernels in zip(self.residual, kernels)
+            }
         splitting = Splitting(equivariant, in_repr)
         result = {}
         for pathway in self.pathways[1:]:
             if pathway == BEYOND_BAND:
-                rest = complement(splitting.spanned)
+                rest = complement(splitting.span)
                 result[pathway.name] = rest.view(-1, *equivariant.shape[1:])
             else:
                 result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
@@ -175,27 +180,27 @@ class Relaxation:
 
     def _kernels(self, pathway: Pathway, band: Sampler, in_repr: Representation, out_repr: Representation) -> Tensor:
         group = self.gspace.fibergroup
-        kept = self.kept.get(pathway.name)
-        permutations = self._permutations(band, kept) if self.basis == "pixel" else None
+        subgroup = self.subgroups.get(pathway.name)
+        permutations = self._permutations(band, subgroup) if self.basis == "pixel" else None
         if permutations is not None:
             irrep = group.irrep(*(pathway.irrep or ())) if pathway.kind == "irrep" else None
             size = out_repr.size * in_repr.size * len(band.points)
             pixels = torch.eye(size, dtype=torch.float64).view(size, out_repr.size, in_repr.size, -1)
             return isotypic_projection(pixels, in_repr, out_repr, permutations, irrep)
-        if kept:
+        if subgroup:
             irreps = irreps_up_to(group, self.frequencies)
-            return fixed_kernels(band, self.gspace, in_repr, out_repr, kept, irreps)
+            return fixed_kernels(band, self.gspace, in_repr, out_repr, subgroup, irreps)
         return isotypic_kernels(band, self.gspace, in_repr, out_repr, group.irrep(*(pathway.irrep or ())))
 
-    def _permutations(self, band: Any, kept: Subgroup | None) -> dict[GroupElement, NDArray[Any]] | None:
+    def _permutations(self, band: Any, subgroup: Subgroup | None) -> dict[GroupElement, NDArray[Any]] | None:
         """How a finite group moves the pixels, ``None`` for others and for those that leave the grid."""
         group = self.gspace.fibergroup
-        if group.continuous if kept is None else kept.order < 0:
+        if group.continuous if subgroup is None else subgroup.order < 0:
             return None
-        elements = group.elements if kept is None else kept.elements
+        elements = group.elements if subgroup is None else subgroup.elements
         permutations = {g: grid_permutation(self.gspace, g, band.points) for g in elements}
-        found = {g: p for g, p in permutations.items() if p is not None}
-        return found if len(found) == len(permutations) else None
+        exact = {g: p for g, p in permutations.items() if p is not None}
+        return exact if len(exact) == len(permutations) else None
 
     @property
     def unbreakable(self) -> bool:
@@ -208,19 +213,19 @@ class Relaxation:
         return self.pathways[1:]
 
 
-def _same_span(frame: Frame, own: Sequence[Between], equivariant: Tensor) -> bool:
+def _equal_span(frame: Frame, blocks: Sequence[Between], equivariant: Tensor) -> bool:
     """Whether kernels between irreps, copied to all their places, span what the layer's own equivariant kernels do."""
-    if sum(part.copies * len(part.kernels) for part in own) != len(equivariant):
+    if sum(part.copies * len(part.kernels) for part in blocks) != len(equivariant):
         return False
     # a random combination lies inside another space by chance only
     draws = torch.randn(len(equivariant), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    turned = replace(frame, pictures=None).turned(torch.einsum("k,kois->ois", draws, equivariant)[None])
+    image = replace(frame, pictures=None).turned(torch.einsum("k,kois->ois", draws, equivariant)[None])
     inside = 0.0
-    for outs, ins, kernels in own:
+    for outs, ins, kernels in blocks:
         basis = orthonormal(kernels.flatten(1))
         for a in outs:
             for b in ins:
-                block = turned[:, a : a + kernels.shape[1], b : b + kernels.shape[2]].flatten(1)
+                block = image[:, a : a + kernels.shape[1], b : b + kernels.shape[2]].flatten(1)
                 inside += float((block @ basis.T).square().sum())
-    total = float(turned.square().sum())
-    return total - inside <= SAME_SPAN**2 * total
+    total = float(image.square().sum())
+    return total - inside <= SPAN_TOLERANCE**2 * total

@@ -124,12 +124,12 @@ def check_axis(layer: EquivariantModule, where: str = "") -> None:
     """
     axes = _escnn.foreign_axis(layer)
     if axes is not None:
-        own, found = (f"{math.degrees(axis):.4g} degrees" for axis in axes)
+        expected, got = (f"{math.degrees(axis):.4g} degrees" for axis in axes)
         raise ReflectionAxisError(
             where,
             "escnn gave this layer the kernels of an O(2) that was used before it, so that it is not equivariant",
-            expected=f"reflections on the axis at {own}, as in its G-space",
-            got=f"those at {found}",
+            expected=f"reflections on the axis at {expected}, as in its G-space",
+            got=f"those at {got}",
             remedy="build it again: once escnn_relax is imported escnn keeps the axes apart",
         )
 

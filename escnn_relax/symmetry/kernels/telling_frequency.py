@@ -28,7 +28,7 @@ __all__ = ["kernels_of_frequency", "telling_frequency", "telling_size"]
 FREQUENCIES, SIZES = 32, range(3, 32, 2)
 
 
-def kernels_of_frequency(kept: Subgroup, in_repr: Representation, out_repr: Representation, frequency: int) -> int:
+def kernels_of_frequency(subgroup: Subgroup, in_repr: Representation, out_repr: Representation, frequency: int) -> int:
     """How many kernels of one angular frequency a subgroup of the plane or of space fixes on each ring.
 
     >>> from escnn import gspaces
@@ -38,30 +38,30 @@ def kernels_of_frequency(kept: Subgroup, in_repr: Representation, out_repr: Repr
     >>> [[kernels_of_frequency(subgroup(space, m), scalar, scalar, f) for f in range(7)] for m in (3, 6)]
     [[1, 0, 0, 2, 0, 0, 2], [1, 0, 0, 0, 0, 0, 2]]
     """
-    elements = _elements(kept, frequency, in_repr, out_repr)
+    elements = _elements(subgroup, frequency, in_repr, out_repr)
     total = 0.0
     for h in elements:
         characters = float(np.trace(np.asarray(in_repr(h)))) * float(np.trace(np.asarray(out_repr(h))))
-        total += characters * _harmonic(np.asarray(kept.gspace.basespace_action(h), dtype=np.float64), frequency)
+        total += characters * _harmonic(np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64), frequency)
     return round(total / len(elements))
 
 
 def telling_frequency(
-    one: Subgroup, other: Subgroup, pairs: Iterable[tuple[Representation, Representation]]
+    first: Subgroup, second: Subgroup, pairs: Iterable[tuple[Representation, Representation]]
 ) -> int | None:
     """The lowest angular frequency at which some kernels are fixed by one of two subgroups and not by the other.
 
     ``None`` if there is none up to :data:`FREQUENCIES`, as in layers without space, or for subgroups of more than one
     dimension.
     """
-    if not one.gspace.dimensionality or any(type(h.group).__name__ in ("SO3", "O3") for h in (one, other)):
+    if not first.gspace.dimensionality or any(type(h.group).__name__ in ("SO3", "O3") for h in (first, second)):
         return None
-    if one.gspace.dimensionality == 3 and (one.order < 0 or other.order < 0):
+    if first.gspace.dimensionality == 3 and (first.order < 0 or second.order < 0):
         return None
     pairs = list(pairs)
     for frequency in range(FREQUENCIES + 1):
         for pair in pairs:
-            if kernels_of_frequency(one, *pair, frequency) != kernels_of_frequency(other, *pair, frequency):
+            if kernels_of_frequency(first, *pair, frequency) != kernels_of_frequency(second, *pair, frequency):
                 return frequency
     return None
 
@@ -76,16 +76,18 @@ def telling_size(dimension: int, frequency: int) -> int | None:
     return next((size for size in SIZES if _escnn.default_highest(dimension, size) >= frequency), None)
 
 
-def _elements(kept: Subgroup, frequency: int, *representations: Representation) -> list[GroupElement]:
+def _elements(subgroup: Subgroup, frequency: int, *representations: Representation) -> list[GroupElement]:
     """All elements, or of a continuous subgroup of the plane as many as average its characters exactly."""
-    if kept.order > 0:
-        return list(kept.elements)
-    own = kept.group
+    if subgroup.order > 0:
+        return list(subgroup.elements)
+    group = subgroup.group
     highest = frequency + sum(max(id[-1] for id in r.irreps) for r in representations)
     angles = 2 * math.pi * np.arange(highest + 1) / (highest + 1)
-    flips = (0, 1) if type(own).__name__ == "O2" else ()
-    found = [own.element((flip, angle)) for flip in flips for angle in angles] or [own.element(a) for a in angles]
-    return [kept.embed(h) for h in found]
+    flips = (0, 1) if type(group).__name__ == "O2" else ()
+    elements = [group.element((flip, angle)) for flip in flips for angle in angles] or [
+        group.element(a) for a in angles
+    ]
+    return [subgroup.embed(h) for h in elements]
 
 
 def _harmonic(matrix: NDArray[np.float64], frequency: int) -> float:
