@@ -208,13 +208,13 @@ def test_the_bands_functions_are_those_that_escnn_samples():
             assert (default.rings, default.sigma, default.limit) == (band.rings, band.sigma, band.limit)
             own = spanned(band.sample(space, space.trivial_repr, space.trivial_repr).flatten(1).numpy())
             known = module._Geometry(band)
-            ours = [known._sampled(np.eye(len(a)), f, 1) for f, a in known.angular.items()]
+            ours = [known._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()]
             ours = module._orthonormal(np.concatenate(ours))
             assert len(ours) == len(own) and np.linalg.norm(own - own @ ours.T @ ours) < 1e-5
     # the broken twin: widths that are not the layer's
     other = Band(band.rings, tuple(2 * s for s in band.sigma), band.maximum_frequency, band.limit, band.points)
     wrong = module._orthonormal(
-        np.concatenate([module._Geometry(other)._sampled(np.eye(len(a)), f, 1) for f, a in known.angular.items()])
+        np.concatenate([module._Geometry(other)._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()])
     )
     assert np.linalg.norm(own - own @ wrong.T @ wrong) > 1e-2
 
