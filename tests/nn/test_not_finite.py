@@ -14,7 +14,8 @@ from escnn_relax import harden, mix, project, report, restrict, survivors
 from escnn_relax.curvature.factors import DenseFactor
 from escnn_relax.errors import ArgumentError, CurvatureError, DataError, NotEquivariantError
 from escnn_relax.evidence.calibration import calibration
-from escnn_relax.evidence.verdicts.restricted_evidence import Part, evidence_of_all, evidence_of_family
+from escnn_relax.evidence.verdicts.kernel_family import FamilyBlock
+from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_all, evidence_of_family
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.certificate import certify
@@ -133,7 +134,7 @@ def test_evidences_of_families_refuse_weights_that_are_not_finite(value):
     with pytest.raises(DataError, match="w: NaN"):
         evidence_of_all([(factor, weights, 0.0)], 1.0)
     with pytest.raises(DataError, match="w: NaN"):
-        evidence_of_family([[Part("w", factor, weights[None], 0.0, torch.eye(2).double())]], 1.0)
+        evidence_of_family([[FamilyBlock("w", factor, weights[None], 0.0, torch.eye(2).double())]], 1.0)
 
 
 def test_thresholds_that_are_not_numbers():
