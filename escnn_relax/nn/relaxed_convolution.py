@@ -22,7 +22,7 @@ from ..symmetry.kernels.irrep_pairs import Kernels
 from ..symmetry.kernels.pathway import EQUIVARIANT, Pathway
 from ..symmetry.kernels.plan import Freedom, plan
 from ..symmetry.kernels.relaxation import Relaxation
-from ..symmetry.kernels.sampling import Band, FiberBand, band_of
+from ..symmetry.kernels.sampling import Band, FiberBand, layer_band
 from .escnn_surface import EscnnSurface
 from .evidence_record import Recorded
 from .field_types import PlainLayer, check_input, check_types
@@ -140,7 +140,7 @@ class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
         dtype: torch.dtype | None = None,
     ) -> None:
         where = where or type(self).__name__
-        band = band_of(strict, where, cutoff)
+        band = layer_band(strict, where, cutoff)
         reach = None
         if strict.space.fibergroup.continuous:
             reach = band.highest + sum(highest_frequency(t.representations) for t in (strict.in_type, strict.out_type))
@@ -153,7 +153,7 @@ class RelaxedConvolution(Gated, Recorded, EscnnSurface, EquivariantModule):
         self.band, self.relaxation = band, rule
 
         in_reprs, out_reprs = self._kernel_fields()
-        with kernel_cache.announced(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
+        with kernel_cache.announce(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
             bases = _bases(rule, band, in_reprs, out_reprs, strict.basisexpansion)
         dimensions = {p.name: sum(len(b) for b in bases[p.name].values()) for p in rule.pathways}
         self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if dimensions[p.name])

@@ -148,8 +148,6 @@ class Decisions(Mapping[str, Subgroup]):
             merged.append(replace(decision, reasons=(*decision.reasons, *word, *counterpart.reasons), p_value=p))
         return Decisions(tuple(merged), self.energy, self.depth)
 
-    of, chosen, beside = (former_method(*names) for names in FORMER_NAMES)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and names, for machines; ``None`` for what is not known or infinite."""
         numbers = ("remainder", "margin", "loss", "p_value", "lost")
@@ -166,6 +164,10 @@ class Decisions(Mapping[str, Subgroup]):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.layers))
+
+
+for _former, _name in FORMER_NAMES:
+    setattr(Decisions, _former, former_method(_former, _name))
 
 
 @runtime_checkable

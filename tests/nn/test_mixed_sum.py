@@ -43,7 +43,7 @@ def by_pairs_of_irreps():
     space = gspaces.flipRot2dOnR2(4)
     fields = FieldType(space, 2 * [space.regular_repr])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relaxation, "COMPOSED_ABOVE", 0)
+        patch.setattr(relaxation, "BLOCK_THRESHOLD", 0)
         return MixedR2Conv(fields, fields, 3, subgroups=[(None, 2), (1, 1), (None, 1)])
 
 

@@ -14,7 +14,7 @@ from escnn_relax.nn.kernels.block_products import BlockProducts, Blocks
 from escnn_relax.nn.kernels.pair_sum import ComposedBasis
 from escnn_relax.symmetry.kernels import kernel_cache, patterns, relaxation
 from escnn_relax.symmetry.kernels.sampling import Band
-from escnn_relax.symmetry.kernels.irrep_pairs import Composed
+from escnn_relax.symmetry.kernels.irrep_pairs import BlockKernels
 from escnn_relax.symmetry.kernels.plan import plan
 
 #: Sums in single precision of what is sampled in single precision.
@@ -30,17 +30,17 @@ def empty(monkeypatch):
 
 def solved(monkeypatch, composed, gspace, in_repr, out_repr, equivariant=None, **how):
     """Kernels of each pathway between two representations, 3 x 3 (x 3), by pairs of irreps or at once."""
-    monkeypatch.setattr(relaxation, "COMPOSED_ABOVE", 0 if composed else 10**12)
-    monkeypatch.setattr(relaxation, "COMPOSED_IN_SPACE", 10**12)
+    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 0 if composed else 10**12)
+    monkeypatch.setattr(relaxation, "SPATIAL_THRESHOLD", 10**12)
     kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
     conv = kind(FieldType(gspace, [in_repr]), FieldType(gspace, [out_repr]), 3, initialize=False, recompute=True)
     (kernels,) = [b for name, b in conv.named_buffers() if name.endswith("sampled_basis")]
     found = plan(gspace, **how).bases(
-        Band.of(conv), in_repr, out_repr, kernels if equivariant is None else equivariant(kernels)
+        Band.from_layer(conv), in_repr, out_repr, kernels if equivariant is None else equivariant(kernels)
     )
-    assert all(isinstance(k, Composed) == composed for name, k in found.items() if name != "equivariant")
-    return {name: (k.dense() if isinstance(k, Composed) else k).flatten(1) for name, k in found.items()}
+    assert all(isinstance(k, BlockKernels) == composed for name, k in found.items() if name != "equivariant")
+    return {name: (k.dense() if isinstance(k, BlockKernels) else k).flatten(1) for name, k in found.items()}
 
 
 def check_the_same_parts(monkeypatch, gspace, in_repr, out_repr, **how):
@@ -87,7 +87,7 @@ def test_other_equivariant_kernels_are_not_taken_for_escnns(monkeypatch):
 def test_patterns_give_the_kernels_that_escnn_samples():
     gspace = gspaces.octaOnR3()
     field = gspace.quotient_repr((False, 4))
-    band = Band.of(nn.R3Conv(*2 * [FieldType(gspace, [field])], 3, initialize=False))
+    band = Band.from_layer(nn.R3Conv(*2 * [FieldType(gspace, [field])], 3, initialize=False))
     found = patterns.band_patterns(band, gspace)
     pairs = [(field, gspace.irrep(1)), (gspace.irrep(1), gspace.irrep(1).tensor(gspace.irrep(1)))]
     for in_repr, out_repr in pairs:
@@ -105,7 +105,7 @@ def test_patterns_of_another_axis_are_others():
     found = []
     for gspace in spaces:
         scalar = FieldType(gspace, [gspace.trivial_repr])
-        found.append(patterns.band_patterns(Band.of(nn.R3Conv(scalar, scalar, 3, initialize=False)), gspace))
+        found.append(patterns.band_patterns(Band.from_layer(nn.R3Conv(scalar, scalar, 3, initialize=False)), gspace))
     assert found[0] is not found[1]
 
 
@@ -114,10 +114,10 @@ def test_patterns_of_another_axis_are_others():
 
 def both(monkeypatch, make):
     """A layer whose kernels are composed, and the same one with dense kernels."""
-    monkeypatch.setattr(relaxation, "COMPOSED_ABOVE", 0)
+    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 0)
     composed = make()
-    monkeypatch.setattr(relaxation, "COMPOSED_ABOVE", 10**12)
-    monkeypatch.setattr(relaxation, "COMPOSED_IN_SPACE", 10**12)
+    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 10**12)
+    monkeypatch.setattr(relaxation, "SPATIAL_THRESHOLD", 10**12)
     return composed, make()
 
 

@@ -52,7 +52,7 @@ def test_the_same_kernels_as_escnn(name):
     assert not isinstance(theirs, EmbeddedGSpace)
     inputs, outputs = (restriction(kept).representation(OCTA.irrep(l)) for l in (1, -1))
     vector = enn.FieldType(OCTA, [OCTA.irrep(1)])
-    band = Band.of(enn.R3Conv(vector, vector, 3, initialize=False))
+    band = Band.from_layer(enn.R3Conv(vector, vector, 3, initialize=False))
     mine, wanted = (band.sample(space, inputs, outputs).flatten(1) for space in (ours, theirs))
     assert mine.shape == wanted.shape and len(mine) > 0
     for a, b in ((mine, wanted), (wanted, mine)):

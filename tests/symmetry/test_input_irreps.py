@@ -16,8 +16,8 @@ SAMPLING, ROUNDING = 1e-5, 1e-10
 
 
 def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", size=3):
-    monkeypatch.setattr(input_irreps, "SECTIONED_ABOVE", above)
-    for name in ("COMPOSED_ABOVE", "COMPOSED_IN_SPACE"):
+    monkeypatch.setattr(input_irreps, "SECTION_THRESHOLD", above)
+    for name in ("BLOCK_THRESHOLD", "SPATIAL_THRESHOLD"):
         monkeypatch.setattr(relaxation, name, 10**12)
     kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
@@ -25,7 +25,7 @@ def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", s
         nn.FieldType(gspace, [in_repr]), nn.FieldType(gspace, [out_repr]), size, initialize=False, recompute=True
     )
     (kernels,) = [b for name, b in conv.named_buffers() if name.endswith("sampled_basis")]
-    found = plan(gspace, basis=basis).bases(Band.of(conv), in_repr, out_repr, kernels)
+    found = plan(gspace, basis=basis).bases(Band.from_layer(conv), in_repr, out_repr, kernels)
     return {name: rows.flatten(1) for name, rows in found.items()}
 
 

@@ -265,11 +265,11 @@ def test_one_line_for_all_that_a_layer_builds(monkeypatch, caplog, folder):
     monkeypatch.setattr(threading, "Timer", Now)
     build = lambda: {"kernels": torch.ones(1)}
     with caplog.at_level(logging.WARNING, logger="escnn_relax"):
-        with kernel_cache.announced("the kernels of a layer"):
+        with kernel_cache.announce("the kernels of a layer"):
             for n in range(3):
                 kernel_cache.kernels(f"1{n}", build, "a part of them")
         assert len(caplog.records) == 1 and "the kernels of a layer" in caplog.text
-        with pytest.raises(ValueError), kernel_cache.announced("what fails"):
+        with pytest.raises(ValueError), kernel_cache.announce("what fails"):
             raise ValueError
         kernel_cache.kernels("20", build, "the next")  # said again, after the failure
     assert [r.getMessage().split(",")[0] for r in caplog.records[1:]] == [

@@ -11,7 +11,7 @@ from escnn_relax.nn.measured.stabiliser import KernelSymmetry
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
-from escnn_relax.symmetry.kernels.telling_frequency import kernels_of_frequency, telling_frequency, telling_size
+from escnn_relax.symmetry.kernels.telling_frequency import kernel_count, telling_frequency, telling_size
 
 
 def solved(kept, in_repr, out_repr, highest):
@@ -41,7 +41,7 @@ def test_counts_are_those_of_the_solver():
     for space, id, one, other in cases:
         kept = subgroup(space, id)
         highest = 6 if space.dimensionality == 2 else 3
-        counted = [kernels_of_frequency(kept, one, other, f) for f in range(highest + 1)]
+        counted = [kernel_count(kept, one, other, f) for f in range(highest + 1)]
         assert counted == solved(kept, one, other, highest), (kept.name, counted)
 
 
@@ -86,7 +86,7 @@ def test_alike_subgroups_are_all_that_have_the_same_kernels(name):
         same = [
             h
             for h in below
-            if all(kernels_of_frequency(h, *pair[0], f) == kernels_of_frequency(kept, *pair[0], f) for f in range(3))
+            if all(kernel_count(h, *pair[0], f) == kernel_count(kept, *pair[0], f) for f in range(3))
         ]
         assert largest == {h.name for h in same if not any(h < other for other in below)}
         for h in same:

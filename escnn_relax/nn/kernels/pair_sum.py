@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...symmetry.kernels.irrep_pairs import Between, Composed
+from ...symmetry.kernels.irrep_pairs import BlockKernels, IrrepBlock
 from .block_products import BlockProducts, Blocks
 
 __all__ = ["ComposedBasis"]
@@ -30,7 +30,7 @@ class ComposedBasis(nn.Module):
     in_change: Tensor | None
     pictures: Tensor | None
 
-    def __init__(self, kernels: Sequence[Composed]) -> None:
+    def __init__(self, kernels: Sequence[BlockKernels]) -> None:
         super().__init__()
         frame = kernels[0].frame
         self.shape = (sum(map(len, kernels)), *kernels[0].shape[1:])
@@ -38,17 +38,17 @@ class ComposedBasis(nn.Module):
             change = getattr(frame, name)
             self.register_buffer(name, None if torch.equal(change, torch.eye(len(change)).to(change)) else change)
         self.register_buffer("pictures", frame.pictures)
-        pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, Between]]] = {}
+        pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, IrrepBlock]]] = {}
         row = 0
         for of in kernels:
-            for part in of.parts:
+            for part in of.blocks:
                 pairs.setdefault((part.outs, part.ins), []).append((row, part))
                 row += part.copies * len(part.kernels)
         blocks = []
         for members in pairs.values():
             taken = [row + torch.arange(p.copies * len(p.kernels)).view(p.copies, -1) for row, p in members]
             matrix = torch.cat([p.kernels.flatten(1) for _, p in members])
-            blocks.append(Blocks(torch.cat(taken, dim=1), matrix, frame.places(members[0][1])))
+            blocks.append(Blocks(torch.cat(taken, dim=1), matrix, frame.channel_indices(members[0][1])))
         self.products = BlockProducts(blocks, self.shape[1] * self.shape[2] * frame.depth)
 
     def expand(self, coefficients: Tensor, beside: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from ...symmetry.kernels.irrep_pairs import Composed, Kernels
+from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ...symmetry.kernels.pathway import EQUIVARIANT
 from .pair_sum import ComposedBasis
 from .sectioned import SectionedBasis
@@ -56,7 +56,7 @@ class PathwayKernel(nn.Module):
     Args:
         in_reprs, out_reprs: representations of the fields, in channel order.
         bases: for each pathway, and for each pair of an input and an output representation's name, sampled kernels
-            ``(K, out size, in size, S)``; pairs without kernels may be missing. Composed ones are composed in all
+            ``(K, out size, in size, S)``; pairs without kernels may be missing. Those by blocks are composed in all
             pathways of a pair, but for the equivariant.
 
     The coefficients of a pathway are one flat vector, pairs in sorted order, each ``(out fields, in fields, K)`` as in
@@ -95,8 +95,8 @@ class PathwayKernel(nn.Module):
             # by irrep only beside equivariant kernels, and those come first: a basis without them is dense
             own = [together.pop(name) for name in list(together) if name == EQUIVARIANT.name]
             apart: Any = None
-            composed = [k for k in together.values() if isinstance(k, Composed)]
-            stacks = [k for k in together.values() if not isinstance(k, Composed)]
+            composed = [k for k in together.values() if isinstance(k, BlockKernels)]
+            stacks = [k for k in together.values() if not isinstance(k, BlockKernels)]
             if composed:
                 apart = ComposedBasis(composed)
             elif EQUIVARIANT.name in bases and stacks:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ...symmetry.groups.lattice import Subgroup
 from ...symmetry.kernels.fixed_kernels import SubgroupSearch
-from ...symmetry.kernels.grid_loss import NEGLIGIBLE, ROUNDING, GridLoss, settling_size, turning_error
+from ...symmetry.kernels.grid_loss import NEGLIGIBLE, ROUNDING, GridLoss, sufficient_size, turning_error
 from ...symmetry.kernels.sampling import Band
 from ...symmetry.kernels.telling_frequency import telling_size
 from .stabiliser import KernelSymmetry
@@ -108,7 +108,7 @@ def lost_on_the_grid(
         if ROUNDING < least.fraction < 1 - ROUNDING:
             turning = turning_error(layer.layer.band, large) if isinstance(layer.layer.band, Band) else 0.0
             size = (
-                settling_size(small, large, layer.irreps, layer.layer.kernel_size)
+                sufficient_size(small, large, layer.irreps, layer.layer.kernel_size)
                 if least.fraction > NEGLIGIBLE
                 else None
             )

@@ -17,7 +17,7 @@ from ...errors import ArgumentError, DataError, UnsupportedModuleError
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ...symmetry.groups.subgroup import group_size
 from ...symmetry.kernels.fixed_kernels import FixedKernels, SubgroupSearch
-from ...symmetry.kernels.grid_loss import LossOf, contained_irreps, grid_loss
+from ...symmetry.kernels.grid_loss import LossSums, grid_loss, irrep_multiplicities
 from ...symmetry.kernels.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
 from ...symmetry.kernels.positions import TurningKernels
 from ...symmetry.kernels.sampling import Band
@@ -157,10 +157,10 @@ class KernelSymmetry:
         ins, outs = ({r.name: r for r in of} for of in self.layer._kernel_fields())
         return telling_frequency(one, other, [(a, b) for a in ins.values() for b in outs.values()])
 
-    def lost(self, smaller: Subgroup, larger: Subgroup) -> LossOf:
+    def lost(self, smaller: Subgroup, larger: Subgroup) -> LossSums:
         """See :func:`~escnn_relax.symmetry.kernels.grid_loss.grid_loss`."""
         if not isinstance(self.layer.band, Band):
-            return LossOf(0, 0.0, 1.0)
+            return LossSums(0, 0.0, 1.0)
         smaller, larger = (subgroup(self.layer.space, h, self.where) for h in (smaller, larger))
         return grid_loss(self.layer.band, smaller, larger, self.irreps)
 
@@ -171,7 +171,7 @@ class KernelSymmetry:
         ins, outs = (Counter(r for r in of) for of in self.layer._kernel_fields())
         for a, few in ins.items():
             for b, some in outs.items():
-                for psi, times in contained_irreps(a, b).items():
+                for psi, times in irrep_multiplicities(a, b).items():
                     found[psi] = found.get(psi, 0) + few * some * times
         return found
 

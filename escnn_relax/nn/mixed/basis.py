@@ -21,7 +21,7 @@ from ... import _escnn
 from ...errors import SubgroupError
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ...symmetry.kernels.graded import fixed_vectors
-from ...symmetry.kernels.irrep_pairs import Composed, Kernels
+from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ...symmetry.kernels.linear_algebra import orthonormal
 from ...symmetry.kernels.pathway import EQUIVARIANT
 from ...symmetry.kernels.plan import plan
@@ -120,12 +120,12 @@ def mixture_basis(
             own = own.detach().to("cpu", torch.float64)
             beyond = {name: relaxation.bases(band, i, o, own)[name] for name, relaxation in alone.items()}
             found.parts[EQUIVARIANT.name][pair] = ()
-            if any(isinstance(kernels, Composed) for kernels in bases.values()):
-                sections = Sections.of(own, [k for k in bases.values() if isinstance(k, Composed)], i, o)
+            if any(isinstance(kernels, BlockKernels) for kernels in bases.values()):
+                sections = Sections.of(own, [k for k in bases.values() if isinstance(k, BlockKernels)], i, o)
                 found.shared[pair], size, table = sections.shared, sections.own, sections.coordinates(own)
                 for name, kernels in beyond.items():
                     found.parts[name][pair] = _composed_parts(
-                        sections, cast(Composed, kernels)
+                        sections, cast(BlockKernels, kernels)
                     )  # all pathways of a pair are
             else:
                 stacks = [orthonormal(own.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
@@ -149,10 +149,10 @@ def _needed(graded: Relaxation, groups: Collection[Subgroup]) -> Relaxation:
 
 
 def _dense(kernels: Kernels) -> Tensor:
-    return kernels.dense() if isinstance(kernels, Composed) else kernels
+    return kernels.dense() if isinstance(kernels, BlockKernels) else kernels
 
 
-def _composed_parts(sections: Sections, kernels: Composed) -> tuple[Part, ...]:
+def _composed_parts(sections: Sections, kernels: BlockKernels) -> tuple[Part, ...]:
     """As :func:`_parts`, by pairs of irreps."""
     parts = [Part(0, sections.own, 0, sections.own, None)] if sections.own else []
     first = sections.own

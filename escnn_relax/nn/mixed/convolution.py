@@ -14,7 +14,7 @@ from ...symmetry.groups.irreps import highest_frequency
 from ...symmetry.groups.lattice import subgroup
 from ...symmetry.kernels import kernel_cache
 from ...symmetry.kernels.pathway import EQUIVARIANT, Pathway
-from ...symmetry.kernels.sampling import band_of
+from ...symmetry.kernels.sampling import layer_band
 from ..relaxed_convolution import RelaxedConvolution
 from .basis import mixed_groups, mixture_basis
 from .bias import coinciding, mixture_biases
@@ -65,7 +65,7 @@ class MixedConvolution(RelaxedConvolution):
     ) -> None:
         where = where or type(self).__name__
         freedom.check(where)
-        band = band_of(strict, where, cutoff)
+        band = layer_band(strict, where, cutoff)
         reach = None
         if strict.space.fibergroup.continuous:
             reach = band.highest + sum(highest_frequency(t.representations) for t in (strict.in_type, strict.out_type))
@@ -77,7 +77,7 @@ class MixedConvolution(RelaxedConvolution):
         self.band, self.mixture = band, freedom
 
         fields = self._kernel_fields()
-        with kernel_cache.announced(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
+        with kernel_cache.announce(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
             basis = mixture_basis(rule, band, *fields, strict.basisexpansion, where)
         groups = {p.name: subgroup(self.space, p.subgroup) for p in rule.residual}
         biases = mixture_biases(strict, groups)

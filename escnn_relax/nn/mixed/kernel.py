@@ -10,7 +10,7 @@ import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
-from ...symmetry.kernels.irrep_pairs import Composed, Kernels
+from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ..kernels.block_products import BlockProducts
 from ..kernels.pathway_sum import Block, PathwayKernel
 from ..mixed_sum import Share, SummandSum
@@ -42,7 +42,7 @@ def _factored(shared: Mapping[tuple[str, str], Kernels]) -> tuple[dict[tuple[str
         the kernels in the coordinates of the patterns, ``(R, out size, in size, r)``, and the orthonormal patterns,
         ``(r, S)``; their product is what was given, to the accuracy to which escnn samples.
     """
-    composed = [kernels for kernels in shared.values() if isinstance(kernels, Composed)]
+    composed = [kernels for kernels in shared.values() if isinstance(kernels, BlockKernels)]
     if composed:  # they have them already, and so do the others within the same band
         frame = composed[0].frame
         patterns = torch.eye(frame.sites, dtype=torch.float64) if frame.pictures is None else frame.pictures
@@ -58,7 +58,7 @@ def _factored(shared: Mapping[tuple[str, str], Kernels]) -> tuple[dict[tuple[str
 
 
 def _in_patterns(kernels: Kernels, patterns: Tensor) -> Kernels:
-    if isinstance(kernels, Composed):
+    if isinstance(kernels, BlockKernels):
         return replace(kernels, frame=replace(kernels.frame, pictures=None, sites=len(patterns)))
     return kernels @ patterns.T
 

@@ -10,7 +10,7 @@ import torch
 from escnn.group import Representation
 from torch import Tensor
 
-from ...symmetry.kernels.irrep_pairs import Between, Composed, irrep_places
+from ...symmetry.kernels.irrep_pairs import BlockKernels, IrrepBlock, irrep_channels
 from ...symmetry.kernels.linear_algebra import orthonormal
 from ..kernels.block_products import Blocks
 
@@ -36,32 +36,34 @@ class Sections:
         where: for each pair of irreps the section, the first row and the kernels of each part of ``shared`` there.
     """
 
-    shared: Composed
-    first: Composed
+    shared: BlockKernels
+    first: BlockKernels
     counts: tuple[int, ...]
-    where: Mapping[Key, Sequence[tuple[int, int, Between]]]
+    where: Mapping[Key, Sequence[tuple[int, int, IrrepBlock]]]
 
     @classmethod
-    def of(cls, own: Tensor, bases: Sequence[Composed], in_repr: Representation, out_repr: Representation) -> Sections:
+    def of(
+        cls, own: Tensor, bases: Sequence[BlockKernels], in_repr: Representation, out_repr: Representation
+    ) -> Sections:
         """Of the group's own kernels, in any basis, ``(K, out size, in size, S)``, and those of each irrep."""
         frame, irrep = bases[0].frame, in_repr.group.irrep
-        turned, first = frame.turned(own), []
+        turned, first = frame.coordinates(own), []
         least = VANISHING * float(own.flatten(1).norm(dim=1).max()) if len(own) else 0.0
-        for phi, rows in irrep_places(out_repr).items():
-            for psi, columns in irrep_places(in_repr).items():
+        for phi, rows in irrep_channels(out_repr).items():
+            for psi, columns in irrep_channels(in_repr).items():
                 height, width = irrep(*phi).size, irrep(*psi).size
                 block = turned[:, rows[0] : rows[0] + height, columns[0] : columns[0] + width].flatten(1)
                 basis = orthonormal(block[block.norm(dim=1) > least])
                 if len(basis):
-                    first.append(Between(rows, columns, basis.view(-1, height, width, frame.depth)))
-        sections = [Composed(frame, tuple(first)), *bases]
-        where: dict[Key, list[tuple[int, int, Between]]] = {}
+                    first.append(IrrepBlock(rows, columns, basis.view(-1, height, width, frame.depth)))
+        sections = [BlockKernels(frame, tuple(first)), *bases]
+        where: dict[Key, list[tuple[int, int, IrrepBlock]]] = {}
         row = 0
         for n, section in enumerate(sections):
-            for part in section.parts:
+            for part in section.blocks:
                 where.setdefault((part.outs, part.ins), []).append((n, row, part))
                 row += part.copies * len(part.kernels)
-        shared = Composed(frame, tuple(part for section in sections for part in section.parts))
+        shared = BlockKernels(frame, tuple(part for section in sections for part in section.blocks))
         return cls(shared, sections[0], tuple(map(len, sections)), where)
 
     @property
@@ -71,9 +73,9 @@ class Sections:
 
     def coordinates(self, own: Tensor) -> Tensor:
         """The group's kernels in the coordinates of its orthonormal ones, ``(K, own)``."""
-        return self.shared.frame.turned(own).flatten(1) @ self.first.turned().flatten(1).T
+        return self.shared.frame.coordinates(own).flatten(1) @ self.first.coordinates().flatten(1).T
 
-    def placed(self, kernels: Composed) -> tuple[list[tuple[int, int]], list[Blocks]]:
+    def placed(self, kernels: BlockKernels) -> tuple[list[tuple[int, int]], list[Blocks]]:
         """Where a subgroup's kernels, orthonormal and orthogonal to the group's own, lie among the shared ones.
 
         Returns:
@@ -82,7 +84,7 @@ class Sections:
         """
         found = {}
         energy = [0.0] * len(self.counts)
-        for part in kernels.parts:
+        for part in kernels.blocks:
             shared = torch.cat([p.kernels.flatten(1) for _, _, p in self.where[part.outs, part.ins]])
             table = part.kernels.flatten(1) @ shared.T
             found[part.outs, part.ins] = table

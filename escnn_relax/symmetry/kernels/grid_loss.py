@@ -33,10 +33,10 @@ from ..groups.decomposition import generating_elements
 from ..groups.irreps import highest_frequency, instantiate
 from ..groups.subgroup import Subgroup
 from .graded import FIXED_TOLERANCE
-from .harmonics import harmonics, moved_harmonics
+from .harmonics import harmonic_action, harmonics
 from .sampling import Band
 
-__all__ = ["GridLoss", "LossOf", "contained_irreps", "grid_loss", "settling_size", "turning_error"]
+__all__ = ["GridLoss", "LossSums", "irrep_multiplicities", "grid_loss", "sufficient_size", "turning_error"]
 
 Array = NDArray[np.float64]
 Key = tuple[Any, ...]
@@ -54,25 +54,25 @@ SIZES = range(3, 12, 2)
 ANGLES = 48
 
 
-class LossOf(NamedTuple):
+class LossSums(NamedTuple):
     """Of the kernels that one subgroup has beyond a larger one: how many there are, the sum of the squared sines of
     their angles to the larger one's, and the least sine."""
 
     kernels: int
-    told: float
+    squared_sines: float
     sine: float
 
     @property
     def fraction(self) -> float:
         """Of their energy that the grid gives to the larger one; NaN where there are none."""
-        return 1 - self.told / self.kernels if self.kernels else math.nan
+        return 1 - self.squared_sines / self.kernels if self.kernels else math.nan
 
     @classmethod
-    def total(cls, parts: Iterable[tuple[LossOf, int]]) -> LossOf:
+    def total(cls, parts: Iterable[tuple[LossSums, int]]) -> LossSums:
         """Over parts, each so many times."""
-        terms = [(part, times) for part, times in parts if part.kernels and times]
-        sine = min((part.sine for part, _ in terms), default=1.0)
-        return cls(sum(t * p.kernels for p, t in terms), float(sum(t * p.told for p, t in terms)), sine)
+        terms = [(sums, times) for sums, times in parts if sums.kernels and times]
+        sine = min((sums.sine for sums, _ in terms), default=1.0)
+        return cls(sum(t * p.kernels for p, t in terms), float(sum(t * p.squared_sines for p, t in terms)), sine)
 
 
 class GridLoss(NamedTuple):
@@ -111,33 +111,33 @@ class GridLoss(NamedTuple):
 
 def grid_loss(
     band: Band, smaller: Subgroup, larger: Subgroup, irreps: Mapping[IrreducibleRepresentation, int]
-) -> LossOf:
+) -> LossSums:
     """What the pixels of a layer lose of the difference between two subgroups.
 
     Args:
         band: how the layer samples its kernels.
-        irreps: those of G that its kernels consist of, with how often, see :func:`contained_irreps`.
+        irreps: those of G that its kernels consist of, with how often, see :func:`irrep_multiplicities`.
 
     >>> from escnn import gspaces, nn
     >>> from escnn_relax.symmetry.groups.lattice import subgroup
     >>> space = gspaces.rot2dOnR2(6)
     >>> fields = nn.FieldType(space, [space.regular_repr])
-    >>> band = Band.of(nn.R2Conv(fields, fields, 3, initialize=False))
-    >>> psi = contained_irreps(space.regular_repr, space.regular_repr)
+    >>> band = Band.from_layer(nn.R2Conv(fields, fields, 3, initialize=False))
+    >>> psi = irrep_multiplicities(space.regular_repr, space.regular_repr)
     >>> three, two, one = (subgroup(space, n) for n in (3, 2, 1))
     >>> [round(grid_loss(band, one, h, psi).fraction, 4) for h in (three, two)]
     [0.04, 0.0]
     """
-    geometry = _Geometry.of(band)
-    return LossOf.total((geometry.loss(smaller, larger, psi), times) for psi, times in irreps.items())
+    geometry = _Geometry.cached(band)
+    return LossSums.total((geometry.loss(smaller, larger, psi), times) for psi, times in irreps.items())
 
 
-def contained_irreps(in_repr: Representation, out_repr: Representation) -> dict[IrreducibleRepresentation, int]:
+def irrep_multiplicities(in_repr: Representation, out_repr: Representation) -> dict[IrreducibleRepresentation, int]:
     """The irreps of G that kernels between two representations consist of, with how often.
 
     >>> from escnn.group import cyclic_group
     >>> regular = cyclic_group(4).regular_representation
-    >>> {psi.name: times for psi, times in contained_irreps(regular, regular).items()}
+    >>> {psi.name: times for psi, times in irrep_multiplicities(regular, regular).items()}
     {'irrep_0': 4, 'irrep_1': 4, 'irrep_2': 4}
     """
     group = in_repr.group
@@ -157,14 +157,14 @@ def turning_error(band: Band, subgroup: Subgroup) -> float:
     >>> from escnn_relax.symmetry.groups.lattice import subgroup
     >>> space = gspaces.rot2dOnR2(8)
     >>> fields = nn.FieldType(space, [space.regular_repr])
-    >>> band = Band.of(nn.R2Conv(fields, fields, 3, initialize=False))
+    >>> band = Band.from_layer(nn.R2Conv(fields, fields, 3, initialize=False))
     >>> [turning_error(band, subgroup(space, n)) > 1e-6 for n in (8, 4)]
     [True, False]
     """
-    return _Geometry.of(band).turning(subgroup)
+    return _Geometry.cached(band).turning_error(subgroup)
 
 
-def settling_size(
+def sufficient_size(
     smaller: Subgroup, larger: Subgroup, irreps: Mapping[IrreducibleRepresentation, int], minimum: int = 1
 ) -> int | None:
     """The smallest odd kernel size above one that loses no more than :data:`NEGLIGIBLE`; ``None`` if none up to 11
@@ -219,18 +219,18 @@ class _Geometry:
             if profiles:
                 self.rings[frequency] = np.stack(profiles)
                 self.angular[frequency] = harmonics(points, frequency)
-        self._losses: dict[Key, LossOf] = {}
+        self._losses: dict[Key, LossSums] = {}
         self._turning: dict[Key, float] = {}
 
     @classmethod
-    def of(cls, band: Band) -> _Geometry:
+    def cached(cls, band: Band) -> _Geometry:
         if band.key not in cls._geometries:
             if len(cls._geometries) > 64:
                 cls._geometries.pop(next(iter(cls._geometries)))
             cls._geometries[band.key] = cls(band)
         return cls._geometries[band.key]
 
-    def loss(self, smaller: Subgroup, larger: Subgroup, psi: IrreducibleRepresentation) -> LossOf:
+    def loss(self, smaller: Subgroup, larger: Subgroup, psi: IrreducibleRepresentation) -> LossSums:
         key = _key(smaller, psi), _key(larger, psi)
         if key not in self._losses:
             rows = [(self._fixed_rows(psi, larger, f), self._fixed_rows(psi, smaller, f)) for f in self.rings]
@@ -243,7 +243,7 @@ class _Geometry:
             self._losses[key] = _compare(np.concatenate(smaller_samples), np.concatenate(larger_samples))
         return self._losses[key]
 
-    def turning(self, subgroup: Subgroup) -> float:
+    def turning_error(self, subgroup: Subgroup) -> float:
         key = _key(subgroup)
         if key not in self._turning:
             rows = np.concatenate([self._sample(np.eye(len(a)), f, 1) for f, a in self.angular.items()])
@@ -253,7 +253,7 @@ class _Geometry:
             worst = 0.0
             for element in _elements(subgroup):
                 matrix = np.asarray(subgroup.gspace.basespace_action(element), dtype=np.float64)
-                moves = [np.kron(moved_harmonics(matrix, f), np.eye(len(r))) for f, r in self.rings.items()]
+                moves = [np.kron(harmonic_action(matrix, f), np.eye(len(r))) for f, r in self.rings.items()]
                 action = U.T @ _direct_sum(moves) @ U
                 norms = np.linalg.svd(action * sizes / sizes[:, None], compute_uv=False)
                 worst = max(worst, float(np.abs(norms - 1).max()))
@@ -266,7 +266,7 @@ class _Geometry:
         moves = []
         for h in map(subgroup.embed, generating_elements(subgroup.group)):
             matrix = np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64)
-            moves.append(np.kron(np.asarray(psi(h)), moved_harmonics(matrix, frequency)) - np.eye(size))
+            moves.append(np.kron(np.asarray(psi(h)), harmonic_action(matrix, frequency)) - np.eye(size))
         _, values, vectors = np.linalg.svd(np.concatenate(moves))
         return np.asarray(vectors[values < FIXED_TOLERANCE])
 
@@ -279,10 +279,10 @@ class _Geometry:
         )
 
 
-def _compare(smaller: Array, larger: Array) -> LossOf:
+def _compare(smaller: Array, larger: Array) -> LossSums:
     """By the angles between what two sets of sampled kernels span."""
     if not len(smaller):
-        return LossOf(0, 0.0, 1.0)
+        return LossSums(0, 0.0, 1.0)
     smaller_basis, larger_basis = _orthonormal(smaller), _orthonormal(larger)
     cosines = np.zeros(len(smaller_basis))
     if len(smaller_basis) and len(larger_basis):
@@ -290,7 +290,7 @@ def _compare(smaller: Array, larger: Array) -> LossOf:
         cosines[: len(values)] = values
     sines = np.concatenate([1 - cosines**2, np.zeros(len(smaller) - len(smaller_basis))])
     sines[sines < ROUNDING] = 0.0
-    return LossOf(len(smaller), float(sines.sum()), math.sqrt(float(sines.min())))
+    return LossSums(len(smaller), float(sines.sum()), math.sqrt(float(sines.min())))
 
 
 def _orthonormal(rows: Array) -> Array:

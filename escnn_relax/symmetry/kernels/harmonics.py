@@ -15,7 +15,7 @@ import numpy as np
 from numpy.polynomial import chebyshev, legendre
 from numpy.typing import NDArray
 
-__all__ = ["harmonics", "moved_harmonics"]
+__all__ = ["harmonics", "harmonic_action"]
 
 Array = NDArray[np.float64]
 
@@ -39,12 +39,12 @@ def harmonics(points: Array, frequency: int) -> Array:
     return values if frequency == 0 else np.where(origin, 0.0, values)
 
 
-def moved_harmonics(matrix: Array, frequency: int) -> Array:
+def harmonic_action(matrix: Array, frequency: int) -> Array:
     r"""By which coefficients change when an orthogonal matrix g moves a function f to :math:`f(g^{-1} x)`; orthogonal,
     ``(n, n)``.
 
     >>> quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
-    >>> moved_harmonics(quarter, 2).round(6) + 0
+    >>> harmonic_action(quarter, 2).round(6) + 0
     array([[-1.,  0.],
            [ 0., -1.]])
     """

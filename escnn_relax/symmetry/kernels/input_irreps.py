@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .linear_algebra import orthonormal, orthonormal_sections
 
-__all__ = ["Splitting", "SECTIONED_ABOVE", "orthogonal_change"]
+__all__ = ["Splitting", "SECTION_THRESHOLD", "orthogonal_change"]
 
 #: From so many entries of one kernel (output x input x pixels) on, irreps are treated one at a time.
-SECTIONED_ABOVE = 1_000
+SECTION_THRESHOLD = 1_000
 
 
 class Splitting:
@@ -29,7 +29,7 @@ class Splitting:
     def __init__(self, equivariant: Tensor, in_repr: Representation) -> None:
         self._shape = equivariant.shape[1:]
         out, _, sites = self._shape
-        self._change = orthogonal_change(in_repr) if self._shape.numel() > SECTIONED_ABOVE else None
+        self._change = orthogonal_change(in_repr) if self._shape.numel() > SECTION_THRESHOLD else None
         sizes = [in_repr.group.irrep(*id).size for id in in_repr.irreps] if self._change is not None else []
         ends = torch.tensor([0, *sizes]).cumsum(0) * out * sites
         self._sections = [slice(a, b) for a, b in zip(ends.tolist(), ends[1:].tolist())]

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from .input_irreps import orthogonal_change
 
-__all__ = ["Between", "Composed", "Frame", "Kernels", "frame_of", "irrep_places"]
+__all__ = ["IrrepBlock", "BlockKernels", "Frame", "Kernels", "make_frame", "irrep_channels"]
 
 
-class Between(NamedTuple):
+class IrrepBlock(NamedTuple):
     """Kernels from one irrep to another, and where the two stand.
 
     Attributes:
@@ -59,57 +59,57 @@ class Frame:
         """Numbers of a kernel between two channels, r."""
         return self.sites if self.pictures is None else len(self.pictures)
 
-    def places(self, part: Between) -> Tensor:
+    def channel_indices(self, block: IrrepBlock) -> Tensor:
         """Where the numbers of each copy stand among ``(out size, in size, r)``, shape ``(copies, numbers)``."""
-        _, height, width, r = part.kernels.shape
-        rows = torch.tensor(part.outs)[:, None, None, None, None] + torch.arange(height)[:, None, None]
-        columns = torch.tensor(part.ins)[:, None, None, None] + torch.arange(width)[:, None]
+        _, height, width, r = block.kernels.shape
+        rows = torch.tensor(block.outs)[:, None, None, None, None] + torch.arange(height)[:, None, None]
+        columns = torch.tensor(block.ins)[:, None, None, None] + torch.arange(width)[:, None]
         return ((rows * len(self.in_change) + columns) * r + torch.arange(r)).flatten(2).flatten(0, 1)
 
-    def turned(self, kernels: Tensor) -> Tensor:
+    def coordinates(self, kernels: Tensor) -> Tensor:
         """Kernels ``(K, out size, in size, S)`` in these coordinates, ``(K, out size, in size, r)``."""
-        return torch.einsum("oa,kois,ib->kabs", self.out_change, self.pictured(kernels), self.in_change)
+        return torch.einsum("oa,kois,ib->kabs", self.out_change, self.project(kernels), self.in_change)
 
-    def pictured(self, kernels: Tensor) -> Tensor:
+    def project(self, kernels: Tensor) -> Tensor:
         """Kernels on pixels, ``(..., S)``, in the coordinates of the pictures, ``(..., r)``."""
         return kernels if self.pictures is None else kernels @ self.pictures.T
 
-    def back(self, kernels: Tensor) -> Tensor:
-        """The inverse of :meth:`turned`."""
+    def restore(self, kernels: Tensor) -> Tensor:
+        """The inverse of :meth:`coordinates`."""
         kernels = kernels if self.pictures is None else kernels @ self.pictures
         return torch.einsum("oa,kabs,ib->kois", self.out_change, kernels, self.in_change)
 
 
-def irrep_places(representation: Representation) -> dict[Any, tuple[int, ...]]:
+def irrep_channels(representation: Representation) -> dict[Any, tuple[int, ...]]:
     """For each irrep the first channels of its copies, in the coordinates of the irreps."""
-    places: dict[Any, tuple[int, ...]] = {}
+    channels: dict[Any, tuple[int, ...]] = {}
     position = 0
     for id in representation.irreps:
-        places[id] = (*places.get(id, ()), position)
+        channels[id] = (*channels.get(id, ()), position)
         position += representation.group.irrep(*id).size
-    return places
+    return channels
 
 
-def frame_of(in_repr: Representation, out_repr: Representation, pictures: Tensor | None, sites: int) -> Frame | None:
+def make_frame(in_repr: Representation, out_repr: Representation, pictures: Tensor | None, sites: int) -> Frame | None:
     """The frame of two representations, ``None`` where these are not orthogonal."""
     outs, ins = orthogonal_change(out_repr), orthogonal_change(in_repr)
     return None if outs is None or ins is None else Frame(outs, ins, pictures, sites)
 
 
 @dataclass(frozen=True)
-class Composed:
-    """Kernels between two representations: for each of ``parts`` all copies of it, the output's outermost.
+class BlockKernels:
+    """Kernels between two representations: for each of ``blocks`` all copies of it, the output's outermost.
 
     Attributes:
         frame: the coordinates that the parts are in.
-        parts: kernels by pairs of irreps.
+        blocks: kernels by pairs of irreps.
     """
 
     frame: Frame
-    parts: tuple[Between, ...]
+    blocks: tuple[IrrepBlock, ...]
 
     def __len__(self) -> int:
-        return sum(part.copies * len(part.kernels) for part in self.parts)
+        return sum(block.copies * len(block.kernels) for block in self.blocks)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -121,21 +121,21 @@ class Composed:
         count, out, size, sites = self.shape
         return count * out * size * sites
 
-    def turned(self) -> Tensor:
+    def coordinates(self) -> Tensor:
         """The stack of all kernels in the coordinates of the frame, ``(K, out size, in size, r)``."""
         _, out, size, _ = self.shape
         stacks = [self.frame.out_change.new_zeros(0, out * size * self.frame.depth)]
-        for part in self.parts:
-            stack = part.kernels.new_zeros(part.copies, len(part.kernels), stacks[0].shape[1])
-            for at, copy in zip(self.frame.places(part), stack):
-                copy[:, at] = part.kernels.flatten(1)
+        for block in self.blocks:
+            stack = block.kernels.new_zeros(block.copies, len(block.kernels), stacks[0].shape[1])
+            for indices, copy in zip(self.frame.channel_indices(block), stack):
+                copy[:, indices] = block.kernels.flatten(1)
             stacks.append(stack.flatten(0, 1))
         return torch.cat(stacks).view(-1, out, size, self.frame.depth)
 
     def dense(self) -> Tensor:
         """The stack of all kernels, ``(K, out size, in size, S)``."""
-        return self.frame.back(self.turned())
+        return self.frame.restore(self.coordinates())
 
 
 #: The kernels of one pathway between two representations: all of them, or by pairs of irreps.
-Kernels = Tensor | Composed
+Kernels = Tensor | BlockKernels

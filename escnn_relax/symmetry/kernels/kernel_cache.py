@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["CacheSize", "announced", "clear", "folder", "kernels", "size", "MEMORY_LIMIT", "DISK_LIMIT", "WORTHWHILE"]
+__all__ = ["CacheSize", "announce", "clear", "folder", "kernels", "size", "MEMORY_LIMIT", "DISK_LIMIT", "WORTHWHILE"]
 
 #: Bytes kept in memory: 256 MiB.
 MEMORY_LIMIT = 2**28
@@ -116,7 +116,7 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]], description: str =
         tensors = _load(key)
         if tensors is None:
             start = time.perf_counter()
-            with announced(description):
+            with announce(description):
                 tensors = {name: tensor.contiguous() for name, tensor in build().items()}
             if time.perf_counter() - start >= WORTHWHILE:
                 _save(key, tensors)
@@ -130,7 +130,7 @@ def kernels(key: str, build: Callable[[], dict[str, Tensor]], description: str =
 
 
 @contextmanager
-def announced(description: str) -> Iterator[None]:
+def announce(description: str) -> Iterator[None]:
     """Say so, once, where what is done within takes more than :data:`SILENCE` seconds; within another, nothing.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Pathway", "EQUIVARIANT", "OFF_BAND", "BEYOND_BAND", "SWITCHED_OFF"]
+__all__ = ["Pathway", "EQUIVARIANT", "OFF_BAND", "BREAKING_OFF_BAND", "SWITCHED_OFF"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ EQUIVARIANT = Pathway("equivariant", "equivariant", breaks=False)
 OFF_BAND = Pathway("off_band", "off-band", breaks=False)
 
 #: With ``basis="pixel"``, for other groups: all that the band leaves out, which no irrep of the group can claim.
-BEYOND_BAND = Pathway("off_band", "off-band", breaks=True)
+BREAKING_OFF_BAND = Pathway("off_band", "off-band", breaks=True)
 
 #: A pathway with no more than this share of the kernel's energy counts as switched off (fraction): 1 % in amplitude.
 #: Residual pathways that a network lives by have been seen at 0.1 %; those that the evidence switched off end below

@@ -96,7 +96,7 @@ def band_patterns(band: Band, gspace: GSpace) -> Patterns:
     >>> from escnn import gspaces, nn
     >>> space = gspaces.octaOnR3()
     >>> vector = nn.FieldType(space, [space.irrep(1)])
-    >>> band = Band.of(nn.R3Conv(vector, vector, 3, initialize=False))
+    >>> band = Band.from_layer(nn.R3Conv(vector, vector, 3, initialize=False))
     >>> band_patterns(band, space).pictures.shape
     torch.Size([10, 27])
     """

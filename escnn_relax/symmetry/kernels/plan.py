@@ -14,7 +14,7 @@ from ..grid.field_action import acts_on_grid
 from ..groups.irreps import check_frequency, frequency, irreps_up_to, select_irreps
 from ..groups.lattice import Subgroup, subgroup
 from ..groups.subgroup import group_size
-from .pathway import BEYOND_BAND, EQUIVARIANT, OFF_BAND, Pathway
+from .pathway import BREAKING_OFF_BAND, EQUIVARIANT, OFF_BAND, Pathway
 from .relaxation import Relaxation
 
 __all__ = ["BASES", "Freedom", "plan"]
@@ -109,7 +109,7 @@ def plan(
         if not group.continuous and all(acts_on_grid(gspace, g) for g in group.elements):
             residual.insert(0, OFF_BAND)
         else:
-            residual.append(BEYOND_BAND)
+            residual.append(BREAKING_OFF_BAND)
     return Relaxation(gspace, (EQUIVARIANT, *residual), basis, cutoff if subgroups is not None else None)
 
 

@@ -27,9 +27,9 @@ from . import kernel_cache
 from .cache_key import cache_key
 from .graded import fixed_kernels, isotypic_kernels
 from .input_irreps import Splitting
-from .irrep_pairs import Between, Composed, Frame, Kernels, frame_of, irrep_places
+from .irrep_pairs import BlockKernels, Frame, IrrepBlock, Kernels, irrep_channels, make_frame
 from .linear_algebra import complement, orthonormal
-from .pathway import BEYOND_BAND, EQUIVARIANT, Pathway
+from .pathway import BREAKING_OFF_BAND, EQUIVARIANT, Pathway
 from .patterns import Patterns, band_patterns
 from .sampling import Band, FiberBand, Sampler
 
@@ -38,10 +38,10 @@ __all__ = ["Relaxation"]
 #: From so many entries of one kernel (output x input x pixels) on, kernels are solved and kept by pairs of irreps.
 #: Measured (``tests/benchmarks/graded.md``): below half of this it costs as much as it brings, from here on expansions
 #: take .6 of the time.
-COMPOSED_ABOVE = 3_000
+BLOCK_THRESHOLD = 3_000
 
 #: In space already from so many entries of all kernels on.
-COMPOSED_IN_SPACE = 2**18
+SPATIAL_THRESHOLD = 2**18
 
 #: Equivariant kernels of a smaller relative distance span the same space: escnn samples them in float32.
 SPAN_TOLERANCE = 1e-4
@@ -74,8 +74,8 @@ class Relaxation:
 
         Returns:
             for each pathway's name kernels ``(K_p, out size, in size, S)``, float64; ``K_p`` may be 0. Residual ones
-            are :class:`~escnn_relax.symmetry.kernels.irrep_pairs.Composed` where kernels have more than
-            :data:`COMPOSED_ABOVE` entries each, or in space more than :data:`COMPOSED_IN_SPACE` together.
+            are :class:`~escnn_relax.symmetry.kernels.irrep_pairs.BlockKernels` where kernels have more than
+            :data:`BLOCK_THRESHOLD` entries each, or in space more than :data:`SPATIAL_THRESHOLD` together.
         """
         # By value: the signs of escnn's solutions differ between machines, and a checkpoint may have brought others.
         equivariant = equivariant.detach().to("cpu", torch.float64, copy=True)
@@ -102,17 +102,17 @@ class Relaxation:
         """
         patterns, space = self._patterns(band), equivariant.shape[1:].numel()
         depth = equivariant.shape[-1] if patterns is None else len(patterns.pictures)
-        many = space * depth * out_repr.size * in_repr.size > COMPOSED_IN_SPACE and self.gspace.dimensionality == 3
+        many = space * depth * out_repr.size * in_repr.size > SPATIAL_THRESHOLD and self.gspace.dimensionality == 3
         single = len(in_repr.irreps) == len(out_repr.irreps) == 1
-        if not (space > COMPOSED_ABOVE or many) or single and patterns is None:
+        if not (space > BLOCK_THRESHOLD or many) or single and patterns is None:
             return None
-        frame = frame_of(in_repr, out_repr, None if patterns is None else patterns.pictures, equivariant.shape[-1])
+        frame = make_frame(in_repr, out_repr, None if patterns is None else patterns.pictures, equivariant.shape[-1])
         if frame is None:
             return None
-        pathway_blocks: dict[str, list[Between]] = {p.name: [] for p in self.residual}
+        pathway_blocks: dict[str, list[IrrepBlock]] = {p.name: [] for p in self.residual}
         equivariant_blocks = []
-        for phi, outs in irrep_places(out_repr).items():
-            for psi, ins in irrep_places(in_repr).items():
+        for phi, outs in irrep_channels(out_repr).items():
+            for psi, ins in irrep_channels(in_repr).items():
                 irreps = [self.gspace.fibergroup.irrep(*id) for id in (psi, phi)]
                 if irreps == [in_repr, out_repr]:
                     block = equivariant
@@ -120,13 +120,13 @@ class Relaxation:
                     block = patterns.sample_pair(self.gspace, psi, phi)
                 else:
                     block = band.sample(self.gspace, *irreps)
-                equivariant_blocks.append(Between(outs, ins, block))
+                equivariant_blocks.append(IrrepBlock(outs, ins, block))
                 for name, kernels in self._residual(band, irreps[0], irreps[1], block).items():
                     if len(kernels):
-                        pathway_blocks[name].append(Between(outs, ins, frame.pictured(kernels)))
+                        pathway_blocks[name].append(IrrepBlock(outs, ins, frame.project(kernels)))
         if not _equal_span(frame, equivariant_blocks, equivariant):
             return None
-        return {name: Composed(frame, tuple(blocks)) for name, blocks in pathway_blocks.items()}
+        return {name: BlockKernels(frame, tuple(blocks)) for name, blocks in pathway_blocks.items()}
 
     def _patterns(self, band: Band | FiberBand) -> Patterns | None:
         """The coordinates in which band-limited kernels are solved, ``None`` for others."""
@@ -171,7 +171,7 @@ class Relaxation:
         splitting = Splitting(equivariant, in_repr)
         result = {}
         for pathway in self.pathways[1:]:
-            if pathway == BEYOND_BAND:
+            if pathway == BREAKING_OFF_BAND:
                 rest = complement(splitting.span)
                 result[pathway.name] = rest.view(-1, *equivariant.shape[1:])
             else:
@@ -213,13 +213,13 @@ class Relaxation:
         return self.pathways[1:]
 
 
-def _equal_span(frame: Frame, blocks: Sequence[Between], equivariant: Tensor) -> bool:
+def _equal_span(frame: Frame, blocks: Sequence[IrrepBlock], equivariant: Tensor) -> bool:
     """Whether kernels between irreps, copied to all their places, span what the layer's own equivariant kernels do."""
-    if sum(part.copies * len(part.kernels) for part in blocks) != len(equivariant):
+    if sum(block.copies * len(block.kernels) for block in blocks) != len(equivariant):
         return False
     # a random combination lies inside another space by chance only
     draws = torch.randn(len(equivariant), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    image = replace(frame, pictures=None).turned(torch.einsum("k,kois->ois", draws, equivariant)[None])
+    image = replace(frame, pictures=None).coordinates(torch.einsum("k,kois->ois", draws, equivariant)[None])
     inside = 0.0
     for outs, ins, kernels in blocks:
         basis = orthonormal(kernels.flatten(1))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ... import _escnn
 from ...errors import ReflectionAxisError
 
-__all__ = ["Band", "FiberBand", "Sampler", "band_of", "check_axis"]
+__all__ = ["Band", "FiberBand", "Sampler", "layer_band", "check_axis"]
 
 
 class Sampler(Protocol):
@@ -60,7 +60,7 @@ class Band:
         return abs(element["irrep:frequency"]) <= self.cutoff(element["radius"])
 
     @classmethod
-    def of(cls, convolution: EquivariantModule, where: str = "", cutoff: Any = None) -> Band:
+    def from_layer(cls, convolution: EquivariantModule, where: str = "", cutoff: Any = None) -> Band:
         """Read the rule off an escnn convolution.
 
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
@@ -134,6 +134,6 @@ def check_axis(layer: EquivariantModule, where: str = "") -> None:
         )
 
 
-def band_of(layer: EquivariantModule, where: str = "", cutoff: Any = None) -> Band | FiberBand:
+def layer_band(layer: EquivariantModule, where: str = "", cutoff: Any = None) -> Band | FiberBand:
     """The sampling rule of an escnn convolution or linear layer."""
-    return FiberBand() if isinstance(layer, Linear) else Band.of(layer, where, cutoff)
+    return FiberBand() if isinstance(layer, Linear) else Band.from_layer(layer, where, cutoff)

@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 from ... import _escnn
 from ..groups.subgroup import Subgroup
 
-__all__ = ["kernels_of_frequency", "telling_frequency", "telling_size"]
+__all__ = ["kernel_count", "telling_frequency", "telling_size"]
 
 #: Frequencies and kernel sizes that are looked at.
 FREQUENCIES, SIZES = 32, range(3, 32, 2)
 
 
-def kernels_of_frequency(subgroup: Subgroup, in_repr: Representation, out_repr: Representation, frequency: int) -> int:
+def kernel_count(subgroup: Subgroup, in_repr: Representation, out_repr: Representation, frequency: int) -> int:
     """How many kernels of one angular frequency a subgroup of the plane or of space fixes on each ring.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.groups.lattice import subgroup
     >>> space = gspaces.rot2dOnR2(6)
     >>> scalar = space.trivial_repr
-    >>> [[kernels_of_frequency(subgroup(space, m), scalar, scalar, f) for f in range(7)] for m in (3, 6)]
+    >>> [[kernel_count(subgroup(space, m), scalar, scalar, f) for f in range(7)] for m in (3, 6)]
     [[1, 0, 0, 2, 0, 0, 2], [1, 0, 0, 0, 0, 0, 2]]
     """
     elements = _elements(subgroup, frequency, in_repr, out_repr)
@@ -61,7 +61,7 @@ def telling_frequency(
     pairs = list(pairs)
     for frequency in range(FREQUENCIES + 1):
         for pair in pairs:
-            if kernels_of_frequency(first, *pair, frequency) != kernels_of_frequency(second, *pair, frequency):
+            if kernel_count(first, *pair, frequency) != kernel_count(second, *pair, frequency):
                 return frequency
     return None
 
