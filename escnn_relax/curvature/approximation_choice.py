@@ -8,6 +8,7 @@ import torch
 
 from ..errors import ArgumentError
 from .approximation import Approximation
+from .conventions import DECOMPOSED
 from .layers.coverage import Coverage
 from .layers.known_layers import linear_map
 from .layers.linear_map import width
@@ -32,8 +33,9 @@ AUTOMATIC = "auto"
 #: cost of ``expand`` (98 %), while the cost of exact blocks grows with the square of the number of weights.
 LARGEST_EXACT = 256
 
-#: Bytes that exact blocks take for each of their entries, and the part of the memory that is left to them.
-BYTES, EXACT_PART = 16, 1 / 4
+#: Bytes that exact blocks take for each of their entries, what decomposing the largest takes beside, and the part of the
+#: memory that is left to both.
+BYTES, ENDING, EXACT_PART = 16, DECOMPOSED, 1 / 4
 
 #: ``auto`` sketches A in layers whose kernels see more than so many numbers (input channels of a group x sites). There
 #: the cost of forming and decomposing it, which grows with the cube, overtakes that of the sketch, which does not.
@@ -70,8 +72,8 @@ def recipe(
         patches: for ``auto``, how many numbers the kernel of its layer sees at a place; ``expand`` where nothing is
             said.
         memory: MiB that a refresh may take, of which ``auto`` gives a quarter to exact blocks (16 P² bytes for P
-            weights): the smallest parameters become exact, as many as fit. Without it, those of at most
-            :data:`LARGEST_EXACT` weights.
+            weights, and 40 P² for decomposing the largest): the smallest parameters become exact, as many as fit. Without
+            it, those of at most :data:`LARGEST_EXACT` weights.
 
     Raises:
         ArgumentError: an unknown name, a class instead of one of it, or no memory.
@@ -79,7 +81,7 @@ def recipe(
     >>> sizes = {"small": 100, "middle": 500, "large": 10000}
     >>> recipe("auto", sizes)
     {'small': 'exact', 'middle': 'expand', 'large': 'expand'}
-    >>> recipe("auto", sizes, memory=16)
+    >>> recipe("auto", sizes, memory=64)
     {'small': 'exact', 'middle': 'exact', 'large': 'expand'}
     >>> recipe("auto", sizes, patches={"large": 4800})
     {'small': 'exact', 'middle': 'expand', 'large': 'sketched'}
@@ -93,7 +95,7 @@ def recipe(
             left -= BYTES * sizes[name] ** 2
             if (patches or {}).get(name, 0) > LARGEST_PATCH:  # forms the kernel's gradient of every sample, too
                 continue
-            if left >= 0 if memory is not None else sizes[name] <= LARGEST_EXACT:
+            if left >= ENDING * sizes[name] ** 2 if memory is not None else sizes[name] <= LARGEST_EXACT:
                 exact.add(name)
         wide = {name for name, size in (patches or {}).items() if size > LARGEST_PATCH}
         return {name: "exact" if name in exact else "sketched" if name in wide else "expand" for name in sizes}

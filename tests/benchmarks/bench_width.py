@@ -35,6 +35,7 @@ from torch import nn
 from escnn_relax import Evidence, relax, symmetry_test
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.curvature.curvature import Curvature
+from escnn_relax.errors import MemoryLimitError
 from escnn_relax.nn import RelaxedR3Conv
 
 
@@ -416,15 +417,22 @@ def peers():
 
 
 def memory():
-    """Beside what the process takes before: tensors of the network, libraries, a batch."""
-    model, batches = relax(Tutorial()), [images(64, 29)]
-    before = peak()
-    evidence = Evidence(model, num_data=64, curvature=CurvatureSettings("auto", memory=1200))
-    evidence.refresh(batches)
-    print(
-        f"tutorial network, memory=1200 MiB, a batch of 64: the process grew from {before:.2f} to {peak():.2f} GiB",
-        flush=True,
-    )
+    """Beside what the process takes before: tensors of the network, libraries, a batch. A smaller bound than one chunk needs comes
+    first, and is refused."""
+    model, batches = relax(Tutorial()), [images(16, 29)]
+    print("| memory (MiB) | what came | processor time (s) | process before, after (GiB) |", "|---|---|---|---|", sep="\n")
+    for bound in (1200, 2300):
+        evidence = Evidence(model, num_data=16, curvature=CurvatureSettings("auto", memory=bound))
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        before, start, what = peak(), time.process_time(), "a refresh"
+        try:
+            evidence.refresh(batches)
+        except MemoryLimitError as error:
+            what = f"MemoryLimitError: {error}"
+        same = all(torch.equal(v.nan_to_num(), state[k].nan_to_num()) for k, v in model.state_dict().items())
+        what += "" if same else "; the network is changed"
+        print(f"| {bound} | {what} | {time.process_time() - start:.0f} | {before:.2f}, {peak():.2f} |", flush=True)
+        gc.collect()
 
 
 def test():

@@ -237,9 +237,10 @@ def test_automatic_choice_by_size():
     with pytest.raises(ArgumentError, match="auto"):
         recipe("automatic", {"a": 1})
     sizes = {"large": 1024, "small": 512}
-    assert recipe("auto", sizes, memory=15.9) == {"large": "expand", "small": "expand"}, "16 P² bytes are 4 MiB"
-    assert recipe("auto", sizes, memory=16) == {"large": "expand", "small": "exact"}
-    assert recipe("auto", sizes, memory=80) == {"large": "exact", "small": "exact"}
+    assert recipe("auto", sizes, memory=55.9) == {"large": "expand", "small": "expand"}, "16 and 40 P² bytes are 14 MiB"
+    assert recipe("auto", sizes, memory=56) == {"large": "expand", "small": "exact"}
+    assert recipe("auto", sizes, memory=239.9) == {"large": "expand", "small": "exact"}, "20 MiB of blocks, 40 for one"
+    assert recipe("auto", sizes, memory=240) == {"large": "exact", "small": "exact"}
     with pytest.raises(ArgumentError, match="memory"):
         recipe("auto", sizes, memory=-1)
     assert set(recipe("expand", sizes, memory=1).values()) == {"expand"}
