@@ -380,7 +380,7 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
         if explains(limit):
             return tuple(limit.items())
     raise UnsupportedModuleError(
-        where or type(convolution).__name__,
+        where or type(convolution),
         "the layer's basis_filter is no limit on the frequency by radius, so relaxed kernels cannot share it",
         remedy="build the layer with frequencies_cutoff instead, or leave this layer out",
     )

@@ -10,7 +10,9 @@ conv1: expected C4 regular, got C8 regular; restrict the network first
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 __all__ = [
@@ -29,8 +31,12 @@ __all__ = [
     "LikelihoodError",
     "CheckpointError",
     "SearchError",
+    "layer_name",
+    "naming",
     "nearest",
 ]
+
+_LAYER: ContextVar[str] = ContextVar("layer", default="")
 
 
 def nearest(word: object, known: Iterable[object], most: int = 8) -> str:
@@ -59,7 +65,8 @@ class RelaxError(Exception):
     """Base class: ``except RelaxError`` catches whatever this package raises on purpose.
 
     Args:
-        where: the layer (or function) concerned, as the user knows it, e.g. ``"features.2"``.
+        where: the layer (or function) concerned, as the user knows it, e.g. ``"features.2"``; or, where the name is not
+            known, the layer's class: :func:`naming` puts the name in its place where the error passes.
         problem: one sentence, used instead of ``expected``/``got`` where these say too little.
         expected: what would have been right.
         got: what came.
@@ -76,23 +83,34 @@ class RelaxError(Exception):
 
     def __init__(
         self,
-        where: str = "",
+        where: str | type = "",
         problem: str = "",
         *,
         expected: object = None,
         got: object = None,
         remedy: str = "",
     ) -> None:
-        self.where, self.problem = where, problem
-        self.expected, self.got, self.remedy = expected, got, remedy
-        parts = [problem] if problem else []
-        if expected is not None:
-            parts.append(f"expected {expected}")
-        if got is not None:
-            parts.append(f"got {got}")
+        self.problem, self.expected, self.got, self.remedy = problem, expected, got, remedy
+        self.where = where if isinstance(where, str) else where.__name__
+        self._nameless = not isinstance(where, str) or not where
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        parts = [self.problem] if self.problem else []
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
+        if self.got is not None:
+            parts.append(f"got {self.got}")
         text = ", ".join(parts)
-        text = f"{where}: {text}" if where and text else where or text
-        super().__init__(f"{text}; {remedy}" if remedy else text)
+        text = f"{self.where}: {text}" if self.where and text else self.where or text
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def name_layer(self, layer: str | type) -> None:
+        """Say which layer it is, unless it is known already; a class says it for the time being."""
+        if self._nameless:
+            self.where = layer if isinstance(layer, str) else layer.__name__
+            self._nameless = not isinstance(layer, str)
+            self.args = (self._text(),)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {"expected": self.expected, "got": self.got, "remedy": self.remedy}
@@ -101,6 +119,43 @@ class RelaxError(Exception):
 
 def _rebuild(kind: type[RelaxError], where: str, problem: str, rest: dict[str, Any]) -> RelaxError:
     return kind(where, problem, **rest)
+
+
+@contextmanager
+def naming(layer: str | type) -> Iterator[None]:
+    """Errors of ours that pass here, and warnings that are given here, are about this layer.
+
+    Args:
+        layer: its name in the model; or its class, which names it where nobody outside does.
+
+    >>> try:
+    ...     with naming("features.2"), naming(dict):
+    ...         raise ArgumentError(dict, "no such key", remedy="print the keys")
+    ... except RelaxError as error:
+    ...     print(error)
+    features.2: no such key; print the keys
+    """
+    token = None
+    if isinstance(layer, str) or not _LAYER.get():
+        token = _LAYER.set(layer if isinstance(layer, str) else layer.__name__)
+    try:
+        yield
+    except RelaxError as error:
+        error.name_layer(layer)
+        raise
+    finally:
+        if token is not None:
+            _LAYER.reset(token)
+
+
+def layer_name(layer: str | type) -> str:
+    """What a warning calls a layer: the name that :func:`naming` gives it here, or else this one, or its class's.
+
+    >>> with naming("features.2"):
+    ...     layer_name(dict)
+    'features.2'
+    """
+    return _LAYER.get() or (layer if isinstance(layer, str) else layer.__name__)
 
 
 class NotEquivariantError(RelaxError, AssertionError):

@@ -41,13 +41,13 @@ def learn(arguments: tuple[str, int, int]) -> dict:
         relaxed, data.loader(seed=seed), epochs=epochs, evidence_loader=data.evidence_loader(), progress=False
     )
     learned = escnn_relax.report(relaxed, history.evidence)
-    hardened = escnn_relax.harden(relaxed)
+    hardened, hardening = escnn_relax.harden(relaxed, return_report=True)
     return {
         "task": name,
         "strict": accuracy(strict, data.test),
         "relaxed": accuracy(relaxed, data.test),
         "hardened": accuracy(hardened, data.test),
-        "classes": [f"{layer.name}: {layer.kind}" for layer in hardened.hardening],
+        "classes": [f"{layer.name}: {layer.kind}" for layer in hardening],
         "change": change_under_turns(relaxed, data.test[0]),
         "chance": 1 / data.classes,
         "report": learned,

@@ -92,7 +92,10 @@ def learn(epochs: int) -> dict:
         "progress": False,
     }
     escnn_relax.fit(model, data.loader(), epochs=epochs, **options)
-    final = escnn_relax.harden(model.eval(), energy=1e-6).eval()  # so little that outputs stay as they are
+    final, hardening = escnn_relax.harden(
+        model.eval(), energy=1e-6, return_report=True
+    )  # so little that outputs stay as they are
+    final.eval()
     plain, example = Plain(final).eval(), data.test[0][:4]
     forms: dict[str, Callable] = {"relaxed": model, "hardened": final, "plain": plain}
     forms |= {"torch.export": exported(plain, example), "TorchScript": scripted(plain, example)}
@@ -105,7 +108,7 @@ def learn(epochs: int) -> dict:
         own = final(x)
         between = {name: float((form(x) - own).abs().max() / own.abs().max()) for name, form in forms.items()}
         times = {name: milliseconds(form, x) for name, form in forms.items() if name != "ONNX"}
-    found = {"kinds": [layer.kind for layer in final.hardening], "accuracy": accuracy(final, data.test)}
+    found = {"kinds": [layer.kind for layer in hardening], "accuracy": accuracy(final, data.test)}
     return found | {"errors": errors, "between": between, "times": times}
 
 

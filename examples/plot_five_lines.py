@@ -32,7 +32,7 @@ def learn(epochs: int) -> dict:
     before = float((model(data.test[0]) - my_escnn_model(data.test[0])).detach().abs().max())
     history = escnn_relax.fit(model, train_loader, epochs=epochs, share=0.5, progress=False)
     report = escnn_relax.report(model, history.evidence)
-    final = escnn_relax.harden(model)
+    final, hardening = escnn_relax.harden(model, return_report=True)
 
     train_strict(my_escnn_model, train_loader, epochs)
     with torch.no_grad():
@@ -42,7 +42,7 @@ def learn(epochs: int) -> dict:
         "strict": accuracy(my_escnn_model, data.test),
         "relaxed": accuracy(model, data.test),
         "report": report,
-        "hardening": final.hardening,
+        "hardening": hardening,
         "change": change,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from escnn_relax.evidence import Evidence
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.kernels.pathway import SWITCHED_OFF
 from escnn_relax.symmetry.groups.subgroup import Subgroup
 

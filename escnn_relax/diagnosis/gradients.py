@@ -15,7 +15,7 @@ from ..curvature.batches import answer
 from ..curvature.likelihood import Likelihood
 from ..curvature.reader import Weighted
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
-from ..morphism.module_tree import replace_modules
+from ..morphism.module_tree import copy_module
 from ..morphism.relax import relax
 from ..nn.mixed.convolution import MixedConvolution
 from ..nn.relaxed_convolution import RelaxedConvolution
@@ -40,7 +40,7 @@ def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
                 name, problem, remedy="test the network that it was mixed from, or relax that one"
             )
     if any(isinstance(m, RelaxedConvolution) for m in model.modules()):
-        return replace_modules(model, lambda name, module: None).eval()
+        return copy_module(model).eval()
     return relax(model, **options, example=False).eval()  # the data come next
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
 from ..curvature.reader import Weighted, input_tensors, map_tensors, select_samples
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.steerable import SteerableConvolution
 from ..symmetry.grid.field_action import axes_matrix, fiber_matrix, move_points, transform_field
 from ..symmetry.grid.kernel_action import grid_permutation
 from ..symmetry.grid.strides import watch_strides
@@ -72,7 +72,7 @@ def _image(part: Tensor, in_type: FieldType) -> bool:
     return part.dim() == 2 + space and part.shape[1] == in_type.size
 
 
-def kept_elements(layers: dict[str, RelaxedConvolution], group: ExactGroup) -> list[int]:
+def kept_elements(layers: Mapping[str, SteerableConvolution], group: ExactGroup) -> list[int]:
     """Positions of the elements that leave every open pathway in place: all of them for a strict network."""
     kept = list(range(group.order))
     for name, layer in layers.items():

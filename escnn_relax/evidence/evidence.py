@@ -33,7 +33,7 @@ from ..curvature.reader import Weighted
 from ..diagnosis import SymmetryTest
 from ..errors import ArgumentError, CoverageError, DataError
 from ..nn.evidence_record import Recorded
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.steerable import SteerableConvolution
 from ..symmetry.decision import Decisions
 from ..symmetry.kernels.pathway import SWITCHED_OFF
 from .closed_pathways import (
@@ -261,7 +261,7 @@ class Evidence:
         errors."""
         from .verdicts.survivors import survivors  # which reads evidences
 
-        groups = {m.space.fibergroup.name for m in self.layers.values() if isinstance(m, RelaxedConvolution)}
+        groups = {m.space.fibergroup.name for m in self.layers.values() if isinstance(m, SteerableConvolution)}
         return survivors(self.model, self, data=data, energy=energy, depth=len(groups) == 1).decisions
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..curvature.processes import summed
 from ..nn.last_decision import fingerprint
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.steerable import SteerableConvolution
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -32,7 +32,7 @@ class Slopes:
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
-        self._layers = {n: layer for n, layer in evidence.layers.items() if isinstance(layer, RelaxedConvolution)}
+        self._layers = {n: layer for n, layer in evidence.layers.items() if isinstance(layer, SteerableConvolution)}
         self._parameters = dict(evidence.parameters)
         self._sums: dict[str, Tensor] = {}
         self._count, self._scale = 0, evidence.scale

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import NothingToRelaxError, UnsupportedModuleError
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..errors import NothingToRelaxError, UnsupportedModuleError, naming
+from ..nn.steerable import SteerableConvolution
 from ..nn.translation.kernel_pathway import KernelPathway
 from ..nn.translation.sparse_convolution import SparseConvolution
 from .module_tree import replace_modules
@@ -19,7 +19,7 @@ __all__ = ["convert_layers"]
 
 def convert_layers(
     model: nn.Module,
-    kinds: Mapping[type, type[RelaxedConvolution]],
+    kinds: Mapping[type, type[SteerableConvolution]],
     options: Callable[[str, nn.Module], Mapping[str, Any] | None],
 ) -> tuple[nn.Module, list[str]]:
     """A copy of a model with some layers made into others by their ``from_strict``, and the names of these.
@@ -39,10 +39,10 @@ def convert_layers(
     beside = {id(part.convolution) for part in model.modules() if isinstance(part, KernelPathway)}
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, SparseConvolution) and id(module) not in beside and module.kept.order != 1:
+        if isinstance(module, SparseConvolution) and id(module) not in beside and module.subgroup.order != 1:
             if options(name, module) is not None:
-                problem = f"a kernel interpolated from anchors has no pathways; it keeps {module.kept.name}"
-                remedy = "leave the layer out by layers=; to let it break its symmetry build it with kept='free', "
+                problem = f"a kernel interpolated from anchors has no pathways; it keeps {module.subgroup.name}"
+                remedy = "leave the layer out by layers=; to let it break its symmetry build it with subgroup='free', "
                 remedy += "or put a pathway beside it: relax_translation(model, example, [('sparse-kernel', 'free')])"
                 raise UnsupportedModuleError(name or type(module).__name__, problem, remedy=remedy)
         chosen = options(name, module) if isinstance(module, tuple(kinds)) else None
@@ -59,7 +59,8 @@ def convert_layers(
                 name or type(module).__name__, problem, remedy="load the model on another device first"
             )
         try:
-            new = kind.from_strict(module, **chosen, where=name or type(module).__name__)
+            with naming(name or type(module).__name__):
+                new = kind.from_strict(module, **chosen)
         except NothingToRelaxError as error:
             warnings.warn(f"left as it is: {error}", stacklevel=2)
             return None

@@ -15,7 +15,7 @@ from escnn.nn.modules.basismanager import BasisManager
 from torch import Tensor, nn
 
 from ..nn.kernels.pathway_sum import PathwayKernel
-from .module_tree import replace_modules
+from .module_tree import copy_module
 
 __all__ = ["apart", "failing", "run_once"]
 
@@ -34,7 +34,7 @@ def apart(model: nn.Module, *, eval: bool = False, hooks: bool = False) -> nn.Mo
             anyway.
     """
     constants = [part for part in model.modules() if isinstance(part, KERNELS)]
-    copied = replace_modules(model, lambda *_: None, shared=constants)
+    copied = copy_module(model, shared=constants)
     if eval:
         modes = [(part, part.training) for whole in constants for part in whole.modules()]
         copied.eval()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import UnsupportedModuleError
+from ..errors import UnsupportedModuleError, naming
 from ..nn.merged import MergedConvolution
 from ..nn.mixed.convolution import MixedConvolution
 from ..nn.mixed.layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
@@ -109,14 +109,12 @@ def _chooser(model: nn.Module, subgroups: Choice, layers: LayerSelection) -> Cal
     return lambda name, module: subgroups if chosen(name, module) else None
 
 
-def mixed_layers(model: nn.Module, where: str = "") -> dict[str, MixedConvolution]:
+def mixed_layers(model: nn.Module) -> dict[str, MixedConvolution]:
     """The mixed layers of a model by name, in its order; ``UnsupportedModuleError`` if there are none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, MixedConvolution)}
     if not found:
         problem = "no mixed layer in it"
-        raise UnsupportedModuleError(
-            where or type(model).__name__, problem, remedy="pass escnn_relax.mix(model, subgroups)"
-        )
+        raise UnsupportedModuleError(type(model), problem, remedy="pass escnn_relax.mix(model, subgroups)")
     return found
 
 
@@ -149,7 +147,8 @@ def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
     >>> [type(layer).__name__ for layer in merge(mixed)]
     ['MergedConvolution', 'MergedConvolution']
     """
-    found = mixed_layers(model, "merge")
+    with naming("merge"):
+        found = mixed_layers(model)
     layers = {id(layer) for layer in found.values()}
     merged = replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
     result: nn.Module = tried(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from escnn.group import Group, GroupElement, Representation
@@ -16,7 +16,9 @@ from torch.nn import Module
 
 from ..errors import UnsupportedModuleError
 
-__all__ = ["holds", "map_values", "replace_modules"]
+__all__ = ["copy_module", "holds", "map_values", "replace_modules"]
+
+M = TypeVar("M", bound=Module)
 
 #: Values that a copy shares with its original: escnn compares some of them by identity and caches bases on others.
 SHARED = (FieldType, GSpace, Group, GroupElement, Representation, KernelBasis)
@@ -75,6 +77,19 @@ def replace_modules(
         if "_orig_mod" not in module._modules:  # torch.compile's own module compiles its copy by itself
             _uncompile(module, memo)
     return copied
+
+
+def copy_module(model: M, *, shared: Iterable[Any] = ()) -> M:
+    """A copy of ``model``, as :func:`replace_modules` makes it where nothing is exchanged, with the same arguments and
+    errors.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> copied = copy_module(layer)
+    >>> copied.weight is layer.weight, torch.equal(copied.weight, layer.weight)
+    (False, True)
+    """
+    return cast(M, replace_modules(model, lambda name, module: None, shared=shared))
 
 
 def _uncompile(module: Module, memo: dict[int, Any]) -> None:

@@ -17,7 +17,7 @@ from escnn.nn import EquivariantModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, naming
 from .restrict.intertwiner import bias_map, block_maps, carry_weights
 from .restrict.layer import STEERABLE
 
@@ -148,7 +148,8 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
 
 
 def _restricted(a: EquivariantModule, b: EquivariantModule, name: str) -> dict[int, list[tuple[Tensor, Carry | None]]]:
-    maps = block_maps(a, b, name, polish=False)
+    with naming(name or type(a).__name__):
+        maps = block_maps(a, b, polish=False)
     result: dict[int, list[tuple[Tensor, Carry | None]]] = {}
     result[id(a.weights)] = [(b.weights, lambda v, squared: carry_weights(v, a, b, maps, squared))]
     if a.bias is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from escnn.nn import EquivariantModule, FieldType
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import _escnn
 from ..errors import FieldTypeError, UnsupportedModuleError
 from ..nn.mixed.convolution import MixedConvolution
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.steerable import SteerableConvolution
 from ..nn.strict_layer import strict_layer
 from ..nn.translation.layer import RelaxedTranslation
 from ..nn.translation.sparse_convolution import SparseConvolution
@@ -43,7 +43,21 @@ class ProjectedLayer:
     lost_bias: float = 0.0
 
 
-def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = None) -> nn.Module:
+@overload
+def project(
+    module: nn.Module, like: nn.Module | None = None, *, example: Any = None, return_report: Literal[False] = False
+) -> nn.Module: ...
+
+
+@overload
+def project(
+    module: nn.Module, like: nn.Module | None = None, *, example: Any = None, return_report: Literal[True]
+) -> tuple[nn.Module, tuple[ProjectedLayer, ...]]: ...
+
+
+def project(
+    module: nn.Module, like: nn.Module | None = None, *, example: Any = None, return_report: bool = False
+) -> nn.Module | tuple[nn.Module, tuple[ProjectedLayer, ...]]:
     r"""The orthogonal projection of a layer or network on the equivariant kernels of the larger group.
 
     .. math:: PW = W \Phi^+ \Phi, \qquad \min_{W' \in \mathrm{span}\,\Phi} |W - W'|_F
@@ -54,10 +68,10 @@ def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = 
             which fields of G the channels are. It is left alone.
         example: an input of the module, or a tuple of arguments, on which the result is tried before it is returned,
             see below; ``False`` for no trial.
+        return_report: return ``(module, layers)``, with a :class:`ProjectedLayer` for each layer that was projected.
 
     Returns:
-        a new module on G of escnn's classes, with the other parameters and statistics of ``module``; its attribute
-        ``projection`` is a tuple of :class:`ProjectedLayer`.
+        a new module on G of escnn's classes, with the other parameters and statistics of ``module``.
 
     Raises:
         UnsupportedModuleError: nothing to project, a convolution between points in ``like``, a sparse convolution that
@@ -76,8 +90,8 @@ def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = 
     >>> space = gspaces.rot2dOnR2(8)
     >>> type = nn.FieldType(space, [space.regular_repr])
     >>> conv = nn.R2Conv(type, type, 5)
-    >>> back = project(restrict(conv, 4), like=conv)
-    >>> back.projection[0].lost < 1e-5, bool((back.weights - conv.weights).abs().max() < 1e-5)
+    >>> back, layers = project(restrict(conv, 4), like=conv, return_report=True)
+    >>> layers[0].lost < 1e-5, bool((back.weights - conv.weights).abs().max() < 1e-5)
     (True, True)
     """
     records: list[ProjectedLayer] = []
@@ -89,13 +103,13 @@ def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = 
             raise UnsupportedModuleError(
                 name or "model", problem, remedy="harden the model, or project part.convolution"
             )
-        if isinstance(part, SparseConvolution) and (like is not None or part.kept.index != 1):
+        if isinstance(part, SparseConvolution) and (like is not None or part.subgroup.index != 1):
             problem = "a kernel interpolated from anchors has no nearest one in escnn's basis; "
-            problem += f"it keeps {part.kept.name} of {part.space.fibergroup.name}"
+            problem += f"it keeps {part.subgroup.name} of {part.space.fibergroup.name}"
             remedy = "project the parts of the network around it"
             raise UnsupportedModuleError(name or type(part).__name__, problem, remedy=remedy)
         if like is None:
-            if not isinstance(part, RelaxedConvolution):
+            if not isinstance(part, SteerableConvolution):
                 return None
             new, record = _relaxed(name, part)
         else:
@@ -129,13 +143,12 @@ def project(module: nn.Module, like: nn.Module | None = None, *, example: Any = 
     if like is not None:
         _adopt(result, theirs, {r.name for r in records})
         result.train(module.training)
-    result.projection = tuple(records)
     single = [r.name for r in records] if like is None else ()
     projected: nn.Module = tried(module, result, example, "projected", same=False, single=single)
-    return projected
+    return (projected, tuple(records)) if return_report else projected
 
 
-def _relaxed(name: str, layer: RelaxedConvolution) -> tuple[nn.Module, ProjectedLayer]:
+def _relaxed(name: str, layer: SteerableConvolution) -> tuple[nn.Module, ProjectedLayer]:
     """The residual kernels are orthogonal to the equivariant ones, so projecting leaves them out; a mixture's are
     not."""
     with torch.no_grad():

@@ -9,19 +9,24 @@ from typing import Any
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, UnsupportedModuleError
+from ..errors import ArgumentError, UnsupportedModuleError, layer_name, naming
 from ..nn.mixed.layers import MixedR2Conv, MixedR3Conv
 from ..nn.relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
+from ..nn.translation.dense_pathway import DensePathway
+from ..nn.translation.factored_pathway import FactoredPathway
 from ..nn.translation.kernel_pathway import KernelPathway
 from ..nn.translation.layer import RelaxedTranslation
-from ..nn.translation.site_pathways import DensePathway, FactoredPathway, SitePathway
-from ..nn.translation.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
+from ..nn.translation.signal_pathway import SignalPathway
+from ..nn.translation.site_pathway import SitePathway
+from ..nn.translation.sparse_convolution import SparseConvolution
+from ..nn.translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from ..symmetry.grid.sites import largest_grid_subgroup
-from ..symmetry.groups.lattice import subgroup, subgroups
+from ..symmetry.groups.lattice import subgroup as find_subgroup
+from ..symmetry.groups.lattice import subgroups
 from ..symmetry.groups.subgroup import Subgroup
 from .isolated_run import apart, run_once
 from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
-from .module_tree import replace_modules
+from .module_tree import copy_module, replace_modules
 from .trial_run import OUT_OF_CODE, tried
 
 __all__ = ["relax_translation"]
@@ -90,6 +95,7 @@ def relax_translation(
             not take.
         SubgroupError: an id that names no subgroup, or one that does not permute the pixels.
 
+    >>> import torch
     >>> from escnn import gspaces, nn as enn
     >>> space = gspaces.rot2dOnR2(4)
     >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
@@ -129,31 +135,29 @@ def relax_translation(
             problem = f"escnn does not know its output's shape, expected one padding for all axes, got {module.padding}"
             raise UnsupportedModuleError(where, problem, remedy="relax the layer first")
         before, after = shapes[name]
-        built: dict[str, SitePathway | KernelPathway] = {}
-        for kind, keeps in wanted:
-            window = (module.kernel_size,) * module.d
-            kept = _kept(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)), where)
-            title = f"{kind}_{'free' if kept.order == 1 else kept.name}"
-            if title in built:
-                remedy = "name each pathway once"
-                raise ArgumentError(
-                    where, f"the pathway {title!r} is asked for twice", got=list(pathways), remedy=remedy
-                )
-            options: dict[str, Any] = {"fraction": fraction, "omega": omega, "learn_omega": learn_omega, "seed": seed}
-            options["where"] = where
-            if kind == SPARSE_KERNEL:
-                kernel = KernelPathway(_sparse_kernel(module, kept, **options), before)
-                kernel.reset_parameters(silent, fitted)
-                built[title] = kernel
-            else:
-                pathway = _site_pathway(module, kind, before, after, kept, **options)
-                if isinstance(pathway, FactoredPathway):
-                    pathway.reset_parameters(silent, fitted)
+        built: dict[str, SignalPathway] = {}
+        with naming(where):
+            for kind, keeps in wanted:
+                window = (module.kernel_size,) * module.d
+                subgroup = _subgroup(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)))
+                title = f"{kind}_{'free' if subgroup.order == 1 else subgroup.name}"
+                if title in built:
+                    remedy = "name each pathway once"
+                    raise ArgumentError(
+                        type(module), f"the pathway {title!r} is asked for twice", got=list(pathways), remedy=remedy
+                    )
+                options: dict[str, Any] = {
+                    "fraction": fraction,
+                    "omega": omega,
+                    "learn_omega": learn_omega,
+                    "seed": seed,
+                }
+                if kind == SPARSE_KERNEL:
+                    built[title] = KernelPathway(_sparse_kernel(module, subgroup, **options), before)
                 else:
-                    pathway.reset_parameters(silent)
-                built[title] = pathway
-        copied = replace_modules(module, lambda *_: None)
-        layer = RelaxedTranslation(copied, before, built, average)
+                    built[title] = _site_pathway(module, kind, before, after, subgroup, **options)
+                built[title].reset_parameters(silent, fitted)
+        layer = RelaxedTranslation(copy_module(module), before, built, average)
         layer.where = where
         relaxed.append(name)
         return layer.train(module.training)
@@ -174,18 +178,18 @@ def _specified(pathway: str | tuple[Any, ...]) -> tuple[str, object]:
     return kind, keeps
 
 
-def _kept(
-    module: EquivariantModule, keeps: object, before: tuple[int, ...], after: tuple[int, ...], where: str
-) -> Subgroup:
+def _subgroup(module: EquivariantModule, keeps: object, before: tuple[int, ...], after: tuple[int, ...]) -> Subgroup:
     space = module.in_type.gspace
     if keeps == "free":
         return next(h for h in subgroups(space) if h.order == 1)
     if keeps == "group":
-        found = min((largest_grid_subgroup(space, shape, where) for shape in (before, after)), key=lambda h: h.order)
-        if found.order == 1:
-            warnings.warn(f"{where}: only the trivial subgroup permutes the pixels of {before}", stacklevel=4)
-        return found
-    return subgroup(space, keeps, where)
+        largest = min((largest_grid_subgroup(space, shape) for shape in (before, after)), key=lambda h: h.order)
+        if largest.order == 1:
+            warnings.warn(
+                f"{layer_name(type(module))}: only the trivial subgroup permutes the pixels of {before}", stacklevel=4
+            )
+        return largest
+    return find_subgroup(space, keeps)
 
 
 def _site_pathway(
@@ -193,21 +197,21 @@ def _site_pathway(
     kind: str,
     before: tuple[int, ...],
     after: tuple[int, ...],
-    kept: Subgroup,
+    subgroup: Subgroup,
     fraction: float,
     **options: Any,
 ) -> SitePathway:
     make, anchored = KINDS[kind]
     options |= {"bias": module.bias is not None, "fraction": fraction if anchored else None}
-    return make(module.in_type, module.out_type, before, after, kept, **options)
+    return make(module.in_type, module.out_type, before, after, subgroup, **options)
 
 
-def _sparse_kernel(module: Any, kept: Subgroup, **options: Any) -> SparseConvolution:
+def _sparse_kernel(module: Any, subgroup: Subgroup, **options: Any) -> SparseConvolution:
     """A sparse convolution of a layer's geometry, without bias."""
     make = SparseR2Conv if module.d == 2 else SparseR3Conv
     names = ("kernel_size", "padding", "stride", "dilation", "padding_mode", "groups")
     geometry = {name: getattr(module, name) for name in names}
-    return make(module.in_type, module.out_type, **geometry, bias=False, kept=kept.id, **options)
+    return make(module.in_type, module.out_type, **geometry, bias=False, subgroup=subgroup.id, **options)
 
 
 def _shapes(

@@ -36,14 +36,13 @@ class Trial:
     Args:
         model: left alone: only copies are run (:mod:`~escnn_relax.morphism.isolated_run`).
         example: the input, or a tuple of arguments.
-        where: the network, for error messages.
 
     Raises:
         ArgumentError: the network does not run on the example.
     """
 
-    def __init__(self, model: nn.Module, example: Any, where: str) -> None:
-        self.model, self.example, self.where = model, example, where
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model, self.example = model, example
         self.hooks = False
         try:
             try:
@@ -57,23 +56,22 @@ class Trial:
             raise
         except Exception as error:
             raise ArgumentError(
-                where,
+                type(model),
                 f"the model itself does not run on the example ({_said(error)})",
                 remedy="pass an input as in training",
             ) from error
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any, where: str = "") -> Trial | None:
+    def of(cls, model: nn.Module, example: Any) -> Trial | None:
         """On an example; on one made of what the first layer's type promises for ``None``, and no trial where the
         network does not run on that; none for ``False``."""
-        where = where or type(model).__name__
         if example is False:
             return None
         if example is not None:
-            return cls(model, example, where)
+            return cls(model, example)
         for made in _promised(model):
             try:
-                return cls(model, made, where)
+                return cls(model, made)
             except Exception:  # whatever the user's own code raises for an input that is not meant for it
                 continue
         return None
@@ -107,8 +105,10 @@ class Trial:
             return
         if single:
             name = self._culprit(result, same, single)
-        where = f"{self.where}.{name}" if name else self.where
-        raise UnsupportedModuleError(where, f"the {made} network would {problem}{cause}", remedy=remedy)
+        whole = type(self.model)
+        raise UnsupportedModuleError(
+            f"{whole.__name__}.{name}" if name else whole, f"the {made} network would {problem}{cause}", remedy=remedy
+        )
 
     def _fault(self, result: nn.Module, same: bool) -> tuple[str, str]:
         """What is wrong with a result, and the module in whose code that showed."""

@@ -4,10 +4,11 @@ from .linear import RelaxedLinear
 from .merged import MergedConvolution
 from .mixed.layers import MixedLinear, MixedR2Conv, MixedR2ConvTransposed, MixedR3Conv, MixedR3ConvTransposed
 from .relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
+from .translation.dense_pathway import DensePathway
+from .translation.factored_pathway import FactoredPathway
 from .translation.kernel_pathway import KernelPathway
 from .translation.layer import RelaxedTranslation
-from .translation.site_pathways import DensePathway, FactoredPathway
-from .translation.sparse_convolution import SparseR2Conv, SparseR3Conv
+from .translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 
 __all__ = [

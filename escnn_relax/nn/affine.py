@@ -14,12 +14,12 @@ from .merged import MergedConvolution
 __all__ = ["linear_parameters", "expanded", "constant_part", "add_constant", "divide"]
 
 
-def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.Parameter]:
+def linear_parameters(convolution: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters in which kernel and bias are linear, by name: not a mixture's architecture weights nor a length
     scale.
 
     Raises:
-        UnsupportedModuleError: no weights known, as of a class of one's own; ``where`` names the layer.
+        UnsupportedModuleError: no weights known, as of a class of one's own.
 
     >>> from escnn import gspaces
     >>> from escnn.nn import FieldType, R2Conv
@@ -33,7 +33,7 @@ def linear_parameters(convolution: nn.Module, where: str = "") -> dict[str, nn.P
     found = {name: p for name, p in convolution.named_parameters() if name.split(".")[0] in inside}
     if all(name.endswith("bias") for name in found):
         raise UnsupportedModuleError(
-            where or type(convolution).__name__,
+            type(convolution),
             f"the weights of a {type(convolution).__name__} are not known",
             remedy="use a convolution of escnn or of escnn_relax",
         )
@@ -76,10 +76,10 @@ def add_constant(convolution: Any, value: Tensor) -> None:
         _renew(convolution)
 
 
-def divide(convolution: Any, divisor: float, where: str = "") -> None:
+def divide(convolution: Any, divisor: float) -> None:
     """Divide kernel and bias, in place."""
     with torch.no_grad():
-        for parameter in linear_parameters(convolution, where).values():
+        for parameter in linear_parameters(convolution).values():
             parameter.div_(divisor)
         if hasattr(convolution, "norms"):  # to which a mixture may be rescaled
             convolution.norms.div_(divisor)

@@ -13,41 +13,42 @@ __all__ = ["PlainLayer", "check_input", "check_types"]
 PlainLayer = nn.Linear | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
-def check_input(input: object, in_type: FieldType, where: str) -> None:
-    """Raise ``FieldTypeError`` unless ``input`` is a geometric tensor of the type that the layer takes."""
+def check_input(input: object, in_type: FieldType, layer: str | type) -> None:
+    """Raise ``FieldTypeError`` unless ``input`` is a geometric tensor of the type that the layer, by name or class,
+    takes."""
     if not isinstance(input, GeometricTensor) or input.type != in_type:
         raise FieldTypeError(
-            where,
+            layer,
             expected=f"a GeometricTensor of type {in_type}",
             got=getattr(input, "type", type(input).__name__),
             remedy="wrap the tensor by in_type(tensor)",
         )
 
 
-def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, where: str) -> None:
-    """Refuse what escnn would refuse by a bare assertion."""
+def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, layer: type) -> None:
+    """Refuse what escnn would refuse by a bare assertion, for a layer of this class."""
     for name, given in (("in_type", in_type), ("out_type", out_type)):
         if not isinstance(given, FieldType):
             remedy = "make one: escnn.nn.FieldType(gspace, [gspace.regular_repr])"
-            raise FieldTypeError(where, expected=f"{name} to be a FieldType", got=type(given).__name__, remedy=remedy)
+            raise FieldTypeError(layer, expected=f"{name} to be a FieldType", got=type(given).__name__, remedy=remedy)
         if not isinstance(given.gspace, base):
             remedy = "make the field type on a G-space of that dimension"
-            raise FieldTypeError(where, expected=f"{name} on a {base.__name__}", got=given.gspace.name, remedy=remedy)
+            raise FieldTypeError(layer, expected=f"{name} on a {base.__name__}", got=given.gspace.name, remedy=remedy)
     if in_type.gspace != out_type.gspace:
         raise FieldTypeError(
-            where,
+            layer,
             "in_type and out_type live on different G-spaces",
             expected=in_type.gspace.name,
             got=out_type.gspace.name,
             remedy="build both field types on one gspace",
         )
     if groups < 1:
-        raise ArgumentError(where, expected="groups to be 1 or more", got=groups, remedy="leave it out for 1")
+        raise ArgumentError(layer, expected="groups to be 1 or more", got=groups, remedy="leave it out for 1")
     for name, given in (("in_type", in_type), ("out_type", out_type)):
         size = len(given) // groups
         if len(given) % groups or given.representations != given.representations[:size] * groups:
             raise FieldTypeError(
-                where,
+                layer,
                 f"{name} cannot be cut into groups={groups} equal parts",
                 got=str(given),
                 remedy="repeat the same fields in the same order in every group",

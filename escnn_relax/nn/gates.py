@@ -97,7 +97,7 @@ class Gated:
         for name in names:
             if name not in breaking:
                 expected = f"a pathway that breaks the symmetry: {', '.join(breaking) or 'this layer has none'}"
-                raise ArgumentError(type(self).__name__, expected=expected, got=repr(name), remedy="name one of these")
+                raise ArgumentError(type(self), expected=expected, got=repr(name), remedy="name one of these")
 
     def _write(self, name: str, log_precision: float, effective_dimension: float) -> None:
         index = [p.name for p in self.pathways].index(name)

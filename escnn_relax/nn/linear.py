@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from escnn.gspaces import GSpace0D
-from escnn.nn import Linear
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from .field_types import PlainLayer
+from .geometry import SinglePoint
 from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["RelaxedLinear"]
 
 
-class RelaxedLinear(RelaxedConvolution):
+class RelaxedLinear(RelaxedConvolution, SinglePoint):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
@@ -27,15 +22,3 @@ class RelaxedLinear(RelaxedConvolution):
     {'equivariant': 4, 'irrep_1': 8, 'irrep_2': 4}
     """
     )
-
-    _strict, _gspace, _geometry = Linear, GSpace0D, ()
-    groups = 1
-
-    def _as_filter(self, kernel: Tensor) -> Tensor:
-        return kernel.squeeze(-1)
-
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(input, kernel, bias)
-
-    def _plain(self, bias: bool) -> PlainLayer:
-        return nn.Linear(self.in_type.size, self.out_type.size, bias=bias)

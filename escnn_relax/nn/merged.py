@@ -10,7 +10,7 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn  # noqa: F401 - nn for the doctest
 
 from .field_types import PlainLayer, check_input
-from .relaxed_convolution import RelaxedConvolution
+from .steerable import SteerableConvolution
 
 __all__ = ["MergedConvolution"]
 
@@ -37,8 +37,8 @@ class MergedConvolution(EquivariantModule):
         self.in_type, self.out_type, self.convolution = in_type, out_type, convolution
 
     @classmethod
-    def of(cls, layer: RelaxedConvolution, kernel: Tensor, bias: Tensor | None) -> MergedConvolution:
-        """From a relaxed layer, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
+    def of(cls, layer: SteerableConvolution, kernel: Tensor, bias: Tensor | None) -> MergedConvolution:
+        """From a layer with pathways, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
         convolution = layer.export().train(layer.training)
         with torch.no_grad():
             convolution.weight.copy_(kernel)
@@ -48,7 +48,7 @@ class MergedConvolution(EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
-        check_input(input, self.in_type, type(self).__name__)
+        check_input(input, self.in_type, type(self))
         return GeometricTensor(self.convolution(input.tensor), self.out_type)
 
     def expand_parameters(self) -> tuple[Tensor, Tensor | None]:

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from escnn.gspaces import GSpace2D, GSpace3D
-from escnn.nn import R2Conv, R3Conv
-from torch import Tensor, nn
-from torch.nn import functional as F
+import torch  # noqa: F401 - for the doctests
 
-from .field_types import PlainLayer
+from .geometry import Planar, Spatial
 from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["RelaxedR2Conv", "RelaxedR3Conv"]
 
 
-class _Convolution(RelaxedConvolution):
-    """Convolutions with padding modes, in two or three dimensions."""
-
-    _geometry = (*RelaxedConvolution._geometry, "padding_mode")
-
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = F.conv2d if self.d == 2 else F.conv3d
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            sizes = padding if isinstance(padding, tuple) else (padding,) * self.d
-            input, padding = F.pad(input, [p for p in reversed(sizes) for _ in range(2)], self.padding_mode), 0
-        return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _plain(self, bias: bool) -> PlainLayer:
-        kind = nn.Conv2d if self.d == 2 else nn.Conv3d
-        geometry = {name: getattr(self, name) for name in self._geometry}
-        return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
-
-
-class RelaxedR2Conv(_Convolution):
+class RelaxedR2Conv(RelaxedConvolution, Planar):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
@@ -73,10 +51,8 @@ class RelaxedR2Conv(_Convolution):
     """
     )
 
-    _strict, _gspace = R2Conv, GSpace2D
 
-
-class RelaxedR3Conv(_Convolution):
+class RelaxedR3Conv(RelaxedConvolution, Spatial):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
@@ -90,5 +66,3 @@ class RelaxedR3Conv(_Convolution):
     {'equivariant': 10, 'irrep_1': 10}
     """
     )
-
-    _strict, _gspace = R3Conv, GSpace3D

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from escnn.nn import EquivariantModule
 
@@ -11,18 +11,19 @@ from ..errors import UnsupportedModuleError
 from ..symmetry.kernels.pathway import EQUIVARIANT
 from ..symmetry.kernels.sampling import Band
 
-if TYPE_CHECKING:
-    from .relaxed_convolution import RelaxedConvolution
-
 __all__ = ["strict_layer"]
 
 
-def strict_layer(layer: RelaxedConvolution) -> EquivariantModule:
+def strict_layer(layer: Any) -> EquivariantModule:
     """A new escnn layer with the weights and kernels of a relaxed layer's equivariant pathway, and its bias.
+
+    Args:
+        layer: a :class:`~escnn_relax.nn.steerable.SteerableConvolution`; of a mixture one with G's summand alone.
 
     Raises:
         UnsupportedModuleError: escnn builds another basis here than where the layer was made.
 
+    >>> import torch
     >>> from escnn import gspaces, nn
     >>> from escnn_relax.nn import RelaxedR2Conv
     >>> space = gspaces.rot2dOnR2(4)
@@ -49,7 +50,7 @@ def strict_layer(layer: RelaxedConvolution) -> EquivariantModule:
     if strict.weights.shape != weights.shape:
         remedy = "load the state dict of a layer that was made with the same versions of escnn and scipy"
         raise UnsupportedModuleError(
-            type(layer).__name__, "escnn builds another basis here than where the layer was made", remedy=remedy
+            type(layer), "escnn builds another basis here than where the layer was made", remedy=remedy
         )
     strict.weights.copy_(weights)
     for (_, _, basis, _), block in zip(_escnn.blocks(strict.basisexpansion), layer.kernel.blocks[EQUIVARIANT.name]):

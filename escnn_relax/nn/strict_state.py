@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +11,10 @@ from .. import _escnn
 from ..symmetry.kernels.pathway import EQUIVARIANT
 from .kernels.pathway_sum import Block
 
-if TYPE_CHECKING:
-    from .relaxed_convolution import RelaxedConvolution
-
 __all__ = ["SAME_SPAN", "VERSION", "read_strict_state"]
 
 #: Of the layout of a relaxed layer's state dict; raised when an entry changes its name or its meaning.
-VERSION = 1
+VERSION = 2
 
 #: Largest relative residual of kernels that span the same space: escnn samples them in float32.
 SAME_SPAN = 1e-4
@@ -26,7 +23,7 @@ SAME_SPAN = 1e-4
 DERIVED = ("filter", "matrix", "expanded_bias")
 
 
-def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: str, missing: list[str]) -> str | None:
+def read_strict_state(layer: Any, state: dict[str, Any], prefix: str, missing: list[str]) -> str | None:
     """Rewrite, in place, the entries that an escnn layer left under ``prefix`` as those of ``layer``.
 
     The weights become those of the equivariant pathway and all residual ones zero, so the layer computes what the escnn
@@ -35,6 +32,7 @@ def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: 
     earlier one, is left as it is, but for records that it did not yet have.
 
     Args:
+        layer: a :class:`~escnn_relax.nn.steerable.SteerableConvolution`.
         missing: keys that are not there are added.
 
     Returns:
@@ -53,10 +51,12 @@ def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: 
     if weights not in state:
         missing.append(weights)
     state[f"{weights}.{EQUIVARIANT.name}"] = state.pop(weights, layer.weights.data)
-    for name, own in layer.state_dict().items():  # kernels, records and whatever else escnn's layer has not
+    for name, present in layer.state_dict().items():  # kernels, records and whatever else escnn's layer has not
         if not name.startswith(("weights.", "bias")):
             value = (
-                torch.full_like(own, torch.nan) if name in ("log_precision", "effective_dimension") else own.detach()
+                torch.full_like(present, torch.nan)
+                if name in ("log_precision", "effective_dimension")
+                else present.detach()
             )
             state[prefix + name] = value
     problem = None
@@ -74,15 +74,13 @@ def read_strict_state(layer: RelaxedConvolution, state: dict[str, Any], prefix: 
     return problem
 
 
-def _adopt_kernels(
-    layer: RelaxedConvolution, block: Block, stored: Tensor, state: dict[str, Any], prefix: str
-) -> str | None:
-    own = layer.kernel.basis(block)
+def _adopt_kernels(layer: Any, block: Block, stored: Tensor, state: dict[str, Any], prefix: str) -> str | None:
+    known: Tensor = layer.kernel.basis(block)
     pair = f"{prefix or 'layer '}kernels from {block.in_name} to {block.out_name}"
-    if stored.shape != own.shape:
-        return f"{pair}: shape {tuple(stored.shape)} in the strict state, {tuple(own.shape)} here"
-    key = f"{prefix}kernel.basis_{layer.kernel.pairs.index((block.in_name, block.out_name))}"
-    theirs, ours = stored.detach().double().flatten(1).cpu(), own.detach().double().flatten(1).cpu()
+    if stored.shape != known.shape:
+        return f"{pair}: shape {tuple(stored.shape)} in the strict state, {tuple(known.shape)} here"
+    key = f"{prefix}kernel.bases.{layer.kernel.pairs.index((block.in_name, block.out_name))}"
+    theirs, ours = stored.detach().double().flatten(1).cpu(), known.detach().double().flatten(1).cpu()
     if not torch.allclose(theirs, ours, atol=SAME_SPAN * float(ours.abs().max())):
         residual = theirs - theirs @ torch.linalg.pinv(ours) @ ours
         if float(residual.norm()) > SAME_SPAN * float(theirs.norm()):

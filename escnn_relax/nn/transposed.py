@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from escnn.gspaces import GSpace2D, GSpace3D
-from escnn.nn import R2ConvTransposed, R3ConvTransposed
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from .field_types import PlainLayer
+from .geometry import PlanarTransposed, SpatialTransposed
 from .relaxed_convolution import RelaxedConvolution
 
 __all__ = ["RelaxedR2ConvTransposed", "RelaxedR3ConvTransposed"]
 
 
-class _Transposed(RelaxedConvolution):
-    """Transposed convolutions; torch keeps their kernel as ``(in channels, out channels / groups, *size)``."""
-
-    _geometry = (*RelaxedConvolution._geometry, "output_padding")
-
-    def _kernel_fields(self) -> tuple[Sequence[Any], Sequence[Any]]:
-        return self.in_type.representations, self.out_type.representations[: len(self.out_type) // self.groups]
-
-    def _as_filter(self, kernel: Tensor) -> Tensor:
-        return super()._as_filter(kernel).transpose(0, 1).contiguous()
-
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = F.conv_transpose2d if self.d == 2 else F.conv_transpose3d
-        rest = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-        return convolve(input, kernel, bias, *rest)
-
-    def _plain(self, bias: bool) -> PlainLayer:
-        kind = nn.ConvTranspose2d if self.d == 2 else nn.ConvTranspose3d
-        geometry = {name: getattr(self, name) for name in self._geometry}
-        return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
-
-
-class RelaxedR2ConvTransposed(_Transposed):
+class RelaxedR2ConvTransposed(RelaxedConvolution, PlanarTransposed):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
@@ -53,10 +23,8 @@ class RelaxedR2ConvTransposed(_Transposed):
     """
     )
 
-    _strict, _gspace = R2ConvTransposed, GSpace2D
 
-
-class RelaxedR3ConvTransposed(_Transposed):
+class RelaxedR3ConvTransposed(RelaxedConvolution, SpatialTransposed):
     __doc__ = (
         (RelaxedConvolution.__doc__ or "")
         + """
@@ -70,5 +38,3 @@ class RelaxedR3ConvTransposed(_Transposed):
     (1, 2, 5, 5, 5)
     """
     )
-
-    _strict, _gspace = R3ConvTransposed, GSpace3D

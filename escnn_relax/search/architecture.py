@@ -10,7 +10,7 @@ import torch
 from escnn.gspaces import GSpace
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, DataError, naming
 from ..morphism.mix import mixed_layers
 from ..morphism.module_tree import replace_modules
 from ..nn.mixed.convolution import MixedConvolution
@@ -71,7 +71,8 @@ def keep_summands(model: nn.Module, chosen: Mapping[str, tuple[str, ...]], neare
 
 def chosen_summands(model: nn.Module, by: str | float, monotone: bool) -> dict[str, tuple[str, ...]]:
     """For each mixed layer the names of the summands that :func:`discretise` keeps."""
-    layers = mixed_layers(model, "discretise")
+    with naming("discretise"):
+        layers = mixed_layers(model)
     for name, layer in layers.items():
         if not all(map(math.isfinite, layer.shares.values())):
             raise DataError(

@@ -20,7 +20,7 @@ from ..evidence.closed_pathways import opening_precisions
 from ..evidence.evidence import Evidence
 from ..nn.evidence_record import DETERMINED
 from ..nn.gates import Gated
-from ..nn.relaxed_convolution import RelaxedConvolution
+from ..nn.steerable import SteerableConvolution
 from ..symmetry.kernels.pathway import SWITCHED_OFF
 
 __all__ = ["Gates", "LEVEL"]
@@ -112,7 +112,7 @@ class Gates:
 
     def _symmetric(self) -> bool:
         """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""
-        layers = {name: m for name, m in self.evidence.layers.items() if isinstance(m, RelaxedConvolution)}
+        layers = {name: m for name, m in self.evidence.layers.items() if isinstance(m, SteerableConvolution)}
         try:
             return len(kept_elements(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
         except RelaxError:  # which the test itself puts into words

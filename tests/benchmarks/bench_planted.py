@@ -35,7 +35,8 @@ from planted_data import Learned, filtered, labelled, plane_type  # noqa: E402
 from whole_irreps import by_whole_irreps  # noqa: E402
 
 from escnn_relax import survivors  # noqa: E402
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser  # noqa: E402
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry  # noqa: E402
+from escnn_relax.nn.measured.stabiliser import stabiliser  # noqa: E402
 from escnn_relax.symmetry.kernels.positions import Positions, conjugate  # noqa: E402
 from escnn_relax.symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 

@@ -9,7 +9,8 @@ from whole_irreps import by_whole_irreps, listed
 
 from escnn_relax import project, restrict, survivors
 from escnn_relax.evidence.verdicts import subgroup_cost as demanding
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
 import bench_planted as bench

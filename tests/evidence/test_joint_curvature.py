@@ -16,7 +16,7 @@ from escnn_relax.evidence import NoiseSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.evidence.verdicts.joint_curvature import JointCurvature
 from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_coupled
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
 
 #: Nats, of sums of some tens; escnn samples its kernels in float32, which the oracle moves and we do not.

@@ -100,7 +100,7 @@ def test_losses_are_those_of_averaged_layers(trained):
 
 def test_nothing_is_lost_with_the_subgroup_itself(trained):
     from escnn_relax.evidence.verdicts.projection_loss import ProjectionLoss
-    from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+    from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 
     model, evidence, data = trained
     layers = [KernelSymmetry(model.first, "first"), KernelSymmetry(model.second, "second")]

@@ -15,7 +15,8 @@ from escnn_relax import Evidence
 from escnn_relax.evidence import NoiseSettings, survivors
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands, gain_of_demanding
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv
-from escnn_relax.nn.measured.stabiliser import INDIFFERENT, KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import INDIFFERENT
 from escnn_relax.symmetry.groups.lattice import subgroups
 
 #: Relative to the largest term of the sums; escnn samples its kernels in float32.

@@ -14,7 +14,8 @@ from escnn_relax import Evidence, fit, survivors
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.evidence.verdicts.joint_curvature import JointCurvature
 from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_all
-from escnn_relax.nn.measured.stabiliser import REFUTED, KernelSymmetry, stabiliser
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import REFUTED, stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
 

@@ -211,8 +211,9 @@ def test_exported_forms_compute_the_same(examples, tmp_path):
     torch.manual_seed(0)
     model = relax(DigitNet(4, fields=1))
     torch.nn.init.normal_(model.conv3.weights["irrep_1"], std=0.1)
-    final, x = harden(model.eval()).eval(), torch.randn(3, 1, 8, 8)
-    assert [layer.kind for layer in final.hardening] == ["R2Conv", "R2Conv", "MergedConvolution"]
+    final, done = harden(model.eval(), return_report=True)
+    final, x = final.eval(), torch.randn(3, 1, 8, 8)
+    assert [layer.kind for layer in done] == ["R2Conv", "R2Conv", "MergedConvolution"]
     with torch.no_grad():
         for form in (example.exported, example.scripted):
             assert torch.allclose(form(example.Plain(final).eval(), x[:2])(x), model(x), atol=1e-5)

@@ -168,7 +168,7 @@ def test_checker_flags_ascents(path, source):
             "from .. import _escnn\nfrom ..symmetry.kernels.sampling import Band\nfrom .expand import x",
         ),
         ("escnn_relax/nn/__init__.py", "from .relaxed import RelaxedR2Conv"),
-        ("escnn_relax/report.py", "from .evidence import Evidence\nimport escnn_relax.search.evolution.evolve"),
+        ("escnn_relax/report/table.py", "from ..evidence import Evidence\nimport escnn_relax.search.evolution.evolve"),
         ("escnn_relax/_escnn.py", "from .errors import InstallationError\nimport escnn.nn"),
     ],
 )

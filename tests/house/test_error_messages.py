@@ -40,7 +40,7 @@ from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.nn import RelaxedR2Conv, SparseR2Conv
 
 PACKAGE = Path(escnn_relax.__file__).parent
-KINDS = {name for name in errors.__all__ if name != "nearest"}
+KINDS = {name for name in errors.__all__ if name[0].isupper()}
 SPACE, DIHEDRAL = gspaces.rot2dOnR2(4), gspaces.flipRot2dOnR2(4)
 GRAY, FIELDS = enn.FieldType(SPACE, [SPACE.trivial_repr]), enn.FieldType(SPACE, [SPACE.regular_repr])
 
@@ -221,8 +221,8 @@ TABLE = {
                      "data without an evidence; pass the evidence too"),
     "report, strict": (lambda: report(strict()), UnsupportedModuleError,
                        "no relaxed layer in it; pass escnn_relax.relax"),
-    "report, plot": (lambda: report(model()).plot(of="share"), ArgumentError,
-                     "of: expected.*got 'share'; leave it out"),
+    "report, plot": (lambda: report(model()).plot(quantity="share"), ArgumentError,
+                     "quantity: expected.*got 'share'; leave it out"),
     "survivors, strict": (lambda: survivors(strict()), UnsupportedModuleError,
                           "no relaxed layer in it; relax it first"),
     "survivors, data": (lambda: survivors(model(), data=data()), ArgumentError,

@@ -118,12 +118,16 @@ def test_heat_map_of_the_effective_dimension():
     model = broken_net()
     Evidence(model, num_data=24).refresh(loader())
     learned = report(model)
-    axes = learned.plot(of="fraction")
+    axes = learned.plot(quantity="fraction")
     shown = axes.images[0].get_array()
     assert shown.data.tolist() == [[p.fraction for p in learned.layers[0].pathways]]
     assert learned.plot().images[0].norm(1e-3) == pytest.approx(0.5)
     with pytest.raises(ArgumentError, match="energy"):
-        learned.plot(of="shares")
+        learned.plot(quantity="shares")
+    with pytest.warns(DeprecationWarning, match="quantity="):
+        assert learned.plot(of="fraction").images[0].get_array().data.tolist() == shown.data.tolist()
+    with pytest.raises(ArgumentError, match="no argument 'quantities'; did you mean 'quantity'"):
+        learned.plot(quantities="energy")
     matplotlib.pyplot.close("all")
 
 

@@ -112,7 +112,7 @@ Evidence(net, num_data="all")  # arg-type
 Evidence(net).refresh(3)  # arg-type
 fit(net, [], epochs="many")  # arg-type
 fit(net, [], callback=lambda: None)  # arg-type, misc
-report(net).plot(of=1)  # arg-type
+report(net).plot(quantity=1)  # arg-type
 report(net).row  # attr-defined
 relax_translation(net, net, fraction="half")  # arg-type
 differentiate(net, [], lr="small")  # arg-type

@@ -40,11 +40,10 @@ def test_the_equivariant_pathway_alone_is_an_escnn_layer(layer, mode, training):
     options = {"padding": (1, 0), "padding_mode": mode, "stride": 2}
     relaxed = randomise(RelaxedR2Conv(in_type, out_type, size, **options), "equivariant").train(training)
     x = image(in_type)
-    hardened = harden(relaxed)
+    hardened, (record,) = harden(relaxed, return_report=True)
     assert type(hardened) is R2Conv and hardened.training is training
     assert torch.equal(hardened.weights, relaxed.weights["equivariant"])
     assert distance(hardened(x).tensor, relaxed(x).tensor) < SINGLE
-    (record,) = hardened.hardening
     assert record.error < SINGLE * certify(relaxed).norm.bound and record.change == 0.0
     assert unmeasured(record) == HardenedLayer(
         "", tuple(p.name for p in relaxed.pathways[1:]), (), 0.0, "R2Conv", relaxed.space.fibergroup.name
@@ -73,12 +72,11 @@ def test_what_broke_the_symmetry_is_merged(training):
     randomise(relaxed[2], "irrep_2")
     x = image(SCALAR)
     before = {k: v.clone() for k, v in relaxed.state_dict().items()}
-    hardened = harden(relaxed)
+    hardened, (first, last) = harden(relaxed, return_report=True)
     assert [type(m).__name__ for m in hardened] == ["R2Conv", "NormNonLinearity", "MergedConvolution", "GroupPooling"]
     assert all(m.training is training for m in hardened.modules())
     assert distance(hardened(x).tensor, relaxed(x).tensor) < SINGLE
     assert all(torch.equal(v, before[k]) or v.isnan().all() for k, v in relaxed.state_dict().items())
-    first, last = hardened.hardening
     assert unmeasured(first) == HardenedLayer("0", ("irrep_1", "irrep_2"), (), 0.0, "R2Conv", "C4")
     assert unmeasured(last) == HardenedLayer("2", ("irrep_1",), ("irrep_2",), 0.0, "MergedConvolution")
 
@@ -92,8 +90,7 @@ def test_output_moves_no_more_than_the_removed_energy(layer, size_of_residual, m
     relaxed = RelaxedR2Conv(in_type, out_type, size, padding=1, padding_mode=mode)
     randomise(relaxed, "equivariant")
     randomise(relaxed, *(p.name for p in relaxed.pathways[1:]), scale=size_of_residual)
-    hardened = harden(relaxed, energy=1.0)
-    (record,) = hardened.hardening
+    hardened, (record,) = harden(relaxed, energy=1.0, return_report=True)
     assert record.removed_energy == pytest.approx(relaxed.breaking_energy, rel=1e-6) and record.removed_energy > 0
     kernel = relaxed.expand_parameters()[0].detach()
     removed = kernel - hardened.expand_parameters()[0].detach()
@@ -115,18 +112,23 @@ def test_thresholds():
     relaxed.weights["irrep_1"].data.normal_(std=1e-3)
     share = relaxed.energies()["irrep_1"]
     assert 0 < share < SWITCHED_OFF
-    assert harden(relaxed).hardening[0].merged == ()
-    assert harden(relaxed, energy=share / 2).hardening[0].merged == ("irrep_1",)
+
+    def merged(**options):
+        _, (record,) = harden(relaxed, return_report=True, **options)
+        return record.merged
+
+    assert merged() == ()
+    assert merged(energy=share / 2) == ("irrep_1",)
     # small weights that the data nevertheless determine stay
     relaxed.effective_dimension.copy_(torch.tensor([10.0, 0.5 * len(relaxed.weights["irrep_1"]), 0.0]))
-    assert harden(relaxed).hardening[0].merged == ("irrep_1",)
-    assert harden(relaxed, determined=0.6).hardening[0].merged == ()
+    assert merged() == ("irrep_1",)
+    assert merged(determined=0.6) == ()
 
 
 def test_equivariant_kernels_beyond_the_band_are_merged_too():
     relaxed = randomise(RelaxedR2Conv(FIELDS, FIELDS, 3, basis="pixel"), "equivariant", "off_band")
-    x, hardened = image(FIELDS), harden(relaxed)
-    assert hardened.hardening[0].merged == ("off_band",)
+    x, (hardened, done) = image(FIELDS), harden(relaxed, return_report=True)
+    assert done[0].merged == ("off_band",) and "off_band" not in str(done) and len(done) == 1
     assert distance(hardened(x).tensor, relaxed(x).tensor) < SINGLE
 
 

@@ -67,8 +67,8 @@ def broken(net, name, irrep="irrep_2"):
     return model.eval()
 
 
-def reached(final):
-    return {layer.name: layer.subgroup for layer in final.hardening}
+def reached(done):
+    return {layer.name: layer.subgroup for layer in done}
 
 
 def change(model, turns, x):
@@ -80,9 +80,10 @@ def change(model, turns, x):
 @pytest.mark.parametrize("name", ["narrow", "wide.1", "pooled.1", "last"])
 def test_branches_step_down_together(name):
     model, x = broken(Branches(), name), image(9)
-    final = harden(model, to="stabiliser").eval()
+    final, done = harden(model, to="stabiliser", return_report=True)
+    final.eval()
     on_c4 = {"stem"} if name != "last" else {"stem", "narrow", "wide.1", "pooled.1"}
-    assert reached(final) == {n: "C4" if n in on_c4 else "C2" for n in ("stem", "narrow", "wide.1", "pooled.1", "last")}
+    assert reached(done) == {n: "C4" if n in on_c4 else "C2" for n in ("stem", "narrow", "wide.1", "pooled.1", "last")}
     with torch.no_grad():
         assert float((final(x) - model(x)).norm() / model(x).norm()) < ROUNDING  # nothing that was learned is lost
     assert change(final, 2, x) < ROUNDING < 1e-3 < change(final, 1, x)
@@ -100,10 +101,11 @@ def test_a_shortcut_and_a_skip():
         (networks.UNet(1), "up1", "irrep_2"),
     ):
         model, x = broken(net, name, irrep), image(16)
-        final = harden(model, to="stabiliser").eval()
+        final, done = harden(model, to="stabiliser", return_report=True)
+        final.eval()
         with torch.no_grad():
             assert float((final(x) - model(x)).norm() / model(x).norm()) < ROUNDING
-        assert len(reached(final)) > 5 and len(set(reached(final).values())) == (2 if name.startswith("stage") else 1)
+        assert len(reached(done)) > 5 and len(set(reached(done).values())) == (2 if name.startswith("stage") else 1)
 
 
 def test_subgroups_that_were_asked_for_are_not_changed():
@@ -114,7 +116,9 @@ def test_subgroups_that_were_asked_for_are_not_changed():
     said = str(caught.value)
     assert "harden cannot" in said and "'narrow'" in said and "give the layers that meet one subgroup" in said
     assert "per='network'" in said and "per='layer'" in said and "from_layer" not in said
-    assert reached(harden(model, to=wanted, per="layer")) == {n: f"C{order}" for n, order in wanted.items()}
+    assert reached(harden(model, to=wanted, per="layer", return_report=True)[1]) == {
+        n: f"C{order}" for n, order in wanted.items()
+    }
 
 
 @pytest.mark.parametrize("per, ways", [("depth", ["per='network'", "per='layer'"]), ("network", ["per='layer'"])])
@@ -131,8 +135,9 @@ def test_types_named_in_forward(per, ways):
 def test_an_example_where_none_can_be_made():
     net, x = networks.ActorCritic(), (image(9), torch.randn(2, 2))
     model = broken(net, "value", "irrep_2")
-    final = harden(model, to="stabiliser", example=x).eval()
-    assert reached(final)["value"] == "C2" and reached(final)["see.0"] == "C4"
+    final, done = harden(model, to="stabiliser", example=x, return_report=True)
+    final.eval()
+    assert reached(done)["value"] == "C2" and reached(done)["see.0"] == "C4"
     with torch.no_grad():
         for a, b in zip(final(*x), model(*x)):
             assert float((a - b).norm() / b.norm()) < ROUNDING

@@ -13,7 +13,7 @@ from torch import nn
 from escnn_relax import harden, relax
 from escnn_relax.errors import ArgumentError, EmptyBasisError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
 #: Of outputs in float64, relative to the largest. escnn's own equivariance is that of its float32 samples.
@@ -84,10 +84,10 @@ def test_by_depth_is_the_projected_network(group, ids, names):
     for name, of in kept.items():
         learn(model[int(name)], of, noise=1e-4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    hardened = harden(model, to="stabiliser")
-    assert [r.subgroup for r in hardened.hardening] == [k.name for k in kept.values()]
+    hardened, done = harden(model, to="stabiliser", return_report=True)
+    assert [r.subgroup for r in done] == [k.name for k in kept.values()]
     if names is not None:
-        assert [r.subgroup for r in hardened.hardening] == names
+        assert [r.subgroup for r in done] == names
     x = torch.randn(2, 1, 9, 9, dtype=torch.float64)
     expected = outputs(projected(model, kept), x)
     assert close(outputs(hardened, x), expected)
@@ -121,15 +121,15 @@ def test_per_layer_and_for_the_whole_network():
     for name in ("0", "2"):
         learn(model[int(name)], kept[name])
     x = torch.randn(2, 1, 9, 9, dtype=torch.float64)
-    own = harden(model, to="stabiliser", per="layer")
-    assert [r.subgroup for r in own.hardening] == ["C4", kept["2"].name, "D4"] and type(own[4]) is enn.R2Conv
+    own, done = harden(model, to="stabiliser", per="layer", return_report=True)
+    assert [r.subgroup for r in done] == ["C4", kept["2"].name, "D4"] and type(own[4]) is enn.R2Conv
     assert close(outputs(own, x), outputs(model, x)), "nothing was lost"
     assert own[2].in_type == model[2].in_type and own[2][1].in_type.gspace.fibergroup.order() == 4
-    whole = harden(model, to="stabiliser", per="network")
-    assert [r.subgroup for r in whole.hardening] == 3 * ["C2"] and whole.in_type.gspace.fibergroup.order() == 2
+    whole, done = harden(model, to="stabiliser", per="network", return_report=True)
+    assert [r.subgroup for r in done] == 3 * ["C2"] and whole.in_type.gspace.fibergroup.order() == 2
     assert close(outputs(whole, x), outputs(model, x))
-    depth = harden(model, to="stabiliser")
-    assert [r.subgroup for r in depth.hardening] == ["C4", "C2", "C2"]
+    _, done = harden(model, to="stabiliser", return_report=True)
+    assert [r.subgroup for r in done] == ["C4", "C2", "C2"]
 
 
 def test_shared_activations_in_a_users_module():
@@ -205,8 +205,8 @@ def test_all_kinds_of_layers(kind):
     learn(model[0], kept)
     x = torch.randn(*size, dtype=torch.float64)
     for per in ("depth", "layer"):
-        hardened = harden(model, to="stabiliser", per=per)
-        assert hardened.hardening[0].subgroup == kept.name and hardened.hardening[0].removed_energy < 1e-12
+        hardened, (record,) = harden(model, to="stabiliser", per=per, return_report=True)
+        assert record.subgroup == kept.name and record.removed_energy < 1e-12
         assert close(outputs(hardened, x), outputs(model, x))
 
 
@@ -228,8 +228,8 @@ def test_continuous_groups(start, ids, names):
     kept = [subgroup(space, id) for id in ids]
     for layer, of in zip(model, kept):
         learn(layer, of)
-    hardened = harden(model, to="stabiliser")
-    found = [r.subgroup for r in hardened.hardening]
+    hardened, done = harden(model, to="stabiliser", return_report=True)
+    found = [r.subgroup for r in done]
     assert found == ([k.name for k in kept] if names is None else names)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
     assert close(outputs(hardened, x), outputs(model, x))

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, harden, mix, relax, relax_translation, report, survivors
-from escnn_relax.errors import DataError, UnsupportedModuleError
+from escnn_relax.errors import DataError, UnsupportedModuleError, naming
 from escnn_relax.nn import FactoredPathway, RelaxedTranslation, SparseR2Conv
 from escnn_relax.nn.affine import linear_parameters
 from escnn_relax.symmetry.groups.lattice import common_subgroup, subgroup
@@ -86,9 +86,10 @@ def test_a_bias_of_each_site_keeps_a_pathway_alive(pathways):
     hardened = harden(model)
     assert distance(hardened, model, x) < SINGLE and translation_layers(hardened)
     assert distance(fill_biases(copy.deepcopy(model), 0.0), model, x) > 0.05  # they matter
-    forced = harden(model, energy=0.99)
+    forced, done = harden(model, energy=0.99, return_report=True)
     assert not translation_layers(forced) and distance(forced, model, x) > 0.05
-    for record, layer in zip(forced.hardening, translation_layers(model)):
+    assert len(done) == len(translation_layers(model)) > 0
+    for record, layer in zip(done, translation_layers(model)):
         assert record.removed_energy == pytest.approx(layer.breaking_energy) and record.removed_energy > 0.01
 
 
@@ -98,7 +99,7 @@ def test_a_bias_of_each_site_keeps_a_pathway_alive(pathways):
 def test_constants_become_the_bias_of_the_convolution(change, average, training):
     x, pathways = inputs(), ["factored", ("dense", "free")]
     model = fill_biases(relax_translation(change(net()), x, pathways, average=average), 0.7).train(training)
-    hardened = harden(model)
+    hardened, done = harden(model, return_report=True)
     assert [type(m) for m in hardened.net] == [enn.R2Conv, enn.ReLU, enn.R2Conv]
     assert all(m.training == training for m in hardened.modules())
     for copied in (
@@ -108,7 +109,7 @@ def test_constants_become_the_bias_of_the_convolution(change, average, training)
         copy.deepcopy(hardened).eval(),
     ):
         assert distance(copied, model, x) < SINGLE
-    assert all(r.removed_energy < 1e-12 for r in hardened.hardening)
+    assert len(done) > 1 and all(r.removed_energy < 1e-12 for r in done)
     assert distance(harden(fill_biases(copy.deepcopy(model), 0.0)), model, x) > 0.05
     other = harden(relax_translation(change(net()), x, pathways, average=average).train(training))
     other.load_state_dict(hardened.state_dict())
@@ -184,7 +185,8 @@ def test_unknown_convolutions_are_not_divided_in_silence():
             self.inner = nn.Linear(2, 2)
 
     with pytest.raises(UnsupportedModuleError, match="first: the weights of a Own are not known"):
-        linear_parameters(Own(), "first")
+        with naming("first"):
+            linear_parameters(Own())
 
 
 def turned_error(model, x):
@@ -200,22 +202,22 @@ def test_to_stabiliser_after_the_pathways_died(per):
     model = fill_biases(relax_translation(relax(net()), x, ["factored", ("dense", "free")], average=True), 0.7)
     with torch.no_grad():
         model.net[2].convolution.weights["irrep_2"].normal_()
-    plain = harden(model, to="stabiliser", per=per)
+    plain, done = harden(model, to="stabiliser", per=per, return_report=True)
     assert not translation_layers(plain)
     assert not [m for m in plain.modules() if type(m).__module__.startswith("escnn_relax.nn")]
     assert distance(plain, model, x) < SINGLE
-    assert {r.name: r.subgroup for r in plain.hardening if r.subgroup} == {
+    assert {r.name: r.subgroup for r in done if r.subgroup} == {
         "net.0.convolution": "C2" if per == "network" else "C4",
         "net.2.convolution": "C2",
     }
-    assert {r.name: (r.removed, r.kind) for r in plain.hardening if not r.subgroup} == {
+    assert {r.name: (r.removed, r.kind) for r in done if not r.subgroup} == {
         name: (("factored_C4", "dense_free"), "R2Conv") for name in ("net.0", "net.2")
     }
     assert turned_error(model, x) > 0.1
     if per == "depth":
-        given = harden(model, to=survivors(model).subgroups)
-        asked = tuple(replace(r, reasons=(), lost=math.nan) for r in plain.hardening)  # a mapping has neither
-        assert distance(given, model, x) < SINGLE and given.hardening == asked
+        given, asked = harden(model, to=survivors(model).subgroups, return_report=True)
+        wanted = tuple(replace(r, reasons=(), lost=math.nan) for r in done)  # a mapping has neither
+        assert distance(given, model, x) < SINGLE and asked.layers == wanted
 
 
 def test_to_stabiliser_refuses_pathways_that_break_it():

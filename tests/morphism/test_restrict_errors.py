@@ -5,7 +5,7 @@ import torch
 from escnn import nn
 from test_restrict import C8, D4, FLOAT32, O2, OCTA, distance, fields, layer
 
-from escnn_relax.errors import ArgumentError, EmptyBasisError, FieldTypeError, SubgroupError
+from escnn_relax.errors import ArgumentError, EmptyBasisError, FieldTypeError, SubgroupError, naming
 from escnn_relax.morphism.restrict.relabel import Relabel
 from escnn_relax.morphism.restrict.network import restrict
 
@@ -33,7 +33,8 @@ def test_bad_ids(space, id):
     type = nn.FieldType(space, [space.trivial_repr])
     conv = layer(space, type, type, 3)
     with pytest.raises(SubgroupError, match="features") as caught:
-        restrict(conv, id, where="features")
+        with naming("features"):
+            restrict(conv, id)
     assert "expected" in str(caught.value) or "whole group" in str(caught.value)
 
 

@@ -177,8 +177,8 @@ def test_what_may_compute_something_else_only_has_to_run():
     with pytest.raises(UnsupportedModuleError, match="something else"):
         mix(Other(), [2], start="strict")
     model = relaxed(Net())
-    assert harden(model, energy=0.9).hardening[0].removed_energy > 0.01
-    assert project(model).projection[0].lost > 0.1
+    assert harden(model, energy=0.9, return_report=True)[1][0].removed_energy > 0.01
+    assert project(model, return_report=True)[1][0].lost > 0.1
 
 
 class Traces(Net):

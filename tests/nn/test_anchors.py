@@ -13,7 +13,7 @@ from tolerances import accumulated, autocast, central_difference
 from torch import nn
 
 from escnn_relax import relax_translation
-from escnn_relax.errors import ArgumentError
+from escnn_relax.errors import ArgumentError, naming
 from escnn_relax.nn import FactoredPathway, SparseR2Conv
 from escnn_relax.nn.translation import anchors as module
 from escnn_relax.nn.translation.anchors import Anchors, length_scales
@@ -53,7 +53,7 @@ def test_no_more_anchors_than_sites(size):
     match = rf"SparseR2Conv: more anchors than sites.*D4 has 8.*at most {size**2}.*'factored'.*'free'"
     with pytest.raises(ArgumentError, match=match):
         SparseR2Conv(gray(D4), gray(D4), size)
-    layer = SparseR2Conv(gray(D4), gray(D4), size, kept="free")
+    layer = SparseR2Conv(gray(D4), gray(D4), size, subgroup="free")
     assert 1 <= len(layer.anchors.sites) <= size**2
     assert len(SparseR2Conv(gray(D4), gray(D4), 3).anchors.sites) == 8, "one orbit fits nine sites"
 
@@ -202,10 +202,8 @@ def test_derivatives_are_not_lost_in_what_is_kept():
 
 
 def test_more_noise_than_asked_for_is_reported():
-    build = lambda **k: FactoredPathway(
-        gray(), gray(), (4, 4), (3, 3), subgroup(C4, 1), fraction=1.0, where="net.3", **k
-    )
-    with pytest.warns(UserWarning, match=r"net\.3: singular with noise 0; 0\.0001 is used instead"):
+    build = lambda **k: FactoredPathway(gray(), gray(), (4, 4), (3, 3), subgroup(C4, 1), fraction=1.0, **k)
+    with naming("net.3"), pytest.warns(UserWarning, match=r"net\.3: singular with noise 0; 0\.0001 is used instead"):
         pathway = build(omega=0.05, noise=0.0)
     assert pathway.source.anchors.noise_used == 1e-4 and "noise=0.0001 instead of 0" in repr(pathway)
     with warnings.catch_warnings():

@@ -14,7 +14,8 @@ from torch import nn
 from escnn_relax import harden, relax, report
 from escnn_relax.errors import ArgumentError, UnsupportedModuleError
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv
-from escnn_relax.nn.measured.certificate import certify, interpolation_apart
+from escnn_relax.nn.measured.certificate import certify
+from escnn_relax.nn.measured.error_sources import error_sources
 from escnn_relax.nn.measured.certificate_chain import certify_chain
 from escnn_relax.symmetry.grid.field_action import acts_on_grid, transform_field
 from escnn_relax.symmetry.equivariance.operator_norm import affordable, operator_norm, padding_norm
@@ -193,7 +194,7 @@ def test_elements_off_the_grid():
 
 
 @pytest.mark.parametrize("name", ["C8", "SO2"])
-def test_interpolation_apart(name):
+def test_error_sources(name):
     space = SPACES[name]
     layer = broken(RelaxedR2Conv(fields(space, "irreps"), fields(space, "scalar"), 5, padding=2, bias=True))
     with torch.no_grad():
@@ -203,7 +204,7 @@ def test_interpolation_apart(name):
     off = [g for g in space.testing_elements if not acts_on_grid(space, g)][:3]
     quarter = space.fibergroup.element(2 if name == "C8" else math.pi / 2)
     assert len(off) == 3
-    found = interpolation_apart(layer, x, [quarter, *off])
+    found = error_sources(layer, x, [quarter, *off])
     kernel = certify(layer).breaking.bound
     for one in found:
         assert one.total <= one.interpolation + one.kernel + 1e-6
@@ -220,7 +221,7 @@ def test_interpolation_apart(name):
             if p.breaks:
                 layer.weights[p.name].zero_()
     assert all(
-        one.kernel == 0 and one.total == pytest.approx(one.interpolation) for one in interpolation_apart(layer, x, off)
+        one.kernel == 0 and one.total == pytest.approx(one.interpolation) for one in error_sources(layer, x, off)
     )
 
 
@@ -232,9 +233,9 @@ def test_what_cannot_be_certified():
         certify(enn.ReLU(layer.in_type))
     zero = enn.GeometricTensor(torch.zeros(1, 4, 5, 5, dtype=torch.float64), layer.in_type)
     with pytest.raises(ArgumentError, match="an input of norm 0"):
-        interpolation_apart(layer, zero)
+        error_sources(layer, zero)
     with pytest.raises(UnsupportedModuleError, match="its breaking part is not known; pass a relaxed layer"):
-        interpolation_apart(enn.R2Conv(layer.in_type, layer.in_type, 3), zero)
+        error_sources(enn.R2Conv(layer.in_type, layer.in_type, 3), zero)
     with torch.no_grad():
         layer.weights["irrep_1"][0] = math.nan
     assert math.isnan(certify(layer).bound) and math.isnan(operator_norm(torch.tensor([[math.inf]])).bound)
@@ -267,8 +268,8 @@ def test_reports_and_hardened_layers_say_it():
     assert first.error_bound == certify(model[0]).bound > first.error_reached > 0 and first.norm > 0
     assert "error ≤" in str(report(model)) and 0 < second.error_bound < 0.01
     x = torch.randn(1, 1, 5, 5, dtype=torch.float64)
-    for hardened in (harden(model), harden(model, to="stabiliser", per="layer")):
-        one, two = hardened.hardening
+    for options in ({}, {"to": "stabiliser", "per": "layer"}):
+        hardened, (one, two) = harden(model, return_report=True, **options)
         assert one.error == pytest.approx(first.error_bound, rel=1e-6) and one.change < 1e-12
         assert two.error < 1e-5 < two.change, "what broke C4 by little is gone"
         features = model[0](enn.GeometricTensor(x, model.in_type))

@@ -19,7 +19,7 @@ from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_all, e
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.certificate import certify
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.equivariance.operator_norm import Norm
 from escnn_relax.symmetry.groups.lattice import subgroup
 from escnn_relax.search.architecture import chosen_summands
@@ -165,7 +165,7 @@ def test_projections(value):
     on_c2 = restrict(strict, 2)
     with torch.no_grad():
         on_c2[0].weights[0] = value
-    (record,) = project(on_c2, strict).projection
+    _, (record,) = project(on_c2, strict, return_report=True)
     assert math.isnan(record.lost)
 
 

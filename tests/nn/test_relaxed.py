@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tolerances import autocast
 from torch.nn import functional as F
 
-from escnn_relax.errors import ArgumentError, EmptyBasisError, FieldTypeError, RelaxError, SubgroupError
+from escnn_relax.errors import ArgumentError, EmptyBasisError, FieldTypeError, RelaxError, SubgroupError, naming
 from escnn_relax.nn import RelaxedR2Conv
 
 #: Bases are sampled in float32, so escnn's own layers are equivariant to this, relative to the output.
@@ -272,7 +272,7 @@ def write_bias(layer):
 
 
 def write_basis(layer):
-    layer.kernel.basis_0.neg_()
+    layer.kernel.bases["0"].neg_()
 
 
 def write_bias_basis(layer):
@@ -416,7 +416,8 @@ def test_filters_by_radius_and_frequency_are_shared_and_others_refused():
     assert dict(RelaxedR2Conv.from_strict(by_radius).band.limit)[2.0] == -1
     with pytest.raises(RelaxError, match="conv7.*basis_filter.*frequencies_cutoff"):
         strict = R2Conv(a, a, 5, basis_filter=lambda d: d["irrep:frequency"] != 1)
-        RelaxedR2Conv.from_strict(strict, where="conv7")
+        with naming("conv7"):
+            RelaxedR2Conv.from_strict(strict)
     with pytest.raises(RelaxError, match="basis_filter"):
         RelaxedR2Conv(a, a, 5, basis_filter=lambda d: d["irrep:frequency"] != 1)
 

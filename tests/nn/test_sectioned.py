@@ -40,7 +40,7 @@ def always(monkeypatch):
 
 def test_expansion_and_rows(always):
     kernels, regular = stack()
-    basis = SectionedBasis.of(kernels, regular)
+    basis = SectionedBasis.from_dense(kernels, regular)
     assert (
         len(basis.counts) > 1
         and sum(b.numel() for n, b in basis.named_buffers() if "section" in n) < kernels.numel() / 4
@@ -61,7 +61,7 @@ def test_expansion_and_rows(always):
 @pytest.mark.parametrize("rows", [((3, 17),), ((0, 5), (5, 9), (30, 40)), ((12, 13),)])
 def test_some_of_the_rows(always, rows):
     kernels, regular = stack()
-    basis = SectionedBasis.of(kernels, regular)
+    basis = SectionedBasis.from_dense(kernels, regular)
     of = torch.cat([torch.arange(*ends) for ends in rows])
     coefficients = torch.randn(5, len(of), dtype=torch.float64)
     expected = torch.einsum("fk,kois->fois", coefficients, kernels[of])
@@ -75,17 +75,17 @@ def test_some_of_the_rows(always, rows):
 def test_kernels_that_read_several_irreps_stay_together(always):
     """The twin: a row across two irreps joins them, one across all leaves nothing to gain."""
     kernels, regular = stack()
-    apart = SectionedBasis.of(kernels, regular)
+    apart = SectionedBasis.from_dense(kernels, regular)
     mixed = kernels.clone()
     mixed[0] += mixed[1:].sum(0)
-    assert SectionedBasis.of(mixed, regular) is None
+    assert SectionedBasis.from_dense(mixed, regular) is None
     some = kernels.clone()
     where = torch.zeros(40, dtype=torch.long)
     for n, members in enumerate(apart.order.split(apart.counts)):
         where[members] = n
     other = int((where != where[0]).nonzero()[0])
     some[0] += some[other]
-    joined = SectionedBasis.of(some, regular)
+    joined = SectionedBasis.from_dense(some, regular)
     assert len(joined.counts) == len(apart.counts) - 1
     c = torch.randn(2, 40, dtype=torch.float64)
     assert distance(joined.expand(c), torch.einsum("fk,kois->fois", c, some)) < ROUNDING
@@ -93,7 +93,7 @@ def test_kernels_that_read_several_irreps_stay_together(always):
 
 def test_small_stacks_and_single_irreps_stay_dense():
     kernels, regular = stack()
-    assert SectionedBasis.of(kernels, regular) is None
+    assert SectionedBasis.from_dense(kernels, regular) is None
     layer = RelaxedR2Conv(field_type("C4"), field_type("C4"), 3, initialize=False)
     assert not any(isinstance(m, SectionedBasis) for m in layer.modules())
 
@@ -126,8 +126,8 @@ def test_layers_expand_as_the_dense_ones_do(name, monkeypatch):
 
 def test_checkpoints_in_another_order_are_refused(always):
     kernels, regular = stack()
-    basis, other = SectionedBasis.of(kernels, regular), SectionedBasis.of(stack(seed=1)[0], regular)
-    twin = SectionedBasis.of(kernels, regular)
+    basis, other = SectionedBasis.from_dense(kernels, regular), SectionedBasis.from_dense(stack(seed=1)[0], regular)
+    twin = SectionedBasis.from_dense(kernels, regular)
     twin.load_state_dict(basis.state_dict())
     with pytest.raises(RuntimeError, match="another order"):
         twin.load_state_dict(other.state_dict())

@@ -7,7 +7,7 @@ from escnn import gspaces
 from escnn import nn as enn
 
 from escnn_relax import relax_translation
-from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError
+from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError, naming
 from escnn_relax.nn import DensePathway, FactoredPathway, RelaxedTranslation, SparseR2Conv
 from escnn_relax.nn.translation.grouped import GroupedLinear
 from escnn_relax.symmetry.groups.lattice import subgroup
@@ -20,8 +20,8 @@ def gray(space=C4):
     return enn.FieldType(space, [space.trivial_repr])
 
 
-def made(kind=FactoredPathway, shape=(4, 4), kept=FREE, types=None, **options):
-    return kind(*(types or (gray(), gray())), shape, shape, kept, **options)
+def made(kind=FactoredPathway, shape=(4, 4), subgroup=FREE, types=None, **options):
+    return kind(*(types or (gray(), gray())), shape, shape, subgroup, **options)
 
 
 def strict():
@@ -40,27 +40,29 @@ def test_shapes_that_are_no_grid(shape):
 
 def test_types_and_subgroups_of_different_gspaces():
     with pytest.raises(FieldTypeError, match="net.1: in_type and out_type live on different G-spaces"):
-        made(types=(gray(), gray(C8)), where="net.1")
+        with naming("net.1"):
+            made(types=(gray(), gray(C8)))
     with pytest.raises(FieldTypeError, match="in_type to be a FieldType"):
         made(types=(3, gray()))
     with pytest.raises(SubgroupError, match="expected a subgroup of C4.*got C4, one of C8"):
-        made(kept=subgroup(C8, 4))
-    assert made(kept=4).kept == made(kept="C4").kept == subgroup(C4, 4)
+        made(subgroup=subgroup(C8, 4))
+    assert made(subgroup=4).subgroup == made(subgroup="C4").subgroup == subgroup(C4, 4)
     with pytest.raises(SubgroupError, match="no subgroup 'C3'.*did you mean 'C4'"):
-        made(kept="C3")
+        made(subgroup="C3")
     with pytest.raises(SubgroupError, match="a finite subgroup"):
-        made(kept=subgroup(CONTINUOUS, -1), types=2 * (gray(CONTINUOUS),))
+        made(subgroup=subgroup(CONTINUOUS, -1), types=2 * (gray(CONTINUOUS),))
 
 
 @pytest.mark.parametrize("kind", [DensePathway, FactoredPathway])
 def test_inputs_that_are_not_of_the_type(kind):
-    pathway = made(kind, where="net.0")
+    pathway = made(kind)
     with pytest.raises(FieldTypeError, match="net.0: expected 1 channels of .*got 3"):
-        pathway(torch.randn(2, 3, 4, 4))
-    with pytest.raises(FieldTypeError, match="net.0: expected a tensor.*got GeometricTensor"):
+        with naming("net.0"):
+            pathway(torch.randn(2, 3, 4, 4))
+    with pytest.raises(FieldTypeError, match=f"{kind.__name__}: expected a tensor.*got GeometricTensor"):
         pathway(gray()(torch.randn(2, 1, 4, 4)))
     for shape in ((2, 1, 5, 4), (2, 1, 4), (1, 4, 4), (4,)):
-        with pytest.raises(ArgumentError, match="net.0: inputs of another spatial size"):
+        with pytest.raises(ArgumentError, match=f"{kind.__name__}: inputs of another spatial size"):
             pathway(torch.randn(shape))
 
 

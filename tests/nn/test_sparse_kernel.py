@@ -153,7 +153,7 @@ def test_spatial_layers_and_learned_length_scales():
     x = one(torch.randn(1, 2, 4, 4, 4))
     relaxed = relax_translation(layer.double(), x, ["sparse-kernel"], learn_omega=True)
     (pathway,) = relaxed.sites.values()
-    assert isinstance(pathway.convolution, SparseR3Conv) and pathway.kept.order == 2
+    assert isinstance(pathway.convolution, SparseR3Conv) and pathway.subgroup.order == 2
     assert {"weights", "anchors.log_omega"} == {n for n, _ in pathway.convolution.named_parameters()}
     assert torch.equal(relaxed(x).tensor, layer(x).tensor)
     scale, before = pathway.convolution.anchors.log_omega, shaken(relaxed)(x).tensor
@@ -201,10 +201,10 @@ def test_harden_removes_dead_kernels_and_merges_living_ones(average, training):
     dead = harden(model)
     assert type(dead.net[0]) is enn.R2Conv and (dead(x) - model(x)).abs().max() < SAMPLED
     model.net[0].sites["sparse-kernel_free"].reset_parameters(silent=False)
-    merged = harden(model)
+    merged, done = harden(model, return_report=True)
     assert type(merged.net[0]) is MergedConvolution and merged.net[0].training is training
     assert (merged(x) - model(x)).abs().max() < EXACT < 1e-3 < (dead(x) - model(x)).abs().max()
-    record = merged.hardening[0]
+    record = done[0]
     assert record.removed == ("sparse-kernel_C4", "factored_C4") and record.merged == ("sparse-kernel_free",)
     model.net[0].sites["factored_C4"].reset_parameters(silent=False)
     beside = harden(model)
@@ -296,7 +296,7 @@ def test_restricted(space, id, kept, name):
     if space is OCTA:
         type = enn.FieldType(space, [space.trivial_repr, space.irreps[1]])
     make = SparseR2Conv if type.gspace.dimensionality == 2 else SparseR3Conv
-    layer = make(type, type, 3, padding=1, kept=kept, learn_omega=True)
+    layer = make(type, type, 3, padding=1, subgroup=kept, learn_omega=True)
     with torch.no_grad():
         layer.bias.normal_()
         layer.anchors.log_omega.fill_(0.1)
@@ -306,14 +306,14 @@ def test_restricted(space, id, kept, name):
     assert small.in_type.gspace.fibergroup.order() == h.order
     x = torch.randn(2, type.size, *(5,) * layer.d)
     assert (small(small.in_type(x)).tensor - layer(type(x)).tensor).abs().max() < INTERPOLATED * 1e-3
-    shared = h.order if layer.kept.order < 0 else sum(h.contains(e) for e in layer.kept.elements)
-    assert small.kept.order == shared and (name is None or small.kept.name == name)
-    assert len(small.weights) == len(layer.weights) * layer.kept.order // shared
+    shared = h.order if layer.subgroup.order < 0 else sum(h.contains(e) for e in layer.subgroup.elements)
+    assert small.subgroup.order == shared and (name is None or small.subgroup.name == name)
+    assert len(small.weights) == len(layer.weights) * layer.subgroup.order // shared
     assert not small.weights.requires_grad and small.bias.requires_grad and not small.training
     fresh = shaken(small)
     if shared > 1 and space is not C8:
-        assert error(fresh, small.in_type, small.kept.elements, 5)[0] < INTERPOLATED
-    broken = [g for g in layer.kept.elements if not h.contains(g)]
+        assert error(fresh, small.in_type, small.subgroup.elements, 5)[0] < INTERPOLATED
+    broken = [g for g in layer.subgroup.elements if not h.contains(g)]
     if broken and space is not C8:
         assert error(lambda t: type_of(layer, fresh, t), type, broken, 5)[0] > 0.01
 
@@ -327,8 +327,8 @@ def test_restricted_networks_and_subclasses():
     model, x = sparse_net(), torch.randn(2, 1, 6, 6)
     small = restrict(model.net, 2)
     assert (small(small.in_type(x)).tensor.flatten(1) - model(x)).abs().max() < EXACT
-    assert [layer.kept.name for layer in (small[0], small[2])] == ["C2", "C2"]
-    anew = SparseR2Conv(small[0].in_type, small[0].out_type, 3, padding=1, kept=2, seed=5)
+    assert [layer.subgroup.name for layer in (small[0], small[2])] == ["C2", "C2"]
+    anew = SparseR2Conv(small[0].in_type, small[0].out_type, 3, padding=1, subgroup=2, seed=5)
     anew.load_state_dict(small[0].state_dict())  # orbits are in the same order
     assert (anew(small.in_type(x)).tensor - small[0](small.in_type(x)).tensor).abs().max() < EXACT
 
@@ -344,7 +344,7 @@ def test_relax_mix_and_project_say_what_they_cannot_do():
     gray, hidden = enn.FieldType(C4, [C4.trivial_repr]), fields(C4)
 
     def both(kept="group"):
-        return nn.Sequential(strict(gray, hidden), SparseR2Conv(hidden, hidden, 3, kept=kept))
+        return nn.Sequential(strict(gray, hidden), SparseR2Conv(hidden, hidden, 3, subgroup=kept))
 
     for refused in (lambda m: relax(m), lambda m: mix(m, [2, 1]), lambda m: mix(m, lambda name, module: [2])):
         with pytest.raises(UnsupportedModuleError, match=r"^1: .*it keeps C4; leave .* out by layers=.*sparse-kernel"):
@@ -391,7 +391,7 @@ def by_units(function, size):
 @pytest.mark.parametrize("kept", ["free", "group"])
 def test_fitted_kernels_are_the_least_squares_fit(kept):
     one = enn.FieldType(C4, [C4.trivial_repr])
-    layer = SparseR2Conv(one, one, 3, kept=kept)
+    layer = SparseR2Conv(one, one, 3, subgroup=kept)
     torch.manual_seed(3)
     layer.reset_parameters(fitted=True)
     torch.manual_seed(3)
@@ -420,7 +420,7 @@ class Kernel(nn.Module):
 
 
 def test_fitted_kernels_of_a_group_that_leaves_the_grid():
-    layer = SparseR2Conv(fields(C8), fields(C8), 5, kept=8)
+    layer = SparseR2Conv(fields(C8), fields(C8), 5, subgroup=8)
     layer.reset_parameters(fitted=True)
     kernel = layer.expand_parameters()[0]
     assert 0.1 < float(kernel.square().mean()) * kernel[0].numel() / 2 < 1.5  # in units of He's variance

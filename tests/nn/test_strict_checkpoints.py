@@ -4,6 +4,7 @@ Symptom: ``relaxed.load_state_dict(strict.state_dict())`` named every key of the
 """
 
 import importlib.util
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from escnn import nn as enn
 from escnn.group import cyclic_group
 
 import escnn_relax
+from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.strict_state import VERSION
 
 #: float32 rounding of a few hundred products.
@@ -137,6 +139,54 @@ def test_relaxed_states_of_other_versions():
     assert_same(relaxed, again, images())
     state._metadata["0"]["version"] = VERSION + 1
     with pytest.raises(RuntimeError, match="later escnn_relax"):
+        again.load_state_dict(state)
+
+
+#: How names of layout 1 follow from today's: numbers in the names of buffers, where there are dictionaries now.
+LAYOUT_1 = (
+    (r"\bbases\.(\d+)$", r"basis_\1"), (r"\bgraded\.(\d+)\.change", r"sectioned_\1.change"),
+    (r"\bgraded\.(\d+)\.(order|sections)", r"sectioned_\1.\2"), (r"\bgraded\.(\d+)\.", r"composed_\1."),
+    (r"\bsections\.(\d+)$", r"section_\1"), (r"\bmatrices\.(\d+)$", r"matrix_\1"),
+    (r"\b(?:block_)?tables\.(\d+_\d+_\d+)", r"table_\1"),
+)  # fmt: skip
+
+
+def of_layout_1(state):
+    """A state dict as it was written before."""
+    older = {}
+    for name, value in state.items():
+        for pattern, before in LAYOUT_1:
+            name = re.sub(pattern, before, name)
+        older[name] = value
+    return older
+
+
+LAYERS = {
+    "by sections": (lambda s, f, g: RelaxedR2Conv(f, f, 5), lambda: gspaces.rot2dOnR2(8), ("sectioned_0.section_0", "basis_0")),
+    "by pairs of irreps": (lambda s, f, g: RelaxedR3Conv(f, f, 3), gspaces.octaOnR3, ("composed_0.products.matrix_0", "basis_0")),
+    "mixture": (lambda s, f, g: MixedR2Conv(f, f, 3, subgroups=[2, 1]), lambda: gspaces.rot2dOnR2(4), ("table_0_0_0", "union.basis_0")),
+    "mixture by pairs": (lambda s, f, g: MixedR3Conv(f, f, 3, subgroups=[(False, 4)]), gspaces.octaOnR3, ("table_1_0_1.matrix_0",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_states_of_layout_1(kind):
+    """Written with numbers in the names of the buffers; another process is to compute the same from them."""
+    make, space, names = LAYERS[kind]
+    space = space()
+    gray, fields = (enn.FieldType(space, [r]) for r in (space.trivial_repr, space.regular_repr))
+    layer, again = (randomise(make(space, fields, gray), seed) for seed in (3, 4))
+    state = of_layout_1(layer.state_dict())
+    assert all(f"kernel.{name}" in state for name in names) and not any("bases" in key for key in state)
+    found = again.load_state_dict(state)
+    assert not found.missing_keys and not found.unexpected_keys
+    x = torch.randn(1, layer.in_type.size, *(5,) * space.dimensionality)
+    assert torch.equal(outputs(layer, x), outputs(again, x))
+    moved = {name: value + 1 if name == f"kernel.{names[-1]}" else value for name, value in state.items()}
+    again.load_state_dict(moved)
+    assert not torch.equal(outputs(layer, x), outputs(again, x))
+    state["kernel.basis_77"] = torch.zeros(1)  # of a pair that this layer has not
+    with pytest.raises(RuntimeError, match=r"kernel\.bases\.77|77"):
         again.load_state_dict(state)
 
 

@@ -11,7 +11,8 @@ from test_planted_in_space import SAME, dense, write
 
 from escnn_relax import harden, restrict, survivors
 from escnn_relax.nn import RelaxedR3Conv
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import stabiliser
 from escnn_relax.symmetry.kernels.positions import Positions, conjugate, smaller_subgroups, standard_position
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups

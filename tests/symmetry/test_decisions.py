@@ -75,22 +75,23 @@ def between():
     return relaxed, evidence
 
 
-def names(hardened):
-    return [r.subgroup for r in hardened.hardening]
+def names(*arguments, **options):
+    """The subgroups that hardening came to."""
+    return [r.subgroup for r in harden(*arguments, return_report=True, **options)[1]]
 
 
 def test_hardening_is_not_at_odds_with_the_table_above():
     relaxed, evidence = between()
     printed = report(relaxed, evidence)
     assert [layer.survivor for layer in printed.layers] == ["C2", "C4"]
-    assert names(harden(relaxed, to="stabiliser", per="layer")) == ["C2", "C4"]
-    assert names(harden(relaxed, to=printed, per="layer")) == ["C2", "C4"]
-    assert names(harden(relaxed, evidence=evidence, per="layer")) == ["C2", "C4"]
+    assert names(relaxed, to="stabiliser", per="layer") == ["C2", "C4"]
+    assert names(relaxed, to=printed, per="layer") == ["C2", "C4"]
+    assert names(relaxed, evidence=evidence, per="layer") == ["C2", "C4"]
     by_energy = report(relaxed)
     assert [layer.survivor for layer in by_energy.layers] == ["C2", "C2"]
-    assert names(harden(relaxed, to="stabiliser", per="layer")) == ["C2", "C2"], "the last table is the one that counts"
-    assert names(harden(relaxed, to=printed, per="layer")) == ["C2", "C4"]
-    assert names(harden(relaxed, to="stabiliser", per="layer", energy=1e-3)) == ["C2", "C4"], "asked for anew"
+    assert names(relaxed, to="stabiliser", per="layer") == ["C2", "C2"], "the last table is the one that counts"
+    assert names(relaxed, to=printed, per="layer") == ["C2", "C4"]
+    assert names(relaxed, to="stabiliser", per="layer", energy=1e-3) == ["C2", "C4"], "asked for anew"
 
 
 def test_what_was_decided_is_forgotten_when_a_weight_changes():
@@ -103,8 +104,8 @@ def test_what_was_decided_is_forgotten_when_a_weight_changes():
     with torch.no_grad():
         relaxed.second.weights["irrep_2"][0] += 1e-7
     assert remembered(layers) is None
-    assert names(harden(relaxed, to="stabiliser", per="layer")) == ["C2", "C2"]
-    assert names(harden(twin, to="stabiliser", per="layer")) == ["C2", "C4"]
+    assert names(relaxed, to="stabiliser", per="layer") == ["C2", "C2"]
+    assert names(twin, to="stabiliser", per="layer") == ["C2", "C4"]
 
 
 def test_by_depth_by_network_and_by_layer():
@@ -112,9 +113,9 @@ def test_by_depth_by_network_and_by_layer():
     found = survivors(relaxed)
     assert [(d.subgroup.name, d.by_depth.name) for d in found.decisions.layers] == [("C2", "C2"), ("C4", "C2")]
     for to in (found, found.decisions, report(relaxed), "stabiliser"):
-        assert names(harden(relaxed, to=to)) == ["C2", "C2"]
-        assert names(harden(relaxed, to=to, per="network")) == ["C2", "C2"]
-        assert names(harden(relaxed, to=to, per="layer")) == ["C2", "C4"]
+        assert names(relaxed, to=to) == ["C2", "C2"]
+        assert names(relaxed, to=to, per="network") == ["C2", "C2"]
+        assert names(relaxed, to=to, per="layer") == ["C2", "C4"]
     assert dict(found.decisions) == found.subgroups and found.decisions.network == found.network.subgroup
 
 
@@ -124,7 +125,7 @@ def test_reasons():
     assert first.source == "evidence" and second.reasons[0].endswith("of the kernel's energy is equivariant under C4")
     assert any("nats in the data" in reason for reason in first.reasons) and math.isfinite(first.loss)
     assert second.margin == math.inf and second.p_value != second.p_value
-    (own,) = [r for r in harden(relaxed, evidence=evidence, per="layer").hardening if r.name == "second"]
+    (own,) = [r for r in harden(relaxed, evidence=evidence, per="layer", return_report=True)[1] if r.name == "second"]
     assert own.reasons == survivors(relaxed, evidence).decisions.record("second").reasons and own.reasons
     third = survivors(relaxed).decisions.layers[0]
     assert third.source == "energy" and any("no curvature" in reason for reason in third.reasons)
@@ -140,8 +141,7 @@ def test_a_symmetry_test_decides_and_gives_reasons():
     assert test.decisions.record("second").source == "test" and set(test.decisions) == {"first", "second"}
     broken = [t for t in test.tests if t.broken]
     assert broken, "what lies above the centre is asked for"
-    hardened = harden(relaxed, to=test)
-    assert names(hardened)[-1] == test.decisions.network.name != "C4"
+    assert names(relaxed, to=test)[-1] == test.decisions.network.name != "C4"
     sizes = [test.decisions.record(n).by_depth.order for n in ("first", "second")]
     assert sizes == sorted(sizes, reverse=True)
     shown = report(relaxed, decisions=test)
@@ -155,7 +155,7 @@ def test_a_symmetry_test_decides_and_gives_reasons():
 
 def test_choices_of_the_user():
     relaxed = model()
-    assert names(harden(relaxed, to={"first": "C2", "second": C2})) == ["C2", "C2"]
+    assert names(relaxed, to={"first": "C2", "second": C2}) == ["C2", "C2"]
     with pytest.raises(ArgumentError, match=r"to: no relaxed layer 'secnd' in the model; did you mean 'second'\?"):
         harden(relaxed, to={"first": "C2", "secnd": "C2", "second": "C2"})
     with pytest.raises(ArgumentError, match="add 'second', or pass survivors"):

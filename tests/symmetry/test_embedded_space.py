@@ -11,7 +11,7 @@ from escnn import nn as enn
 from scipy.spatial.transform import Rotation
 
 from escnn_relax import equivariance_error, harden, relax, restrict
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.groups.embedded_space import EmbeddedGSpace
 from escnn_relax.symmetry.groups.finite_groups import group_elements

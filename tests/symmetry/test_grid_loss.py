@@ -12,7 +12,7 @@ from escnn import nn as enn
 from escnn_relax import harden, relax, report, survivors
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.measured.resolution import lost_on_the_grid, resolution
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.kernels import grid_loss as module
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.grid_loss import (
@@ -280,10 +280,9 @@ def test_where_a_verdict_is_read_so_is_what_is_lost():
     assert found.decisions.layers[0].lost == own.lost and found.decisions.to_dict()["0"]["lost"] == own.lost
     table = report(model)
     assert table.layers[0].lost == own.lost and "lost on the pixels: 0: 4.00%" in str(table)
-    for hardened in (harden(model, to=found), harden(planted(space, fields, 3, 3), to="stabiliser")):
-        assert hardened.hardening[0].lost == own.lost and any(
-            said in reason for reason in hardened.hardening[0].reasons
-        )
+    for changed, to in ((model, found), (planted(space, fields, 3, 3), "stabiliser")):
+        _, (record,) = harden(changed, to=to, return_report=True)
+        assert record.lost == own.lost and any(said in reason for reason in record.reasons)
     # what the grid has loses nothing, and nothing is said
     model = planted(space, fields, 3, 2)
     assert (

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from escnn_relax import fit, survivors
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR3Conv
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
 
 #: Relative change of a kernel that counts as none; escnn samples in float32.

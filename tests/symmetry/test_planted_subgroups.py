@@ -13,7 +13,8 @@ from whole_irreps import by_whole_irreps
 from escnn_relax import fit, project, restrict, survivors
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry, stabiliser
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
+from escnn_relax.nn.measured.stabiliser import stabiliser
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
 

@@ -95,8 +95,8 @@ def test_taken_everywhere(kind):
     fields = net[2].in_type
     assert [p.name for p in RelaxedR2Conv(fields, fields, 3, subgroups=[given]).pathways][1:] == ["D2_0deg"]
     assert list(MixedR2Conv(fields, fields, 3, subgroups=[given]).group_names.values()) == ["D4", "D2_0deg"]
-    assert repr(SparseR2Conv(fields, fields, 3, padding=1, kept=given)) == repr(
-        SparseR2Conv(fields, fields, 3, padding=1, kept=chosen.id)
+    assert repr(SparseR2Conv(fields, fields, 3, padding=1, subgroup=given)) == repr(
+        SparseR2Conv(fields, fields, 3, padding=1, subgroup=chosen.id)
     )
     hardened = harden(relax(net), to={"0": given, "2": given})
     assert hardened[0].in_type.gspace.fibergroup.order() == 4

@@ -7,7 +7,7 @@ from escnn import nn as enn
 from escnn_relax import _escnn, relax, restrict, survivors
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.resolution import alike
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups

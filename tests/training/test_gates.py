@@ -21,7 +21,7 @@ from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import gain_of_demanding
 from escnn_relax.training.gate_policy import PATIENCE, Gates
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.nn.measured.stabiliser import KernelSymmetry
+from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
 
 #: A log precision at which what it holds down, exp(-60) = 1e-26, is below every rounding.

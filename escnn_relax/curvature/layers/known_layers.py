@@ -15,10 +15,10 @@ from ... import _escnn
 from ...errors import UnsupportedModuleError
 from ...nn.kernels.pathway_sum import PathwayKernel
 from ...nn.mixed.kernel import MixtureKernel
-from ...nn.relaxed_convolution import RelaxedConvolution
+from ...nn.steerable import SteerableConvolution
 from ...nn.translation.anchors import Anchors
 from ...nn.translation.grouped import GroupedLinear
-from ...nn.translation.sparse_convolution import SparseR2Conv, SparseR3Conv
+from ...nn.translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from .input_positions import Channelwise, Everywhere, Places, TransposedWindow, Window
 from .linear_map import LinearMap, Piece, WeightBlock
 
@@ -174,7 +174,7 @@ def _(module: GroupedLinear, where: str = "") -> LinearMap:
 
 
 @linear_map.register
-def _(module: RelaxedConvolution, where: str = "") -> LinearMap:
+def _(module: SteerableConvolution, where: str = "") -> LinearMap:
     open_pathways = [
         p.name for p in module.pathways if p.name not in module.closed
     ]  # of the others no kernel is even looked at

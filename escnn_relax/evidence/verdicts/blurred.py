@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
 from ...symmetry.kernels.fixed_kernels import SubgroupSearch
 from ...symmetry.kernels.grid_loss import ROUNDING

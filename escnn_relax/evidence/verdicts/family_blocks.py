@@ -12,7 +12,7 @@ from torch import Tensor
 from ...curvature.factors import Factor
 from ...errors import ArgumentError
 from ...nn.kernels.pathway_sum import Block
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.kernels.pathway import Pathway
 from .fixed_coefficients import Pair
 from .kernel_family import LARGEST, FamilyBlock

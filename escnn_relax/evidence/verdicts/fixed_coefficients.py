@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.kernels.pathway import Pathway
 
 __all__ = ["Pair", "coupled_pathways", "fixed_coefficients"]

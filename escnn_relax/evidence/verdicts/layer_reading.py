@@ -9,8 +9,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from ...errors import ArgumentError, CoverageError
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.measured.resolution import resolution
-from ...nn.measured.stabiliser import KernelSymmetry, stabiliser, subgroup_search
+from ...nn.measured.stabiliser import stabiliser, subgroup_search
 from ...symmetry.groups.lattice import Subgroup, common_subgroup, subgroup
 from ...symmetry.kernels.fixed_kernels import SubgroupSearch
 from ..laplace_approximation import LaplaceApproximation

@@ -12,9 +12,9 @@ from torch import nn
 
 from ...curvature.batches import answer, batches
 from ...errors import DataError
-from ...morphism.module_tree import replace_modules
+from ...morphism.module_tree import copy_module
 from ...nn.gates import Gated
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
 from ..evidence import Evidence
 
@@ -35,7 +35,7 @@ class ProjectionLoss:
 
     def __init__(self, evidence: Evidence, data: Iterable[Any]) -> None:
         self._evidence, self._data = evidence, data
-        self._model: nn.Module = replace_modules(evidence.model, lambda name, module: None).eval()
+        self._model: nn.Module = copy_module(evidence.model).eval()
         for part in self._model.modules():
             if isinstance(part, Gated):  # what is closed here the subgroup's kernels may have a part in
                 part.open(*part.closed)

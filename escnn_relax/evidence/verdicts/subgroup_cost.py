@@ -13,7 +13,7 @@ from torch import Tensor
 from ...curvature.factors import Factor
 from ...curvature.layers.coverage import join
 from ...errors import CoverageError, CurvatureError
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
 from .family_blocks import OpenPathways, family_blocks, family_matrices, of_factor
 from .fixed_coefficients import Pair, coupled_pathways, fixed_coefficients

@@ -10,9 +10,10 @@ from torch import nn
 
 from ...curvature.layers.coverage import join
 from ...curvature.layers.wrappers import unwrapped
-from ...errors import ArgumentError, UnsupportedModuleError
+from ...errors import ArgumentError, UnsupportedModuleError, naming
 from ...nn.last_decision import remember
-from ...nn.measured.stabiliser import REFUTED, KernelSymmetry, subgroup_search
+from ...nn.measured.kernel_symmetry import KernelSymmetry
+from ...nn.measured.stabiliser import REFUTED, subgroup_search
 from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
 from ...symmetry.decision import check_evidence
@@ -127,10 +128,11 @@ def _readings(model: nn.Module, energy: float) -> tuple[list[_Reading], list[_Re
     living: dict[str, BesideConvolution] = {"": {}}  # by the name of the convolution
     for name, module in model.named_modules():
         if isinstance(module, RelaxedTranslation):
-            pathways = module.living(energy, where=name).items()
+            with naming(name or type(module).__name__):
+                pathways = module.living(energy).items()
             beside = {f"{pathway} of {name or 'model'}": bound for pathway, bound in pathways}
             living[f"{name}.{CONVOLUTION}".lstrip(".")] = beside
-        elif isinstance(module, RelaxedConvolution) and hasattr(module, "relaxation"):
+        elif isinstance(module, RelaxedConvolution):
             alone.append(_Reading(name, [KernelSymmetry(module, name)], living.get(name, {})))
             before.append(_all(living))
     before[-1:] = [_all(living)] if before else []

@@ -1,13 +1,14 @@
-"""What hardening did to one layer."""
+"""What hardening did, layer by layer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...symmetry.equal_records import equal_records
 
-__all__ = ["HardenedLayer"]
+__all__ = ["HardenedLayer", "HardeningReport"]
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,31 @@ class HardenedLayer:
     change: float = math.nan
     lost: float = math.nan
     __eq__ = equal_records
+
+    def __str__(self) -> str:
+        group = f" of {self.subgroup}" if self.subgroup else ""
+        gone = f"without {', '.join(self.removed)}" if self.removed else "nothing removed"
+        return f"{self.name or 'model'}: {self.kind}{group}, {gone} ({self.removed_energy:.1e} of the energy)"
+
+
+@dataclass(frozen=True)
+class HardeningReport:
+    """What :func:`~escnn_relax.harden` did: a sequence of :class:`HardenedLayer`, one a line when printed.
+
+    Attributes:
+        layers: in the order of the model.
+    """
+
+    layers: tuple[HardenedLayer, ...]
+
+    def __iter__(self) -> Iterator[HardenedLayer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> HardenedLayer:
+        return self.layers[index]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.layers))

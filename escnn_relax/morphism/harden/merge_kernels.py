@@ -29,7 +29,7 @@ def merge_kernels(convolution: Any, pathways: Sequence[KernelPathway]) -> Merged
     >>> space = gspaces.rot2dOnR2(4)
     >>> one = enn.FieldType(space, [space.trivial_repr])
     >>> strict, x = enn.R2Conv(one, one, 3), one(torch.randn(2, 1, 6, 6))
-    >>> pathway = KernelPathway(SparseR2Conv(one, one, 3, bias=False, kept="free"), (6, 6))
+    >>> pathway = KernelPathway(SparseR2Conv(one, one, 3, bias=False, subgroup="free"), (6, 6))
     >>> pathway.reset_parameters(silent=False)
     >>> merged = merge_kernels(strict, [pathway])
     >>> torch.allclose(merged(x).tensor, strict(x).tensor + pathway(x.tensor), atol=1e-6)

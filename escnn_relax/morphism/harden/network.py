@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from escnn.nn import EquivariantModule
 from torch import nn
 
-from ...errors import ArgumentError, UnsupportedModuleError
+from ...errors import ArgumentError, UnsupportedModuleError, naming
 from ...nn.evidence_record import DETERMINED, switched_off
-from ...nn.measured.certificate import certify_without, norm_of
+from ...nn.measured.certificate import certify_without, weights_norm
 from ...nn.merged import MergedConvolution
-from ...nn.mixed.convolution import MixedConvolution
 from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.strict_layer import strict_layer
 from ...nn.translation.layer import RelaxedTranslation
 from ...symmetry.decision import Decided, Decides
 from ...symmetry.kernels.pathway import EQUIVARIANT, SWITCHED_OFF
-from ..module_tree import replace_modules
+from ..module_tree import copy_module, replace_modules
 from ..trial_run import OUT_OF_CODE, tried
-from .layer_report import HardenedLayer
+from .layer_report import HardenedLayer, HardeningReport
 from .subgroups import to_subgroups
 from .translation import harden_translation, inside
 
-__all__ = ["harden", "HardenedLayer"]
+__all__ = ["harden", "HardenedLayer", "HardeningReport"]
+
+
+@overload
+def harden(
+    model: nn.Module,
+    *,
+    to: None | str | Mapping[str, Any] | Decided = None,
+    evidence: Decides | None = None,
+    data: Iterable[Any] | None = None,
+    per: str = "depth",
+    energy: float = SWITCHED_OFF,
+    determined: float = DETERMINED,
+    example: Any = None,
+    return_report: Literal[False] = False,
+) -> nn.Module: ...
+
+
+@overload
+def harden(
+    model: nn.Module,
+    *,
+    to: None | str | Mapping[str, Any] | Decided = None,
+    evidence: Decides | None = None,
+    data: Iterable[Any] | None = None,
+    per: str = "depth",
+    energy: float = SWITCHED_OFF,
+    determined: float = DETERMINED,
+    example: Any = None,
+    return_report: Literal[True],
+) -> tuple[nn.Module, HardeningReport]: ...
 
 
 def harden(
@@ -38,7 +67,8 @@ def harden(
     energy: float = SWITCHED_OFF,
     determined: float = DETERMINED,
     example: Any = None,
-) -> nn.Module:
+    return_report: bool = False,
+) -> nn.Module | tuple[nn.Module, HardeningReport]:
     r"""A copy of a relaxed model in which switched-off pathways are gone and the rest of each layer is one kernel.
 
     Residual pathways count as switched off, the weakest first, while their shares of the kernel's energy add up to no
@@ -53,8 +83,7 @@ def harden(
 
     Small shares can matter: a late layer that broke its symmetry may do so with 0.1 % of its energy. Larger values of
     ``energy`` return more layers to escnn; compare the outputs before and after. For each layer the kernel changes by
-    at most :math:`\sqrt{e}\,|W|` with e its removed energy, which is reported in the result's attribute ``hardening``,
-    a tuple of :class:`HardenedLayer`.
+    at most :math:`\sqrt{e}\,|W|` with e its removed energy, which ``return_report`` tells.
 
     With ``to`` or ``evidence`` every layer becomes escnn's own of the subgroup H that was decided on, with H's
     coefficients and the kernel :math:`P_H W`, the nearest that is equivariant under H. The result is a plain escnn
@@ -81,6 +110,8 @@ def harden(
             the order of the layers is that of a run on it, and the result is tried on it. Without one an input is made
             of the first field type; ``False`` for no trial. Where nothing of a kernel was removed, the result has to
             compute the same in eval mode; otherwise it only has to run (see :func:`~escnn_relax.relax`).
+        return_report: return ``(model, report)``, with a :class:`HardeningReport` of what was done to each layer and
+            why.
 
     Raises:
         UnsupportedModuleError: a model without any relaxed layer; with ``to``, a layer with living pathways beside its
@@ -97,9 +128,11 @@ def harden(
     >>> space = gspaces.rot2dOnR2(4)
     >>> gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, [space.regular_repr])
     >>> relaxed = relax(enn.SequentialModule(enn.R2Conv(gray, fields, 5), enn.ReLU(fields)))
-    >>> hardened = harden(relaxed)
-    >>> type(hardened[0]).__name__, hardened.hardening[0].removed
+    >>> hardened, done = harden(relaxed, return_report=True)
+    >>> type(hardened[0]).__name__, done[0].removed
     ('R2Conv', ('irrep_1', 'irrep_2'))
+    >>> print(done)
+    0: R2Conv of C4, without irrep_1, irrep_2 (0.0e+00 of the energy)
     >>> _ = nn.init.normal_(relaxed[0].weights["irrep_2"])
     >>> on_c2 = harden(relaxed, to="stabiliser")
     >>> type(on_c2[0]).__name__, on_c2[0].in_type.gspace.fibergroup.name
@@ -115,19 +148,29 @@ def harden(
                 name, expected="a fraction in 0 ... 1", got=value, remedy="leave it out for the default"
             )
     if to is not None or evidence is not None or data is not None:
-        return to_subgroups(model, to, evidence, data, per, energy, determined, example)
+        result, records = to_subgroups(model, to, evidence, data, per, energy, determined, example)
+    else:
+        result, records = _without_dead(model, energy, determined, example)
+    return (result, HardeningReport(tuple(records))) if return_report else result
+
+
+def _without_dead(
+    model: nn.Module, energy: float, determined: float, example: Any
+) -> tuple[nn.Module, list[HardenedLayer]]:
+    """A copy without the pathways that were switched off, tried on the example."""
     records: list[HardenedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, RelaxedTranslation):
             convolution: Any = replacement(inside(name), module.convolution)
-            convolution = convolution or replace_modules(module.convolution, lambda *_: None)
+            convolution = convolution or copy_module(module.convolution)
             new, record = harden_translation(name, module, convolution, energy, determined)
             records.append(record)
             return new
-        if not isinstance(module, RelaxedConvolution) or isinstance(module, MixedConvolution):  # the latter: see merge
+        if not isinstance(module, RelaxedConvolution):  # of mixtures see merge
             return None
-        new, record = _harden_layer(name, module, energy, determined)
+        with naming(name or type(module).__name__):
+            new, record = _harden_layer(name, module, energy, determined)
         records.append(record)
         return new
 
@@ -136,18 +179,16 @@ def harden(
         raise UnsupportedModuleError(
             type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden"
         )
-    hardened.hardening = tuple(records)
     whole = all(record.removed_energy == 0 for record in records)
     single = [record.name for record in records]
     remedy = f"keep the layers relaxed, or {OUT_OF_CODE}"
-    result: nn.Module = tried(model, hardened, example, "hardened", same=whole, single=single, remedy=remedy)
-    return result
+    return tried(model, hardened, example, "hardened", same=whole, single=single, remedy=remedy), records
 
 
 def _harden_layer(
     title: str, layer: RelaxedConvolution, energy: float, determined: float
 ) -> tuple[EquivariantModule, HardenedLayer]:
-    shares = layer.energies(title)
+    shares = layer.energies()
     measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
     fractions = {n: measured[n] / layer.kernel.dimensions[n] for n in measured if n != EQUIVARIANT.name}
     off, removed = switched_off(shares, fractions, energy, determined)
@@ -164,7 +205,7 @@ def _harden_layer(
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
     group = "" if on else layer.space.fibergroup.name
     error = certify_without(layer, off, title).bound
-    change = norm_of(layer, {n: w for n, w in layer.weights.items() if n in off}, title).bound
+    change = weights_norm(layer, {n: w for n, w in layer.weights.items() if n in off}).bound
     return new, HardenedLayer(
         title, tuple(off), tuple(on), removed, type(new).__name__, group, error=error, change=change
     )

@@ -11,8 +11,8 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
 
 from ... import _escnn
-from ...errors import ArgumentError, EmptyBasisError, UnsupportedModuleError
-from ...nn.measured.stabiliser import KernelSymmetry
+from ...errors import ArgumentError, EmptyBasisError, UnsupportedModuleError, naming
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.strict_layer import strict_layer
 from ...symmetry.groups.lattice import Subgroup
@@ -75,7 +75,8 @@ def by_depth(
         before = wanted
     for name, wanted in reached.items():
         if wanted.index > 1:
-            fill(_at(result, name), layers[name], wanted, name)
+            with naming(name or type(layers[name]).__name__):
+                fill(_at(result, name), layers[name], wanted)
     return result, reached
 
 
@@ -106,8 +107,9 @@ def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
         strict = _strict(module)
         if kept[name].index == 1:
             return strict
-        on_h = restrict(strict, kept[name].id, where=name, example=False)
-        fill(on_h, module, kept[name], name)
+        with naming(name or type(module).__name__):
+            on_h = restrict(strict, kept[name].id, example=False)
+            fill(on_h, module, kept[name])
         steps = Relabel(module.in_type, on_h.in_type), Relabel(on_h.out_type, module.out_type)
         return enn.SequentialModule(steps[0], on_h, steps[1]).train(module.training)
 
@@ -126,10 +128,10 @@ def _inside(first: Subgroup, wanted: Subgroup) -> Any:
     outer, inner = first.gspace, restriction(first)
     scalar = FieldType(outer, [outer.trivial_repr])
     step = Relabel(scalar, inner.field_type(scalar))
-    return RestrictionPlan(wanted).through(step, first.name)[1].subgroup.id
+    return RestrictionPlan(wanted).through(step)[1].subgroup.id
 
 
-def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup, where: str = "") -> None:
+def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup) -> None:
     r"""Give an escnn layer of H, in place, the kernel :math:`P_H K` of a relaxed layer of G.
 
     H's sampled basis is polished as in :func:`~escnn_relax.morphism.restrict.intertwiner.block_maps`: changed by the
@@ -138,7 +140,7 @@ def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup, w
     Raises:
         EmptyBasisError: the kernel is not in the span of escnn's kernels of H, as of a layer with ``basis="pixel"``.
     """
-    symmetry = KernelSymmetry(layer, where)
+    symmetry = KernelSymmetry(layer)
     weights = symmetry.kept(kept)
     blocks = dict(_escnn.block_modules(target.basisexpansion))
     # by position: a network restricted twice names its representations after both steps
@@ -155,7 +157,7 @@ def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup, w
             lost = float((rows - solution @ basis).norm())
             if lost > RESIDUAL_TOLERANCE * size**0.5:
                 raise EmptyBasisError(
-                    where,
+                    type(layer),
                     f"escnn's kernels of {kept.name} lack a part of the learned one, of norm {lost / size**0.5:.1e}"
                     " of 1",
                     remedy="relax with basis='band-limited', or harden without to=",

@@ -11,10 +11,10 @@ from torch import nn
 
 from ...errors import ArgumentError, UnsupportedModuleError, nearest
 from ...nn.last_decision import remembered
-from ...nn.measured.certificate import certify_weights, norm_of
+from ...nn.measured.certificate import certify_weights, weights_norm
+from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.measured.resolution import resolution
-from ...nn.measured.stabiliser import KernelSymmetry, stabiliser, stabilisers, subgroup_search
-from ...nn.mixed.convolution import MixedConvolution
+from ...nn.measured.stabiliser import stabiliser, stabilisers, subgroup_search
 from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.translation.layer import RelaxedTranslation
 from ...symmetry.decision import Decided, Decides, Decision, Decisions, check_evidence
@@ -45,8 +45,8 @@ def to_subgroups(
     energy: float,
     determined: float,
     example: Any = None,
-) -> nn.Module:
-    """See :func:`~escnn_relax.harden` for the arguments and errors."""
+) -> tuple[nn.Module, list[HardenedLayer]]:
+    """The network and what was done to its layers; see :func:`~escnn_relax.harden` for the arguments and errors."""
     position = {name: index for index, (name, _) in enumerate(model.named_modules())}
     decided = _decided(model, to, evidence, data, per, energy)
     records: tuple[HardenedLayer, ...] = ()
@@ -101,17 +101,12 @@ def to_subgroups(
                 own[n] = replace(own[n], reasons=(*own[n].reasons, reason))
     relaxed = [replace(r, name=inside(n)) if n in outer.values() else r for n, r in own.items()]
     beside = [replace(r, kind=own[r.name].kind) if r.name in own and r.name not in left else r for r in records]
-    hardened.hardening = tuple(sorted([*relaxed, *beside], key=lambda r: position[outer.get(r.name, r.name)]))
-    return hardened
+    return hardened, sorted([*relaxed, *beside], key=lambda r: position[outer.get(r.name, r.name)])
 
 
 def readable(model: nn.Module) -> dict[str, Any]:
-    """The layers that keep a subgroup, by name: all relaxed ones but mixtures, whose summands overlap."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, RelaxedConvolution) and not isinstance(module, MixedConvolution)
-    }
+    """The layers that keep a subgroup, by name: all relaxed ones, and no mixtures, whose summands overlap."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, RelaxedConvolution)}
 
 
 def _decided(
@@ -186,6 +181,6 @@ def _record(name: str, symmetry: KernelSymmetry, kept: Subgroup) -> HardenedLaye
     weights, before = symmetry.kept(kept), symmetry.layer.weights
     error = certify_weights(symmetry.layer, weights, name).bound
     lost = {n: before[n].detach().to("cpu", torch.float64) - w.to("cpu", torch.float64) for n, w in weights.items()}
-    change = norm_of(symmetry.layer, lost, name).bound
+    change = weights_norm(symmetry.layer, lost).bound
     kind = symmetry.layer._strict.__name__
     return HardenedLayer(name, removed, merged, symmetry.remainder(kept), kind, kept.name, error=error, change=change)

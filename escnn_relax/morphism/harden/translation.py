@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from escnn.nn import EquivariantModule
 from torch import nn
 
-from ...errors import UnsupportedModuleError
+from ...errors import UnsupportedModuleError, naming
 from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
 from ...symmetry.groups.lattice import Subgroup, subgroup
-from ..module_tree import replace_modules
+from ..module_tree import copy_module, replace_modules
 from .layer_report import HardenedLayer
 from .merge_kernels import can_merge, merge_kernels
 
@@ -36,7 +35,8 @@ def harden_translation(
     Args:
         merge: make sparse kernels that stay one with the convolution.
     """
-    off, removed = layer.switched_off(energy, determined, title)
+    with naming(title or type(layer).__name__):
+        off, removed = layer.switched_off(energy, determined)
     on = tuple(name for name in layer.sites if name not in off)
     kernels = [name for name in on if name in layer.stationary()] if merge and can_merge(convolution) else []
     if kernels:
@@ -52,43 +52,43 @@ def only_living(model: nn.Module, energy: float, determined: float) -> tuple[nn.
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, RelaxedTranslation):
             return None
-        copied: Any = replace_modules(module.convolution, lambda *_: None)
-        new, record = harden_translation(name, module, copied, energy, determined, merge=False)
+        new, record = harden_translation(name, module, copy_module(module.convolution), energy, determined, merge=False)
         records.append(record)
         return new
 
     return replace_modules(model, replacement), tuple(records)
 
 
-def refuse_living(model: nn.Module, kept: Mapping[str, Subgroup], everywhere: bool) -> None:
+def refuse_living(model: nn.Module, subgroups: Mapping[str, Subgroup], everywhere: bool) -> None:
     """Refuse pathways beside convolutions that cannot be part of a network on subgroups.
 
     Args:
-        kept: the subgroup of each relaxed convolution by its name, in the order of the model.
+        subgroups: that of each relaxed convolution by its name, in the order of the model.
         everywhere: whether the rest of the network is restricted to these, too.
 
     Raises:
         UnsupportedModuleError: a layer with pathways that break its subgroup, or with any where that is not G.
     """
-    current = next(iter(kept.values()), None) if everywhere else None
+    current = next(iter(subgroups.values()), None) if everywhere else None
     for name, module in model.named_modules():
-        current = kept.get(name, current) if everywhere else None
+        current = subgroups.get(name, current) if everywhere else None
         if not isinstance(module, RelaxedTranslation):
             continue
-        chosen = kept.get(inside(name), current)
+        chosen = subgroups.get(inside(name), current)
         wanted = None if chosen is None else subgroup(module.space, chosen.id, name)
-        groups = {n: pathway.kept for n, pathway in module.sites.items()}
-        if (wanted is None or wanted.index == 1) and all(of.index == 1 for of in groups.values()):
+        groups = {n: pathway.subgroup for n, pathway in module.sites.items()}
+        if (wanted is None or wanted.index == 1) and all(group.index == 1 for group in groups.values()):
             continue
         whole = module.space.fibergroup.name if wanted is None else wanted.name
-        broken = any(of.index > 1 if wanted is None else not wanted <= of for of in groups.values())
-        energies = module.energies(name)
+        broken = any(group.index > 1 if wanted is None else not wanted <= group for group in groups.values())
+        with naming(name or type(module).__name__):
+            energies = module.energies()
         raise UnsupportedModuleError(
             name or "model",
             "pathways beside its convolution are alive",
             expected=f"pathways that keep {whole}" if broken else f"none, since they have no counterpart on {whole}",
             got=", ".join(
-                f"{n} with {energies[n]:.2g} of the energy, which keeps {of.name}" for n, of in groups.items()
+                f"{n} with {energies[n]:.2g} of the energy, which keeps {group.name}" for n, group in groups.items()
             ),
             remedy=(
                 "train on until they are switched off, pass a larger energy=, or harden without to=, which leaves them"

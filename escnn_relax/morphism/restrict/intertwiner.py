@@ -16,7 +16,7 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor
 
 from ... import _escnn
-from ...errors import EmptyBasisError
+from ...errors import EmptyBasisError, naming
 from ...symmetry.kernels.linear_algebra import pseudo_inverse
 from ...symmetry.kernels.sampling import check_axis
 
@@ -54,7 +54,7 @@ def renamed(old_type: FieldType, new_type: FieldType) -> dict[str, str]:
     return {a.name: b.name for a, b in zip(old_type.representations, new_type.representations)}
 
 
-def block_maps(old: EquivariantModule, new: EquivariantModule, where: str = "", polish: bool = True) -> list[BlockMap]:
+def block_maps(old: EquivariantModule, new: EquivariantModule, polish: bool = True) -> list[BlockMap]:
     r"""T for each block of a layer, and H's basis.
 
     escnn samples both bases in float32, so that :math:`\Phi_G = T\Phi_H + R` with :math:`|R| \sim 10^{-7}`. H's basis
@@ -70,7 +70,8 @@ def block_maps(old: EquivariantModule, new: EquivariantModule, where: str = "", 
         ReflectionAxisError: see :func:`~escnn_relax.symmetry.kernels.sampling.check_axis`.
         EmptyBasisError: H's basis does not contain G's; the message gives the residual norm.
     """
-    check_axis(old, where)
+    with naming(type(old)):
+        check_axis(old)
     ins, outs = _by_name(new.in_type), _by_name(new.out_type)
     to_in, to_out = renamed(old.in_type, new.in_type), renamed(old.out_type, new.out_type)
     blocks = dict(_escnn.block_modules(_escnn.expansion(new)))
@@ -80,13 +81,13 @@ def block_maps(old: EquivariantModule, new: EquivariantModule, where: str = "", 
         new_pair = to_in[pair[0]], to_out[pair[1]]
         rows = _escnn.kernels(block, points)
         if new_pair not in blocks:
-            raise _missing(where, pair, 1.0)
+            raise _missing(type(old), pair, 1.0)
         basis = _escnn.kernels(blocks[new_pair], points)
         positions = _escnn.irrep_positions(blocks[new_pair])
         transfer, residual = _solve(rows, basis, positions, ins[new_pair[0]], outs[new_pair[1]])
         share = float(residual.norm() / rows.norm())
         if share > RESIDUAL_TOLERANCE:
-            raise _missing(where, pair, share)
+            raise _missing(type(old), pair, share)
         work = len(rows) * len(basis) * rows[0].numel()
         if polish and points is None and (work < POLISH_LIMIT or block.sampled_basis.dtype == torch.float64):
             for _ in range(2):  # the second pass removes the rounding of the first
@@ -105,9 +106,9 @@ def _sampling_points(layer: EquivariantModule) -> Tensor:
     return torch.cat([radius * directions for radius in layer._rings])
 
 
-def _missing(where: str, pair: tuple[str, str], share: float) -> EmptyBasisError:
+def _missing(layer: type, pair: tuple[str, str], share: float) -> EmptyBasisError:
     return EmptyBasisError(
-        where,
+        layer,
         f"the subgroup's basis lacks kernels of the group's, {pair[0]} to {pair[1]}: residual norm {share:.2e} of 1",
         remedy="the layer's basis_filter keeps them out; build it with frequencies_cutoff instead",
     )

@@ -9,10 +9,11 @@ from escnn.nn import EquivariantModule, FieldType
 from torch import nn
 
 from ... import _escnn
-from ...nn.translation.sparse_convolution import SparseConvolution, SparseR2Conv, SparseR3Conv
+from ...nn.translation.sparse_convolution import SparseConvolution
+from ...nn.translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from ...symmetry.groups.lattice import Subgroup, subgroups
 from ...symmetry.groups.restriction import Restriction
-from ..module_tree import map_values, replace_modules
+from ..module_tree import copy_module, map_values
 from .intertwiner import bias_map, block_maps, carry_weights
 
 __all__ = [
@@ -63,7 +64,7 @@ RETYPED = tuple(
 CONTAINERS = (enn.SequentialModule, enn.MultipleModule, enn.MergeModule, enn.BranchingModule)
 
 
-def restrict_steerable(layer: EquivariantModule, change: Restriction, where: str = "") -> nn.Module:
+def restrict_steerable(layer: EquivariantModule, change: Restriction) -> nn.Module:
     """A convolution or Linear on H with the same kernel and bias; see :mod:`escnn_relax.morphism.restrict.intertwiner`.
 
     Raises:
@@ -71,7 +72,7 @@ def restrict_steerable(layer: EquivariantModule, change: Restriction, where: str
     """
     in_type, out_type = change.field_type(layer.in_type), change.field_type(layer.out_type)
     new = _escnn.rebuild(layer, in_type, out_type)
-    maps = block_maps(layer, new, where)
+    maps = block_maps(layer, new)
     weights = carry_weights(layer.weights, layer, new, maps)
     _escnn.convert(new, layer.weights)
     with torch.no_grad():
@@ -94,18 +95,20 @@ def restrict_steerable(layer: EquivariantModule, change: Restriction, where: str
 def restrict_sparse(layer: SparseConvolution, change: Restriction) -> SparseConvolution:
     """A sparse convolution on H with the same kernel and bias, which keeps of H what the layer kept."""
     in_type, out_type = change.field_type(layer.in_type), change.field_type(layer.out_type)
-    return layer.between(in_type, out_type, _common(layer.kept, change))
+    return layer.between(in_type, out_type, _common(layer.subgroup, change))
 
 
-def _common(kept: Subgroup, change: Restriction) -> Subgroup:
+def _common(subgroup: Subgroup, change: Restriction) -> Subgroup:
     """The largest subgroup of H, as escnn counts them, whose elements lie in a finite subgroup of G."""
-    within = [h for h in subgroups(change.gspace, max(8, kept.order)) if h.order > 0]
-    return max((h for h in within if all(kept.contains(change.embed(e)) for e in h.elements)), key=lambda h: h.order)
+    within = [h for h in subgroups(change.gspace, max(8, subgroup.order)) if h.order > 0]
+    return max(
+        (h for h in within if all(subgroup.contains(change.embed(e)) for e in h.elements)), key=lambda h: h.order
+    )
 
 
 def retype(module: nn.Module, change: Restriction) -> nn.Module:
     """A copy, statistics and parameters included, between the restricted field types."""
-    new = replace_modules(module, lambda name, m: None)
+    new = copy_module(module)
     for part in new.modules():
         map_values(part, (FieldType, GSpace), lambda name, value: restricted_value(value, change))
     return new

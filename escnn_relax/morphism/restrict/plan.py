@@ -30,7 +30,7 @@ class RestrictionPlan:
         self.chosen = chosen
         self._found: list[tuple[GSpace, Restriction]] = [(chosen.gspace, restriction(chosen))]
 
-    def restriction(self, gspace: GSpace, where: str = "") -> Restriction:
+    def restriction(self, gspace: GSpace) -> Restriction:
         """What a module on this G-space is restricted to.
 
         Raises:
@@ -42,31 +42,31 @@ class RestrictionPlan:
         if gspace.dimensionality == 0:
             for known, change in self._found:
                 if known.fibergroup == gspace.fibergroup:
-                    found = restriction(subgroup(gspace, change.subgroup.id, where))
+                    found = restriction(subgroup(gspace, change.subgroup.id))
                     self._found.append((gspace, found))
                     return found
         raise UnsupportedModuleError(
-            where,
+            "",
             f"it lives on {gspace}, and nothing relates that to {self.chosen.gspace}",
             remedy="restrict this part by itself",
         )
 
-    def through(self, module: EquivariantModule, where: str) -> tuple[Restriction, Restriction]:
+    def through(self, module: EquivariantModule) -> tuple[Restriction, Restriction]:
         """The restrictions on both sides of a module that steps from G to K: H in G and H in K.
 
         Raises:
             SubgroupError: H is not contained in K.
         """
-        before = self.restriction(module.in_type.gspace, where)
+        before = self.restriction(module.in_type.gspace)
         space = module.out_type.gspace
         for known, change in self._found:
             if known is space or known == space:
                 return before, change
-        after = self._inside(before, space, getattr(module, "_id", None), where)
+        after = self._inside(before, space, getattr(module, "_id", None))
         self._found.append((space, after))
         return before, after
 
-    def _inside(self, before: Restriction, space: GSpace, id: Any, where: str) -> Restriction:
+    def _inside(self, before: Restriction, space: GSpace, id: Any) -> Restriction:
         """H in K, found by how the elements move points, or without a base space by K's id in G."""
         place: Callable[[GroupElement], NDArray[Any]]
         whole = before.subgroup.gspace
@@ -74,7 +74,7 @@ class RestrictionPlan:
             place = lambda e: np.asarray(space.basespace_action(e))
             wanted = [np.asarray(whole.basespace_action(h)) for h in before.subgroup.testing_elements]
         else:
-            inner = subgroup(whole, id, where)
+            inner = subgroup(whole, id)
             table = list(whole.fibergroup.elements)
             code = np.eye(len(table))
             place = lambda e: code[table.index(inner.embed(e))]
@@ -86,7 +86,7 @@ class RestrictionPlan:
             if all(any(np.abs(w - i).max() < 1e-6 for i in images) for w in wanted):
                 return restriction(candidate)
         raise SubgroupError(
-            where,
+            "",
             f"the network has already stepped down to {space}, which does not contain {before.subgroup}",
             remedy="choose a subgroup of both, or restrict only the part before",
         )

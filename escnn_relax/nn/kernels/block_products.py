@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..buffer_dict import BufferDict, rename_entries
 
 __all__ = ["Blocks", "BlockProducts", "alike"]
 
@@ -57,32 +59,30 @@ class BlockProducts(nn.Module):
     tensor([[200.,   2.,   0.,  10.]])
     """
 
-    matrix_0: Tensor
     taken: Tensor
     placed: Tensor
 
     def __init__(self, blocks: Sequence[Blocks], size: int) -> None:
         super().__init__()
         groups = alike(blocks)
-        self.groups = tuple(_Group(len(of), *size) for size, of in groups.items())
-        for n, of in enumerate(groups.values()):
-            self.register_buffer(f"matrix_{n}", torch.stack([b.matrix for b in of]))
-        at = torch.cat([b.placed.flatten() for of in groups.values() for b in of])
-        where = torch.full((size,), len(at))  # one more than there are, for the columns that stay zero
-        where[at] = torch.arange(len(at))
-        self._whole = bool((where < len(at)).all())
-        self.register_buffer(
-            "taken", torch.cat([b.taken.flatten() for of in groups.values() for b in of]), persistent=False
-        )
-        self.register_buffer("placed", where, persistent=False)
+        self.groups = tuple(_Group(len(members), *shape) for shape, members in groups.items())
+        stacks = (torch.stack([b.matrix for b in members]) for members in groups.values())
+        self.matrices = BufferDict({str(n): stack for n, stack in enumerate(stacks)})
+        columns = torch.cat([b.placed.flatten() for members in groups.values() for b in members])
+        source = torch.full((size,), len(columns))  # one more than there are, for the columns that stay zero
+        source[columns] = torch.arange(len(columns))
+        self._whole = bool((source < len(columns)).all())
+        taken = torch.cat([b.taken.flatten() for members in groups.values() for b in members])
+        self.register_buffer("taken", taken, persistent=False)
+        self.register_buffer("placed", source, persistent=False)
 
     def forward(self, coefficients: Tensor) -> Tensor:
         """``(F, rows)`` to ``(F, columns)``."""
         fields, products = len(coefficients), []
         lengths = [g.members * g.copies * g.rows for g in self.groups]
         for n, (piece, g) in enumerate(zip(coefficients.index_select(1, self.taken).split(lengths, 1), self.groups)):
-            together = piece.view(fields, g.members, g.copies, g.rows).transpose(0, 1).reshape(g.members, -1, g.rows)
-            product = torch.bmm(together, self.matrix(n)).view(g.members, fields, g.copies * g.columns)
+            batch = piece.view(fields, g.members, g.copies, g.rows).transpose(0, 1).reshape(g.members, -1, g.rows)
+            product = torch.bmm(batch, self.matrix(n)).view(g.members, fields, g.copies * g.columns)
             products.append(product.transpose(0, 1).reshape(fields, -1))
         if not self._whole:
             products.append(products[0].new_zeros(fields, 1))
@@ -90,13 +90,16 @@ class BlockProducts(nn.Module):
 
     def matrix(self, group: int) -> Tensor:
         """The matrices of one group of :func:`alike`, ``(members, rows, columns)``."""
-        matrix: Tensor = getattr(self, f"matrix_{group}")
-        return matrix
+        return self.matrices[str(group)]
 
     def dense(self) -> Tensor:
         """The large matrix, ``(rows, columns)``."""
-        return self(torch.eye(len(self.taken), dtype=self.matrix_0.dtype, device=self.matrix_0.device))
+        return self(torch.eye(len(self.taken)).to(self.matrix(0)))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        rename_entries(state, prefix, r"matrix_(\d+)$", r"matrices.\1")  # as in layout 1
+        super()._load_from_state_dict(state, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        kept = sum(self.matrix(n).numel() for n in range(len(self.groups)))
-        return f"{len(self.taken)} x {len(self.placed)}, {kept} numbers in {len(self.groups)} groups"
+        numbers = sum(matrix.numel() for matrix in self.matrices.values())
+        return f"{len(self.taken)} x {len(self.placed)}, {numbers} numbers in {len(self.groups)} groups"

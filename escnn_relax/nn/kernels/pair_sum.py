@@ -40,8 +40,8 @@ class ComposedBasis(nn.Module):
         self.register_buffer("pictures", frame.pictures)
         pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, IrrepBlock]]] = {}
         row = 0
-        for of in kernels:
-            for part in of.blocks:
+        for pathway in kernels:
+            for part in pathway.blocks:
                 pairs.setdefault((part.outs, part.ins), []).append((row, part))
                 row += part.copies * len(part.kernels)
         blocks = []
@@ -73,9 +73,9 @@ class ComposedBasis(nn.Module):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Kernels ``start`` to ``stop`` of the dense stack, ``(stop - start, out size, in size, S)``."""
-        one = self.products.matrix_0.new_zeros(stop - start, self.shape[0])
-        one[torch.arange(stop - start), torch.arange(start, stop)] = 1
-        return self.expand(one)
+        chosen = self.products.matrix(0).new_zeros(stop - start, self.shape[0])
+        chosen[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        return self.expand(chosen)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]} kernels"

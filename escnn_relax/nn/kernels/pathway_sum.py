@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ...symmetry.kernels.pathway import EQUIVARIANT
+from ..buffer_dict import BufferDict, rename_entries
 from .pair_sum import ComposedBasis
 from .sectioned import SectionedBasis
 
@@ -63,6 +64,7 @@ class PathwayKernel(nn.Module):
     escnn, so that an escnn layer's weights are those of the equivariant pathway.
     """
 
+    graded: Any  # a ModuleDict of the kernels that are kept by irrep, by the pair's number as the bases are
     _gather: Tensor | None
 
     def __init__(
@@ -76,47 +78,48 @@ class PathwayKernel(nn.Module):
         self.in_size = sum(r.size for r in in_reprs)
         self.out_size = sum(r.size for r in out_reprs)
         self.pathways = tuple(bases)
-        self.pairs = sorted({pair for of in bases.values() for pair, b in of.items() if len(b)})
-        self.sites = next(b.shape[-1] for of in bases.values() for b in of.values())
+        self.pairs = sorted({pair for stacks in bases.values() for pair, b in stacks.items() if len(b)})
+        self.sites = next(b.shape[-1] for stacks in bases.values() for b in stacks.values())
+        self.bases, self.graded = BufferDict(), nn.ModuleDict()
         self.blocks: dict[str, list[Block]] = {name: [] for name in bases}
         representations = {r.name: r for r in (*in_reprs, *out_reprs)}
         rows = dict.fromkeys(bases, 0)
         for index, pair in enumerate(self.pairs):
             start = 0
             inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
-            for name, of in bases.items():
-                count = len(of[pair]) if pair in of else 0
+            for name, stacks in bases.items():
+                count = len(stacks[pair]) if pair in stacks else 0
                 if count:
                     first = rows[name]
                     rows[name] += outputs * inputs * count
                     self.blocks[name].append(Block(*pair, inputs, outputs, first, rows[name], start, start + count))
                     start += count
-            together = {name: of[pair] for name, of in bases.items() if pair in of and len(of[pair])}
+            kernels = {name: stacks[pair] for name, stacks in bases.items() if pair in stacks and len(stacks[pair])}
             # by irrep only beside equivariant kernels, and those come first: a basis without them is dense
-            own = [together.pop(name) for name in list(together) if name == EQUIVARIANT.name]
-            apart: Any = None
-            composed = [k for k in together.values() if isinstance(k, BlockKernels)]
-            stacks = [k for k in together.values() if not isinstance(k, BlockKernels)]
+            equivariant = [kernels.pop(name) for name in list(kernels) if name == EQUIVARIANT.name]
+            graded: nn.Module | None = None
+            composed = [k for k in kernels.values() if isinstance(k, BlockKernels)]
+            sampled = [k for k in kernels.values() if not isinstance(k, BlockKernels)]
             if composed:
-                apart = ComposedBasis(composed)
-            elif EQUIVARIANT.name in bases and stacks:
-                apart = SectionedBasis.of(torch.cat(stacks), representations[pair[0]])
-            dense: Any = own if apart is not None else [*own, *stacks]
+                graded = ComposedBasis(composed)
+            elif EQUIVARIANT.name in bases and sampled:
+                graded = SectionedBasis.from_dense(torch.cat(sampled), representations[pair[0]])
+            dense: Any = equivariant if graded is not None else [*equivariant, *sampled]
             sizes = (representations[pair[1]].size, representations[pair[0]].size, self.sites)
-            self.register_buffer(f"basis_{index}", torch.cat(dense) if dense else torch.zeros(0, *sizes))
-            if apart is not None:
-                self.add_module(f"{'composed' if composed else 'sectioned'}_{index}", apart)
+            self.bases[str(index)] = torch.cat(dense) if dense else torch.zeros(0, *sizes)
+            if graded is not None:
+                self.graded[str(index)] = graded
         self.dimensions = rows
         self.register_buffer("_gather", self._channel_order(), persistent=False)
 
     def basis(self, block: Block) -> Tensor:
         """Sampled kernels of one block, shape ``(K, out size, in size, S)``."""
         index = self.pairs.index((block.in_name, block.out_name))
-        stacked: Tensor = getattr(self, f"basis_{index}")
-        apart = self._apart(index)
-        if apart is None or block.stop_row <= len(stacked):
-            return stacked[block.row : block.stop_row]
-        return apart.rows(block.row - len(stacked), block.stop_row - len(stacked))
+        dense, graded = self.bases[str(index)], self._graded(index)
+        if graded is None or block.stop_row <= len(dense):
+            return dense[block.row : block.stop_row]
+        rows: Tensor = graded.rows(block.row - len(dense), block.stop_row - len(dense))
+        return rows
 
     def forward(self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[p]`` has shape ``(dimensions[p],)``.
@@ -135,7 +138,7 @@ class PathwayKernel(nn.Module):
                 pieces[self.pairs.index((block.in_name, block.out_name))].append((block, coefficients))
         kernels = []
         for index, (pair, parts) in enumerate(zip(self.pairs, pieces)):
-            basis = getattr(self, f"basis_{index}")
+            basis = self.bases[str(index)]
             i, o = self.in_fields[pair[0]], self.out_fields[pair[1]]
             shape = (len(o.channels), len(i.channels), o.size, i.size, self.sites)
             if not parts:
@@ -148,40 +151,42 @@ class PathwayKernel(nn.Module):
         rows = torch.cat([rows, rows.new_zeros(1, self.sites)])
         return rows[self._gather].view(self.out_size, self.in_size, self.sites)
 
-    def _apart(self, index: int) -> Any:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.out_size} x {self.in_size} channels, {self.sites} places)"
+
+    def _graded(self, index: int) -> Any:
         """The module that keeps a pair's kernels by irrep, ``None`` where all are dense."""
-        return self._modules.get(f"composed_{index}", self._modules.get(f"sectioned_{index}"))
+        return self.graded._modules.get(str(index))
 
     def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
         """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
-        basis: Tensor = getattr(self, f"basis_{index}")
-        apart = self._apart(index)
-        own = parts if apart is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
+        basis, graded = self.bases[str(index)], self._graded(index)
+        plain = parts if graded is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
         dense = None
-        if own:
-            coefficients = torch.cat([c for _, c in own], dim=1) if len(own) > 1 else own[0][1]
+        if plain:
+            coefficients = torch.cat([c for _, c in plain], dim=1) if len(plain) > 1 else plain[0][1]
             rows = basis
             if coefficients.shape[1] < len(basis):
-                rows = torch.cat([basis[b.row : b.stop_row] for b, _ in own])
+                rows = torch.cat([basis[b.row : b.stop_row] for b, _ in plain])
             dense = coefficients, rows
-        if dense is not None and len(own) == len(parts):
+        if dense is not None and len(plain) == len(parts):
             return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
-        given = parts[len(own) :]
-        if isinstance(apart, SectionedBasis):
-            present = tuple((block.row - len(basis), block.stop_row - len(basis)) for block, _ in given)
-            return apart.expand(
-                torch.cat([c for _, c in given], dim=1) if len(given) > 1 else given[0][1], dense, present
+        rest = parts[len(plain) :]
+        if isinstance(graded, SectionedBasis):
+            present = tuple((block.row - len(basis), block.stop_row - len(basis)) for block, _ in rest)
+            return graded.expand(
+                torch.cat([c for _, c in rest], dim=1) if len(rest) > 1 else rest[0][1], dense, present
             )
         # all rows in order, with zeros where a pathway is missing
-        pieces, row, stop = [], len(basis), len(basis) + apart.shape[0]
-        for block, coefficients in given:
+        pieces, row, stop = [], len(basis), len(basis) + graded.shape[0]
+        for block, coefficients in rest:
             if block.row > row:
                 pieces.append(coefficients.new_zeros(len(coefficients), block.row - row))
             pieces.append(coefficients)
             row = block.stop_row
         if row < stop:
             pieces.append(pieces[-1].new_zeros(len(pieces[-1]), stop - row))
-        expanded: Tensor = apart.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
+        expanded: Tensor = graded.expand(torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0], dense)
         return expanded
 
     def _channel_order(self) -> Tensor | None:
@@ -197,8 +202,14 @@ class PathwayKernel(nn.Module):
             table[o.channels[:, None, :, None], i.channels[None, :, None, :]] = index
             offset += count
         table[table < 0] = offset
-        one_block = len(self.pairs) == 1 and offset == self.out_size * self.in_size
-        return None if one_block else table.flatten()
+        single_block = len(self.pairs) == 1 and offset == self.out_size * self.in_size
+        return None if single_block else table.flatten()
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """The bases and what is kept by irrep had numbers in their names in layout 1."""
+        rename_entries(state, prefix, r"basis_(\d+)$", r"bases.\1")
+        rename_entries(state, prefix, r"(?:composed|sectioned)_(\d+)\.", r"graded.\1.")
+        super()._load_from_state_dict(state, prefix, *arguments)
 
 
 def _fields(reprs: Sequence[Representation]) -> dict[str, _Fields]:
@@ -207,4 +218,4 @@ def _fields(reprs: Sequence[Representation]) -> dict[str, _Fields]:
     for r in reprs:
         channels.setdefault(r.name, []).append(range(position, position + r.size))
         position += r.size
-    return {name: _Fields(torch.tensor([list(c) for c in of]), len(of[0])) for name, of in channels.items()}
+    return {name: _Fields(torch.tensor([list(r) for r in ranges]), len(ranges[0])) for name, ranges in channels.items()}

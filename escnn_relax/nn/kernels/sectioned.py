@@ -15,6 +15,8 @@ import torch
 from escnn.group import Representation
 from torch import Tensor, nn
 
+from ..buffer_dict import BufferDict, rename_entries
+
 __all__ = ["SectionedBasis", "WORTHWHILE"]
 
 #: From so many entries of the dense stack on, and only where no more than half of them are kept.
@@ -25,7 +27,7 @@ VANISHING = 1e-6
 
 
 class SectionedBasis(nn.Module):
-    """A stack of kernels, sorted by the input irreps on which they live; made by :meth:`of`.
+    """A stack of kernels, sorted by the input irreps on which they live; made by :meth:`from_dense`.
 
     Args:
         shape: ``(K, out size, in size, S)`` of the dense stack.
@@ -44,17 +46,18 @@ class SectionedBasis(nn.Module):
         self.widths = tuple(s.shape[2] for s in sections)
         self.register_buffer("change", change)
         self.register_buffer("order", order)
-        for n, section in enumerate(sections):
-            self.register_buffer(f"section_{n}", section.contiguous())
+        self.sections = BufferDict({str(n): section.contiguous() for n, section in enumerate(sections)})
         # rows of one section follow each other within a pathway, so that few stretches are to be cut and sorted
-        of = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(self.counts))[order.argsort()]
-        labels, lengths = torch.unique_consecutive(of, return_counts=True)
+        section_of_row = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(self.counts))[
+            order.argsort()
+        ]
+        labels, lengths = torch.unique_consecutive(section_of_row, return_counts=True)
         self._stretches = tuple(zip(labels.tolist(), lengths.tolist()))
         self._plans: dict[tuple[tuple[int, int], ...], tuple[list[int], list[list[tuple[int, int, int]]]]] = {}
 
     @classmethod
-    def of(cls, kernels: Tensor, in_repr: Representation) -> SectionedBasis | None:
-        """Of dense kernels ``(K, out size, in size, S)``; ``None`` where they are few or read all irreps at once."""
+    def from_dense(cls, kernels: Tensor, in_repr: Representation) -> SectionedBasis | None:
+        """From dense kernels ``(K, out size, in size, S)``; ``None`` where they are few or read all irreps at once."""
         change = torch.as_tensor(np.asarray(in_repr.change_of_basis), dtype=torch.float64)
         orthogonal = torch.allclose(change.T @ change, torch.eye(len(change), dtype=torch.float64), atol=1e-6)
         if kernels.numel() < WORTHWHILE or not orthogonal or len(in_repr.irreps) < 2:
@@ -68,11 +71,11 @@ class SectionedBasis(nn.Module):
         ends = np.cumsum([0, *sizes])
         columns, rows, sections = [], [], []
         for group in torch.unique(joined, dim=0):
-            mine = [c for n, inside in enumerate(group.tolist()) if inside for c in range(ends[n], ends[n + 1])]
-            found = lives[:, group].any(1).nonzero().flatten()
-            columns.extend(mine)
-            rows.append(found)
-            sections.append(turned[found][..., mine].flatten(1, 2))
+            members = [c for n, inside in enumerate(group.tolist()) if inside for c in range(ends[n], ends[n + 1])]
+            living = lives[:, group].any(1).nonzero().flatten()
+            columns.extend(members)
+            rows.append(living)
+            sections.append(turned[living][..., members].flatten(1, 2))
         if 2 * sum(s.numel() for s in sections) > kernels.numel() or sum(map(len, rows)) < len(kernels):
             return None
         dtype = kernels.dtype
@@ -96,7 +99,7 @@ class SectionedBasis(nn.Module):
         sums, change, column = [], [], 0
         for n, (cut, width) in enumerate(zip(cuts, self.widths)):
             if cut:
-                section = getattr(self, f"section_{n}")
+                section = self.sections[str(n)]
                 if sum(stop - start for _, start, stop in cut) < len(section):
                     section = torch.cat([section[start:stop] for _, start, stop in cut])
                 sums.append((torch.cat([pieces[index] for index, _, _ in cut], 1) @ section.flatten(1)).view(-1, width))
@@ -121,10 +124,10 @@ class SectionedBasis(nn.Module):
                 stretches.append((n, row, row + length, begun[n]))
                 row, begun[n] = row + length, begun[n] + length
             for start, stop in rows:
-                for n, first, last, own in stretches:
+                for n, first, last, offset in stretches:
                     low, high = max(start, first), min(stop, last)
                     if low < high:
-                        cuts[n].append((len(lengths), own + low - first, own + high - first))
+                        cuts[n].append((len(lengths), offset + low - first, offset + high - first))
                         lengths.append(high - low)
             self._plans[rows] = lengths, cuts
         return self._plans[rows]
@@ -136,7 +139,7 @@ class SectionedBasis(nn.Module):
         column = 0
         for n, (order, width) in enumerate(zip(self.order.split(self.counts), self.widths)):
             inside = (order >= start) & (order < stop)
-            turned[order[inside] - start, :, column : column + width] = getattr(self, f"section_{n}")[inside]
+            turned[order[inside] - start, :, column : column + width] = self.sections[str(n)][inside]
             column += width
         return (turned @ self.change.T).view(-1, out, sites, size).transpose(2, 3)
 
@@ -150,6 +153,7 @@ class SectionedBasis(nn.Module):
         unexpected: list[str],
         errors: list[str],
     ) -> None:
+        rename_entries(state, prefix, r"section_(\d+)$", r"sections.\1")  # as in layout 1
         order = state.get(f"{prefix}order")
         if order is not None and not torch.equal(order.to(self.order), self.order):
             errors.append(f"{prefix}order: the kernels of this layer are in another order than those of the checkpoint")
@@ -157,5 +161,5 @@ class SectionedBasis(nn.Module):
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def extra_repr(self) -> str:
-        kept = sum(getattr(self, f"section_{n}").numel() for n in range(len(self.counts)))
-        return f"{self.shape[0]} kernels in {len(self.counts)} sections, {kept} numbers"
+        numbers = sum(section.numel() for section in self.sections.values())
+        return f"{self.shape[0]} kernels in {len(self.counts)} sections, {numbers} numbers"

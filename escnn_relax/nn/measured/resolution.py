@@ -10,7 +10,7 @@ from ...symmetry.kernels.fixed_kernels import SubgroupSearch
 from ...symmetry.kernels.grid_loss import NEGLIGIBLE, ROUNDING, GridLoss, sufficient_size, turning_error
 from ...symmetry.kernels.sampling import Band
 from ...symmetry.kernels.telling_frequency import telling_size
-from .stabiliser import KernelSymmetry
+from .kernel_symmetry import KernelSymmetry
 
 __all__ = ["Alike", "Resolution", "alike", "lost_on_the_grid", "resolution"]
 

@@ -1,35 +1,19 @@
-"""The symmetry that a relaxed layer's kernel has kept: what of it each subgroup leaves fixed."""
+"""The largest subgroup that survives in the kernels of relaxed layers."""
 
 from __future__ import annotations
 
 import enum
-import math
-from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from escnn.group import IrreducibleRepresentation
-from torch import Tensor
-
-from ...errors import ArgumentError, DataError, UnsupportedModuleError
-from ...symmetry.groups.lattice import Subgroup, subgroup
+from ...errors import ArgumentError, UnsupportedModuleError
+from ...symmetry.groups.lattice import Subgroup
 from ...symmetry.groups.subgroup import group_size
-from ...symmetry.kernels.fixed_kernels import FixedKernels, SubgroupSearch
-from ...symmetry.kernels.grid_loss import LossSums, grid_loss, irrep_multiplicities
-from ...symmetry.kernels.pathway import EQUIVARIANT, SWITCHED_OFF, Pathway
-from ...symmetry.kernels.positions import TurningKernels
-from ...symmetry.kernels.sampling import Band
-from ...symmetry.kernels.telling_frequency import telling_frequency
-from ..relaxed_convolution import RelaxedConvolution
+from ...symmetry.kernels.fixed_kernels import SubgroupSearch
+from ...symmetry.kernels.pathway import SWITCHED_OFF
+from .kernel_symmetry import KernelSymmetry
 
-__all__ = [
-    *("KernelSymmetry", "Survivor", "Verdict"),
-    *("stabiliser", "stabilisers", "subgroup_search", "verdict"),
-]
-
-Pair = tuple[str, str]
+__all__ = ["Survivor", "Verdict", "stabiliser", "stabilisers", "subgroup_search", "verdict"]
 
 #: Where the evidence does not know, what holds more than this many times the energy that counts as switched off is
 #: alive; below, it may be noise that the precisions have not yet removed.
@@ -43,7 +27,7 @@ INDIFFERENT = 1.0
 #: thousand.
 REFUTED = 5.0
 
-Gain = Callable[["KernelSymmetry", Subgroup], float]
+Gain = Callable[[KernelSymmetry, Subgroup], float]
 
 
 class Survivor(NamedTuple):
@@ -61,141 +45,6 @@ class Verdict(enum.IntEnum):
     NO = 0
     UNDECIDED = 1
     YES = 2
-
-
-class KernelSymmetry:
-    r"""The kernel of one relaxed layer at its present weights, as subgroups see it.
-
-    The kernels of the layer that are equivariant under H form a subspace; :math:`P_H K` is the nearest of them on the
-    pixel grid. For H that moves pixels to pixels it is the average of K over H.
-
-    Args:
-        layer: a relaxed layer.
-        where: its name in the model.
-
-    Raises:
-        UnsupportedModuleError: a layer whose pathways are not orthogonal to each other, such as a mixed one.
-        DataError: NaN or infinite weights.
-
-    >>> from escnn import gspaces, nn
-    >>> from escnn_relax.nn import RelaxedR2Conv
-    >>> space = gspaces.rot2dOnR2(4)
-    >>> fields = nn.FieldType(space, [space.regular_repr])
-    >>> layer = RelaxedR2Conv(fields, fields, 3)
-    >>> _ = torch.nn.init.normal_(layer.weights["irrep_2"])
-    >>> symmetry = KernelSymmetry(layer)
-    >>> round(symmetry.remainder(subgroup(space, 2)), 6), stabiliser([symmetry]).subgroup.name
-    (0.0, 'C2')
-    """
-
-    def __init__(self, layer: RelaxedConvolution, where: str = "") -> None:
-        self.name, where = where, where or type(layer).__name__
-        if not hasattr(layer, "relaxation"):
-            raise UnsupportedModuleError(
-                where, f"the summands of a {type(layer).__name__} overlap", remedy="merge it first, or use relax"
-            )
-        self.layer, self.where = layer, where
-        self.residual: tuple[Pathway, ...] = tuple(p for p in layer.pathways if p != EQUIVARIANT)
-        kernel, rule = layer.kernel, layer.relaxation
-        self._blocks = {(b.in_name, b.out_name, name): b for name in kernel.pathways for b in kernel.blocks[name]}
-        ins, outs = ({r.name: r for r in of} for of in layer._kernel_fields())
-        self.pairs: dict[Pair, FixedKernels] = {}
-        for pair in kernel.pairs:
-            shape = (0, outs[pair[1]].size, ins[pair[0]].size, kernel.sites)
-            of = {p.name: self._blocks.get((*pair, p.name)) for p in layer.pathways}
-            rows = {n: torch.zeros(shape) if b is None else kernel.basis(b).detach() for n, b in of.items()}
-            own = rows.pop(EQUIVARIANT.name)
-            self.pairs[pair] = FixedKernels(
-                rule, layer.band, ins[pair[0]], outs[pair[1]], own, [(p, rows[p.name]) for p in self.residual]
-            )
-        self._weights = {pair: self._of_pair(pair) for pair in self.pairs}
-        energies = sum(float(w.square().sum()) for w in self._weights.values())
-        with torch.no_grad():
-            self.energy = energies + float(layer.pathway_kernel(EQUIVARIANT.name).double().square().sum())
-        if not math.isfinite(self.energy):
-            raise DataError(where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
-        self._fixed: dict[tuple[Pair, object], Tensor] = {}
-        #: searches that end with this layer, by the layers that they are for
-        self.searches: dict[tuple[int, ...], tuple[tuple[KernelSymmetry, ...], SubgroupSearch]] = {}
-
-    def turning(self) -> list[TurningKernels]:
-        """The kernels as shares of their energy, with the irreps by which they turn."""
-        size = math.sqrt(self.energy) or 1.0
-        return [known.turning_kernels(self._weights[pair] / size) for pair, known in self.pairs.items()]
-
-    def search(self) -> SubgroupSearch:
-        """The subgroups that these kernels can tell apart."""
-        rule, group = self.layer.relaxation, self.layer.space.fibergroup
-        highest = SubgroupSearch.top_frequency(group, self.residual, rule.frequencies) if group.continuous else 0
-        return SubgroupSearch(self.layer.space, highest)
-
-    def fixed(self, pair: Pair, kept: Subgroup) -> Tensor:
-        """See :meth:`~escnn_relax.symmetry.kernels.fixed_kernels.FixedKernels.fixed`."""
-        key = pair, kept.id
-        if key not in self._fixed:
-            if kept.gspace != self.layer.space:  # the same group may act on another base space elsewhere in the network
-                kept = subgroup(self.layer.space, kept.id, self.where)
-            self._fixed[key] = self.pairs[pair].fixed(kept)
-            if len(self._fixed) > 64 * len(self.pairs):  # a search for an axis asks for many
-                self._fixed.pop(next(iter(self._fixed)))
-        return self._fixed[key]
-
-    def remainder(self, kept: Subgroup) -> float:
-        r""":math:`|K - P_H K|^2 / |K|^2`, the share of the kernel's energy that H does not fix (fraction)."""
-        lost = 0.0
-        for pair, weights in self._weights.items():
-            basis = self.fixed(pair, kept)
-            lost += float((weights - weights @ basis.T @ basis).square().sum())
-        return lost / self.energy if self.energy > 0 else 0.0
-
-    def alike(self, one: Subgroup, other: Subgroup) -> bool:
-        """Whether two subgroups, of which one contains the other, fix the same kernels of this layer."""
-        return all(len(self.fixed(pair, one)) == len(self.fixed(pair, other)) for pair in self.pairs)
-
-    def telling_frequency(self, one: Subgroup, other: Subgroup) -> int | None:
-        """See :func:`~escnn_relax.symmetry.kernels.telling_frequency.telling_frequency`."""
-        ins, outs = ({r.name: r for r in of} for of in self.layer._kernel_fields())
-        return telling_frequency(one, other, [(a, b) for a in ins.values() for b in outs.values()])
-
-    def lost(self, smaller: Subgroup, larger: Subgroup) -> LossSums:
-        """See :func:`~escnn_relax.symmetry.kernels.grid_loss.grid_loss`."""
-        if not isinstance(self.layer.band, Band):
-            return LossSums(0, 0.0, 1.0)
-        smaller, larger = (subgroup(self.layer.space, h, self.where) for h in (smaller, larger))
-        return grid_loss(self.layer.band, smaller, larger, self.irreps)
-
-    @cached_property
-    def irreps(self) -> dict[IrreducibleRepresentation, int]:
-        """Those of G that the layer's kernels consist of, with how often."""
-        found: dict[Any, int] = {}
-        ins, outs = (Counter(r for r in of) for of in self.layer._kernel_fields())
-        for a, few in ins.items():
-            for b, some in outs.items():
-                for psi, times in irrep_multiplicities(a, b).items():
-                    found[psi] = found.get(psi, 0) + few * some * times
-        return found
-
-    def kept(self, subgroup: Subgroup) -> dict[str, Tensor]:
-        """Coefficients of :math:`P_H K` in each pathway, float64, shaped as the layer's own."""
-        found = {n: w.detach().to("cpu", torch.float64, copy=True) for n, w in self.layer.weights.items()}
-        for pair, fixed in self.pairs.items():
-            basis = self.fixed(pair, subgroup)
-            weights = self._weights[pair] @ basis.T @ basis
-            for pathway, section in zip(fixed.pathways, fixed.sections):
-                block = self._blocks.get((*pair, pathway.name))
-                if block is not None:
-                    found[pathway.name][block.start : block.stop] = weights[:, section].flatten()
-        return found
-
-    def _of_pair(self, pair: Pair) -> Tensor:
-        """Residual coefficients of one pair, ``(fields, number of residual kernels)``."""
-        parts = []
-        for pathway in self.residual:
-            block = self._blocks.get((*pair, pathway.name))
-            if block is not None:
-                vector = self.layer.weights[pathway.name].detach().to("cpu", torch.float64)
-                parts.append(vector[block.start : block.stop].view(block.outputs * block.inputs, -1))
-        return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0, dtype=torch.float64)
 
 
 def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
@@ -255,6 +104,16 @@ def stabiliser(
     Raises:
         UnsupportedModuleError: layers of different groups.
         ArgumentError: no layer, or an ``energy`` that is no fraction.
+
+    >>> import torch
+    >>> from escnn import gspaces, nn
+    >>> from escnn_relax.nn import RelaxedR2Conv
+    >>> space = gspaces.rot2dOnR2(4)
+    >>> fields = nn.FieldType(space, [space.regular_repr])
+    >>> layer = RelaxedR2Conv(fields, fields, 3)
+    >>> _ = torch.nn.init.normal_(layer.weights["irrep_2"])
+    >>> stabiliser([KernelSymmetry(layer)]).subgroup.name
+    'C2'
     """
     if not layers or not 0 <= energy < 1:
         remedy = "pass the KernelSymmetry of each layer; 1e-4 is the default energy"

@@ -68,7 +68,7 @@ class MixtureBasis(NamedTuple):
         return max((part.last for part in self.parts[name][pair]), default=0)
 
 
-def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: int | None, where: str) -> Relaxation:
+def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: int | None) -> Relaxation:
     """The summands of a mixture: G first, then the subgroups by size, each with its pathway.
 
     Args:
@@ -79,15 +79,15 @@ def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: int | None, where: s
         SubgroupError: ids that name no subgroup of G, that name one twice, or that name nothing but G.
     """
     if isinstance(ids, str) or not isinstance(ids, (list, tuple, set, frozenset)):
-        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
-    whole = [id for id in ids if subgroup(gspace, id, where).index == 1]
+        raise SubgroupError(expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
+    whole = [id for id in ids if subgroup(gspace, id).index == 1]
     if len(whole) > 1:
-        raise SubgroupError(where, f"the whole group is named {len(whole)} times in {ids!r}", remedy="name it once")
+        raise SubgroupError(problem=f"the whole group is named {len(whole)} times in {ids!r}", remedy="name it once")
     proper = [id for id in ids if id not in whole]
     if not proper:
         problem = f"{ids!r} names no proper subgroup of {gspace.fibergroup.name}"
-        raise SubgroupError(where, problem, remedy="print(subgroups(gspace)) lists them")
-    return plan(gspace, subgroups=proper, where=where, reach=reach)
+        raise SubgroupError(problem=problem, remedy="print(subgroups(gspace)) lists them")
+    return plan(gspace, subgroups=proper, reach=reach)
 
 
 def mixture_basis(
@@ -96,7 +96,6 @@ def mixture_basis(
     in_reprs: Sequence[Representation],
     out_reprs: Sequence[Representation],
     expansion: Any,
-    where: str,
 ) -> MixtureBasis:
     """Build the kernels of all summands between all representations of a layer.
 
@@ -104,8 +103,8 @@ def mixture_basis(
         rule: from :func:`mixed_groups`.
         expansion: escnn's basis expansion of G's own layer.
     """
-    groups = {p.name: subgroup(rule.gspace, p.subgroup, where) for p in rule.residual}
-    graded = _needed(plan(rule.gspace, where=where, reach=rule.frequencies), groups.values())
+    groups = {p.name: subgroup(rule.gspace, p.subgroup) for p in rule.residual}
+    graded = _needed(plan(rule.gspace, reach=rule.frequencies), groups.values())
     alone = {name: replace(rule, pathways=(EQUIVARIANT, p)) for name, p in zip(groups, rule.residual)}
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
     found = MixtureBasis({}, {name: {} for name in (EQUIVARIANT.name, *groups)}, {})

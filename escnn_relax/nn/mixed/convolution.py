@@ -8,24 +8,22 @@ import torch
 from escnn.nn import EquivariantModule
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, NothingToRelaxError
+from ...errors import ArgumentError, NothingToRelaxError, layer_name, naming
 from ...symmetry.equivariance.error_record import relative
-from ...symmetry.groups.irreps import highest_frequency
 from ...symmetry.groups.lattice import subgroup
 from ...symmetry.kernels import kernel_cache
-from ...symmetry.kernels.pathway import EQUIVARIANT, Pathway
-from ...symmetry.kernels.sampling import layer_band
-from ..relaxed_convolution import RelaxedConvolution
+from ...symmetry.kernels.pathway import EQUIVARIANT
+from ..steerable import SteerableConvolution
 from .basis import mixed_groups, mixture_basis
 from .bias import coinciding, mixture_biases
 from .kernel import MixtureKernel
 from .mixture import Mixture, check_positive
-from .reduction import kept_summands, nearest_summands
+from .reduction import nearest_summands, select_summands
 
 __all__ = ["MixedConvolution"]
 
 
-class MixedConvolution(RelaxedConvolution):
+class MixedConvolution(SteerableConvolution):
     r"""A steerable convolution whose kernel is a mixture over several groups,
 
     .. math:: y = \sum_H \pi_H \,\mathrm{Conv}_H(x), \qquad \pi = \mathrm{softmax}(\alpha / \tau)
@@ -51,50 +49,43 @@ class MixedConvolution(RelaxedConvolution):
         log_precision, effective_dimension: set by an evidence, as in relaxed layers.
     """
 
-    kernel: MixtureKernel  # type: ignore[assignment]  # no PathwayKernel: a mixture combines before it expands
+    kernel: MixtureKernel
+    mixture: Mixture
 
     _freedom = Mixture
 
     def _adopt(
-        self,
-        strict: EquivariantModule,
-        freedom: Mixture,
-        where: str,
-        cutoff: Any = None,
-        dtype: torch.dtype | None = None,
+        self, strict: EquivariantModule, freedom: Any, cutoff: Any = None, dtype: torch.dtype | None = None
     ) -> None:
-        where = where or type(self).__name__
-        freedom.check(where)
-        band = layer_band(strict, where, cutoff)
-        reach = None
-        if strict.space.fibergroup.continuous:
-            reach = band.highest + sum(highest_frequency(t.representations) for t in (strict.in_type, strict.out_type))
-        rule = mixed_groups(strict.space, freedom.subgroups, reach, where)
-        self.space, self.d = strict.space, getattr(strict, "d", 0)
-        self.in_type, self.out_type = strict.in_type, strict.out_type
-        for name in self._geometry:
-            setattr(self, name, getattr(strict, name))
-        self.band, self.mixture = band, freedom
+        with naming(type(self)):
+            freedom.check()
+        super()._adopt(strict, freedom, cutoff, dtype)
+        if freedom.start == "independent":
+            self._scatter()
+        self.norms.copy_(self._norms())
 
+    def _build(self, strict: EquivariantModule, freedom: Any) -> None:
+        rule = mixed_groups(self.space, freedom.subgroups, self._reach())
+        self.mixture = freedom
         fields = self._kernel_fields()
-        with kernel_cache.announce(f"the kernels of {where}, {self.in_type} to {self.out_type}"):
-            basis = mixture_basis(rule, band, *fields, strict.basisexpansion, where)
+        with kernel_cache.announce(f"the kernels of {layer_name(type(self))}, {self.in_type} to {self.out_type}"):
+            basis = mixture_basis(rule, self.band, *fields, strict.basisexpansion)
         groups = {p.name: subgroup(self.space, p.subgroup) for p in rule.residual}
         biases = mixture_biases(strict, groups)
         self.coinciding = coinciding(basis, biases, groups)
-        self.pathways: tuple[Pathway, ...] = tuple(p for p in rule.pathways if p.name not in self.coinciding)
+        self.pathways = tuple(p for p in rule.pathways if p.name not in self.coinciding)
         self.empty_pathways = tuple(p for p in rule.pathways if p.name in self.coinciding)
         if len(self.pathways) == 1:
             problem = f"between {self.in_type} and {self.out_type} these groups have the same kernels as G"
-            raise NothingToRelaxError(where, problem, remedy="leave this layer as it is, or use a larger kernel")
+            raise NothingToRelaxError(type(self), problem, remedy="leave this layer as it is, or use a larger kernel")
 
-        kept = [p.name for p in self.pathways]
-        basis = basis._replace(parts={name: basis.parts[name] for name in kept})
-        alpha = torch.tensor([0.0] + [-float(freedom.leaning)] * (len(kept) - 1))
+        names = [p.name for p in self.pathways]
+        basis = basis._replace(parts={name: basis.parts[name] for name in names})
+        alpha = torch.tensor([0.0] + [-float(freedom.leaning)] * (len(names) - 1))
         self.kernel = MixtureKernel(*fields, basis, alpha, freedom.temperature).double()
         self.weights = nn.ParameterDict()
         vector = self.kernel.combine({EQUIVARIANT.name: strict.weights.detach().double().cpu()})
-        for name in kept:  # one by one, since a dictionary would be sorted
+        for name in names:  # one by one, since a dictionary would be sorted
             self.weights[name] = nn.Parameter(
                 self.kernel.read(name, vector), requires_grad=strict.weights.requires_grad
             )
@@ -102,18 +93,12 @@ class MixedConvolution(RelaxedConvolution):
         self.bias = None
         if strict.bias is not None:
             value = biases[EQUIVARIANT.name] @ strict.bias.detach().double().cpu()
-            coefficients = [strict.bias.detach().double().cpu(), *(biases[name].T @ value for name in kept[1:])]
+            coefficients = [strict.bias.detach().double().cpu(), *(biases[name].T @ value for name in names[1:])]
             self.bias = nn.Parameter(torch.cat(coefficients), requires_grad=strict.bias.requires_grad)
             self.bias_sizes = tuple(len(c) for c in coefficients)
-            self.register_buffer("bias_basis", torch.cat([biases[name] for name in kept], dim=1))
-        for name in ("log_precision", "effective_dimension"):
-            self.register_buffer(name, torch.full((len(kept),), torch.nan))
-        self.register_buffer("norms", torch.zeros(len(kept)))
-        self.to(device=strict.weights.device, dtype=dtype or strict.weights.dtype)
-        if freedom.start == "independent":
-            self._scatter()
-        self.norms.copy_(self._norms())
-        self.train(strict.training)
+            self.register_buffer("bias_basis", torch.cat([biases[name] for name in names], dim=1))
+        self._begin_record(len(names))
+        self.register_buffer("norms", torch.zeros(len(names)))
 
     # --- architecture weights ---------------------------------------------------------------------------------------
 
@@ -139,7 +124,8 @@ class MixedConvolution(RelaxedConvolution):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        check_positive(value, "temperature", type(self).__name__)
+        with naming(type(self)):
+            check_positive(value, "temperature")
         self.kernel.temperature.fill_(value)
 
     def freeze(self, frozen: bool = True) -> MixedConvolution:
@@ -154,6 +140,7 @@ class MixedConvolution(RelaxedConvolution):
             ArgumentError: a name that is no summand's, or all of them.
 
         >>> from escnn import gspaces
+        >>> from escnn.nn import FieldType
         >>> from escnn_relax.nn import MixedR2Conv
         >>> space = gspaces.rot2dOnR2(4)
         >>> layer = MixedR2Conv(*2 * [FieldType(space, [space.regular_repr])], 3, subgroups=[2, 1])
@@ -161,13 +148,14 @@ class MixedConvolution(RelaxedConvolution):
         {'equivariant': 0.5, 'trivial': 0.5}
         """
         known = [p.name for p in self.pathways]
-        kept = [name for name in known if name not in names]
-        if not kept or not set(names) <= set(known):
+        rest = [name for name in known if name not in names]
+        if not rest or not set(names) <= set(known):
             remedy = "name those that are to go, and leave at least one"
             raise ArgumentError(
-                type(self).__name__, expected=f"some, not all, of the summands {known}", got=list(names), remedy=remedy
+                type(self), expected=f"some, not all, of the summands {known}", got=list(names), remedy=remedy
             )
-        return kept_summands(self, kept)
+        reduced: MixedConvolution = select_summands(self, rest)
+        return reduced
 
     def nearest(self, *names: str) -> MixedConvolution:
         """A copy with these summands only, whose kernel and bias are the closest to the whole mixture's that they can
@@ -180,6 +168,7 @@ class MixedConvolution(RelaxedConvolution):
             ArgumentError: a name that is no summand's, or none at all.
 
         >>> from escnn import gspaces
+        >>> from escnn.nn import FieldType
         >>> from escnn_relax.nn import MixedR2Conv
         >>> space = gspaces.rot2dOnR2(4)
         >>> layer = MixedR2Conv(*2 * [FieldType(space, [space.regular_repr])], 3, subgroups=[2, 1])
@@ -189,10 +178,9 @@ class MixedConvolution(RelaxedConvolution):
         known = [p.name for p in self.pathways]
         if not names or not set(names) <= set(known):
             remedy = "name those that are to stay"
-            raise ArgumentError(
-                type(self).__name__, expected=f"some of the summands {known}", got=list(names), remedy=remedy
-            )
-        return nearest_summands(self, [name for name in known if name in names])
+            raise ArgumentError(type(self), expected=f"some of the summands {known}", got=list(names), remedy=remedy)
+        reduced: MixedConvolution = nearest_summands(self, [name for name in known if name in names])
+        return reduced
 
     # --- filters ----------------------------------------------------------------------------------------------------
 
@@ -234,8 +222,8 @@ class MixedConvolution(RelaxedConvolution):
         """The kernel norm of each summand: subgroups have orthonormal kernels, G has escnn's own."""
         norms = [self.weights[p.name].norm() for p in self.pathways]
         if EQUIVARIANT in self.pathways:
-            own = {EQUIVARIANT.name: self.weights[EQUIVARIANT.name]}
-            norms[self.pathways.index(EQUIVARIANT)] = self.kernel.combine(own).norm()
+            equivariant = {EQUIVARIANT.name: self.weights[EQUIVARIANT.name]}
+            norms[self.pathways.index(EQUIVARIANT)] = self.kernel.combine(equivariant).norm()
         return torch.stack(norms)
 
     @torch.no_grad()

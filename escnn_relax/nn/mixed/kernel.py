@@ -11,6 +11,7 @@ from escnn.group import Representation
 from torch import Tensor, nn
 
 from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
+from ..buffer_dict import BufferDict, rename_entries
 from ..kernels.block_products import BlockProducts
 from ..kernels.pathway_sum import Block, PathwayKernel
 from ..mixed_sum import Share, SummandSum
@@ -25,7 +26,7 @@ ROUNDING = 1e-6
 
 
 class _Part(NamedTuple):
-    """A :class:`~escnn_relax.nn.mixed.basis.Part` whose table is a buffer, or a module of blocks, by its name."""
+    """A :class:`~escnn_relax.nn.mixed.basis.Part` whose table is a buffer, or a module of blocks, by its key."""
 
     first: int
     last: int
@@ -82,6 +83,7 @@ class MixtureKernel(nn.Module):
     alpha: nn.Parameter
     temperature: Tensor
     spatial: Tensor
+    block_tables: Any  # a ModuleDict of BlockProducts
 
     def __init__(
         self,
@@ -101,25 +103,24 @@ class MixtureKernel(nn.Module):
         self.alpha = nn.Parameter(alpha)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.own = {pair: basis.own[pair] for pair in self.union.pairs}
+        self.tables, self.block_tables = BufferDict(), nn.ModuleDict()
         self.parts: dict[str, dict[tuple[str, str], tuple[_Part, ...]]] = {}
         self.blocks: dict[str, list[Block]] = {}
         self.dimensions: dict[str, int] = {}
         rows = dict.fromkeys(self.union.pairs, 0)
-        for summand, (name, of) in enumerate(basis.parts.items()):
+        for summand, (name, parts) in enumerate(basis.parts.items()):
             self.parts[name], self.blocks[name], position = {}, [], 0
             for index, pair in enumerate(self.union.pairs):
                 count = basis.dimension(name, pair)
                 if not count:
                     continue
-                for n, part in enumerate(of[pair]):
-                    if isinstance(part.table, Tensor):
-                        self.register_buffer(f"table_{summand}_{index}_{n}", part.table.clone())
-                    elif part.table is not None:
-                        self.add_module(
-                            f"table_{summand}_{index}_{n}", BlockProducts(part.table, part.stop - part.start)
-                        )
-                tables = [None if p.table is None else f"table_{summand}_{index}_{n}" for n, p in enumerate(of[pair])]
-                self.parts[name][pair] = tuple(_Part(*p[:4], t) for p, t in zip(of[pair], tables))
+                keys = [None if p.table is None else f"{summand}_{index}_{n}" for n, p in enumerate(parts[pair])]
+                for key, part in zip(keys, parts[pair]):
+                    if key is not None and isinstance(part.table, Tensor):
+                        self.tables[key] = part.table.clone()
+                    elif key is not None and isinstance(part.table, tuple):
+                        self.block_tables[key] = BlockProducts(part.table, part.stop - part.start)
+                self.parts[name][pair] = tuple(_Part(*p[:4], key) for p, key in zip(parts[pair], keys))
                 inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
                 stop = position + outputs * inputs * count
                 row = rows[pair]
@@ -128,11 +129,11 @@ class MixtureKernel(nn.Module):
             self.dimensions[name] = position
         unions = {(b.in_name, b.out_name): b for b in self.union.blocks[_SHARED]}
         self.sums = nn.ModuleDict()
-        for name, of in basis.parts.items():
+        for name, parts in basis.parts.items():
             blocks = []
             for block in self.blocks[name]:
                 pair = block.in_name, block.out_name
-                shares = [Share(*kept, part.table) for kept, part in zip(self.parts[name][pair], of[pair])]
+                shares = [Share(*named, part.table) for named, part in zip(self.parts[name][pair], parts[pair])]
                 blocks.append((block, unions[pair], shares))
             self.sums[name] = SummandSum(blocks, self.union.dimensions[_SHARED])
 
@@ -158,18 +159,18 @@ class MixtureKernel(nn.Module):
             )
         return torch.cat(rows) @ self.spatial
 
-    def _given(self, name: str) -> Any:
-        return getattr(self, name)
+    def _stored(self, key: str) -> Any:
+        """A table as a tensor, or as the module of its blocks."""
+        return self.tables[key] if key in self.tables else self.block_tables[key]
 
-    def _table(self, name: str) -> Tensor:
-        table: Any = getattr(self, name)
-        return table.dense() if isinstance(table, BlockProducts) else table
+    def _table(self, key: str) -> Tensor:
+        return self.tables[key] if key in self.tables else self.block_tables[key].dense()
 
-    def _inverse(self, name: str) -> Tensor:
-        table: Any = getattr(self, name)
-        return (
-            table.dense().T if isinstance(table, BlockProducts) else torch.linalg.pinv(table)
-        )  # blocks' rows are orthonormal
+    def _inverse(self, key: str) -> Tensor:
+        if key in self.tables:
+            return torch.linalg.pinv(self.tables[key])
+        transpose: Tensor = self.block_tables[key].dense().T  # blocks' rows are orthonormal
+        return transpose
 
     def forward(self, weights: Mapping[str, Tensor]) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[H]`` has shape ``(dimensions[H],)``.
@@ -189,7 +190,7 @@ class MixtureKernel(nn.Module):
         total = like.new_zeros(size)
         for name in self.pathways:
             if name in weights:
-                total = self.sums[name](total, weights[name], self._given)
+                total = self.sums[name](total, weights[name], self._stored)
         return total
 
     def breaking(self, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -228,10 +229,19 @@ class MixtureKernel(nn.Module):
             for parts in self.parts[name].values():
                 for part in parts:
                     if part.table is not None:
-                        delattr(self, part.table)
+                        del (self.tables if part.table in self.tables else self.block_tables)[part.table]
             del self.sums[name]
         self.pathways = tuple(name for name in self.pathways if name in names)
         for table in (self.parts, self.blocks, self.dimensions):
             for name in set(table) - set(names):
                 del table[name]
         self.alpha = nn.Parameter(self.alpha.detach()[indices].clone(), requires_grad=self.alpha.requires_grad)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.out_size} x {self.union.in_size} channels, {len(self.spatial[0])} places)"
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """The tables had numbers in their names in layout 1."""
+        rename_entries(state, prefix, r"table_(\d+_\d+_\d+)$", r"tables.\1")
+        rename_entries(state, prefix, r"table_(\d+_\d+_\d+)\.", r"block_tables.\1.")
+        super()._load_from_state_dict(state, prefix, *arguments)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from escnn.nn import FieldType  # noqa: F401 - for the doctests
 
-from ..linear import RelaxedLinear
-from ..relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
-from ..transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
+from ..geometry import Planar, PlanarTransposed, SinglePoint, Spatial, SpatialTransposed
 from .convolution import MixedConvolution
 
 __all__ = ["MixedR2Conv", "MixedR3Conv", "MixedR2ConvTransposed", "MixedR3ConvTransposed", "MixedLinear"]
 
 
-class MixedR2Conv(MixedConvolution, RelaxedR2Conv):
+class MixedR2Conv(MixedConvolution, Planar):
     __doc__ = (
         (MixedConvolution.__doc__ or "")
         + """
@@ -36,7 +34,7 @@ class MixedR2Conv(MixedConvolution, RelaxedR2Conv):
     )
 
 
-class MixedR3Conv(MixedConvolution, RelaxedR3Conv):
+class MixedR3Conv(MixedConvolution, Spatial):
     __doc__ = (
         (MixedConvolution.__doc__ or "")
         + """
@@ -52,7 +50,7 @@ class MixedR3Conv(MixedConvolution, RelaxedR3Conv):
     )
 
 
-class MixedR2ConvTransposed(MixedConvolution, RelaxedR2ConvTransposed):
+class MixedR2ConvTransposed(MixedConvolution, PlanarTransposed):
     __doc__ = (
         (MixedConvolution.__doc__ or "")
         + """
@@ -68,7 +66,7 @@ class MixedR2ConvTransposed(MixedConvolution, RelaxedR2ConvTransposed):
     )
 
 
-class MixedR3ConvTransposed(MixedConvolution, RelaxedR3ConvTransposed):
+class MixedR3ConvTransposed(MixedConvolution, SpatialTransposed):
     __doc__ = (
         (MixedConvolution.__doc__ or "")
         + """
@@ -84,7 +82,7 @@ class MixedR3ConvTransposed(MixedConvolution, RelaxedR3ConvTransposed):
     )
 
 
-class MixedLinear(MixedConvolution, RelaxedLinear):
+class MixedLinear(MixedConvolution, SinglePoint):
     __doc__ = (
         (MixedConvolution.__doc__ or "")
         + """

@@ -33,20 +33,20 @@ class Mixture:
     temperature: float = 1.0
     start: str = "strict"
 
-    def check(self, where: str) -> None:
+    def check(self) -> None:
         """Raise ``ArgumentError`` for values that make no sense."""
         if self.start not in STARTS:
             remedy = "leave it out for the default"
-            raise ArgumentError(where, expected=f"start to be one of {STARTS}", got=repr(self.start), remedy=remedy)
-        check_positive(self.temperature, "temperature", where)
+            raise ArgumentError(expected=f"start to be one of {STARTS}", got=repr(self.start), remedy=remedy)
+        check_positive(self.temperature, "temperature")
         if not math.isfinite(self.leaning):
             remedy = "leave it out for the default"
-            raise ArgumentError(where, expected="leaning to be a finite number", got=self.leaning, remedy=remedy)
+            raise ArgumentError(expected="leaning to be a finite number", got=self.leaning, remedy=remedy)
 
 
-def check_positive(value: float, name: str, where: str) -> None:
+def check_positive(value: float, name: str) -> None:
     """Raise ``ArgumentError`` for anything but a positive number."""
     if not (math.isfinite(value) and value > 0):
         raise ArgumentError(
-            where, expected=f"{name} to be a positive number", got=value, remedy="leave it out for the default"
+            expected=f"{name} to be a positive number", got=value, remedy="leave it out for the default"
         )

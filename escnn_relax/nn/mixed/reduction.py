@@ -11,15 +11,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .convolution import MixedConvolution
-
-__all__ = ["kept_summands", "nearest_summands"]
+__all__ = ["select_summands", "nearest_summands"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -27,49 +24,50 @@ Map = Callable[[Tensor], Tensor]
 SWEEPS = 50
 
 
-def kept_summands(layer: MixedConvolution, names: Sequence[str]) -> MixedConvolution:
+def select_summands(layer: Any, names: Sequence[str]) -> Any:
     """A copy of a mixed layer with these summands only, their coefficients as they were, their shares renormalised."""
-    kept = [index for index, p in enumerate(layer.pathways) if p.name in names]
+    chosen = [index for index, p in enumerate(layer.pathways) if p.name in names]
     new = copy.deepcopy(layer)
-    new.pathways = tuple(layer.pathways[index] for index in kept)
+    new.pathways = tuple(layer.pathways[index] for index in chosen)
     new.weights = nn.ParameterDict()
     for p in new.pathways:
         new.weights[p.name] = copy.deepcopy(layer.weights[p.name])
     new.kernel.keep([p.name for p in new.pathways])
     for name in ("log_precision", "effective_dimension", "norms"):
-        setattr(new, name, getattr(layer, name)[kept].clone())
+        setattr(new, name, getattr(layer, name)[chosen].clone())
     if layer.bias is not None:
         spans = torch.arange(len(layer.bias)).split(layer.bias_sizes)
-        columns = torch.cat([spans[index] for index in kept]).to(layer.bias.device)
-        new.bias_sizes = tuple(layer.bias_sizes[index] for index in kept)
+        columns = torch.cat([spans[index] for index in chosen]).to(layer.bias.device)
+        new.bias_sizes = tuple(layer.bias_sizes[index] for index in chosen)
         new.bias = nn.Parameter(layer.bias.detach()[columns].clone(), requires_grad=layer.bias.requires_grad)
         new.bias_basis = layer.bias_basis[:, columns].clone()
     return new
 
 
 @torch.no_grad()
-def nearest_summands(layer: MixedConvolution, names: Sequence[str]) -> MixedConvolution:
+def nearest_summands(layer: Any, names: Sequence[str]) -> Any:
     """A copy of a mixed layer with these summands only, whose kernel and bias are the closest to the layer's."""
-    new = kept_summands(layer, names)
+    new = select_summands(layer, names)
     before = dict(zip(layer.kernel.pathways, layer.kernel.shares))
     after = dict(zip(new.kernel.pathways, new.kernel.shares))
     rest = layer.kernel.combine({n: w * before[n] for n, w in layer.weights.items()})
     rest = rest - layer.kernel.combine({n: layer.weights[n] * before[n] for n in after})
     added = _projections(rest, [(partial(layer.kernel.read, n), partial(_combined, layer, n)) for n in after])
-    for name, coefficients in zip(after, added):
-        new.weights[name].copy_((layer.weights[name] * before[name] + coefficients) / after[name])
+    for name, more in zip(after, added):
+        new.weights[name].copy_((layer.weights[name] * before[name] + more) / after[name])
     if layer.bias is not None and new.bias is not None:
         bases = new.bias_basis.split(new.bias_sizes, 1)
-        own = new.bias.split(new.bias_sizes)
-        gone = layer.bias_expansion @ layer.bias - sum(b @ v * before[n] for n, b, v in zip(after, bases, own))
+        coefficients = new.bias.split(new.bias_sizes)
+        gone = layer.bias_expansion @ layer.bias - sum(b @ v * before[n] for n, b, v in zip(after, bases, coefficients))
         added = _projections(gone, [(torch.linalg.pinv(b).__matmul__, b.__matmul__) for b in bases])
-        values = [(v * before[n] + a) / after[n] for n, v, a in zip(after, own, added)]
+        values = [(v * before[n] + a) / after[n] for n, v, a in zip(after, coefficients, added)]
         new.bias.copy_(torch.cat(values))
     return new
 
 
-def _combined(layer: MixedConvolution, name: str, coefficients: Tensor) -> Tensor:
-    return layer.kernel.combine({name: coefficients})
+def _combined(layer: Any, name: str, coefficients: Tensor) -> Tensor:
+    combined: Tensor = layer.kernel.combine({name: coefficients})
+    return combined
 
 
 def _projections(vector: Tensor, spaces: Sequence[tuple[Map, Map]]) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, naming
 from ...symmetry.grid.interpolation import RANGE, interpolation, sufficient_noise
 from ...symmetry.grid.sites import Sites, grid_points, orbit_points
 from ...symmetry.groups.subgroup import Subgroup
@@ -25,7 +25,7 @@ class Anchors(nn.Module):
 
     Args:
         shape: of the grid.
-        kept: the group that permutes the anchors.
+        subgroup: the group that permutes the anchors.
         fraction: number of anchors / number of pixels (fraction); at least one anchor, and whole orbits only.
         omega: inverse length scale (1 / pixels).
         learn: make the scale a parameter ``log_omega``. It is for the evidence
@@ -35,7 +35,7 @@ class Anchors(nn.Module):
         seed: of the positions, which are drawn once.
         noise: standard deviation of the values at the anchors. Where the interpolation is singular with it, it says so
             by a warning and in :attr:`noise_used`.
-        where: the layer, for errors and warnings.
+        layer: the class of the layer that has them, for errors and warnings.
 
     Attributes:
         learned: whether the scale is a parameter.
@@ -57,30 +57,31 @@ class Anchors(nn.Module):
     def __init__(
         self,
         shape: Sequence[int],
-        kept: Subgroup,
+        subgroup: Subgroup,
         fraction: float,
         omega: float,
         learn: bool,
         seed: int,
-        where: str = "",
         noise: float = 0.01,
+        layer: type | None = None,
     ) -> None:
         super().__init__()
-        self.where, self.noise, self.learned = where or type(self).__name__, noise, learn
-        _check_numbers(self.where, fraction, omega, noise)
+        self.noise, self.learned, self.layer = noise, learn, layer or type(self)
+        with naming(self.layer):
+            _check_numbers(fraction, omega, noise)
         sites = math.prod(shape)
         count = max(1, round(fraction * sites))
-        if max(1, count // kept.order) * kept.order > sites:
+        if max(1, count // subgroup.order) * subgroup.order > sites:
             raise ArgumentError(
-                self.where,
-                f"more anchors than sites: one orbit of {kept.name} has {kept.order} anchors",
+                self.layer,
+                f"more anchors than sites: one orbit of {subgroup.name} has {subgroup.order} anchors",
                 expected=f"at most {sites}, the sites of a grid of {' x '.join(map(str, shape))}",
-                got=kept.order,
+                got=subgroup.order,
                 remedy="use a larger grid, a pathway without anchors ('factored'), or keep a smaller group ('free')",
             )
-        points = orbit_points(kept, shape, count, np.random.default_rng(seed))
+        points = orbit_points(subgroup, shape, count, np.random.default_rng(seed))
         dtype = torch.get_default_dtype()
-        self.sites = Sites(points, kept)
+        self.sites = Sites(points, subgroup)
         self.register_buffer("anchors", torch.as_tensor(points, dtype=torch.float64))
         self.register_buffer("pixels", torch.as_tensor(grid_points(shape), dtype=dtype), persistent=False)
         self._cached: tuple[tuple[Any, ...], Tensor] | None = None
@@ -95,14 +96,14 @@ class Anchors(nn.Module):
         """The noise that the interpolation needs at the present scale: ``noise``, or more where that leaves it
         singular."""
         return sufficient_noise(
-            self.anchors, self.log_omega.detach().double().exp(), noise=self.noise, where=self.where
+            self.anchors, self.log_omega.detach().double().exp(), noise=self.noise, layer=self.layer
         )
 
     def matrix(self) -> Tensor:
         """From values at the anchors to values at the pixels, shape ``(S, P)``; ``ArgumentError`` in half precision."""
         if self.pixels.dtype not in (torch.float32, torch.float64):
             raise ArgumentError(
-                self.where,
+                self.layer,
                 "interpolation from anchors is too coarse in half precision",
                 expected="a layer in float32 or float64",
                 got=self.pixels.dtype,
@@ -120,7 +121,7 @@ class Anchors(nn.Module):
 
     def _solved(self) -> Tensor:
         omega = self.log_omega.double().exp()
-        return interpolation(self.anchors, self.pixels, omega, noise=self.noise, where=self.where).to(self.pixels.dtype)
+        return interpolation(self.anchors, self.pixels, omega, noise=self.noise, layer=self.layer).to(self.pixels.dtype)
 
     def _refresh(self) -> None:
         """Solve again after the layer's precision or state has changed."""
@@ -181,16 +182,16 @@ def length_scales(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(found.values())
 
 
-def _check_numbers(where: str, fraction: object, omega: object, noise: object) -> None:
+def _check_numbers(fraction: object, omega: object, noise: object) -> None:
     if not (_is_number(fraction) and 0 < fraction <= 1):
         expected = "a fraction above 0 and at most 1: no more anchors than sites"
-        raise ArgumentError(where, expected=expected, got=repr(fraction), remedy="leave it out for the default")
+        raise ArgumentError(expected=expected, got=repr(fraction), remedy="leave it out for the default")
     if not (_is_number(omega) and RANGE[0] <= omega <= RANGE[1]):
         expected = f"omega, an inverse length scale (1 / pixels), between {RANGE[0]:g} and {RANGE[1]:g}"
-        raise ArgumentError(where, expected=expected, got=repr(omega), remedy="1.0 is a length of one pixel")
+        raise ArgumentError(expected=expected, got=repr(omega), remedy="1.0 is a length of one pixel")
     if not (_is_number(noise) and 0 <= noise < math.inf):
         remedy = "leave it out for the default"
-        raise ArgumentError(where, expected="noise, a number of at least 0", got=repr(noise), remedy=remedy)
+        raise ArgumentError(expected="noise, a number of at least 0", got=repr(noise), remedy=remedy)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -77,7 +77,7 @@ class GroupedLinear(nn.Module):
         if input.dim() != 2 or input.shape[1] != size:
             expected = f"an input of shape (N, {size})"
             remedy = "flatten the sites and fields of each sample"
-            raise ArgumentError(type(self).__name__, expected=expected, got=tuple(input.shape), remedy=remedy)
+            raise ArgumentError(type(self), expected=expected, got=tuple(input.shape), remedy=remedy)
         parts = input.view(len(input), self.groups, self.inputs * self.order).transpose(0, 1)  # (groups, N, ...)
         result = torch.bmm(parts, self.matrices().transpose(1, 2)).transpose(0, 1)
         if self.bias is not None:

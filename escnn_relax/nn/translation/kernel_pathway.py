@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .signal_pathway import SignalPathway
 from .sparse_convolution import SparseConvolution
 
 __all__ = ["KernelPathway"]
 
 
-class KernelPathway(nn.Module):
+class KernelPathway(SignalPathway):
     r"""A sparse convolution as a pathway of :class:`~escnn_relax.nn.RelaxedTranslation`.
 
     .. math:: y = x \star \Psi u
 
-    It relaxes how the kernel is made and, as far as ``kept`` is smaller than G, the group; translations it keeps, so
+    It relaxes how the kernel is made and, as far as ``subgroup`` is smaller than G, the group; translations it keeps, so
     that it takes signals of any spatial size. It has no bias: that of the convolution beside it would be the same.
 
     Args:
@@ -26,8 +27,7 @@ class KernelPathway(nn.Module):
         in_shape: spatial shape of the inputs of the layer.
 
     Attributes:
-        kept: the group under which the kernel is equivariant.
-        keeps_group: whether that is all of G.
+        subgroup: the group under which the kernel is equivariant.
         in_shape, out_shape: spatial shapes before and after.
 
     New pathways put out zeros, so that adding one changes nothing.
@@ -41,17 +41,15 @@ class KernelPathway(nn.Module):
     (0.0, 0.0)
     """
 
+    stationary = True
+
     def __init__(self, convolution: SparseConvolution, in_shape: Sequence[int]) -> None:
         super().__init__()
-        self.convolution, self.kept = convolution, convolution.kept
+        self.convolution, self.subgroup = convolution, convolution.subgroup
         self.in_type, self.out_type, self.in_shape = convolution.in_type, convolution.out_type, tuple(in_shape)
         size = (1, self.in_type.size, *self.in_shape)
         self.out_shape = tuple(convolution.evaluate_output_shape(size)[2:])
         self.reset_parameters()
-
-    @property
-    def keeps_group(self) -> bool:
-        return self.kept.index == 1
 
     def reset_parameters(self, silent: bool = True, fitted: bool = False) -> None:
         """Zeros, or, not ``silent``, random weights as of :meth:`SparseConvolution.reset_parameters`."""

@@ -11,14 +11,13 @@ import torch
 from escnn.nn import EquivariantModule, GeometricTensor
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, DataError, FieldTypeError
+from ...errors import ArgumentError, DataError, FieldTypeError, RelaxError, layer_name, naming
 from ...symmetry.groups.subgroup import Subgroup
 from ...symmetry.kernels.pathway import SWITCHED_OFF
 from ..affine import add_constant, constant_part, divide, expanded, linear_parameters
 from ..evidence_record import DETERMINED, Recorded, switched_off
 from ..field_types import check_input
-from .kernel_pathway import KernelPathway
-from .site_pathways import SitePathway
+from .signal_pathway import SignalPathway
 
 __all__ = ["CONVOLUTION", "RelaxedTranslation"]
 
@@ -44,7 +43,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     Attributes:
         sites: the pathways, by name.
         divisor: what the sum is divided by.
-        where: the layer's name in its model, for errors, where :func:`~escnn_relax.relax_translation` made it.
+        where: the layer's name in its model, for errors, if :func:`~escnn_relax.relax_translation` made it.
         log_precision, effective_dimension: of the convolution and then of each pathway, see
             :class:`~escnn_relax.nn.evidence_record.Recorded`. The convolution's precision is the smallest of its
             weights', since any of them keeps it alive.
@@ -65,26 +64,26 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     True
     """
 
-    sites: Any  # a ModuleDict of SitePathway
+    sites: Any  # a ModuleDict of SignalPathway
 
     def __init__(
         self,
         convolution: EquivariantModule,
         in_shape: Sequence[int],
-        pathways: Mapping[str, SitePathway | KernelPathway],
+        pathways: Mapping[str, SignalPathway],
         average: bool = False,
     ) -> None:
         super().__init__()
-        self.where = where = type(self).__name__
+        self.where = ""
         if not isinstance(convolution, EquivariantModule):
             remedy = "pass a convolution of escnn or escnn_relax"
             raise FieldTypeError(
-                where, expected="a steerable convolution", got=type(convolution).__name__, remedy=remedy
+                type(self), expected="a steerable convolution", got=type(convolution).__name__, remedy=remedy
             )
         if not pathways or CONVOLUTION in pathways:
             remedy = "choose another name for the pathway"
             raise ArgumentError(
-                where, expected=f"pathways, none called {CONVOLUTION!r}", got=list(pathways), remedy=remedy
+                type(self), expected=f"pathways, none called {CONVOLUTION!r}", got=list(pathways), remedy=remedy
             )
         self.in_type, self.out_type, self.space = convolution.in_type, convolution.out_type, convolution.in_type.gspace
         self.in_shape, self.divisor = tuple(in_shape), 1 + len(pathways) if average else 1
@@ -92,14 +91,14 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         self.out_shape = tuple(convolution.evaluate_output_shape(size)[2:])
         for name, pathway in pathways.items():
             types = [getattr(pathway, t, type(pathway).__name__) for t in ("in_type", "out_type")]
-            if not isinstance(pathway, (SitePathway, KernelPathway)) or types != [self.in_type, self.out_type]:
+            if not isinstance(pathway, SignalPathway) or types != [self.in_type, self.out_type]:
                 got = " to ".join(map(str, types))
                 expected = f"the pathway {name!r} to lead from {self.in_type} to {self.out_type}"
                 remedy = "make the pathway with the field types of the convolution"
-                raise FieldTypeError(where, expected=expected, got=got, remedy=remedy)
+                raise FieldTypeError(type(self), expected=expected, got=got, remedy=remedy)
             if (pathway.in_shape, pathway.out_shape) != (self.in_shape, self.out_shape):
                 raise ArgumentError(
-                    where,
+                    type(self),
                     f"the pathway {name!r} is of another spatial size",
                     expected=f"{self.in_shape} to {self.out_shape}",
                     got=f"{pathway.in_shape} to {pathway.out_shape}",
@@ -111,30 +110,39 @@ class RelaxedTranslation(Recorded, EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Raises ``FieldTypeError`` for an input of another type, ``ArgumentError`` for one of another spatial size."""
-        check_input(input, self.in_type, self.where)
-        for pathway in self.sites.values():
-            pathway.check(input.tensor)
-        total = self.convolution(input).tensor
-        for pathway in self.sites.values():
-            total = total + pathway(input.tensor)
+        check_input(input, self.in_type, self.where or type(self))
+        try:
+            for pathway in self.sites.values():
+                pathway.check(input.tensor)
+            total = self.convolution(input).tensor
+            for pathway in self.sites.values():
+                total = total + pathway(input.tensor)
+        except RelaxError as error:  # as naming does it, in a way that torch.compile reads
+            error.name_layer(self.where or type(self))
+            raise
         total = total / self.divisor if self.divisor != 1 else total
         return GeometricTensor(total, self.out_type, coords=None)
 
+    def _name(self) -> str:
+        """What errors call the layer: the name that whoever asks has for it, or else the one that it was given."""
+        return layer_name(self.where or type(self))
+
     def pathway_weights(self) -> dict[str, tuple[str, ...]]:
         """The names of the convolution's weights and of each pathway's, biases aside."""
-        own = linear_parameters(self.convolution, self.where)
-        found = {CONVOLUTION: tuple(f"convolution.{n}" for n in own if not n.endswith("bias"))}
+        with naming(self._name()):
+            inner = linear_parameters(self.convolution)
+        weights = {CONVOLUTION: tuple(f"convolution.{n}" for n in inner if not n.endswith("bias"))}
         for name, pathway in self.sites.items():
-            weights = (n for n, _ in pathway.named_parameters() if n.endswith(("weight", "weights")))
-            found[name] = tuple(f"sites.{name}.{n}" for n in weights)
-        return found
+            names = (n for n, _ in pathway.named_parameters() if n.endswith(("weight", "weights")))
+            weights[name] = tuple(f"sites.{name}.{n}" for n in names)
+        return weights
 
     def breaking_weights(self) -> tuple[str, ...]:
         """The names of those weights and biases that break translations, or, of a sparse kernel, the group."""
         return tuple(
             f"sites.{name}.{n}"
             for name, pathway in self.sites.items()
-            if not (isinstance(pathway, KernelPathway) and pathway.keeps_group)
+            if pathway.breaks
             for n, _ in pathway.named_parameters()
             if n.endswith(("weight", "weights", "bias"))
         )
@@ -148,9 +156,9 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     def stationary(self) -> tuple[str, ...]:
         """The summands that commute with translations: the convolution, and pathways that are convolutions
         themselves."""
-        return (CONVOLUTION, *(name for name, pathway in self.sites.items() if isinstance(pathway, KernelPathway)))
+        return (CONVOLUTION, *(name for name, pathway in self.sites.items() if pathway.stationary))
 
-    def energies(self, where: str = "") -> dict[str, float]:
+    def energies(self) -> dict[str, float]:
         r"""Share of the energy of the whole map in each summand, ``"convolution"`` first (fractions that sum to 1).
 
         The energy of a pathway :math:`x \mapsto W x + c` is :math:`|W|^2 + |c - \bar c|^2`: the squared Frobenius norm
@@ -160,7 +168,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         at the border; biases that it can say are counted nowhere.
 
         Raises:
-            DataError: NaN or infinite weights; ``where`` names the layer.
+            DataError: NaN or infinite weights.
         """
         places = torch.Size(self.out_shape).numel()
         squares = {CONVOLUTION: places * float(expanded(self.convolution)[0].double().square().sum())}
@@ -173,7 +181,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         for name, square in squares.items():
             if not math.isfinite(square):
                 raise DataError(
-                    where or self.where,
+                    self._name(),
                     f"NaN or infinite weights in the pathway {name!r}",
                     remedy="go back to a checkpoint with finite weights",
                 )
@@ -186,25 +194,22 @@ class RelaxedTranslation(Recorded, EquivariantModule):
             output: Tensor = pathway(next(pathway.parameters()).new_zeros(1, self.in_type.size, *self.in_shape))
         return output[0]
 
-    def switched_off(
-        self, energy: float = SWITCHED_OFF, determined: float = DETERMINED, where: str = ""
-    ) -> tuple[list[str], float]:
+    def switched_off(self, energy: float = SWITCHED_OFF, determined: float = DETERMINED) -> tuple[list[str], float]:
         """The pathways beside the convolution that are switched off, and the share of the energy in them (fraction).
 
-        See :func:`~escnn_relax.nn.evidence_record.switched_off` for the arguments, and :meth:`energies` for ``where``
-        and errors.
+        See :func:`~escnn_relax.nn.evidence_record.switched_off` for the arguments, and :meth:`energies` for errors.
         """
-        sizes = {name: sum(self.get_parameter(w).numel() for w in of) for name, of in self.pathway_weights().items()}
+        sizes = {
+            name: sum(self.get_parameter(w).numel() for w in names) for name, names in self.pathway_weights().items()
+        }
         fractions = {name: gamma / sizes[name] for name, gamma in zip(sizes, self.effective_dimension.tolist())}
         del fractions[CONVOLUTION]
-        return switched_off(self.energies(where), fractions, energy, determined)
+        return switched_off(self.energies(), fractions, energy, determined)
 
-    def living(
-        self, energy: float = SWITCHED_OFF, determined: float = DETERMINED, where: str = ""
-    ) -> dict[str, Subgroup]:
+    def living(self, energy: float = SWITCHED_OFF, determined: float = DETERMINED) -> dict[str, Subgroup]:
         """The other pathways, each with the group that it keeps."""
-        off, _ = self.switched_off(energy, determined, where)
-        return {name: pathway.kept for name, pathway in self.sites.items() if name not in off}
+        off, _ = self.switched_off(energy, determined)
+        return {name: pathway.subgroup for name, pathway in self.sites.items() if name not in off}
 
     @property
     def breaking_energy(self) -> float:
@@ -217,27 +222,28 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         if tuple(input_shape[1:]) != (self.in_type.size, *self.in_shape):
             expected = f"a shape (batch, {self.in_type.size}, {', '.join(map(str, self.in_shape))})"
             remedy = "pass inputs of the size that the layer was made for"
-            raise ArgumentError(type(self).__name__, expected=expected, got=tuple(input_shape), remedy=remedy)
+            raise ArgumentError(type(self), expected=expected, got=tuple(input_shape), remedy=remedy)
         return (input_shape[0], self.out_type.size, *self.out_shape)
 
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}, divided by {self.divisor}"
 
-    def reduced(self, convolution: EquivariantModule, kept: Sequence[str]) -> EquivariantModule:
+    def reduced(self, convolution: EquivariantModule, names: Sequence[str]) -> EquivariantModule:
         """A layer with another convolution, to be used up, and only some of the pathways; no more than the convolution
         if there are none. What its bias can say of the others' constants is added to it, and what an average divides by
         stays."""
         with torch.no_grad():
             for name, pathway in self.sites.items():
-                if name not in kept:
+                if name not in names:
                     add_constant(convolution, constant_part(convolution, self._constant(pathway)))
-            if not kept:
-                divide(convolution, self.divisor, self.where)
+            if not names:
+                with naming(self._name()):
+                    divide(convolution, self.divisor)
                 return convolution.train(self.training)
-            pathways = {name: copy.deepcopy(self.sites[name]) for name in kept}
+            pathways = {name: copy.deepcopy(self.sites[name]) for name in names}
             layer = RelaxedTranslation(convolution, self.in_shape, pathways)
             layer.divisor, layer.where = self.divisor, self.where
-            chosen = [0, *(1 + index for index, name in enumerate(self.sites) if name in kept)]
+            chosen = [0, *(1 + index for index, name in enumerate(self.sites) if name in names)]
             layer.log_precision.copy_(self.log_precision[chosen])
             layer.effective_dimension.copy_(self.effective_dimension[chosen])
             return layer.train(self.training)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...symmetry.grid.sites import Sites, TurnedFields, grid_points
 from ...symmetry.groups.subgroup import Subgroup
+from ..buffer_dict import BufferDict
 from .anchors import Anchors
 
 __all__ = ["SiteFields"]
@@ -24,7 +25,7 @@ class SiteFields(nn.Module):
         type: field type; ``None`` for ``channels`` scalars.
         channels: number of channels.
         shape: of the grid.
-        kept: the group under which the fields are regular.
+        subgroup: the group under which the fields are regular.
         anchors: sites between the pixels, ``None`` for the pixels themselves.
 
     Attributes:
@@ -36,11 +37,11 @@ class SiteFields(nn.Module):
     turned: Any  # a ModuleList of TurnedFields
 
     def __init__(
-        self, type: FieldType | None, channels: int, shape: Sequence[int], kept: Subgroup, anchors: Anchors | None
+        self, type: FieldType | None, channels: int, shape: Sequence[int], subgroup: Subgroup, anchors: Anchors | None
     ) -> None:
         super().__init__()
         self.shape, self.channels, self.anchors = tuple(shape), channels, anchors
-        self.sites = Sites(grid_points(shape), kept) if anchors is None else anchors.sites
+        self.sites = Sites(grid_points(shape), subgroup) if anchors is None else anchors.sites
         fields: dict[str, list[range]] = {}
         kinds = {}
         position = 0
@@ -50,11 +51,11 @@ class SiteFields(nn.Module):
             kinds[name] = representation
             fields.setdefault(name, []).append(range(position, position + size))
             position += size
-        self.turned = nn.ModuleList([TurnedFields(self.sites, r, kept) for r in kinds.values()])
-        self.counts = tuple(len(of) for of in fields.values())
+        self.turned = nn.ModuleList([TurnedFields(self.sites, r, subgroup) for r in kinds.values()])
+        self.counts = tuple(len(ranges) for ranges in fields.values())
         self.widths = tuple(self.sites.orbits * t.size for t in self.turned)
-        for n, of in enumerate(fields.values()):
-            self.register_buffer(f"channels_{n}", torch.tensor([list(c) for c in of]), persistent=False)
+        occupied = (torch.tensor([list(r) for r in ranges]) for ranges in fields.values())
+        self.occupied = BufferDict({str(n): places for n, places in enumerate(occupied)}, persistent=False)
 
     @property
     def pixels(self) -> int:
@@ -66,7 +67,7 @@ class SiteFields(nn.Module):
         flat = tensor.flatten(2)
         if self.anchors is not None:
             flat = flat @ self.anchors.matrix().to(flat.dtype)
-        return [turned(flat[:, getattr(self, f"channels_{n}")]) for n, turned in enumerate(self.turned)]
+        return [turned(flat[:, self.occupied[str(n)]]) for n, turned in enumerate(self.turned)]
 
     def write(self, parts: Sequence[Tensor]) -> Tensor:
         """The transpose: ``(N, fields, width, order)`` for each representation to ``(N, channels, *shape)``."""
@@ -76,7 +77,7 @@ class SiteFields(nn.Module):
         else:
             whole = signals[0].new_zeros(len(signals[0]), self.channels, signals[0].shape[-1])
             for n, signal in enumerate(signals):
-                whole = whole.index_copy(1, getattr(self, f"channels_{n}").flatten(), signal.flatten(1, 2))
+                whole = whole.index_copy(1, self.occupied[str(n)].flatten(), signal.flatten(1, 2))
         return whole.unflatten(2, self.shape)
 
     def spread(self, kind: int, part: Tensor) -> Tensor:

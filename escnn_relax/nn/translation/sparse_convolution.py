@@ -8,23 +8,24 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from escnn.group import Representation
-from escnn.gspaces import GSpace, GSpace2D, GSpace3D
+from escnn.gspaces import GSpace
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import ArgumentError
-from ...symmetry.grid.sites import Sites, grid_points, largest_grid_subgroup, permutes
-from ...symmetry.groups.lattice import subgroup, subgroups
+from ...deprecation import warn_former
+from ...errors import ArgumentError, naming
+from ...symmetry.grid.sites import Sites, largest_grid_subgroup
+from ...symmetry.groups.lattice import subgroup as find_subgroup
+from ...symmetry.groups.lattice import subgroups
 from ...symmetry.groups.subgroup import Subgroup
 from ..field_types import check_input, check_types
 from ..kernels.pathway_sum import PathwayKernel
 from .anchors import Anchors
+from .orbit_kernels import fit_weights, invariant_biases, orbit_kernels
 
-__all__ = ["SparseConvolution", "SparseR2Conv", "SparseR3Conv"]
+__all__ = ["SparseConvolution"]
 
 PADDINGS = ("zeros", "reflect", "replicate", "circular")
 #: One number for all axes, or one for each.
@@ -46,10 +47,9 @@ class SparseConvolution(EquivariantModule):
         fraction: anchors for each pixel of the kernel (fraction).
         omega, learn_omega: inverse length scale (1 / pixels), and whether it is a parameter ``log_omega``, which
             :func:`~escnn_relax.fit` moves up the evidence (:class:`~escnn_relax.nn.translation.anchors.Anchors`).
-        kept: the group under which the layer is equivariant: ``"group"`` (the largest finite subgroup that permutes the
+        subgroup: under which the layer is equivariant: ``"group"`` (the largest finite subgroup that permutes the
             pixels), ``"free"``, or the id of a finite subgroup.
         seed: of the anchors.
-        where: the name of the layer, for errors and warnings; the class by default.
 
     Raises:
         FieldTypeError, SubgroupError, ArgumentError: types, subgroups or numbers that do not fit.
@@ -69,7 +69,7 @@ class SparseConvolution(EquivariantModule):
     dilation: Sizes
     padding_mode: str
     groups: int
-    kept: Subgroup
+    subgroup: Subgroup
     bias: nn.Parameter | None
     bias_expansion: Tensor
 
@@ -88,71 +88,74 @@ class SparseConvolution(EquivariantModule):
         fraction: float = 0.5,
         omega: float = 1.0,
         learn_omega: bool = False,
-        kept: Any = "group",
+        subgroup: Any = "group",
         seed: int = 0,
-        where: str = "",
+        kept: Any = None,
     ) -> None:
         super().__init__()
-        self.where = name = where or type(self).__name__
-        check_types(in_type, out_type, self._gspace, groups, name)
+        if kept is not None:
+            warn_former(f"{type(self).__name__}(kept=)", f"{type(self).__name__}(subgroup=)")
+            subgroup = kept
+        check_types(in_type, out_type, self._gspace, groups, type(self))
         sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
-        smallest = min(n - (k != "padding") for k, of in sizes.items() for n in self._each(of))
+        smallest = min(n - (k != "padding") for k, size in sizes.items() for n in self._each(size))
         if not isinstance(kernel_size, Integral) or smallest < 0:
             remedy = "pass positive sizes, and kernel_size as one number"
             raise ArgumentError(
-                name, expected="positive sizes, and one size of kernel for all axes", got=sizes, remedy=remedy
+                type(self), expected="positive sizes, and one size of kernel for all axes", got=sizes, remedy=remedy
             )
         if padding_mode not in PADDINGS:
             remedy = "leave it out for 'zeros'"
             raise ArgumentError(
-                name, expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode), remedy=remedy
+                type(self), expected=f"padding_mode out of {list(PADDINGS)}", got=repr(padding_mode), remedy=remedy
             )
         self.in_type, self.out_type, self.space = in_type, out_type, in_type.gspace
         self.kernel_size, self.padding, self.stride, self.dilation = kernel_size, padding, stride, dilation
         self.padding_mode, self.groups = padding_mode, groups
         shape = (kernel_size,) * self.d
-        kept = self._subgroup(kept, shape)
-        self._construct(kept, Anchors(shape, kept, fraction, omega, learn_omega, seed, name), bias)
+        with naming(type(self)):
+            chosen = self._chosen_subgroup(subgroup, shape)
+            self._construct(chosen, Anchors(shape, chosen, fraction, omega, learn_omega, seed, layer=type(self)), bias)
         self.reset_parameters()
 
-    def _construct(self, kept: Subgroup, anchors: Anchors, bias: bool) -> None:
+    def _construct(self, subgroup: Subgroup, anchors: Anchors, bias: bool) -> None:
         """The parameters, and what expands them."""
-        self.kept, self.anchors = kept, anchors
+        self.subgroup, self.anchors = subgroup, anchors
         in_reprs, out_reprs = (
             self.in_type.representations[: len(self.in_type) // self.groups],
             self.out_type.representations,
         )
         pairs = [(i, o) for i in dict.fromkeys(in_reprs) for o in dict.fromkeys(out_reprs)]
         dtype = anchors.pixels.dtype
-        bases = {(i.name, o.name): _orbit_kernels(anchors.sites, kept, i, o, dtype) for i, o in pairs}
+        bases = {(i.name, o.name): orbit_kernels(anchors.sites, subgroup, i, o, dtype) for i, o in pairs}
         self.kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases})
         self.weights = nn.Parameter(torch.zeros(self.kernel.dimensions["equivariant"], dtype=dtype))
         self.bias = None
         if bias:
-            expansion = _invariant_biases(self.out_type).to(dtype)
+            expansion = invariant_biases(self.out_type).to(dtype)
             self.bias = nn.Parameter(torch.zeros(expansion.shape[1], dtype=dtype)) if expansion.shape[1] else None
             self.register_buffer("bias_expansion", expansion)
 
     def _each(self, sizes: Sizes) -> tuple[int, ...]:
         """A number for each axis."""
-        found = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * self.d
-        if len(found) != self.d or not all(isinstance(n, Integral) for n in found):
+        numbers = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,) * self.d
+        if len(numbers) != self.d or not all(isinstance(n, Integral) for n in numbers):
             remedy = "pass an int, or a tuple with one for each axis"
             raise ArgumentError(
-                type(self).__name__, expected=f"a whole number, or {self.d} of them", got=repr(sizes), remedy=remedy
+                type(self), expected=f"a whole number, or {self.d} of them", got=repr(sizes), remedy=remedy
             )
-        return found
+        return numbers
 
-    def _subgroup(self, kept: Any, shape: Sequence[int]) -> Subgroup:
-        if isinstance(kept, str) and kept in ("group", "free"):
-            if kept == "group":
-                return largest_grid_subgroup(self.space, shape, self.where)
+    def _chosen_subgroup(self, id: Any, shape: Sequence[int]) -> Subgroup:
+        if isinstance(id, str) and id in ("group", "free"):
+            if id == "group":
+                return largest_grid_subgroup(self.space, shape)
             return next(h for h in subgroups(self.space) if h.order == 1)
-        found = subgroup(self.space, kept, self.where)
-        if found.order < 0:
+        chosen = find_subgroup(self.space, id)
+        if chosen.order < 0:
             remedy = "pass a finite one, such as 4 for quarter turns"
-            raise ArgumentError(self.where, expected="kept to be a finite subgroup", got=found.name, remedy=remedy)
-        return found
+            raise ArgumentError(type(self), expected="subgroup to be a finite one", got=chosen.name, remedy=remedy)
+        return chosen
 
     def reset_parameters(self, fitted: bool = False) -> None:
         r"""Random weights and no bias.
@@ -168,7 +171,7 @@ class SparseConvolution(EquivariantModule):
         """
         with torch.no_grad():
             if fitted:
-                self.weights.copy_(self._fit())
+                self.weights.copy_(fit_weights(self))
             else:
                 self.weights.normal_()
                 kernel = self.expand_parameters()[0]
@@ -177,29 +180,7 @@ class SparseConvolution(EquivariantModule):
             if self.bias is not None:
                 self.bias.zero_()
 
-    def _fit(self) -> Tensor:
-        """Least-squares weights for a random kernel on the pixels."""
-        shape = (self.kernel_size,) * self.d
-        in_reprs, out_reprs = (
-            self.in_type.representations[: len(self.in_type) // self.groups],
-            self.out_type.representations,
-        )
-        known = {r.name: r for r in (*in_reprs, *out_reprs)}
-        kept = max((h for h in subgroups(self.space) if h <= self.kept and permutes(h, shape)), key=lambda h: h.order)
-        pixels, matrix = Sites(grid_points(shape), kept), self.anchors.matrix().double()
-        bound = math.sqrt(6 / (self.kernel.in_size * matrix.shape[0]))
-        found = torch.zeros(self.weights.shape, dtype=torch.float64, device=self.weights.device)
-        for block in self.kernel.blocks["equivariant"]:
-            kernels = _orbit_kernels(pixels, kept, known[block.in_name], known[block.out_name], torch.float64)
-            drawn = torch.empty(block.outputs * block.inputs, len(kernels)).uniform_(-bound, bound).double()
-            share = pixels.share.double().repeat_interleave(len(kernels) // pixels.orbits)
-            target = ((drawn * share) @ kernels.flatten(1)).to(matrix.device)
-            basis = (self.kernel.basis(block).double() @ matrix.T).flatten(1)
-            # few anchors crowd, and their kernels may be dependent
-            found[block.start : block.stop] = (target @ torch.linalg.pinv(basis, rtol=1e-10)).flatten()
-        return found
-
-    def between(self, in_type: FieldType, out_type: FieldType, kept: Subgroup) -> SparseConvolution:
+    def between(self, in_type: FieldType, out_type: FieldType, subgroup: Subgroup) -> SparseConvolution:
         """The same kernel and bias between fields of the same sizes, with the weights of a layer that keeps a smaller
         group.
 
@@ -207,19 +188,19 @@ class SparseConvolution(EquivariantModule):
 
         Args:
             in_type, out_type: the field types as representations of a subgroup, channel by channel the same matrices.
-            kept: of their G-space; its elements are among those that this layer keeps.
+            subgroup: of their G-space; its elements are among those that this layer keeps.
         """
         new = type(self).__new__(type(self))
         EquivariantModule.__init__(new)
         new.in_type, new.out_type, new.space = in_type, out_type, in_type.gspace
-        for name in ("where", "kernel_size", "padding", "stride", "dilation", "padding_mode", "groups"):
+        for name in ("kernel_size", "padding", "stride", "dilation", "padding_mode", "groups"):
             setattr(new, name, getattr(self, name))
         points = self.anchors.anchors.cpu().numpy()
-        order = Sites(points, kept).index.flatten()  # orbit by orbit, as where the layer is built anew
+        order = Sites(points, subgroup).index.flatten()  # orbit by orbit, as where the layer is built anew
         anchors, state = copy.deepcopy(self.anchors), self.anchors.state_dict()
-        anchors.sites = sites = Sites(points[order], kept).to(self.weights)
+        anchors.sites = sites = Sites(points[order], subgroup).to(self.weights)
         anchors.load_state_dict({**state, "anchors": state["anchors"][order]})
-        new._construct(kept, anchors, self.bias is not None)
+        new._construct(subgroup, anchors, self.bias is not None)
         new.to(self.weights)
         with torch.no_grad():
             at_anchors = self.kernel({"equivariant": self.weights})[..., order]
@@ -245,7 +226,7 @@ class SparseConvolution(EquivariantModule):
 
     def forward(self, input: GeometricTensor) -> GeometricTensor:
         """Convolve; raises ``FieldTypeError`` for an input of another type."""
-        check_input(input, self.in_type, self.where)
+        check_input(input, self.in_type, type(self))
         kernel, bias = self.expand_parameters()
         return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
 
@@ -282,58 +263,11 @@ class SparseConvolution(EquivariantModule):
         return layer
 
     def extra_repr(self) -> str:
-        text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, kept={self.kept.name}"
+        text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, subgroup={self.subgroup.name}"
         return f"{text}, anchors={len(self.anchors.sites)}"
 
-
-class SparseR2Conv(SparseConvolution):
-    __doc__ = (
-        (SparseConvolution.__doc__ or "")
-        + """
-    >>> from escnn import gspaces, nn
-    >>> space = gspaces.rot2dOnR2(4)
-    >>> gray, fields = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
-    >>> layer = SparseR2Conv(gray, fields, 5, padding=2)
-    >>> layer.weights.shape, layer(gray(torch.randn(2, 1, 9, 9))).shape
-    (torch.Size([12]), torch.Size([2, 4, 9, 9]))
-    """
-    )
-
-    d, _gspace = 2, GSpace2D
-
-
-class SparseR3Conv(SparseConvolution):
-    __doc__ = (
-        (SparseConvolution.__doc__ or "")
-        + """
-    >>> from escnn import gspaces, nn
-    >>> space = gspaces.invOnR3()
-    >>> gray, signs = nn.FieldType(space, [space.trivial_repr]), nn.FieldType(space, [space.regular_repr])
-    >>> SparseR3Conv(gray, signs, 3).weights.shape
-    torch.Size([14])
-    """
-    )
-
-    d, _gspace = 3, GSpace3D
-
-
-def _orbit_kernels(sites: Sites, kept: Subgroup, i: Representation, o: Representation, dtype: torch.dtype) -> Tensor:
-    """One kernel for each orbit and each entry of the matrix there, ``(orbits * o * i, o size, i size, sites)``."""
-    left = torch.as_tensor(np.stack([np.asarray(o(g)) for g in kept.elements]), dtype=dtype)  # (order, o, o)
-    right = torch.as_tensor(np.stack([np.asarray(i(g)) for g in kept.elements]), dtype=dtype)
-    turned = torch.einsum("gpa,gqb->abpqg", left, right)  # rho_out E_ab rho_in^T
-    kernels = turned.new_zeros(sites.orbits, *turned.shape[:4], len(sites))
-    for r, points in enumerate(sites.index):
-        kernels[r].index_add_(4, points.cpu(), turned * float(sites.share[r]))
-    return kernels.flatten(0, 2)
-
-
-def _invariant_biases(out_type: FieldType) -> Tensor:
-    """The constant fields that the group leaves alone, in columns, shape ``(channels, trivial irreps)``."""
-    blocks = []
-    for r in out_type.representations:
-        sizes = [r.group.irrep(*id).size for id in r.irreps]
-        starts = np.cumsum([0, *sizes])
-        trivial = [start for start, id in zip(starts, r.irreps) if r.group.irrep(*id).is_trivial()]
-        blocks.append(torch.as_tensor(np.asarray(r.change_of_basis)[:, trivial], dtype=torch.get_default_dtype()))
-    return torch.block_diag(*blocks)
+    @property
+    def kept(self) -> Subgroup:
+        """What ``subgroup`` was called."""
+        warn_former(f"{type(self).__name__}.kept", f"{type(self).__name__}.subgroup")
+        return self.subgroup

@@ -164,7 +164,7 @@ def transfer(parent: nn.Module, child: nn.Module) -> nn.Module:
                 for (_, theirs), (_, ours) in zip(_entries(a), _entries(b), strict=True):
                     ours.copy_(theirs)
                 continue
-            maps = block_maps(a, b, type(a).__name__, polish=False)
+            maps = block_maps(a, b, polish=False)
             b.weights.copy_(carry_weights(a.weights, a, b, maps))
             if a.bias is not None:
                 b.bias.copy_(a.bias.detach().double().cpu() @ bias_map(a, b)[0])

@@ -13,7 +13,7 @@ from torch import nn
 from ...curvature.batches import batches, call
 from ...errors import DataError, UnsupportedModuleError
 from ...evidence.random_state import random_state_kept
-from ...morphism.module_tree import replace_modules
+from ...morphism.module_tree import copy_module
 
 __all__ = ["check_order", "calls"]
 
@@ -61,7 +61,7 @@ def calls(model: nn.Module, loader: Iterable[Any]) -> list[str]:
     if hasattr(loader, "__next__"):
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
-    copied = replace_modules(model, lambda name, module: None)
+    copied = copy_module(model)
     sequence: list[str] = []
     for name, module in copied.named_modules():
         if isinstance(module, EquivariantModule) and not any(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ...curvature.batches import batches, call
-from ...errors import ArgumentError
+from ...errors import ArgumentError, naming
 from ...evidence import Evidence
 from ...evidence.settings import with_ties
 from ...morphism.mix import mixed_layers
@@ -128,7 +128,8 @@ def differentiate(
         hypersteps=hypersteps, discretise=discretise, retrain=retrain, record_every=record_every, seed=seed,
     )  # fmt: skip
     settings.check()
-    mixed_layers(model, "differentiate")
+    with naming("differentiate"):
+        mixed_layers(model)
     initial = copy.deepcopy(model)
     searched = copy.deepcopy(model)
     layers = mixed_layers(searched)

@@ -15,7 +15,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError
+from ...errors import ArgumentError, layer_name
 
 __all__ = ["RANGE", "interpolation", "sufficient_noise"]
 
@@ -26,7 +26,12 @@ RANGE = (1e-6, 1e6)
 
 
 def interpolation(
-    anchors: Tensor, sites: Tensor, omega: Tensor, scale: float = 1.0, noise: float = 0.01, where: str = "interpolation"
+    anchors: Tensor,
+    sites: Tensor,
+    omega: Tensor,
+    scale: float = 1.0,
+    noise: float = 0.01,
+    layer: str | type = "interpolation",
 ) -> Tensor:
     """The matrix from values at anchors to values at sites, shape ``(S, P)``; differentiable in ``omega``.
 
@@ -35,7 +40,7 @@ def interpolation(
         omega: inverse length scale, a positive scalar (1 / pixels).
         scale: s.
         noise: standard deviation of the values at the anchors; keeps the system solvable.
-        where: the layer that asks, for errors and warnings.
+        layer: the class of the layer that asks, for errors and warnings.
 
     It is solved in float64. A system that is still singular gets more noise (:func:`sufficient_noise`), and a
     warning says how much.
@@ -50,9 +55,11 @@ def interpolation(
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    sufficient = sufficient_noise(anchors, omega, scale, noise, where)
+    sufficient = sufficient_noise(anchors, omega, scale, noise, layer)
     if sufficient != noise:
-        warnings.warn(f"{where}: singular with noise {noise:.3g}; {sufficient:.3g} is used instead", stacklevel=2)
+        warnings.warn(
+            f"{layer_name(layer)}: singular with noise {noise:.3g}; {sufficient:.3g} is used instead", stacklevel=2
+        )
     z, x = anchors.double(), sites.double()  # the system is nearly singular where anchors crowd
     anchor_covariance, cross_covariance = _covariance(z, z, omega, scale), _covariance(x, z, omega, scale)
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)
@@ -60,7 +67,7 @@ def interpolation(
 
 
 def sufficient_noise(
-    anchors: Tensor, omega: Tensor, scale: float = 1.0, noise: float = 0.01, where: str = "interpolation"
+    anchors: Tensor, omega: Tensor, scale: float = 1.0, noise: float = 0.01, layer: str | type = "interpolation"
 ) -> float:
     """The noise with which the system can be solved: the given one, or that raised tenfold until it can.
 
@@ -72,13 +79,13 @@ def sufficient_noise(
     """
     if anchors.dtype not in (torch.float32, torch.float64):
         remedy = "keep the layer in float32, under autocast where that is too slow"
-        raise ArgumentError(where, expected="float32 or float64", got=anchors.dtype, remedy=remedy)
+        raise ArgumentError(layer, expected="float32 or float64", got=anchors.dtype, remedy=remedy)
     value = float(omega.detach())
     if not (0 < scale < math.inf and 0 <= noise < math.inf and RANGE[0] <= value <= RANGE[1]):
         got = {"scale": scale, "noise": noise, "omega": value}
         expected = f"a positive scale and omega, omega between {RANGE[0]:g} and {RANGE[1]:g}, noise >= 0"
         remedy = "if omega ran away in training, let the evidence move it (fit) instead of the loss"
-        raise ArgumentError(where, expected=expected, got=got, remedy=remedy)
+        raise ArgumentError(layer, expected=expected, got=got, remedy=remedy)
     rounding = torch.finfo(torch.float64).eps / SOLVABLE
     if noise**2 >= rounding * len(anchors) * _amplitude(scale):  # the trace bounds the largest eigenvalue
         return noise
