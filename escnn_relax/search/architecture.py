@@ -32,7 +32,7 @@ def discretise(model: nn.Module, by: str | float = "argmax", *, monotone: bool =
             with at least that share, the largest always.
         monotone: choose (``"argmax"`` only) the chain of groups, each contained in the one before it, with the largest
             product of shares: symmetry never increases with depth, in the order in which the model registers its
-                layers.
+            layers.
 
     Raises:
         ArgumentError: an unknown rule, a threshold outside (0, 1], or layers of different groups for a monotone choice.

@@ -12,8 +12,8 @@ class Net(torch.nn.Module):  # an escnn network, blind to quarter turns
         super().__init__()
         c4 = gspaces.rot2dOnR2(4)
         self.gray, fields = enn.FieldType(c4, [c4.trivial_repr]), enn.FieldType(c4, 6 * [c4.regular_repr])
-        self.conv1, self.conv2 = enn.R2Conv(self.gray, fields, 5, padding=2), enn.R2Conv(fields, fields, 5, padding=2)
-        self.relu1, self.relu2 = enn.ReLU(fields), enn.ReLU(fields)
+        self.conv1, self.relu1 = enn.R2Conv(self.gray, fields, 5, padding=2), enn.ReLU(fields)
+        self.conv2, self.relu2 = enn.R2Conv(fields, fields, 5, padding=2), enn.ReLU(fields)
         self.pool, self.linear = enn.GroupPooling(fields), torch.nn.Linear(6, 2)
 
     def forward(self, x):

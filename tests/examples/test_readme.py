@@ -82,3 +82,12 @@ def test_links_lead_somewhere(page):
     path = ROOT / page
     targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
     assert [t for t in targets if not (path.parent / t).exists()] == []
+
+
+def test_the_map_of_the_house_is_true():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = "symmetry|nn|morphism|curvature|diagnosis|evidence|training|search|tests"
+    named = set(re.findall(rf"`((?:{rooms})/[\w/.]+)`", text))
+    assert len(named) > 30
+    forms = [(top, end) for top in ("", "escnn_relax") for end in ("", ".py")]
+    assert {n for n in named if not any((ROOT / top / f"{n}{end}").exists() for top, end in forms)} == set()

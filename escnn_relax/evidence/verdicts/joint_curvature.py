@@ -11,8 +11,8 @@ of all covered parameters if they are few enough, else of each layer's own. What
 with the posterior precision :math:`Q = hH + \Lambda` and the mean :math:`\hat w`, the likelihood left to the weights r,
 those of the rest (o) at their precisions, is :math:`\exp(\tilde b^\top r - \tfrac12 r^\top \tilde H r)` with
 
-.. math:: \tilde H = hH_{rr} - hH_{ro} Q_{oo}^{-1} hH_{or}, \qquad \tilde b = (Q \hat w)_r - hH_{ro} Q_{oo}^{-1} (Q \hat
-w)_o .
+.. math:: \tilde H = hH_{rr} - hH_{ro} Q_{oo}^{-1} hH_{or},
+    \qquad \tilde b = (Q \hat w)_r - hH_{ro} Q_{oo}^{-1} (Q \hat w)_o .
 
 Where the training ended before the mode, :math:`Q \hat w` is :math:`hH w - h \nabla L(w)` with the loss's slope there,
 which is its own at the mode. For a linear model with Gaussian noise that is exact, wherever w is. Curvature and

@@ -1,6 +1,6 @@
 r"""Kernels between two representations, kept by the pairs of irreps between which each of them maps.
 
-With orthogonal changes of basis, :math:`\rho = Q (\psi_1 \oplus \psi_2 \oplus \dots) Q^\top`, a kernel from the b-th
+With orthogonal changes of basis, :math:`\rho = Q (\psi_1 \oplus \psi_2 \oplus \ldots) Q^\top`, a kernel from the b-th
 irrep of the input to the a-th of the output is :math:`Q_{out}[:, a] \, K \, Q_{in}[:, b]^\top`. Kernels of different a
 or b are orthogonal, whatever they are; so the pathways of two representations are those of all pairs of their irreps,
 and those of equal pairs are equal. Of a regular field of the octahedral group, 3 x 3 x 3, 5760 kernels of 15 552
