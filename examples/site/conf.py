@@ -35,7 +35,7 @@ exclude_patterns = ["gallery/*.ipynb", "gallery/*.py", "gallery/*.zip", "gallery
 napoleon_use_ivar = True  # or attributes that are properties, too, are described twice
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
-suppress_warnings = ["config.cache", "myst.xref_missing", "myst.header"]
+suppress_warnings = ["config.cache", "ref.python", "myst.xref_missing", "myst.header"]
 
 
 sphinx_gallery_conf = {
