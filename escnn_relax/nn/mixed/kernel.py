@@ -14,8 +14,8 @@ from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ..buffer_dict import BufferDict, rename_entries
 from ..kernels.block_products import BlockProducts
 from ..kernels.pathway_sum import Block, PathwayKernel
-from ..mixed_sum import Share, SummandSum
 from .basis import MixtureBasis
+from .coefficient_sum import Share, SummandSum
 
 __all__ = ["MixtureKernel"]
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .kernels.block_products import Blocks, alike
-from .kernels.pathway_sum import Block
+from ..kernels.block_products import Blocks, alike
+from ..kernels.pathway_sum import Block
 
 __all__ = ["Share", "SummandSum"]
 
