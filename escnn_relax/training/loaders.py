@@ -114,8 +114,7 @@ def data_size(loader: Iterable[Any]) -> int:
         remedy = "pass a DataLoader or a list, something that can be gone through again"
         raise DataError("train_loader", "an iterator can be gone through only once", remedy=remedy)
     known = draws(loader)
-    if known is not None and distributed(loader):
-        return known.distinct
+    whole = known is not None and distributed(loader)  # of all processes
     if known is None:
         watch = Recurring()
         count = sum(len(target) for _, target in batches(loader, torch.device("cpu"), watch.through))
@@ -125,4 +124,5 @@ def data_size(loader: Iterable[Any]) -> int:
     check_batches(count)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    return int(summed(torch.tensor(count)))
+    together = int(summed(torch.tensor(0 if whole else count)))  # asked of all, whatever the others' loaders are
+    return count if whole else together

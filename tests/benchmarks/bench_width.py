@@ -428,9 +428,8 @@ def memory():
         try:
             evidence.refresh(batches)
         except MemoryLimitError as error:
-            what = f"MemoryLimitError: {error}"
-        same = all(torch.equal(v.nan_to_num(), state[k].nan_to_num()) for k, v in model.state_dict().items())
-        what += "" if same else "; the network is changed"
+            same = all(torch.equal(v.nan_to_num(), state[k].nan_to_num()) for k, v in model.state_dict().items())
+            what = f"MemoryLimitError: {error}; the network is {'as before' if same else 'changed'}"
         print(f"| {bound} | {what} | {time.process_time() - start:.0f} | {before:.2f}, {peak():.2f} |", flush=True)
         gc.collect()
 

@@ -22,7 +22,7 @@ from escnn_relax import Evidence, fit
 from escnn_relax.curvature.batches import batches
 from escnn_relax.curvature.processes import unpadded
 from escnn_relax.curvature.layers.wrappers import unwrapped
-from escnn_relax.errors import ArgumentError, DataError, UnsupportedModuleError
+from escnn_relax.errors import ArgumentError, RelaxError, UnsupportedModuleError
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR2Conv
 
@@ -101,6 +101,19 @@ def gated(rank):
     return history.evidence.closed, history.records[0].note, weights
 
 
+def state(net):
+    """Weights, buffers, gradients, modes and what is trained."""
+    tensors = {name: t.detach().clone() for name, t in net.state_dict().items()}
+    gradients = [p.grad is None for p in net.parameters()]
+    return tensors, gradients, [m.training for m in net.modules()], [p.requires_grad for p in net.parameters()]
+
+
+def same(one, other):
+    tensors, wanted = one[0], other[0]
+    alike = tensors.keys() == wanted.keys() and one[1:] == other[1:]
+    return alike and all(torch.equal(t.nan_to_num(), wanted[name].nan_to_num()) for name, t in tensors.items())
+
+
 def worker(rank, port, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -111,15 +124,19 @@ def worker(rank, port, results):
     for curvature in CURVATURES:
         wrapped = DistributedDataParallel(model())
         found[curvature] = refreshed(wrapped, loader, curvature)
-    errors = []
+    errors, kept = [], []
     other = model()
     with torch.no_grad():
         other.linear.weight += rank
+    short = {"epochs": 1, "burn_in": 0, "refresh_every": 1, "progress": False}
     for net, seen in ((other, loader), (model(), loader if rank else [])):
-        try:
-            Evidence(net).refresh(seen)
-        except DataError as error:
-            errors.append(str(error))
+        for ask in (lambda net, seen: Evidence(net).refresh(seen), lambda net, seen: fit(net, seen, **short)):
+            before = state(net)
+            try:
+                ask(net, seen)
+            except RelaxError as error:
+                errors.append(str(error))
+            kept.append(same(state(net), before))
     options = {"epochs": 2, "burn_in": 0, "refresh_every": 1, "progress": False}
     try:
         fit(DistributedDataParallel(model()), loader, **options)
@@ -127,7 +144,7 @@ def worker(rank, port, results):
         errors.append(str(error))
     history = fit(DistributedDataParallel(model(), find_unused_parameters=True), loader, **options)
     precisions, losses = [record.log_precision for record in history.records], [r.loss for r in history.records]
-    results[rank] = found, errors, precisions, losses, gated(rank), history.evidence.slopes.read()
+    results[rank] = found, errors, precisions, losses, gated(rank), history.evidence.slopes.read(), kept
     del wrapped  # before the group, see examples/several_processes.py
     distributed.destroy_process_group()
 
@@ -169,10 +186,14 @@ def test_a_process_alone_would_find_other_numbers():
 
 def test_errors_come_in_all_processes_by_name(found):
     for rank in (0, 1):
-        different, empty, waiting = found[rank][1]
+        *of_data, waiting = found[rank][1]
         assert "find_unused_parameters=True" in waiting
-        assert "linear.weight" in different and "process 1" in different
-        assert "process 0 had no batch" in empty
+        different, trained, empty, untrained = of_data
+        for message in (different, trained):
+            assert "linear.weight" in message and "process 1" in message
+        for message in (empty, untrained):
+            assert "process 0 had no batch" in message
+        assert found[rank][6] == 4 * [True]
 
 
 def test_training_decides_alike(found):
