@@ -3,6 +3,7 @@
 from importlib import metadata
 
 from . import _escnn
+from .former_modules import find_former_modules
 
 # Before anything else of ours, or the caller's, builds on escnn: see there for what is checked and mended, and why.
 _escnn.provide_wigner_matrices()
@@ -18,6 +19,7 @@ except metadata.PackageNotFoundError:  # sources that are not installed
     __version__ = "0.1.0.dev0"
 
 _escnn.make_picklable()
+find_former_modules()
 
 from .curvature.reader import Batches  # noqa: E402
 from .errors import RelaxError  # noqa: E402
