@@ -18,7 +18,7 @@ from ..errors import CurvatureError
 from .factors import Factor
 from .layers.extraction import Use
 from .layers.linear_map import LinearMap, WeightBlock
-from .sums.moments import accurate
+from .sums.moments import at_least_single
 
 __all__ = ["Approximation", "Batch"]
 
@@ -35,17 +35,17 @@ class Batch:
     """
 
     def __init__(self, layer: LinearMap, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
-        self.layer, self.inputs = layer, tuple(layer.prepare(accurate(x)) for x in inputs)
+        self.layer, self.inputs = layer, tuple(layer.prepare(at_least_single(x)) for x in inputs)
         self.counts = counts
 
     @cached_property
     def patches(self) -> Tensor:
         """Patches of all uses, shape ``(N, groups, C S, places)``."""
-        return _joined([self.layer.patches(x) for x in self.inputs])
+        return _join([self.layer.patches(x) for x in self.inputs])
 
     def gradients(self, uses: Sequence[Use]) -> Tensor:
         """One column at the same places, shape ``(N, groups, out channels / groups, places)``."""
-        return _joined([accurate(self.layer.gradients(use.gradient)) for use in uses])
+        return _join([at_least_single(self.layer.gradients(use.gradient)) for use in uses])
 
 
 class Approximation(ABC):
@@ -147,7 +147,7 @@ class Approximation(ABC):
         """Add up the sums of all processes; called only where there are several."""
         problem = f"the sums of several processes are not added up under {self.name!r}"
         raise CurvatureError(
-            self.layer_name, problem, remedy="define its gather() by escnn_relax.curvature.processes.summed"
+            self.layer_name, problem, remedy="define its gather() by escnn_relax.curvature.processes.sum_processes"
         )
 
     def rehearse(self) -> dict[str, tuple[Factor, ...]]:
@@ -167,5 +167,5 @@ class Approximation(ABC):
         return f"{self.layer_name}.{parameter}" if self.layer_name else parameter
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

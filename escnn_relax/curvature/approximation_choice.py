@@ -33,8 +33,8 @@ AUTOMATIC = "auto"
 #: cost of ``expand`` (98 %), while the cost of exact blocks grows with the square of the number of weights.
 LARGEST_EXACT = 256
 
-#: Bytes that exact blocks take for each of their entries, what decomposing the largest takes beside, and the part of the
-#: memory that is left to both.
+#: Bytes that exact blocks take for each of their entries, what decomposing the largest takes beside, and the part of
+#: the memory that is left to both.
 BYTES, ENDING, EXACT_PART = 16, DECOMPOSED, 1 / 4
 
 #: ``auto`` sketches A in layers whose kernels see more than so many numbers (input channels of a group x sites). There
@@ -72,8 +72,8 @@ def recipe(
         patches: for ``auto``, how many numbers the kernel of its layer sees at a place; ``expand`` where nothing is
             said.
         memory: MiB that a refresh may take, of which ``auto`` gives a quarter to exact blocks (16 P² bytes for P
-            weights, and 40 P² for decomposing the largest): the smallest parameters become exact, as many as fit. Without
-            it, those of at most :data:`LARGEST_EXACT` weights.
+            weights, and 40 P² for decomposing the largest): the smallest parameters become exact, as many as fit.
+            Without it, those of at most :data:`LARGEST_EXACT` weights.
 
     Raises:
         ArgumentError: an unknown name, a class instead of one of it, or no memory.

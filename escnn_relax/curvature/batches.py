@@ -13,13 +13,23 @@ from torch import Tensor, nn
 from ..errors import DataError, FieldTypeError
 from .reader import Query, Weighted, input_tensors, map_tensors, read, select_samples
 
-__all__ = ["answer", "batches", "call", "check_iterable", "check_weights", "counting", "detached", "first", "halves"]
+__all__ = [
+    "answer",
+    "batches",
+    "call",
+    "check_iterable",
+    "check_weights",
+    "detach_input",
+    "drop_uncounted",
+    "first",
+    "halves",
+]
 
 #: Minibatches of at least so many samples are taken in two parts.
 LARGE = 64
 
 
-def detached(input: Any) -> Any:
+def detach_input(input: Any) -> Any:
     """So that no gradient ends up in the user's data."""
 
     def alone(part: Any) -> Any:
@@ -48,7 +58,7 @@ def first(input: Any, samples: int, most: int) -> Any:
     return select_samples(input, slice(most), samples) if alone and samples > most and not _has_points(input) else input
 
 
-def counting(input: Any, target: Any) -> tuple[Any, Any]:
+def drop_uncounted(input: Any, target: Any) -> tuple[Any, Any]:
     """Without the samples whose weight is zero, where they can be left out: they tell nothing, nor do the rows that
     layers read of them. As it is if none counts."""
     if not isinstance(target, Weighted):
@@ -158,10 +168,13 @@ def batches(
         for tensor in input_tensors(input):
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise DataError(where, "NaN or infinite inputs", remedy="clean the data")
-        yield input, target if weight is None else Weighted(target, _checked(weight, len(target), where).to(device))
+        yield (
+            input,
+            target if weight is None else Weighted(target, _check_weight(weight, len(target), where).to(device)),
+        )
 
 
-def _checked(weight: Any, samples: int, where: str) -> Tensor:
+def _check_weight(weight: Any, samples: int, where: str) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.dim() or len(weight) != samples:
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         remedy = "pass one weight of at least 0 for each sample, as the third entry of a batch"

@@ -66,7 +66,7 @@ class Budget(TorchDispatchMode):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type != "meta":
                 self._count(tensor.untyped_storage())
         if self.now > self.limit:
-            raise self._exceeded(self.now, "what was alive when the limit was met", "more than")
+            raise self._limit_error(self.now, "what was alive when the limit was met", "more than")
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -131,15 +131,15 @@ class Budget(TorchDispatchMode):
         count = max((int(n * free // max(taken, 1)) for n, taken in known.items() if taken <= free), default=0)
         if not count:
             needed = self.now + reserve + min(taken for taken in known.values())
-            raise self._exceeded(needed, "the sums, the factors and a single sample")
+            raise self._limit_error(needed, "the sums, the factors and a single sample")
         return count
 
     def check(self, more: int, what: str) -> None:
         """Raise ``MemoryLimitError`` unless there is room for so many bytes."""
         if self.now + more > self.limit:
-            raise self._exceeded(self.now + more, what)
+            raise self._limit_error(self.now + more, what)
 
-    def _exceeded(self, needed: float, what: str, how: str = "at least") -> MemoryLimitError:
+    def _limit_error(self, needed: float, what: str, how: str = "at least") -> MemoryLimitError:
         return MemoryLimitError(
             "memory",
             f"a refresh cannot do with {self.limit / MIB / TENSORS:.6g} MiB",

@@ -26,7 +26,7 @@ from .layers.extraction import Extraction
 from .layers.known_layers import linear_map
 from .layers.linear_map import LinearMap
 from .layers.probe import check_samples
-from .layers.wrappers import unwrapped
+from .layers.wrappers import unwrap
 from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
 from .processes import check_alike
@@ -93,7 +93,7 @@ class Curvature:
         if not (samples in (None, AUTOMATIC) or (isinstance(samples, int) and samples >= 1)):
             expected = "a positive number, None for all outputs, or 'auto'"
             raise ArgumentError("samples", expected=expected, got=repr(samples), remedy="leave it out for 'auto'")
-        model = unwrapped(model)
+        model = unwrap(model)
         self.model, self.likelihood = model, likelihood_named(likelihood)
         self.approximation = approximation.name if isinstance(approximation, Approximation) else approximation
         self.samples, self.exact_bias, self.apart, self.memory = samples, bias == "exact", apart, memory

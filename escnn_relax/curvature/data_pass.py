@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikelihoodError
-from .batches import batches, counting, detached, first, halves
+from .batches import batches, detach_input, drop_uncounted, first, halves
 from .budget import Budget
 from .conventions import DECOMPOSED, FACTOR_BYTES
 from .enough import Enough
@@ -19,7 +19,7 @@ from .layers.extraction import Extraction
 from .layers.probe import probe
 from .likelihood import Likelihood
 from .likelihood.weights import broadcast_weight, split_weight
-from .processes import check_batches, several, summed, unpadded
+from .processes import check_batches, drop_padding, several, sum_processes
 from .reader import Weighted
 
 __all__ = ["DataPass", "Totals"]
@@ -86,7 +86,7 @@ class DataPass:
         device = next(self.model.parameters()).device
         losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
         pairs = batches(loader, device, progress)
-        pairs = unpadded(loader, pairs) if several() else pairs
+        pairs = drop_padding(loader, pairs) if several() else pairs
         parts = halves(pairs) if budget is None else budget.chunks(pairs, kind, lambda: _growth(layers))
         probed, targets = False, []
         for input, target in parts:
@@ -109,21 +109,17 @@ class DataPass:
         if several() and num_data:
             for layer in layers.values():
                 layer.gather()
-            total = summed(torch.tensor([float(num_data), observations], dtype=torch.float64))
-            num_data, observations, losses, constants = (
-                int(total[0]),
-                float(total[1]),
-                summed(losses),
-                summed(constants),
-            )
+            total = sum_processes(torch.tensor([float(num_data), observations], dtype=torch.float64))
+            num_data, observations = int(total[0]), float(total[1])
+            losses, constants = sum_processes(losses), sum_processes(constants)
         return Totals(losses, num_data, observations, constants)
 
     def add(
         self, input: Any, target: Any, layers: Mapping[LayerWeights, LayerCurvature], enough: Enough | None = None
     ) -> tuple[Tensor, float]:
         """Loss of each output, or of all together, and numbers observed, of samples that are handed to the layers."""
-        input, target = counting(input, target)
-        output = self.likelihood.tensor(self.extraction.forward(self.model, detached(input)))
+        input, target = drop_uncounted(input, target)
+        output = self.likelihood.tensor(self.extraction.forward(self.model, detach_input(input)))
         if len(output) != len(target):
             remedy = "pass one target for each sample of a batch"
             raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target), remedy=remedy)
@@ -167,7 +163,7 @@ class DataPass:
             self.coverage.layers, covered, lambda x: self.likelihood.tensor(self.extraction.forward(self.model, x)), few
         )
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-            self.extraction.find(self.likelihood.tensor(self.extraction.forward(self.model, detached(few))))
+            self.extraction.find(self.likelihood.tensor(self.extraction.forward(self.model, detach_input(few))))
         self.extraction.forget()
 
     def _constants(self, targets: Sequence[Any]) -> Tensor:

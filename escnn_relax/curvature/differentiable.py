@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .batches import batches, counting, detached, halves
+from .batches import batches, detach_input, drop_uncounted, halves
 from .curvature import Curvature
 from .factors import Factor
 
@@ -38,8 +38,8 @@ def differentiable_curvature(
     device = next(model.parameters()).device
     with extraction.open(model, tuple(parameters)):
         for whole, targets in halves(batches(loader, device)):
-            input, target = counting(whole, targets)
-            output = likelihood.tensor(extraction.forward(model, detached(input)))
+            input, target = drop_uncounted(whole, targets)
+            output = likelihood.tensor(extraction.forward(model, detach_input(input)))
             likelihood.check(output, target)
             layers = {part: curvature.layer_curvature(part) for part in curvature.coverage.weights}
             columns = likelihood.columns(output, target=target)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import LikelihoodError
 from .approximation import Batch
-from .batches import detached
+from .batches import detach_input
 from .curvature import Curvature
 from .layers.coverage import LayerWeights
 from .layers.known_layers import linear_map
@@ -59,7 +59,9 @@ def rows(
     derivatives: dict[str, list[Tensor]] = {n: [] for n in curvature.covered if names is None or n in names}
     with curvature.extraction.open(curvature.model):
         output = curvature.likelihood.tensor(
-            curvature.extraction.forward(curvature.model, map_tensors(detached(input), lambda part: part.to(device)))
+            curvature.extraction.forward(
+                curvature.model, map_tensors(detach_input(input), lambda part: part.to(device))
+            )
         )
         batches: dict[LayerWeights, Batch] = {}
         for uses in curvature.extraction.backward(output, columns(output)):

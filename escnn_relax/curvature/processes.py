@@ -15,16 +15,16 @@ from ..errors import DataError
 from .reader import select_samples
 
 __all__ = [
-    "agreed",
+    "broadcast_first",
     "check_alike",
     "check_batches",
     "distributed",
-    "gathered",
+    "gather_processes",
     "processes",
     "rank",
     "several",
-    "summed",
-    "unpadded",
+    "sum_processes",
+    "drop_padding",
 ]
 
 
@@ -50,7 +50,7 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-def summed(tensor: Tensor) -> Tensor:
+def sum_processes(tensor: Tensor) -> Tensor:
     """The sum over all processes, the same bits in each."""
     if not several():
         return tensor
@@ -59,7 +59,7 @@ def summed(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
-def agreed(tensor: Tensor) -> Tensor:
+def broadcast_first(tensor: Tensor) -> Tensor:
     """That of the first process."""
     if not several():
         return tensor
@@ -68,7 +68,7 @@ def agreed(tensor: Tensor) -> Tensor:
     return first.to(tensor.device)
 
 
-def gathered(value: Any) -> list[Any]:
+def gather_processes(value: Any) -> list[Any]:
     """That of every process, in their order; tensors come on the CPU."""
     if not several():
         return [value]
@@ -82,7 +82,7 @@ def check_alike(model: nn.Module) -> None:
     if not several():
         return
     sums = {n: (tuple(t.shape), float(t.detach().double().sum())) for n, t in model.named_parameters()}
-    others = gathered(sums)
+    others = gather_processes(sums)
     for number, other in enumerate(others):
         names = sorted(n for n in {*others[0], *other} if others[0].get(n) != other.get(n))
         if names:
@@ -97,21 +97,21 @@ def check_batches(count: int) -> None:
     """Raise ``DataError`` in all processes where one of them had no data."""
     if not several():
         return
-    empty = [number for number, amount in enumerate(gathered(count)) if not amount]
+    empty = [number for number, amount in enumerate(gather_processes(count)) if not amount]
     if empty:
         raise DataError("loader", f"process {empty[0]} had no batch", remedy="give every process a share of the data")
 
 
-def unpadded(loader: Any, pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+def drop_padding(loader: Any, pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
     """What a loader yields, read as pairs, without the samples that its ``DistributedSampler`` repeats to give all
     processes as many."""
-    repeated, last = _repeated(loader), None
+    repeated, last = _repetitions(loader), None
     for pair in pairs:
         if last is not None:
             yield last
         last = pair
     if last is not None and repeated:
-        last = _shortened(*last, repeated)
+        last = _drop_last(*last, repeated)
     if last is not None:
         yield last
 
@@ -121,7 +121,7 @@ def distributed(loader: Any) -> bool:
     return isinstance(getattr(loader, "sampler", None), DistributedSampler)
 
 
-def _repeated(loader: Any) -> int:
+def _repetitions(loader: Any) -> int:
     """How many of the last samples of this process another one has, too."""
     if not distributed(loader):
         return 0
@@ -130,7 +130,7 @@ def _repeated(loader: Any) -> int:
     return sum(place >= size for place in range(sampler.rank, sampler.total_size, sampler.num_replicas))
 
 
-def _shortened(input: Any, target: Any, count: int) -> tuple[Any, Any] | None:
+def _drop_last(input: Any, target: Any, count: int) -> tuple[Any, Any] | None:
     left = len(target) - count
     if left <= 0:
         return None

@@ -138,20 +138,20 @@ def read(batch: Any, where: str) -> Batch:
         return batch
     if hasattr(batch, "_asdict"):  # a named tuple
         named = batch._asdict()
-        return _named(named, where) if any(name in named for name in TARGETS) else _paired(batch, where)
+        return _read_named(named, where) if any(name in named for name in TARGETS) else _read_pair(batch, where)
     if isinstance(batch, Mapping):
-        return _named(batch, where)
-    return _paired(batch, where)
+        return _read_named(batch, where)
+    return _read_pair(batch, where)
 
 
-def _paired(batch: Any, where: str) -> Batch:
+def _read_pair(batch: Any, where: str) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise DataError(where, expected="a pair (input, target)", got=got, remedy=_REMEDY)
     return Batch(*batch)
 
 
-def _named(batch: Mapping[str, Any], where: str) -> Batch:
+def _read_named(batch: Mapping[str, Any], where: str) -> Batch:
     targets, weights = ([name for name in names if name in batch] for names in (TARGETS, WEIGHTS))
     inputs = {n: v for n, v in batch.items() if n not in (*targets, *weights, *NUMBERS)}
     if len(targets) != 1 or len(weights) > 1 or not inputs:

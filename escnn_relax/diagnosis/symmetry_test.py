@@ -15,7 +15,7 @@ from escnn.nn import FieldType
 from torch import Tensor, nn
 
 from ..curvature.batches import batches, check_weights
-from ..curvature.layers.wrappers import unwrapped
+from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
 from ..curvature.likelihood import likelihood as likelihood_named
 from ..errors import ArgumentError
@@ -115,7 +115,7 @@ def symmetry_test(
     ([('irrep_1', True), ('irrep_2', True)], 'trivial')
     """
     _check(draws, initialisations, groups, level)
-    model = unwrapped(model)
+    model = unwrap(model)
     check_weights(model)
     objective = likelihood_named(likelihood) if loss is None else loss
     devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []

@@ -26,9 +26,9 @@ from ..curvature.curvature import Curvature
 from ..curvature.enough import Enough
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.layers.coverage import join
-from ..curvature.layers.wrappers import unwrapped
+from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
-from ..curvature.processes import agreed, several
+from ..curvature.processes import broadcast_first, several
 from ..curvature.reader import Weighted
 from ..diagnosis import SymmetryTest
 from ..errors import ArgumentError, CoverageError, DataError
@@ -143,7 +143,7 @@ class Evidence:
             remedy = "pass len(train_set), or leave it out and refresh on all the data first"
             raise ArgumentError("num_data", expected="the number of training samples", got=num_data, remedy=remedy)
         self.settings, wanted, noisy = regrouped(curvature, prior, noise, former)
-        self.model = model = unwrapped(model)
+        self.model = model = unwrap(model)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
         if not self.layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
@@ -467,9 +467,9 @@ class Evidence:
         fixed = FixedWeights(self.spectrum, self.prior, self.squares())
         logs, noise = updated(fixed, self.log_precision, self.noise, method, steps, damping, rate)
         if several():  # another machine's processor may round otherwise
-            moved = agreed(torch.tensor([*logs.values()], dtype=torch.float64))
+            moved = broadcast_first(torch.tensor([*logs.values()], dtype=torch.float64))
             logs = dict(zip(logs, moved.tolist()))
-            noise = noise.at(agreed(torch.as_tensor(noise.log, dtype=torch.float64)))
+            noise = noise.at(broadcast_first(torch.as_tensor(noise.log, dtype=torch.float64)))
         self.log_precision.update(logs)
         self.log_noise = noise.log  # with a noise of each output, the curvature is now another sum over them
         self.publish()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..curvature.processes import summed
+from ..curvature.processes import sum_processes
 from ..nn.last_decision import fingerprint
 from ..nn.steerable import SteerableConvolution
 
@@ -51,8 +51,8 @@ class Slopes:
 
     def end(self) -> None:
         """The training has ended, in all processes: these are the weights."""
-        self._count = int(summed(torch.tensor(self._count)))
-        self._sums = {n: summed(total).cpu() for n, total in sorted(self._sums.items())}
+        self._count = int(sum_processes(torch.tensor(self._count)))
+        self._sums = {n: sum_processes(total).cpu() for n, total in sorted(self._sums.items())}
         self._prints = {n: fingerprint(layer) for n, layer in self._layers.items()}
 
     def read(self) -> dict[str, Tensor] | None:

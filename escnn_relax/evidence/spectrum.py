@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.estimate import CurvatureEstimate
-from ..curvature.processes import agreed
+from ..curvature.processes import broadcast_first
 from ..errors import CurvatureError
 from .noise import Noise
 from .terms import EvidenceTerms, complexity, effective_dimension
@@ -61,9 +61,9 @@ class Spectrum:
         """That of the first process, so that all decide alike."""
         return replace(
             self,
-            values={n: agreed(v) for n, v in self.values.items()},
-            losses=agreed(self.losses),
-            constants=agreed(self.constants),
+            values={n: broadcast_first(v) for n, v in self.values.items()},
+            losses=broadcast_first(self.losses),
+            constants=broadcast_first(self.constants),
         )
 
     @property

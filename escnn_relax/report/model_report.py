@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..curvature.layers.wrappers import unwrapped
+from ..curvature.layers.wrappers import unwrap
 from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..evidence import Evidence, survivors
 from ..evidence.evidence import CONSTANT
@@ -119,7 +119,7 @@ def report(
     >>> [(p.name, p.energy) for p in report(relaxed).layers[0].pathways]
     [('equivariant', 1.0), ('irrep_1', 0.0), ('irrep_2', 0.0)]
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     relaxed: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
     if not relaxed:
         raise UnsupportedModuleError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..curvature.layers.wrappers import unwrapped
+from ..curvature.layers.wrappers import unwrap
 from ..errors import ArgumentError, nearest
 from ..evidence.evidence import Evidence
 from ..evidence.settings import FormerKeywords
@@ -37,8 +37,8 @@ def check_evidence_options(
     Args:
         signature: of ``fit``, whose arguments are suggested, too.
     """
-    if evidence is not None and (options or evidence.model is not unwrapped(model)):
-        another = evidence.model is not unwrapped(model)
+    if evidence is not None and (options or evidence.model is not unwrap(model)):
+        another = evidence.model is not unwrap(model)
         problem = "an evidence of another model" if another else "both evidence and options for one"
         raise ArgumentError("fit", problem, got=sorted(options) or None, remedy="pass Evidence(model, ...) alone")
     taken = ("self", "model", "likelihood", "former")

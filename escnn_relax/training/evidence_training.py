@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..curvature.batches import answer
-from ..curvature.processes import summed
+from ..curvature.processes import sum_processes
 from ..errors import DataError, RelaxError
 from ..evidence.slopes import Slopes
 from .epochs import train_epoch
@@ -82,7 +82,7 @@ class EvidenceTraining:
             raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
         constant = run.evidence.likelihood.joint_constant_loss(seen.targets)
         sums = torch.tensor([seen.total(), constant * seen.count, seen.count], dtype=torch.float64)
-        total, constant_total, count = summed(sums).tolist()
+        total, constant_total, count = sum_processes(sums).tolist()
         return total / count, constant_total / count
 
     def _refreshed(self, epoch: int, loss: float, constant: float, notes: list[str]) -> EpochRecord:

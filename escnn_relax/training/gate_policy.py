@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
-from ..curvature.processes import gathered, processes
+from ..curvature.processes import gather_processes, processes
 from ..diagnosis import symmetry_test
 from ..diagnosis.exact_group import exact_group
 from ..diagnosis.strictness import kept_elements
@@ -136,7 +136,7 @@ class Gates:
             )  # later the evidence has judged these
         except RelaxError as error:
             problem = f"no symmetry test ({error})"
-        everywhere = gathered((found, problem))
+        everywhere = gather_processes((found, problem))
         problem = next((p for _, p in everywhere if p), "")
         found = {name: value for of, _ in reversed(everywhere) for name, value in of.items()}
         if problem:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from ..curvature.batches import batches, check_iterable
-from ..curvature.processes import check_batches, distributed, summed
+from ..curvature.processes import check_batches, distributed, sum_processes
 from ..errors import ArgumentError, DataError
 from ..evidence.distinct import draws
 from ..evidence.random_state import generators, random_state, set_random_state
@@ -124,5 +124,5 @@ def data_size(loader: Iterable[Any]) -> int:
     check_batches(count)
     if not count:
         raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
-    together = int(summed(torch.tensor(0 if whole else count)))  # asked of all, whatever the others' loaders are
+    together = int(sum_processes(torch.tensor(0 if whole else count)))  # asked of all, whatever the others' loaders are
     return count if whole else together

@@ -25,7 +25,7 @@ from ..curvature.batches import answer, batches
 from ..curvature.layers.coverage import join
 from ..curvature.likelihood import Gaussian
 from ..curvature.likelihood.weights import broadcast_weight, split_weight
-from ..curvature.processes import summed
+from ..curvature.processes import sum_processes
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
 
@@ -202,8 +202,8 @@ def _moments(evidence: Evidence, loader: Iterable[Any]) -> tuple[Any, float, Ten
         for module, mode in modes:  # parents before children
             if module.training != mode:
                 module.train(mode)
-    total, square, counted = (summed(t) for t in (total, square, counted))
-    error = float(summed(torch.tensor(error, dtype=torch.float64)))
+    total, square, counted = (sum_processes(t) for t in (total, square, counted))
+    error = float(sum_processes(torch.tensor(error, dtype=torch.float64)))
     if first is None or not bool((counted > 1).all()):
         return None
     mean = total / counted

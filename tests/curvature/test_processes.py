@@ -20,8 +20,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from escnn_relax import Evidence, fit
 from escnn_relax.curvature.batches import batches
-from escnn_relax.curvature.processes import unpadded
-from escnn_relax.curvature.layers.wrappers import unwrapped
+from escnn_relax.curvature.processes import drop_padding
+from escnn_relax.curvature.layers.wrappers import unwrap
 from escnn_relax.errors import ArgumentError, RelaxError, UnsupportedModuleError
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.nn import RelaxedR2Conv
@@ -214,15 +214,15 @@ def test_what_a_sampler_repeats_is_left_out(count, size):
     seen = []
     for rank in range(3):
         loader = DataLoader(data, batch_size=size, sampler=DistributedSampler(data, 3, rank, shuffle=False))
-        seen += [int(y) for _, target in unpadded(loader, batches(loader, torch.device("cpu"))) for y in target]
+        seen += [int(y) for _, target in drop_padding(loader, batches(loader, torch.device("cpu"))) for y in target]
     assert sorted(seen) == list(range(count))
 
 
 def test_only_one_wrapper_is_known():
     net = nn.Linear(2, 2)
-    assert unwrapped(net) is net
+    assert unwrap(net) is net
     with pytest.raises(UnsupportedModuleError, match="DistributedDataParallel"):
-        unwrapped(DataParallel(net))
+        unwrap(DataParallel(net))
 
 
 def test_gates_are_the_same_in_all_processes(found):

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .factor import Factor, clamped, eigenvalues, finite, same_kind, weighted
+from .factor import Factor, check_finite, clamp_roundings, eigenvalues, same_kind, weighted_total
 
 __all__ = ["DenseFactor", "DiagonalFactor", "GramFactor"]
 
@@ -41,7 +41,7 @@ class DenseFactor(Factor):
 
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
-        return DenseFactor(factors[0].where, weighted([factor.dense() for factor in factors], weights))
+        return DenseFactor(factors[0].where, weighted_total([factor.dense() for factor in factors], weights))
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class DiagonalFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return clamped(finite(self.diagonal, self.where), self.where)
+        return clamp_roundings(check_finite(self.diagonal, self.where), self.where)
 
     def dense(self) -> Tensor:
         return torch.diag(self.diagonal)
@@ -139,7 +139,7 @@ class DiagonalFactor(Factor):
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
         first, *others = same_kind(cls, factors)
-        return cls(first.where, weighted([factor.diagonal for factor in (first, *others)], weights))
+        return cls(first.where, weighted_total([factor.diagonal for factor in (first, *others)], weights))
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         return torch.stack([factor.diagonal for factor in same_kind(DiagonalFactor, factors)]).to("cpu", torch.float64)

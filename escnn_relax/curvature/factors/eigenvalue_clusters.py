@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["clusters", "turned"]
+__all__ = ["clusters", "turn_clusters"]
 
 #: Eigenvalues closer than this share of the largest are one cluster: float32 leaves 1e-7, which turns the eigenvectors
 #: of others by less than 1 percent of a radian.
@@ -58,7 +58,7 @@ def _cut(part: range, gaps: Sequence[float]) -> list[range]:
     return pieces
 
 
-def turned(axes: Tensor, where: Tensor, operator: Tensor) -> Tensor:
+def turn_clusters(axes: Tensor, where: Tensor, operator: Tensor) -> Tensor:
     """Turn those columns of ``axes``, ``(D, D)``, that are in clusters of one size, in place, into the eigenvectors of
     an operator.
 

@@ -15,14 +15,14 @@ from ...symmetry.kernels.linear_algebra import LinAlgError
 
 __all__ = [
     "Factor",
-    "clamped",
+    "clamp_roundings",
     "decompose",
     "eigenvalues",
     "eigenvectors",
-    "finite",
+    "check_finite",
     "rayleigh",
     "same_kind",
-    "weighted",
+    "weighted_total",
 ]
 
 Kind = TypeVar("Kind", bound="Factor")
@@ -82,7 +82,7 @@ class Factor(ABC):
     def eigensystem(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues ``(P,)``, and the eigenvectors in columns, of the block as one matrix."""
         values, vectors = decompose(torch.linalg.eigh, self.dense(), self.where)
-        return clamped(values, self.where), vectors
+        return clamp_roundings(values, self.where), vectors
 
     @property
     def axis_values(self) -> Tensor:
@@ -223,7 +223,7 @@ def same_kind(kind: type[Kind], factors: Sequence[Factor]) -> list[Kind]:
     return alike
 
 
-def weighted(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_total(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Their weighted sum."""
     first, *others = (w * t for w, t in zip(weights, tensors))
     return sum(others, first)
@@ -236,7 +236,7 @@ def rayleigh(matrix: Tensor, axes: Tensor) -> Tensor:
 
 def eigenvalues(matrix: Tensor, where: str) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, float64 on the CPU, clamped at 0."""
-    return clamped(decompose(torch.linalg.eigvalsh, matrix, where), where)
+    return clamp_roundings(decompose(torch.linalg.eigvalsh, matrix, where), where)
 
 
 def eigenvectors(matrix: Tensor, where: str) -> Tensor:
@@ -246,7 +246,7 @@ def eigenvectors(matrix: Tensor, where: str) -> Tensor:
 
 def decompose(decomposition: Callable[[Tensor], Any], matrix: Tensor, where: str) -> Any:
     """What ``decomposition`` makes of a symmetric matrix, float64 on the CPU; ``CurvatureError`` where it fails."""
-    matrix = finite(matrix, where)
+    matrix = check_finite(matrix, where)
     try:
         return decomposition((matrix + matrix.T) / 2)
     except LinAlgError as error:
@@ -255,7 +255,7 @@ def decompose(decomposition: Callable[[Tensor], Any], matrix: Tensor, where: str
         ) from error
 
 
-def finite(matrix: Tensor, where: str) -> Tensor:
+def check_finite(matrix: Tensor, where: str) -> Tensor:
     """In float64 on the CPU; ``CurvatureError`` for entries that are not finite."""
     matrix = matrix.detach().to("cpu", torch.float64)
     if not torch.isfinite(matrix).all():
@@ -265,7 +265,7 @@ def finite(matrix: Tensor, where: str) -> Tensor:
     return matrix
 
 
-def clamped(values: Tensor, where: str) -> Tensor:
+def clamp_roundings(values: Tensor, where: str) -> Tensor:
     """Eigenvalues without negative roundings; ``CurvatureError`` for those that are clearly negative."""
     if len(values) and values.min() < -max(INDEFINITE_TOLERANCE * float(values.max()), VANISHING):
         raise CurvatureError(

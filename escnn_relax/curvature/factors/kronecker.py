@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .factor import Factor, clamped, decompose, eigenvalues, finite, rayleigh, same_kind, weighted
+from .factor import Factor, check_finite, clamp_roundings, decompose, eigenvalues, rayleigh, same_kind, weighted_total
 
 __all__ = ["EigenFactor", "KroneckerFactor"]
 
@@ -106,7 +106,7 @@ class KroneckerFactor(Factor):
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
         first, *others = same_kind(cls, factors)
-        return replace(first, B=weighted([factor.B for factor in (first, *others)], weights))
+        return replace(first, B=weighted_total([factor.B for factor in (first, *others)], weights))
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         U_A, U_B = self.eigenbases
@@ -135,7 +135,7 @@ class EigenFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return clamped(finite(self.values.flatten(), self.where), self.where)
+        return clamp_roundings(check_finite(self.values.flatten(), self.where), self.where)
 
     def dense(self) -> Tensor:
         U = torch.kron(self.U_B.contiguous(), self.U_A.contiguous())

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .factor import Factor, eigenvalues, eigenvectors, rayleigh, same_kind, weighted
+from .factor import Factor, eigenvalues, eigenvectors, rayleigh, same_kind, weighted_total
 from .sketch import Sketch
 
 __all__ = ["SketchedFactor"]
@@ -84,7 +84,7 @@ class SketchedFactor(Factor):
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
         first, *others = same_kind(cls, factors)
-        return replace(first, B=weighted([factor.B for factor in (first, *others)], weights))
+        return replace(first, B=weighted_total([factor.B for factor in (first, *others)], weights))
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         U = self.output_axes

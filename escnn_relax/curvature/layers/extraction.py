@@ -119,7 +119,7 @@ class Extraction:
             _rebuild(model)
             self._differentiable = bool(keep)
             for name, module in self.layers.items():
-                module.forward = self._tapped(name, module, module.forward)
+                module.forward = self._tap_forward(name, module, module.forward)
             with warnings.catch_warnings(), _eager(), torch.inference_mode(False):
                 warnings.filterwarnings(
                     "ignore", "Full backward hook is firing when gradients are computed with respect"
@@ -221,7 +221,7 @@ class Extraction:
             )
         return taps
 
-    def _tapped(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _tap_forward(self, name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         def through_tap(input: Any, *args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():  # such a use has no influence on any gradient
                 return forward(input, *args, **kwargs)

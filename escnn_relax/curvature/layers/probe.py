@@ -52,7 +52,7 @@ def probe(
     random = _random()  # what a network draws is the same each time, and the pass draws what it would have drawn
     try:
         with torch.enable_grad(), _weights_frozen_inside(layers, covered):
-            output = forward(map_tensors(input, _copied))
+            output = forward(map_tensors(input, _copy))
             _refuse_strays(output, covered)
         if len(output) > 1:
             _refuse_mixtures(output.detach(), forward, input, random)
@@ -60,7 +60,7 @@ def probe(
         _set_random(random)
 
 
-def _copied(part: Any) -> Any:
+def _copy(part: Any) -> Any:
     """The network may change it in place."""
     if isinstance(part, GeometricTensor):
         return GeometricTensor(part.tensor.detach().clone(), part.type, part.coords)
@@ -89,7 +89,7 @@ def _refuse_mixtures(output: Tensor, forward: Callable[[Any], Tensor], input: An
     for parity in (0, 1):
 
         def neighbour(part: Any) -> Any:
-            copied = _copied(part)
+            copied = _copy(part)
             tensor = copied.tensor if isinstance(copied, GeometricTensor) else copied
             if tensor.dim() and len(tensor) == len(output):
                 changed, source = torch.arange(1 - parity, len(tensor), 2), torch.arange(parity, len(tensor), 2)

@@ -8,16 +8,16 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ...errors import UnsupportedModuleError
 
-__all__ = ["unwrapped"]
+__all__ = ["unwrap"]
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``DistributedDataParallel`` and ``torch.compile``, in whichever order.
 
     Raises:
         UnsupportedModuleError: what splits each batch by itself, and graphs that hide the layers they were made of.
 
-    >>> unwrapped(torch.compile(nn.Linear(2, 3)))
+    >>> unwrap(torch.compile(nn.Linear(2, 3)))
     Linear(in_features=2, out_features=3, bias=True)
     """
     while True:

@@ -60,13 +60,15 @@ class Expand(Approximation):
         self._input_moments: MeanPatchMoments | PatchMoments
         self._input_moments = MeanPatchMoments(self.layer) if self.reduce else PatchMoments(self.layer)
         self._output_moments = OutputMoments(self.blocks, self.reduce)
-        self._contracted: dict[float, list[Tensor]] = {}  # A of each block by the number of rows, shared with followers
+        self._input_factors: dict[
+            float, list[Tensor]
+        ] = {}  # A of each block by the number of rows, shared with followers
 
     def read(self, batch: Batch) -> None:
         self._input_moments.add(batch.inputs, batch.counts)
 
     def follow(self, leader: Any, batch: Batch) -> None:
-        self._input_moments, self._contracted = leader._input_moments, leader._contracted
+        self._input_moments, self._input_factors = leader._input_moments, leader._input_factors
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         self._output_moments.add(gradients)
@@ -79,17 +81,17 @@ class Expand(Approximation):
 
     def rehearse(self) -> dict[str, tuple[Factor, ...]]:
         factors = self.factors()
-        self._contracted.clear()
+        self._input_factors.clear()
         return factors
 
     def kronecker_factors(self) -> dict[str, tuple[KroneckerFactor, ...]]:
         """By parameter name within the layer, a factor for each of its blocks."""
         factors: dict[str, tuple[KroneckerFactor, ...]] = {}
         rows = self._input_moments.rows
-        if rows not in self._contracted:
+        if rows not in self._input_factors:
             mean = self._input_moments.mean
-            self._contracted[rows] = [contract(mean[block.group], block, self.reduce) for block in self.blocks]
-        for block, A in zip(self.blocks, self._contracted[rows]):
+            self._input_factors[rows] = [contract(mean[block.group], block, self.reduce) for block in self.blocks]
+        for block, A in zip(self.blocks, self._input_factors[rows]):
             B = self._output_moments.total(block)
             factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, rows)
             factors[block.parameter] = (*factors.get(block.parameter, ()), factor)

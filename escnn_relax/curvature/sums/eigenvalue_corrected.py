@@ -16,9 +16,9 @@ from torch import Tensor
 from ..approximation import Approximation
 from ..conventions import FACTOR_DTYPE
 from ..factors import EigenFactor, Factor, KroneckerFactor
-from ..factors.eigenvalue_clusters import clusters, turned
+from ..factors.eigenvalue_clusters import clusters, turn_clusters
 from ..layers.linear_map import WeightBlock
-from ..processes import agreed, summed
+from ..processes import broadcast_first, sum_processes
 from .accumulation import Expand
 from .exact import Samplewise
 
@@ -76,8 +76,8 @@ class _Second:
     """
 
     def __init__(self, factor: KroneckerFactor) -> None:
-        self.U_A, self.U_B = (agreed(U) for U in factor.eigenbases)
-        self._a, self._b = (clusters(agreed(values)) for values in factor.eigenvalues)
+        self.U_A, self.U_B = (broadcast_first(U) for U in factor.eigenbases)
+        self._a, self._b = (clusters(broadcast_first(values)) for values in factor.eigenvalues)
         rows, columns = _steps(self._b), _steps(self._a)
         ahead = [(down, right) for down in rows for right in columns if down or right >= 0]
         self._at = {(down, right): (rows[down], columns[right]) for down, right in ahead}
@@ -93,7 +93,7 @@ class _Second:
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self._products = {step: summed(total) for step, total in self._products.items()}
+        self._products = {step: sum_processes(total) for step, total in self._products.items()}
 
     def diagonal(self) -> tuple[Tensor, Tensor, Tensor]:
         """Axes of A and of B, and the diagonal ``(O, D)`` in them."""
@@ -105,11 +105,11 @@ class _Second:
         for j, where in enumerate(self._a):
             if where.shape[1] > 1:
                 parts = [m.diagonal(dim1=2, dim2=4).sum((0, -1)) for (_, at), m in moments.items() if at == j]
-                turns_a[j] = turned(U_A, where, sum(parts[1:], parts[0]))
+                turns_a[j] = turn_clusters(U_A, where, sum(parts[1:], parts[0]))
         for i, where in enumerate(self._b):
             if where.shape[1] > 1:
                 parts = [m.diagonal(dim1=3, dim2=5).sum((1, -1)) for (at, _), m in moments.items() if at == i]
-                turns_b[i] = turned(U_B, where, sum(parts[1:], parts[0]))
+                turns_b[i] = turn_clusters(U_B, where, sum(parts[1:], parts[0]))
         for (i, j), m in moments.items():
             rows, columns = self._b[i].to(m.device), self._a[j].to(m.device)
             values[rows[:, None, :, None], columns[None, :, None, :]] = _in_axes(m, turns_b[i], turns_a[j])

@@ -11,7 +11,7 @@ from ..approximation import Approximation, Batch
 from ..conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
 from ..factors import DenseFactor, DiagonalFactor, Factor, GramFactor
 from ..layers.linear_map import WeightBlock
-from ..processes import gathered, summed
+from ..processes import gather_processes, sum_processes
 from .contraction import pull_back
 from .moments import Moments
 
@@ -74,7 +74,7 @@ class Exact(Samplewise):
         """Add up those of all processes: as columns where they are fewer than weights in all of them together."""
         for name in self.parameters:
             columns = self._columns.get(name)
-            everywhere = gathered(None if columns is None else torch.cat(columns).cpu())
+            everywhere = gather_processes(None if columns is None else torch.cat(columns).cpu())
             like = self._H[name].total if columns is None else columns[0]
             if all(rows is not None for rows in everywhere) and sum(map(len, everywhere)) < like.shape[1]:
                 self._columns[name] = [torch.cat(everywhere).to(like)]
@@ -108,7 +108,7 @@ class Diagonal(Samplewise):
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self._squares = {name: summed(s) for name, s in self._squares.items()}
+        self._squares = {name: sum_processes(s) for name, s in self._squares.items()}
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}

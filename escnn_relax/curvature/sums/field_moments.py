@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..layers.input_positions import Window
 from ..layers.linear_map import LinearMap, Piece, WeightBlock
-from ..processes import summed
+from ..processes import sum_processes
 from .contraction import row_basis
-from .moments import accurate, counted, number
+from .moments import at_least_single, number, weigh_samples
 from .patch_moments import PatchMoments
-from .row_operator import gram, traced
+from .row_operator import gram, moment_trace
 
 __all__ = ["FieldMoments"]
 
@@ -40,13 +40,13 @@ class FieldMoments:
                     self._moments[key], self._members[key] = PatchMoments(single), piece.channels
 
     def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
-        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.weigh_samples`."""
         for input in inputs:
             places = self._layer.places
             self.rows += number(input, counts) * places.table(places.shape(input)).shape[1]
-            input = counted(input, counts)
+            input = weigh_samples(input, counts)
             axis = -1 if places.channels_last else 1
-            grouped = accurate(input).unflatten(axis, (self._layer.groups, -1))
+            grouped = at_least_single(input).unflatten(axis, (self._layer.groups, -1))
             for key, moments in self._moments.items():
                 channels = self._members[key].to(input.device)
                 group = grouped.select(-2 if places.channels_last else 1, key[0])
@@ -55,7 +55,7 @@ class FieldMoments:
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self.rows = float(summed(torch.tensor(self.rows, dtype=torch.float64)))
+        self.rows = float(sum_processes(torch.tensor(self.rows, dtype=torch.float64)))
         for moments in self._moments.values():
             moments.gather()
 
@@ -70,9 +70,9 @@ class FieldMoments:
             moment = moments.mean[0] * (moments.rows / (self.rows or 1.0))
             if grams is None:
                 _, basis = row_basis(piece, moment)
-                total += traced(moment, None if basis is None else gram(basis))
+                total += moment_trace(moment, None if basis is None else gram(basis))
             else:
-                total += traced(moment, grams[index])
+                total += moment_trace(moment, grams[index])
         return total / block.channels.shape[1]
 
 

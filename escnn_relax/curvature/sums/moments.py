@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..conventions import FACTOR_DTYPE
 from ..layers.linear_map import LinearMap
-from ..processes import summed
+from ..processes import sum_processes
 
-__all__ = ["Moments", "MeanPatchMoments", "accurate", "counted", "number"]
+__all__ = ["Moments", "MeanPatchMoments", "at_least_single", "weigh_samples", "number"]
 
 #: Sums in the network's own precision are carried over to float64 after so many rows.
 FLUSH = 1 << 16
@@ -68,7 +68,7 @@ class Moments:
     def gather(self) -> None:
         """Add up those of all processes."""
         self._flush()
-        self._total, self.rows = summed(self._total), int(summed(torch.tensor(self.rows)))
+        self._total, self.rows = sum_processes(self._total), int(sum_processes(torch.tensor(self.rows)))
 
     @property
     def total(self) -> Tensor:
@@ -87,7 +87,7 @@ class MeanPatchMoments:
 
     def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
         """Add one minibatch: the inputs of all uses of the layer, whose places are averaged together; see
-        :func:`counted`."""
+        :func:`weigh_samples`."""
         total = torch.zeros(())
         places = 0
         for input in inputs:
@@ -96,7 +96,7 @@ class MeanPatchMoments:
             places += self._layer.places.table(shape).shape[1]
             total = total + (self._layer.places.flatten(input) @ reads).flatten(1)
         # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
-        mean = counted((total / places).to(FACTOR_DTYPE), counts)
+        mean = weigh_samples((total / places).to(FACTOR_DTYPE), counts)
         self.rows += number(mean, counts)
         self.side = mean.shape[1] // self._layer.groups
         self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))
@@ -104,7 +104,7 @@ class MeanPatchMoments:
     def gather(self) -> None:
         """Add up those of all processes."""
         self._moments.gather()
-        self.rows = float(summed(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
+        self.rows = float(sum_processes(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
 
     @property
     def mean(self) -> Tensor:
@@ -112,7 +112,7 @@ class MeanPatchMoments:
         return self._moments.total / (self.rows or 1.0)  # where nothing counts, the sum is zero
 
 
-def counted(samples: Tensor, counts: Tensor | None) -> Tensor:
+def weigh_samples(samples: Tensor, counts: Tensor | None) -> Tensor:
     """Samples, ``(N, ...)``, times the root of how often each counts: so often its second moment enters a sum."""
     return samples if counts is None else samples * counts.to(samples).sqrt().view(-1, *(1,) * (samples.dim() - 1))
 
@@ -122,6 +122,6 @@ def number(samples: Tensor, counts: Tensor | None) -> float:
     return float(len(samples)) if counts is None else float(counts.double().sum())
 
 
-def accurate(tensor: Tensor) -> Tensor:
+def at_least_single(tensor: Tensor) -> Tensor:
     """In float32 or better, whatever precision the forward pass had."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

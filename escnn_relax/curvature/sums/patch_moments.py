@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ..conventions import FACTOR_DTYPE
 from ..layers.input_positions import Places, Window
 from ..layers.linear_map import LinearMap
-from ..processes import summed
-from .moments import Moments, counted, number
+from ..processes import sum_processes
+from .moments import Moments, number, weigh_samples
 
 __all__ = ["PatchMoments", "RowMoments"]
 
@@ -41,10 +41,11 @@ class PatchMoments:
 
     def gather(self) -> None:
         """Add up those of all processes."""
-        self._gathered, self.rows = summed(self._total), float(summed(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
+        self._gathered = sum_processes(self._total)
+        self.rows = float(sum_processes(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
 
     def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
-        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.weigh_samples`."""
         for input in inputs:
             shape = self._layer.places.shape(input)
             if shape not in self._sums:
@@ -57,7 +58,7 @@ class PatchMoments:
             size = max(1, LARGEST_PART // patches)
             part_counts = [None] * len(input) if counts is None else counts.split(size)
             for part, part_count in zip(input.split(size), part_counts):
-                self._sums[shape].add(counted(part, part_count))
+                self._sums[shape].add(weigh_samples(part, part_count))
 
     @property
     def mean(self) -> Tensor:
@@ -112,7 +113,7 @@ class _Whole:
 
     @property
     def total(self) -> Tensor:
-        return _windowed(self._moments.total, self._layer.places.table(self._shape), torch.Size(self._shape).numel())
+        return _sum_windows(self._moments.total, self._layer.places.table(self._shape), torch.Size(self._shape).numel())
 
 
 class RowMoments:
@@ -162,12 +163,12 @@ class RowMoments:
     def _bands(self, lag: int) -> list[tuple[int, int]]:
         """Rows of the image to be summed apart: those that all kernel rows reach together, the others one by one."""
         last = self._height - lag * self.window.dilation[0]
-        start, stop = self._reached(self.window.kernel_size[0] - 1 - lag)[0], min(self._reached(0)[1], last)
+        start, stop = self._image_rows(self.window.kernel_size[0] - 1 - lag)[0], min(self._image_rows(0)[1], last)
         if start >= stop:
             return [(u, u + 1) for u in range(last)]
         return [(start, stop), *((u, u + 1) for u in (*range(start), *range(stop, last)))]
 
-    def _reached(self, row: int) -> tuple[int, int]:
+    def _image_rows(self, row: int) -> tuple[int, int]:
         """Image rows that a kernel row reads."""
         first = row * self.window.dilation[0] - self._margin
         return max(first, 0), min(first + self._reach, self._height)
@@ -181,7 +182,7 @@ class RowMoments:
         whole = like.new_zeros(self.groups, size, k, across, size, k, across)
         for lag in range(k):
             for row in range(k - lag):
-                first, last = self._reached(row)
+                first, last = self._image_rows(row)
                 block = sum(
                     moments.total
                     for (l, start, stop), moments in self._sums.items()
@@ -200,7 +201,7 @@ def _height(places: Window, shape: tuple[int, ...]) -> int:
     return shape[0] + 2 * places.padding[0] - places.dilation[0] * (places.kernel_size[0] - 1)
 
 
-def _windowed(moments: Tensor, table: Tensor, sites: int) -> Tensor:
+def _sum_windows(moments: Tensor, table: Tensor, sites: int) -> Tensor:
     """From the second moment of whole inputs ``(groups, C sites, C sites)`` to that of all patches."""
     width = table.shape[0]
     padded = F.pad(moments.unflatten(2, (-1, sites)).unflatten(1, (-1, sites)), (0, 1, 0, 0, 0, 1))

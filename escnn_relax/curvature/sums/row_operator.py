@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layers.linear_map import Piece, WeightBlock
 from .contraction import row_basis
 
-__all__ = ["RowOperator", "gram", "traced"]
+__all__ = ["RowOperator", "gram", "moment_trace"]
 
 #: Numbers in what one product writes at a time.
 PART = 1 << 24
@@ -64,7 +64,7 @@ class RowOperator:
                 fields = self._patches[:, piece.rows.flatten().to(self._patches.device)].unflatten(1, piece.rows.shape)
                 flat = fields.flatten(0, 1)
                 known[key] = (flat.T @ flat).to(torch.float64)
-            total += traced(known[key], piece.gram)
+            total += moment_trace(known[key], piece.gram)
         return total / (len(self._patches) * self._members)
 
 
@@ -79,9 +79,9 @@ class _Piece:
         if self.basis is None:
             return part.unsqueeze(1)
         fields = part.unflatten(0, (len(self.rows), -1)).transpose(0, 1)  # (K, I, m)
-        turned = self.basis[:, members].flatten(1).T @ fields.flatten(1)  # (o i S, I m), one product for all fields
-        turned = turned.view(-1, self.rows.shape[1], *fields.shape[1:])  # (o, i S, I, m)
-        return turned.permute(2, 1, 0, 3).flatten(0, 1)
+        kernels = self.basis[:, members].flatten(1).T @ fields.flatten(1)  # (o i S, I m), one product for all fields
+        kernels = kernels.view(-1, self.rows.shape[1], *fields.shape[1:])  # (o, i S, I, m)
+        return kernels.permute(2, 1, 0, 3).flatten(0, 1)
 
     def coefficients(self, image: Tensor, members: slice) -> Tensor:
         if self.basis is None:
@@ -101,6 +101,6 @@ def gram(basis: Tensor) -> Tensor:
     return flat.T @ flat
 
 
-def traced(moment: Tensor, gram: Tensor | None) -> float:
+def moment_trace(moment: Tensor, gram: Tensor | None) -> float:
     """Sum of the squares of all coefficients, given the second moment of single fields ``(i S, i S)``."""
     return float(moment.trace() if gram is None else (moment * gram).sum())

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers.linear_map import LinearMap
-from ..processes import gathered, rank, summed
-from .moments import counted, number
+from ..processes import gather_processes, rank, sum_processes
+from .moments import number, weigh_samples
 
 __all__ = ["RowReservoir"]
 
@@ -41,7 +41,7 @@ class RowReservoir:
         self._patch_keys: list[Tensor] = []
 
     def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
-        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.counted`."""
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.weigh_samples`."""
         for input in inputs:
             places = self._layer.places
             table = places.table(places.shape(input))
@@ -53,7 +53,7 @@ class RowReservoir:
             sample, place = (keys <= limit).nonzero(as_tuple=True)
             if not len(sample):
                 continue
-            flat = F.pad(places.flatten(counted(input, counts)), (0, 1)).transpose(1, 2)
+            flat = F.pad(places.flatten(weigh_samples(input, counts)), (0, 1)).transpose(1, 2)
             patches = flat[sample.to(flat.device).unsqueeze(1), table.T[place].to(flat.device)]  # (rows, S, channels)
             self._keep(
                 keys[sample, place], patches.transpose(1, 2).unflatten(1, (self._layer.groups, -1)).flatten(2), limit
@@ -89,11 +89,11 @@ class RowReservoir:
     def gather(self) -> None:
         """The sample of the rows of all processes."""
         self._compact()
-        keys, patches = zip(*gathered((self._keys, self._patches[0].cpu())))
+        keys, patches = zip(*gather_processes((self._keys, self._patches[0].cpu())))
         like = self._patches[0]
         self._patch_keys, self._patches = [torch.cat(keys)], [torch.cat(patches).to(like)]
         self._keys = self._patch_keys[0]
-        total = summed(torch.tensor([self.rows, self._drawn], dtype=torch.float64))
+        total = sum_processes(torch.tensor([self.rows, self._drawn], dtype=torch.float64))
         self.rows, self._drawn = float(total[0]), int(total[1])
         self._compact()
 

@@ -86,7 +86,7 @@ class Sketched(Approximation):
         rows = self._rows.rows
         if rows not in self._sketches:
             self._sketches.clear()
-            self._sketches[rows] = self._sketched()
+            self._sketches[rows] = self._sketch_blocks()
         factors: dict[str, tuple[Factor, ...]] = {}
         for block, input_sketch in zip(self.blocks, self._sketches[rows], strict=True):
             factor = SketchedFactor(
@@ -95,7 +95,7 @@ class Sketched(Approximation):
             factors[block.parameter] = (*factors.get(block.parameter, ()), factor)
         return factors
 
-    def _sketched(self) -> list[Sketch]:
+    def _sketch_blocks(self) -> list[Sketch]:
         sketches = []
         moments: dict[int, dict[tuple[int, ...], Tensor]] = {}
         for index, block in enumerate(self.blocks):

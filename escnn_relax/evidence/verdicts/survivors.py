@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...curvature.layers.coverage import join
-from ...curvature.layers.wrappers import unwrapped
+from ...curvature.layers.wrappers import unwrap
 from ...errors import ArgumentError, UnsupportedModuleError, naming
 from ...nn.last_decision import remember
 from ...nn.measured.kernel_symmetry import KernelSymmetry
@@ -83,7 +83,7 @@ def survivors(
     >>> [s.subgroup.name for s in survivors(model).layers]
     ['D4', 'D2_0deg']
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     check_evidence(evidence, model, "survivors")
     if data is not None and evidence is None:
         raise ArgumentError(
