@@ -1,5 +1,6 @@
 """The Laplace evidence of a network, and the verdicts that it gives."""
 
+from ..deprecation import former_names
 from .evidence import Evidence, EvidenceTerms
 from .settings import CurvatureSettings, NoiseSettings, PriorSettings
 from .verdicts.survivors import LayerSurvivor, Survivors, survivors
@@ -14,3 +15,13 @@ __all__ = [
     "Survivors",
     "survivors",
 ]
+
+#: What has a room of its own now.
+__getattr__ = former_names(
+    __name__,
+    {
+        "fit": "escnn_relax.training:fit",
+        "History": "escnn_relax.training:History",
+        "EpochRecord": "escnn_relax.training:EpochRecord",
+    },
+)

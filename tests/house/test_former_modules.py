@@ -2,6 +2,7 @@
 
 import importlib
 import pickle
+import sys
 
 import pytest
 
@@ -37,6 +38,24 @@ def test_old_paths_give_the_same_thing_with_a_warning(path, name):
         thing = getattr(former, name)
     (home,) = [h for h in FORMER_MODULES[path].split() if hasattr(importlib.import_module(f"escnn_relax.{h}"), name)]
     assert thing is getattr(importlib.import_module(f"escnn_relax.{home}"), name)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("evidence", "fit"),
+        ("evidence", "History"),
+        ("morphism.restrict", "restrict"),
+        ("morphism.harden", "harden"),
+        ("symmetry.equivariance", "equivariance_error"),
+    ],
+)
+def test_paths_that_are_rooms_now_give_what_their_file_gave(path, name):
+    room = sys.modules[importlib.import_module(f"escnn_relax.{path}").__name__]
+    if name in vars(room):  # the file of this name in the room, which another test has imported
+        delattr(room, name)
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(room, name) is getattr(escnn_relax, name)
 
 
 def test_an_old_pickle_loads():

@@ -1,1 +1,11 @@
 """The network that was learned, as plain modules."""
+
+from ...deprecation import former_names
+
+#: What this path gave before it held more than one file.
+__getattr__ = former_names(
+    __name__,
+    {
+        "harden": "escnn_relax.morphism:harden",
+    },
+)

@@ -1,1 +1,11 @@
 """A network on a subgroup of its group, with the same function."""
+
+from ...deprecation import former_names
+
+#: What this path gave before it held more than one file.
+__getattr__ = former_names(
+    __name__,
+    {
+        "restrict": "escnn_relax.morphism:restrict",
+    },
+)
