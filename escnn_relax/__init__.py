@@ -22,13 +22,14 @@ _escnn.make_picklable()
 find_former_modules()
 
 from .curvature.reader import Batches  # noqa: E402
+from .deprecation import former_names  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
 from .evidence import CurvatureSettings, Evidence, EvidenceTerms, NoiseSettings, PriorSettings  # noqa: E402
 from .training import History  # noqa: E402
 from .training import fit  # noqa: E402
 from .evidence import survivors  # noqa: E402
-from .morphism import carry_optimiser, equivariant_state, harden, merge, mix, project  # noqa: E402
+from .morphism import carry_optimizer, equivariant_state, harden, merge, mix, project  # noqa: E402
 from .morphism import relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
 from .symmetry.equivariance.model_error import assert_equivariant, equivariance_error  # noqa: E402
@@ -47,7 +48,7 @@ __all__ = [
     "PriorSettings",
     "SymmetryTest",
     "assert_equivariant",
-    "carry_optimiser",
+    "carry_optimizer",
     "equivariance_error",
     "equivariant_state",
     "fit",
@@ -64,3 +65,6 @@ __all__ = [
     "survivors",
     "symmetry_test",
 ]
+
+#: In torch's spelling now.
+__getattr__ = former_names(__name__, {"carry_optimiser": "escnn_relax:carry_optimizer"})

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["former_method", "former_names", "warn_former"]
+__all__ = ["former_attribute", "former_method", "former_names", "warn_former"]
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -67,3 +67,24 @@ def former_method(former: str, instead: str) -> Callable[..., Any]:
 
     method.__name__, method.__doc__ = former, f"The former name of :meth:`{instead}`."
     return method
+
+
+def former_attribute(former: str, instead: str) -> property:
+    """An attribute of the former name, which warns and gives what has taken its place.
+
+    >>> class Layer:
+    ...     subgroup = "C4"
+    ...     kept = former_attribute("kept", "subgroup")
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     value = Layer().kept
+    >>> print(value, caught[0].message)
+    C4 Layer.kept is an old spelling and goes with the next release; write Layer.subgroup
+    """
+
+    def read(self: Any) -> Any:
+        name = type(self).__name__
+        warn_former(f"{name}.{former}", f"{name}.{instead}")
+        return getattr(self, instead)
+
+    return property(read)

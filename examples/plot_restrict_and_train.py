@@ -78,7 +78,7 @@ def learn(epochs: int) -> dict:
     first = train(on_c8, adam, loader, epochs)
 
     on_c4 = escnn_relax.restrict(on_c8, 4)
-    carried = escnn_relax.carry_optimiser(adam, on_c8, on_c4)
+    carried = escnn_relax.carry_optimizer(adam, on_c8, on_c4)
     with torch.no_grad():
         same = float((on_c4(x) - on_c8(x)).norm() / on_c8(x).norm())
     as_it_was = copy.deepcopy(on_c8.train())
@@ -117,7 +117,7 @@ def draw(result: dict, path: Path) -> None:
         label = f"goes on as {name}, comes to {result[name][-1]:.3f}"
         axes.plot(range(start, start + len(curve)), curve, style, color=colour, linewidth=2, label=label)
     axes.axvline(start, color="#999999", linewidth=1, linestyle=":")
-    note = "restrict(model, 4)\ncarry_optimiser(...)"
+    note = "restrict(model, 4)\ncarry_optimizer(...)"
     axes.text(start + 0.2, max(result["first"]) * 0.5, note, fontsize=9, family="monospace")
     axes.set_yscale("log")
     axes.set_xlabel("epoch")

@@ -1,9 +1,10 @@
 """Functions from models to models: each returns a new one and leaves the caller's alone."""
 
+from ..deprecation import former_names
 from .equivariant_state import equivariant_state
 from .harden.network import HardenedLayer, HardeningReport, harden
 from .mix import merge, mix
-from .optimizer import carry_optimiser
+from .optimizer import carry_optimizer
 from .project import project
 from .relax import relax
 from .relax_translation import relax_translation
@@ -12,7 +13,7 @@ from .restrict.network import restrict
 __all__ = [
     "HardenedLayer",
     "HardeningReport",
-    "carry_optimiser",
+    "carry_optimizer",
     "equivariant_state",
     "harden",
     "merge",
@@ -22,3 +23,6 @@ __all__ = [
     "relax_translation",
     "restrict",
 ]
+
+#: In torch's spelling now.
+__getattr__ = former_names(__name__, {"carry_optimiser": "escnn_relax.morphism:carry_optimizer"})

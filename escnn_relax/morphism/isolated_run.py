@@ -14,14 +14,14 @@ from escnn.nn import GeometricTensor
 from escnn.nn.modules.basismanager import BasisManager
 from torch import Tensor, nn
 
-from ..nn.kernels.pathway_sum import PathwayKernel
+from ..nn.kernels.pathway_sum import PathwaySum
 from .module_tree import copy_module
 
 __all__ = ["apart", "failing", "run_once"]
 
 
 #: What holds sampled kernels: constants that can be large, and in escnn are slow to copy.
-KERNELS = (PathwayKernel, BasisManager)
+KERNELS = (PathwaySum, BasisManager)
 
 
 def apart(model: nn.Module, *, eval: bool = False, hooks: bool = False) -> nn.Module:
@@ -42,7 +42,7 @@ def apart(model: nn.Module, *, eval: bool = False, hooks: bool = False) -> nn.Mo
             part.training = mode
     for part in copied.modules() if not hooks else ():
         for registered in (part._forward_pre_hooks, part._forward_hooks):
-            for key in [key for key, hook in registered.items() if not _of_torch(hook)]:
+            for key in [key for key, hook in registered.items() if not _is_torch_hook(hook)]:
                 del registered[key]
     return copied
 
@@ -58,7 +58,7 @@ def run_once(copied: nn.Module, example: Any, seed: int = 0) -> Any:
     """
     arguments = _cloned(example if isinstance(example, tuple) else (example,))
     with (
-        _own_numbers(seed),
+        _separate_random_state(seed),
         warnings.catch_warnings(),
         _uncompiled(copied),
         torch.inference_mode(False),
@@ -71,21 +71,21 @@ def run_once(copied: nn.Module, example: Any, seed: int = 0) -> Any:
 def failing(copied: nn.Module, error: BaseException) -> str:
     """The name of the innermost of a network's own modules in whose code an error was raised."""
     names = {id(part): name for name, part in copied.named_modules()}
-    found, step = "", error.__traceback__
+    culprit, step = "", error.__traceback__
     while step is not None:
         owner = step.tb_frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and names.get(id(owner)):
-            found = names[id(owner)]
+            culprit = names[id(owner)]
         step = step.tb_next
-    return found
+    return culprit
 
 
-def _of_torch(hook: Any) -> bool:
+def _is_torch_hook(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
 
 
 @contextmanager
-def _own_numbers(seed: int) -> Iterator[None]:
+def _separate_random_state(seed: int) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python that begin at a seed; afterwards they go on as if nothing had been
     drawn."""
     python, numpy = random.getstate(), np.random.get_state()

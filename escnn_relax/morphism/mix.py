@@ -111,11 +111,11 @@ def _chooser(model: nn.Module, subgroups: Choice, layers: LayerSelection) -> Cal
 
 def mixed_layers(model: nn.Module) -> dict[str, MixedConvolution]:
     """The mixed layers of a model by name, in its order; ``UnsupportedModuleError`` if there are none."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, MixedConvolution)}
-    if not found:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MixedConvolution)}
+    if not layers:
         problem = "no mixed layer in it"
         raise UnsupportedModuleError(type(model), problem, remedy="pass escnn_relax.mix(model, subgroups)")
-    return found
+    return layers
 
 
 def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
@@ -148,11 +148,11 @@ def merge(model: nn.Module, *, example: Any = None) -> nn.Module:
     ['MergedConvolution', 'MergedConvolution']
     """
     with naming("merge"):
-        found = mixed_layers(model)
-    layers = {id(layer) for layer in found.values()}
+        mixtures = mixed_layers(model)
+    layers = {id(layer) for layer in mixtures.values()}
     merged = replace_modules(model, lambda name, module: _merged(module) if id(module) in layers else None)
     result: nn.Module = tried(
-        model, merged, example, "merged", single=list(found), remedy=f"keep the layers mixed, or {OUT_OF_CODE}"
+        model, merged, example, "merged", single=list(mixtures), remedy=f"keep the layers mixed, or {OUT_OF_CODE}"
     )
     return result
 
@@ -162,6 +162,6 @@ def _merged(layer: Any) -> nn.Module:
         if layer.pathways == (EQUIVARIANT,):
             new = strict_layer(layer)
         else:
-            new = MergedConvolution.of(layer, *layer.expand_parameters())
+            new = MergedConvolution.from_layer(layer, *layer.expand_parameters())
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
     return new

@@ -54,11 +54,11 @@ def replace_modules(
     )
     """
     memo: dict[int, Any] = {id(value): value for value in shared}
-    kept: list[Module] = []
-    _decide("", model, replacement, memo, kept)
+    originals: list[Module] = []
+    _decide("", model, replacement, memo, originals)
     if id(model) in memo:
         return memo[id(model)]
-    for module in kept:
+    for module in originals:
         for value in _values(vars(module)):
             if isinstance(value, SHARED):
                 memo[id(value)] = value
@@ -73,7 +73,7 @@ def replace_modules(
             f"a part of the model cannot be copied ({type(error).__name__}: {error})",
             remedy="keep what cannot be copied (open files, generators, tensors with a graph) out of the modules",
         ) from error
-    for module in kept:
+    for module in originals:
         if "_orig_mod" not in module._modules:  # torch.compile's own module compiles its copy by itself
             _uncompile(module, memo)
     return copied
@@ -110,9 +110,9 @@ def _uncompile(module: Module, memo: dict[int, Any]) -> None:
 
 
 def _decide(
-    name: str, module: Module, replacement: Callable[..., Any], memo: dict[int, Any], kept: list[Module]
+    name: str, module: Module, replacement: Callable[..., Any], memo: dict[int, Any], originals: list[Module]
 ) -> None:
-    if id(module) in memo or any(module is k for k in kept):
+    if id(module) in memo or any(module is k for k in originals):
         return
     new = replacement(name, module)
     if new is not None:
@@ -120,9 +120,9 @@ def _decide(
             getattr(new, hooks).update(getattr(module, hooks))
         memo[id(module)] = new
         return
-    kept.append(module)
+    originals.append(module)
     for child_name, child in module.named_children():
-        _decide(f"{name}.{child_name}" if name else child_name, child, replacement, memo, kept)
+        _decide(f"{name}.{child_name}" if name else child_name, child, replacement, memo, originals)
 
 
 def _values(value: Any, seen: set[int] | None = None) -> Iterator[Any]:

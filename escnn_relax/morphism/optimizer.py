@@ -1,4 +1,4 @@
-r"""Carrying an optimiser over to a morphed model, so that training goes on where it was.
+r"""Carrying an optimizer over to a morphed model, so that training goes on where it was.
 
 Momenta are displacements of the coefficients, so they go the way the coefficients go: :math:`m_H = m_G T` moves the
 kernel by exactly what :math:`m_G` would have moved it. Adam's second moments are variances, which propagate as
@@ -21,7 +21,7 @@ from ..errors import ArgumentError, UnsupportedModuleError, naming
 from .restrict.intertwiner import bias_map, block_maps, carry_weights
 from .restrict.layer import STEERABLE
 
-__all__ = ["carry_optimiser"]
+__all__ = ["carry_optimizer"]
 
 #: State that transforms as the coefficients do, and state that holds squares.
 LINEAR = ("momentum_buffer", "exp_avg")
@@ -30,21 +30,21 @@ SQUARED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 Carry = Callable[[Tensor, bool], Tensor]
 
 
-def carry_optimiser(optimiser: Optimizer, old: nn.Module, new: nn.Module) -> Optimizer:
-    """The optimiser of ``old`` as one of ``new``, a model that ``restrict`` or ``relax`` made of it.
+def carry_optimizer(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> Optimizer:
+    """The optimizer of ``old`` as one of ``new``, a model that ``restrict`` or ``relax`` made of it.
 
     Args:
-        optimiser: any of torch's whose state are momenta and squares (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam,
+        optimizer: any of torch's whose state are momenta and squares (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam,
             RAdam); it is left alone.
         old: the model that it has trained.
         new: the morphed model, trained no further yet.
 
     Returns:
-        an optimiser of the same class, with the groups' settings, over the parameters of ``new`` that stand for those
+        an optimizer of the same class, with the groups' settings, over the parameters of ``new`` that stand for those
         of ``old``; new parameters without a counterpart join the group of their layer with fresh state.
 
     Raises:
-        ArgumentError: the optimiser holds parameters that are not in ``old``, or the models do not correspond.
+        ArgumentError: the optimizer holds parameters that are not in ``old``, or the models do not correspond.
         UnsupportedModuleError: state of a kind unknown to us.
 
     >>> import torch
@@ -57,32 +57,32 @@ def carry_optimiser(optimiser: Optimizer, old: nn.Module, new: nn.Module) -> Opt
     >>> net(type(torch.randn(1, 4, 5, 5))).tensor.square().mean().backward()
     >>> sgd.step()
     >>> on_c2 = restrict(net, 2)
-    >>> carry_optimiser(sgd, net, on_c2).state[on_c2.weights]["momentum_buffer"].shape == on_c2.weights.shape
+    >>> carry_optimizer(sgd, net, on_c2).state[on_c2.weights]["momentum_buffer"].shape == on_c2.weights.shape
     True
     """
     counterparts = _counterparts(old, new)
     assigned: set[int] = set()
     groups = []
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         params: list[Tensor] = []
         for p in group["params"]:
             if id(p) not in counterparts:
-                remedy = "pass the model that the optimiser was made for, then the new one"
+                remedy = "pass the model that the optimizer was made for, then the new one"
                 raise ArgumentError(
-                    "carry_optimiser", "the optimiser holds a parameter that the old model has not", remedy=remedy
+                    "carry_optimizer", "the optimizer holds a parameter that the old model has not", remedy=remedy
                 )
             params += [q for q, _ in counterparts[id(p)] if id(q) not in assigned]
             assigned |= {id(q) for q, _ in counterparts[id(p)]}
         groups.append({**{k: v for k, v in group.items() if k != "params"}, "params": params})
-    accepted = inspect.signature(type(optimiser)).parameters  # AdamW's defaults hold more than it takes
-    carried = type(optimiser)(groups, **{k: v for k, v in optimiser.defaults.items() if k in accepted})
-    for group in optimiser.param_groups:
+    accepted = inspect.signature(type(optimizer)).parameters  # AdamW's defaults hold more than it takes
+    carried = type(optimizer)(groups, **{k: v for k, v in optimizer.defaults.items() if k in accepted})
+    for group in optimizer.param_groups:
         for p in group["params"]:
             for q, carry in counterparts[id(p)]:
-                if p in optimiser.state and carry is not None:
-                    carried.state[q] = _carried(optimiser.state[p], p, carry)
-                elif p in optimiser.state:
-                    carried.state[q] = _fresh(optimiser.state[p], p, q)
+                if p in optimizer.state and carry is not None:
+                    carried.state[q] = _carried(optimizer.state[p], p, carry)
+                elif p in optimizer.state:
+                    carried.state[q] = _fresh(optimizer.state[p], p, q)
     return carried
 
 
@@ -99,7 +99,7 @@ def _carried(state: dict[Any, Any], parameter: Tensor, carry: Carry) -> dict[Any
             result[name] = value.clone() if isinstance(value, Tensor) else value
         else:
             raise UnsupportedModuleError(
-                "carry_optimiser", f"optimiser state {name!r} has no known law of transformation", remedy="start anew"
+                "carry_optimizer", f"optimizer state {name!r} has no known law of transformation", remedy="start anew"
             )
     return result
 
@@ -119,7 +119,7 @@ def _fresh(state: dict[Any, Any], parameter: Tensor, new: Tensor) -> dict[Any, A
 
 def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor, Carry | None]]]:
     """For each old parameter the new ones, and how what belongs to it is carried (None: starts anew)."""
-    found: dict[int, list[tuple[Tensor, Carry | None]]] = {}
+    counterparts: dict[int, list[tuple[Tensor, Carry | None]]] = {}
     theirs = dict(new.named_modules())
     for name, a in old.named_modules():
         b = theirs.get(name)
@@ -127,14 +127,14 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
             continue
         if b is None:
             raise ArgumentError(
-                "carry_optimiser", f"the new model has no module {name!r}", remedy="carry it over first"
+                "carry_optimizer", f"the new model has no module {name!r}", remedy="carry it over first"
             )
         if type(a) in STEERABLE:
             if type(b) is type(a) and a.in_type != b.in_type:
-                found.update(_restricted(a, b, name))
+                counterparts.update(_restricted(a, b, name))
                 continue
             if hasattr(b, "pathways") and not isinstance(b.weights, Tensor):
-                found.update(_relaxed(a, b))
+                counterparts.update(_relaxed(a, b))
                 continue
         for key, p in a.named_parameters(recurse=False):
             q = b._parameters.get(key)
@@ -143,8 +143,8 @@ def _counterparts(old: nn.Module, new: nn.Module) -> dict[int, list[tuple[Tensor
                 raise ArgumentError(
                     f"{name}.{key}".strip("."), "the new model has no such parameter of this shape", remedy=remedy
                 )
-            found.setdefault(id(p), []).append((q, lambda value, squared: value.clone()))
-    return found
+            counterparts.setdefault(id(p), []).append((q, lambda value, squared: value.clone()))
+    return counterparts
 
 
 def _restricted(a: EquivariantModule, b: EquivariantModule, name: str) -> dict[int, list[tuple[Tensor, Carry | None]]]:

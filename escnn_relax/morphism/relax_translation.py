@@ -219,7 +219,7 @@ def _shapes(
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
     copied = apart(model, eval=True)
-    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
     if not watched:
         remedy = "leave layers out for all of them"
@@ -230,10 +230,10 @@ def _shapes(
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             entered.clear()
             shapes = tuple(inputs[0].tensor.shape[2:]), tuple(output.tensor.shape[2:])
-            if found.setdefault(name, shapes) != shapes:
+            if sizes.setdefault(name, shapes) != shapes:
                 raise UnsupportedModuleError(
                     name,
-                    f"it is used for inputs of {found[name][0]} and of {shapes[0]} pixels",
+                    f"it is used for inputs of {sizes[name][0]} and of {shapes[0]} pixels",
                     remedy="leave it out by layers=, or use two layers",
                 )
 
@@ -256,7 +256,7 @@ def _shapes(
         for handle in handles:
             handle.remove()
     for name in watched:
-        if name not in found:
+        if name not in sizes:
             remedy = "pass an example that takes every path, or leave the layer out by layers="
             raise UnsupportedModuleError(name, "the example does not reach this convolution", remedy=remedy)
-    return found
+    return sizes

@@ -62,7 +62,7 @@ class Trial:
             ) from error
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any) -> Trial | None:
+    def prepare(cls, model: nn.Module, example: Any) -> Trial | None:
         """On an example; on one made of what the first layer's type promises for ``None``, and no trial where the
         network does not run on that; none for ``False``."""
         if example is False:
@@ -152,7 +152,7 @@ class Trial:
 
 def tried(model: nn.Module, result: nn.Module, example: Any, made: str, **options: Any) -> Any:
     """The result of a morphism, after its trial; ``made`` and the options are those of :meth:`Trial.check`."""
-    trial = Trial.of(model, example)
+    trial = Trial.prepare(model, example)
     if trial is not None:
         trial.check(result, made, **options)
     return result

@@ -30,14 +30,14 @@ def linear_parameters(convolution: nn.Module) -> dict[str, nn.Parameter]:
     [['bias', 'weights'], ['bias', 'weights']]
     """
     inside = {"convolution"} if isinstance(convolution, MergedConvolution) else {"weights", "bias"}
-    found = {name: p for name, p in convolution.named_parameters() if name.split(".")[0] in inside}
-    if all(name.endswith("bias") for name in found):
+    parameters = {name: p for name, p in convolution.named_parameters() if name.split(".")[0] in inside}
+    if all(name.endswith("bias") for name in parameters):
         raise UnsupportedModuleError(
             type(convolution),
             f"the weights of a {type(convolution).__name__} are not known",
             remedy="use a convolution of escnn or of escnn_relax",
         )
-    return found
+    return parameters
 
 
 def expanded(convolution: Any) -> tuple[Tensor, Tensor | None]:

@@ -38,15 +38,15 @@ class EscnnSurface:
     def basisexpansion(self) -> Any:
         """escnn's basis expansion of the equivariant pathway: ``dimension()``, ``get_basis_info()``, and called with
         the pathway's weights the kernel that it contributes. Made when first asked for; not part of the state."""
-        found = self.__dict__.get("_expansion")
+        expansion = self.__dict__.get("_expansion")
         weights: Any = self.weights
-        known = None if found is None else next((b for b in found.buffers() if b.is_floating_point()), None)
+        known = None if expansion is None else next((b for b in expansion.buffers() if b.is_floating_point()), None)
         if known is None or (known.dtype, known.device) != (weights.dtype, weights.device):
             with torch.no_grad():
                 layer: Any = self
-                found = strict_layer(layer).basisexpansion
-            self.__dict__["_expansion"] = found
-        return found
+                expansion = strict_layer(layer).basisexpansion
+            self.__dict__["_expansion"] = expansion
+        return expansion
 
     @property
     def filter(self) -> Tensor:
@@ -111,11 +111,11 @@ class EscnnSurface:
         try:
             if device is not None:
                 layer.to(device)
-            found = equivariance_error(layer, elements=list(space.testing_elements))
+            result = equivariance_error(layer, elements=list(space.testing_elements))
         finally:
             layer.to(before)
         tolerance = atol + rtol if space.dimensionality else min(atol + rtol, 1e-5)
-        pairs = list(zip(found.elements, found.errors))
+        pairs = list(zip(result.elements, result.errors))
         for element, error in pairs:
             if verbose:
                 print(element, error)

@@ -75,8 +75,8 @@ class Gated:
         pathways have been opened since it was copied: what a layer computes is what its weights say.
         """
         if not self._closed:
-            found: Mapping[str, Tensor] = self.weights
-            return found
+            weights: Mapping[str, Tensor] = self.weights
+            return weights
         return {name: w for name, w in self.weights.items() if name not in self._closed or self._written(name, w)}
 
     def _written(self, name: str, weight: Tensor) -> bool:

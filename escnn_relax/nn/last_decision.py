@@ -15,9 +15,9 @@ __all__ = ["remember", "remembered"]
 
 def remember(layers: Mapping[str, Any], decisions: Decisions) -> Decisions:
     """Keep a record with the layers that it is about, by name; it is no part of the state dict."""
-    found = {name: (decisions, fingerprint(layer)) for name, layer in layers.items()}
+    records = {name: (decisions, fingerprint(layer)) for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer.__dict__["_decided"] = found[name]
+        layer.__dict__["_decided"] = records[name]
     return decisions
 
 

@@ -37,7 +37,7 @@ class MergedConvolution(EquivariantModule):
         self.in_type, self.out_type, self.convolution = in_type, out_type, convolution
 
     @classmethod
-    def of(cls, layer: SteerableConvolution, kernel: Tensor, bias: Tensor | None) -> MergedConvolution:
+    def from_layer(cls, layer: SteerableConvolution, kernel: Tensor, bias: Tensor | None) -> MergedConvolution:
         """From a layer with pathways, with the kernel ``(out channels, in channels / groups, *size)`` it shall have."""
         convolution = layer.export().train(layer.training)
         with torch.no_grad():

@@ -18,7 +18,7 @@ from ..symmetry.kernels.pathway import EQUIVARIANT
 from ..symmetry.kernels.plan import Freedom, plan
 from ..symmetry.kernels.relaxation import Relaxation
 from ..symmetry.kernels.sampling import Band, FiberBand
-from .kernels.pathway_sum import PathwayKernel
+from .kernels.pathway_sum import PathwaySum
 from .pathway_weights import PathwayWeights
 from .steerable import SteerableConvolution
 
@@ -44,7 +44,7 @@ class RelaxedConvolution(SteerableConvolution):
         log_precision, effective_dimension: see :class:`~escnn_relax.nn.evidence_record.Recorded`.
     """
 
-    kernel: PathwayKernel
+    kernel: PathwaySum
     relaxation: Relaxation
 
     _freedom = Freedom
@@ -62,7 +62,7 @@ class RelaxedConvolution(SteerableConvolution):
         self.pathways = tuple(p for p in rule.pathways if dimensions[p.name])
         self.empty_pathways = tuple(p for p in rule.pathways if not dimensions[p.name])
         self._refuse_empty()
-        self.kernel = PathwayKernel(in_reprs, out_reprs, {p.name: bases[p.name] for p in self.pathways})
+        self.kernel = PathwaySum(in_reprs, out_reprs, {p.name: bases[p.name] for p in self.pathways})
         self.weights = PathwayWeights()
         for p in self.pathways:  # one by one, since a dictionary would be sorted
             self.weights[p.name] = nn.Parameter(torch.zeros(self.kernel.dimensions[p.name]))

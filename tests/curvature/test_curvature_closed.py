@@ -10,7 +10,7 @@ from torch import nn
 from escnn_relax import Evidence, relax
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.layers.known_layers import linear_map
-from escnn_relax.nn.kernels.pathway_sum import PathwayKernel
+from escnn_relax.nn.kernels.pathway_sum import PathwaySum
 
 
 class Net(nn.Module):
@@ -54,8 +54,8 @@ def test_the_open_ones_have_the_curvature_that_they_had(case, approximation):
 def test_no_kernel_of_theirs_is_formed(case, monkeypatch):
     model, loader = case
     close(model)
-    formed, basis = [], PathwayKernel.basis
-    monkeypatch.setattr(PathwayKernel, "basis", lambda self, b: formed.append(b) or basis(self, b))
+    formed, basis = [], PathwaySum.basis
+    monkeypatch.setattr(PathwaySum, "basis", lambda self, b: formed.append(b) or basis(self, b))
     Curvature(model, "categorical", "expand")(loader)
     own = [b for index in (0, 2) for b in model.body[index].kernel.blocks["equivariant"]]
     assert formed and all(b in own for b in formed)

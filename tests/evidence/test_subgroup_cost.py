@@ -215,7 +215,7 @@ def test_margins_are_differences_of_evidences_on_the_data(make, name):
     with torch.no_grad():
         for w in layer.weights.values():
             w.normal_(std=0.5)
-        for pathway, w in KernelSymmetry(layer).kept(planted).items():
+        for pathway, w in KernelSymmetry(layer).projected_weights(planted).items():
             layer.weights[pathway].copy_(w)
         target = model(x.double())
     noise = 0.01  # so small that what it adds to the kernel counts as switched off

@@ -27,7 +27,7 @@ from escnn_relax import (
     subgroups,
     survivors,
 )
-from escnn_relax import assert_equivariant, carry_optimiser, equivariance_error, relax_translation, symmetry_test
+from escnn_relax import assert_equivariant, carry_optimizer, equivariance_error, relax_translation, symmetry_test
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, FieldTypeError, LikelihoodError
 from escnn_relax.errors import (
     NothingToRelaxError,
@@ -251,7 +251,7 @@ TABLE = {
                                "at least one element, got none; leave"),
     "equivariance, group": (lambda: equivariance_error(broken(), elements=[group.cyclic_group(8).identity]),
                             ArgumentError, "elements of C4, got one of C8; take them"),
-    "optimiser": (lambda: carry_optimiser(torch.optim.SGD(strange(), 0.1), strict(), relax(strict())), ArgumentError,
+    "optimiser": (lambda: carry_optimizer(torch.optim.SGD(strange(), 0.1), strict(), relax(strict())), ArgumentError,
                   "holds a parameter that the old model has not; pass the model"),
     "translations, kind": (lambda: relax_translation(relax(strict()), FIELDS(torch.randn(1, 4, 5, 5)), ["thick"]),
                            ArgumentError, "pathways out of.*got 'thick'; pass"),

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import escnn_relax
 from escnn_relax import Evidence, EvidenceTerms, History, fit
-from escnn_relax import carry_optimiser, harden, merge, mix, project, relax, relax_translation, restrict
+from escnn_relax import carry_optimizer, harden, merge, mix, project, relax, relax_translation, restrict
 from escnn_relax import assert_equivariant, equivariance_error, report, subgroups, survivors
 from escnn_relax.errors import RelaxError
 from escnn_relax.evidence import PriorSettings
@@ -67,7 +67,7 @@ def walk(loader: DataLoader[tuple[Tensor, ...]], folder: Path) -> History:
     read.plot(title="energies").set_xlabel("pathway")
     print(str(read), energies, [s.subgroup.name for s in survivors(model).layers])
     hard: nn.Module = harden(model, to="stabiliser", per="network")
-    step = carry_optimiser(torch.optim.Adam(model.parameters()), model, hard)
+    step = carry_optimizer(torch.optim.Adam(model.parameters()), model, hard)
     print(step.param_groups, escnn_relax.__version__)
     return history
 

@@ -41,7 +41,7 @@ def learn(layer, kept, noise=0.0):
         for name, w in layer.weights.items():
             if name != "equivariant":
                 w.copy_(0.3 * torch.randn(w.shape, generator=generator, dtype=torch.float64))
-        projected = KernelSymmetry(layer).kept(kept)
+        projected = KernelSymmetry(layer).projected_weights(kept)
         for name, w in layer.weights.items():
             extra = noise * torch.randn(w.shape, generator=generator, dtype=torch.float64)
             w.copy_(projected[name] + (extra if name != "equivariant" else 0))
@@ -53,7 +53,7 @@ def projected(model, kept):
     layers = dict(model.named_modules())
     with torch.no_grad():
         for name, group in kept.items():
-            for pathway, weights in KernelSymmetry(layers[name]).kept(group).items():
+            for pathway, weights in KernelSymmetry(layers[name]).projected_weights(group).items():
                 layers[name].weights[pathway].copy_(weights)
     return model
 

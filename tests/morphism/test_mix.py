@@ -13,7 +13,7 @@ from fields import SINGLE, distance, field_type
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax import Evidence, carry_optimiser, harden, merge, mix, project, relax, report, restrict
+from escnn_relax import Evidence, carry_optimizer, harden, merge, mix, project, relax, report, restrict
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.errors import ArgumentError, SubgroupError, UnsupportedModuleError
 from escnn_relax.evidence import NoiseSettings, PriorSettings
@@ -312,7 +312,7 @@ def test_an_optimiser_can_be_carried_over():
     strict(torch.randn(4, 1, 7, 7)).square().sum().backward()
     adam.step()
     mixed = mix(strict, IDS)
-    carried = carry_optimiser(adam, strict, mixed)
+    carried = carry_optimizer(adam, strict, mixed)
     theirs, ours = adam.state[strict.first.weights], carried.state[mixed.first.weights["equivariant"]]
     assert torch.equal(theirs["exp_avg"], ours["exp_avg"]) and mixed.first.alpha not in carried.state
     mixed(torch.randn(4, 1, 7, 7)).square().sum().backward()

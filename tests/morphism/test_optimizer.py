@@ -7,7 +7,7 @@ import torch
 from escnn import gspaces, nn
 
 from escnn_relax.errors import ArgumentError
-from escnn_relax.morphism.optimizer import carry_optimiser
+from escnn_relax.morphism.optimizer import carry_optimizer
 from escnn_relax.morphism.relax import relax
 from escnn_relax.morphism.restrict.network import restrict
 
@@ -60,7 +60,7 @@ def test_training_goes_on(name, morph):
     values = train(net, optimiser, 15)
     other = morph(net)
     untouched = copy.deepcopy(optimiser.state_dict()["state"])
-    carried = carry_optimiser(optimiser, net, other)
+    carried = carry_optimizer(optimiser, net, other)
     expected = {id(p) for p in other.parameters()}
     assert {id(p) for g in carried.param_groups for p in g["params"]} == expected
     on = train(other, carried, 15)
@@ -82,7 +82,7 @@ def test_momentum_moves_the_function_alike(morph):
     try:
         train(net, optimiser, 5)
         other = morph(net)
-        carried = carry_optimiser(optimiser, net, other)
+        carried = carry_optimizer(optimiser, net, other)
         start = loss(net).item()
         for model, by in ((net, optimiser), (other, carried)):
             for p in model.parameters():
@@ -103,7 +103,7 @@ def test_steps_and_settings_are_carried():
     optimiser = torch.optim.Adam(groups, lr=0.1)
     train(net, optimiser, 3)
     on_h = restrict(net, 2)
-    carried = carry_optimiser(optimiser, net, on_h)
+    carried = carry_optimizer(optimiser, net, on_h)
     assert [g["lr"] for g in carried.param_groups] == [0.5, 0.1]
     state = carried.state[on_h[3].weights]
     assert int(state["step"]) == 3 and state["exp_avg"].shape == on_h[3].weights.shape
@@ -113,4 +113,4 @@ def test_steps_and_settings_are_carried():
 def test_foreign_optimiser_is_refused():
     net = network()
     with pytest.raises(ArgumentError):
-        carry_optimiser(torch.optim.SGD(network().parameters(), lr=0.1), net, restrict(net, 2))
+        carry_optimizer(torch.optim.SGD(network().parameters(), lr=0.1), net, restrict(net, 2))

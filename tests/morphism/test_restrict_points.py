@@ -7,7 +7,7 @@ import torch
 from escnn import gspaces, nn
 
 from escnn_relax.errors import UnsupportedModuleError
-from escnn_relax.morphism.optimizer import carry_optimiser
+from escnn_relax.morphism.optimizer import carry_optimizer
 from escnn_relax.morphism.project import project
 from escnn_relax.morphism.restrict.network import restrict
 from escnn_relax.symmetry.equivariance.model_error import kernel_equivariance_error
@@ -117,7 +117,7 @@ def test_momentum_is_carried():
     conv(nn.GeometricTensor(x, conv.in_type, points), edges).tensor.square().mean().backward()
     optimiser.step()
     on_h = restrict(conv, 4)
-    carried = carry_optimiser(optimiser, conv, on_h)
+    carried = carry_optimizer(optimiser, conv, on_h)
     for model, o in ((conv, optimiser), (on_h, carried)):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)

@@ -273,7 +273,7 @@ class Formats(Net):
 def test_number_formats(dtype):
     # of copies, or escnn's memory of kernels takes the format too
     model = relax(copy.deepcopy(Formats()).to(dtype).eval())
-    assert Trial.of(model, None) is not None and model.last.weight.dtype == dtype
+    assert Trial.prepare(model, None) is not None and model.last.weight.dtype == dtype
     with pytest.raises(UnsupportedModuleError, match="something else"):
         relax(copy.deepcopy(Doubles()).to(dtype).eval())
 
@@ -347,7 +347,7 @@ def test_kernels_are_not_copied_and_sizes_are_those_of_the_data():
             relax(Fixed(side))
     relax(Fixed(11))  # none of those
     beside = relax_translation(Net(), image(11), layers=["first"])
-    assert Trial.of(beside, None).example.shape[-1] == 11
+    assert Trial.prepare(beside, None).example.shape[-1] == 11
     from escnn_relax.morphism.isolated_run import apart
 
     model = relax(Net())

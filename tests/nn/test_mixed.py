@@ -150,7 +150,7 @@ def test_groups_that_the_grid_mixes():
 
 def test_one_convolution_whatever_the_number_of_groups(monkeypatch):
     layer, calls, plain = mixed(padding=1), [], F.conv2d
-    monkeypatch.setattr("escnn_relax.nn.relaxed_layers.F.conv2d", lambda *a: calls.append(1) or plain(*a))
+    monkeypatch.setattr("escnn_relax.nn.geometry.F.conv2d", lambda *a: calls.append(1) or plain(*a))
     layer(image(layer.in_type))
     assert len(layer.pathways) == 10 and len(calls) == 1
 

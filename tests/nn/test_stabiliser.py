@@ -90,7 +90,7 @@ def test_projection_is_the_average_over_the_group(kind):
     kernel, symmetry = dense(layer), KernelSymmetry(layer)
     for kept in subgroups(layer.space):
         average = sum(moved(kernel, layer, g) for g in kept.elements) / kept.order
-        found = symmetry.kept(kept)
+        found = symmetry.projected_weights(kept)
         ours = layer.kernel({n: w.to(layer.weights[n]) for n, w in found.items()}).detach().double().view(kernel.shape)
         assert float((ours - average).norm() / kernel.norm()) < SAME, kept.name
         lost = float((kernel - average).square().sum() / kernel.square().sum())
@@ -104,7 +104,7 @@ def test_stabiliser_is_the_largest_subgroup_that_moves_nothing(kind):
     planted = group[:: 1 + len(group) // 4]
     for number, kept in enumerate(planted):
         randomise(layer, number)
-        parts = KernelSymmetry(layer).kept(kept)
+        parts = KernelSymmetry(layer).projected_weights(kept)
         with torch.no_grad():
             for name, w in layer.weights.items():
                 w.copy_(parts[name])
@@ -141,7 +141,7 @@ def test_planar_continuous_with_the_axis(turns, mirrored):
     layer = RelaxedR2Conv(scalar, scalar, 17, frequencies=4, sigma=[1.2, 1.2], rings=[4.0, 5.0], frequencies_cutoff=4.0)
     kept = subgroup(space, (0.47, turns) if mirrored else (None, turns))
     randomise(layer, turns)
-    parts = KernelSymmetry(layer).kept(kept)
+    parts = KernelSymmetry(layer).projected_weights(kept)
     with torch.no_grad():
         for name, w in layer.weights.items():
             w.copy_(parts[name])
@@ -167,7 +167,7 @@ def test_the_axis_is_found_where_one_frequency_outweighs_the_others(axis):
     scalar = enn.FieldType(space, [space.trivial_repr])
     layer = RelaxedR2Conv(scalar, scalar, 17, frequencies=4, sigma=[1.2, 1.2], rings=[4.0, 5.0], frequencies_cutoff=4.0)
     randomise(layer)
-    parts = KernelSymmetry(layer).kept(subgroup(space, (axis, 1)))
+    parts = KernelSymmetry(layer).projected_weights(subgroup(space, (axis, 1)))
     amplitudes = {"equivariant": 1.0, "irrep_1,3": 0.1, "irrep_1,4": 1.0}
     with torch.no_grad():
         for name, w in layer.weights.items():
@@ -200,7 +200,7 @@ def test_symmetry_never_grows_with_depth():
     layers = [made("D4") for _ in range(3)]
     for layer, id in zip(layers, [(None, 4), (0, 4), (0, 2)]):
         randomise(layer)
-        parts = KernelSymmetry(layer).kept(subgroup(layer.space, id))
+        parts = KernelSymmetry(layer).projected_weights(subgroup(layer.space, id))
         with torch.no_grad():
             for name, w in layer.weights.items():
                 w.copy_(parts[name])

@@ -121,7 +121,7 @@ def test_hardened_to_the_tetrahedral_group():
         for index in (0, 2):
             for w in model[index].weights.values():
                 w.normal_()
-            for name, w in KernelSymmetry(model[index]).kept(kept).items():
+            for name, w in KernelSymmetry(model[index]).projected_weights(kept).items():
                 model[index].weights[name].copy_(w)
     hardened = harden(model, to={"0": "Tetra", "2": "Tetra"})
     assert hardened[0].in_type.gspace.fibergroup is tetrahedral_group() and type(hardened[0]) is enn.R3Conv

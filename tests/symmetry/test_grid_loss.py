@@ -262,7 +262,7 @@ def planted(space, fields, size, id):
     with torch.no_grad():
         for w in model[0].weights.values():
             w.normal_()
-        for name, w in KernelSymmetry(model[0]).kept(subgroup(space, id)).items():
+        for name, w in KernelSymmetry(model[0]).projected_weights(subgroup(space, id)).items():
             model[0].weights[name].copy_(w)
     return model
 

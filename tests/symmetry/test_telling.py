@@ -70,7 +70,7 @@ def test_pathways_that_were_left_out_are_not_a_matter_of_size():
     whole = subgroup(space, (0.0, -1))
     found = {one.subgroup.name: one for one in alike([symmetry], whole, symmetry.search())}
     assert found["D2_0deg"].frequency == 1 and found["D2_0deg"].kernel_size is None
-    assert "for which the layer has no pathways" in found["D2_0deg"].said_of(whole)
+    assert "for which the layer has no pathways" in found["D2_0deg"].describe(whole)
 
 
 @pytest.mark.parametrize("name", ["C8", "D4"])
@@ -84,9 +84,7 @@ def test_alike_subgroups_are_all_that_have_the_same_kernels(name):
         largest = {one.subgroup.name for one in alike([symmetry], kept, symmetry.search())}
         below = [h for h in lattice if h < kept]
         same = [
-            h
-            for h in below
-            if all(kernel_count(h, *pair[0], f) == kernel_count(kept, *pair[0], f) for f in range(3))
+            h for h in below if all(kernel_count(h, *pair[0], f) == kernel_count(kept, *pair[0], f) for f in range(3))
         ]
         assert largest == {h.name for h in same if not any(h < other for other in below)}
         for h in same:

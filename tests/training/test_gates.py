@@ -496,7 +496,7 @@ def test_projection_loss_is_that_of_the_subgroups_kernels_whatever_is_closed():
     projected = copy.deepcopy(model)
     projected.layer.open("irrep_1")
     with torch.no_grad():
-        for name, value in symmetry.kept(c3).items():
+        for name, value in symmetry.projected_weights(c3).items():
             projected.layer.weights[name].copy_(value)
         assert projected.layer.weights["irrep_1"].norm() > 0.1
         losses = [float(evidence.likelihood.loss(m(data[0][0]), data[0][1])) for m in (projected, model)]

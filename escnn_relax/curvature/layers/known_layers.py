@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ... import _escnn
 from ...errors import UnsupportedModuleError
-from ...nn.kernels.pathway_sum import PathwayKernel
+from ...nn.kernels.pathway_sum import PathwaySum
 from ...nn.mixed.kernel import MixtureKernel
 from ...nn.steerable import SteerableConvolution
 from ...nn.translation.anchors import Anchors
@@ -195,7 +195,7 @@ def _(module: Any, where: str = "") -> LinearMap:
     else:
         in_reprs = in_reprs[: len(in_reprs) // groups]
     bases = {(i, o): basis.detach() for i, o, basis, _ in _escnn.blocks(module.basisexpansion)}
-    kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases}).to(module.weights)
+    kernel = PathwaySum(in_reprs, out_reprs, {"equivariant": bases}).to(module.weights)
     return _steerable_map(module, _steerable(module, "weights", kernel, "equivariant"))
 
 
@@ -206,7 +206,7 @@ def _(module: Any, where: str = "") -> LinearMap:
 
 
 def _steerable(
-    module: EquivariantModule, parameter: str, kernel: PathwayKernel, pathway: str, interpolation: Tensor | None = None
+    module: EquivariantModule, parameter: str, kernel: PathwaySum, pathway: str, interpolation: Tensor | None = None
 ) -> list[WeightBlock]:
     """One block for each representation of the output and convolution group.
 

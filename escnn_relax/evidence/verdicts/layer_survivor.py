@@ -82,7 +82,7 @@ class LayerSurvivor:
         names = ", ".join(h.name for h in self.candidates)
         why = ": the training had not settled, more epochs may tell" if self.unsettled else ""
         unsure = (f"cannot tell whether {names} survives as well{why}",) if names else ()
-        return (*unsure, *Resolution(self.alike, self.grid).said_of(self.subgroup))
+        return (*unsure, *Resolution(self.alike, self.grid).describe(self.subgroup))
 
     @property
     def loss(self) -> float:

@@ -50,7 +50,7 @@ class ProjectionLoss:
             saved = {layer.name: copy.deepcopy(dict(weights[layer.name])) for layer in layers}
             try:
                 for layer in layers:
-                    _write(weights[layer.name], layer.kept(kept))
+                    _write(weights[layer.name], layer.projected_weights(kept))
                 self._known[key] = self._loss() - self._before
             finally:
                 for name, before in saved.items():

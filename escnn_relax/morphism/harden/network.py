@@ -196,10 +196,10 @@ def _harden_layer(
     off = [p.name for p in layer.pathways if p.name in off]
     with torch.no_grad():
         if on:
-            kept = {n: w for n, w in layer.weights.items() if n not in off}
-            kernel = layer._as_filter(layer.kernel(kept))
+            weights = {n: w for n, w in layer.weights.items() if n not in off}
+            kernel = layer._as_filter(layer.kernel(weights))
             bias = None if layer.bias is None else layer.bias_expansion @ layer.bias
-            new = MergedConvolution.of(layer, kernel, bias)
+            new = MergedConvolution.from_layer(layer, kernel, bias)
         else:
             new = strict_layer(layer)
         new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph

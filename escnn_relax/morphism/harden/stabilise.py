@@ -30,7 +30,7 @@ __all__ = ["by_depth", "by_layer"]
 
 
 def by_depth(
-    model: nn.Module, kept: Mapping[str, Subgroup], *, example: Any = None, flexible: bool = False
+    model: nn.Module, subgroups: Mapping[str, Subgroup], *, example: Any = None, flexible: bool = False
 ) -> tuple[nn.Module, dict[str, Subgroup]]:
     r"""A copy in which each relaxed layer is escnn's own of its subgroup H, with the kernel :math:`P_H K`.
 
@@ -38,7 +38,7 @@ def by_depth(
     smaller one (:func:`~escnn_relax.restrict` with ``from_layer``).
 
     Args:
-        kept: the subgroup of each relaxed layer by its name, in the order of the model.
+        subgroups: that of each relaxed layer by its name, in the order of the model.
         example: an input of the model or ``False``, see :func:`~escnn_relax.restrict`.
         flexible: where the network brings the outputs of a layer and of one before it together, let the step to the
             smaller subgroup begin before both: the layers between keep the smaller one, which fixes all that the larger
@@ -53,14 +53,14 @@ def by_depth(
         EmptyBasisError: see :func:`fill`.
     """
     layers: dict[str, Any] = dict(model.named_modules())
-    result = replace_modules(model, lambda name, module: _strict(module) if name in kept else None)
+    result = replace_modules(model, lambda name, module: _strict(module) if name in subgroups else None)
     before: Any = None
     first: Any = None
     reached: dict[str, Subgroup] = {}
-    for name, wanted in kept.items():
+    for name, wanted in subgroups.items():
         if before is None:
             result = result if wanted.index == 1 else restrict(result, wanted.id, example=example)
-            first, reached = wanted, dict.fromkeys(kept, wanted)
+            first, reached = wanted, dict.fromkeys(subgroups, wanted)
         elif not wanted <= before:
             raise ArgumentError(
                 name,
@@ -69,9 +69,9 @@ def by_depth(
                 remedy="symmetry that was given up does not return: take the stabilisers by depth, or per='layer'",
             )
         elif not reached[name] <= wanted:
-            spaces = {n: _at(result, n).in_type.gspace for n in kept}
-            result = _stepped(result, _inside(first, wanted), name, list(kept), example, flexible)
-            reached |= {n: wanted for n in kept if _at(result, n).in_type.gspace != spaces[n]}
+            spaces = {n: _at(result, n).in_type.gspace for n in subgroups}
+            result = _stepped(result, _inside(first, wanted), name, list(subgroups), example, flexible)
+            reached |= {n: wanted for n in subgroups if _at(result, n).in_type.gspace != spaces[n]}
         before = wanted
     for name, wanted in reached.items():
         if wanted.index > 1:
@@ -98,18 +98,18 @@ def _stepped(model: nn.Module, id: Any, name: str, names: list[str], example: An
     raise refusals[0]
 
 
-def by_layer(model: nn.Module, kept: Mapping[str, Subgroup]) -> nn.Module:
+def by_layer(model: nn.Module, subgroups: Mapping[str, Subgroup]) -> nn.Module:
     """The same with each layer by itself: the network around stays on G, a Relabel on either side of the layer."""
 
     def replacement(name: str, module: Any) -> nn.Module | None:
-        if name not in kept:
+        if name not in subgroups:
             return None
         strict = _strict(module)
-        if kept[name].index == 1:
+        if subgroups[name].index == 1:
             return strict
         with naming(name or type(module).__name__):
-            on_h = restrict(strict, kept[name].id, example=False)
-            fill(on_h, module, kept[name])
+            on_h = restrict(strict, subgroups[name].id, example=False)
+            fill(on_h, module, subgroups[name])
         steps = Relabel(module.in_type, on_h.in_type), Relabel(on_h.out_type, module.out_type)
         return enn.SequentialModule(steps[0], on_h, steps[1]).train(module.training)
 
@@ -131,7 +131,7 @@ def _inside(first: Subgroup, wanted: Subgroup) -> Any:
     return RestrictionPlan(wanted).through(step)[1].subgroup.id
 
 
-def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup) -> None:
+def fill(target: EquivariantModule, layer: RelaxedConvolution, subgroup: Subgroup) -> None:
     r"""Give an escnn layer of H, in place, the kernel :math:`P_H K` of a relaxed layer of G.
 
     H's sampled basis is polished as in :func:`~escnn_relax.morphism.restrict.intertwiner.block_maps`: changed by the
@@ -141,7 +141,7 @@ def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup) -
         EmptyBasisError: the kernel is not in the span of escnn's kernels of H, as of a layer with ``basis="pixel"``.
     """
     symmetry = KernelSymmetry(layer)
-    weights = symmetry.kept(kept)
+    weights = symmetry.projected_weights(subgroup)
     blocks = dict(_escnn.block_modules(target.basisexpansion))
     # by position: a network restricted twice names its representations after both steps
     ins, outs = renamed(layer.in_type, target.in_type), renamed(layer.out_type, target.out_type)
@@ -158,7 +158,7 @@ def fill(target: EquivariantModule, layer: RelaxedConvolution, kept: Subgroup) -
             if lost > RESIDUAL_TOLERANCE * size**0.5:
                 raise EmptyBasisError(
                     type(layer),
-                    f"escnn's kernels of {kept.name} lack a part of the learned one, of norm {lost / size**0.5:.1e}"
+                    f"escnn's kernels of {subgroup.name} lack a part of the learned one, of norm {lost / size**0.5:.1e}"
                     " of 1",
                     remedy="relax with basis='band-limited', or harden without to=",
                 )
@@ -177,20 +177,20 @@ def _pieces(layer: RelaxedConvolution, weights: Mapping[str, Tensor], pair: tupl
     for name in layer.kernel.pathways:
         for block in layer.kernel.blocks[name]:
             if (block.in_name, block.out_name) == pair:
-                own = (
+                coefficients = (
                     weights[name]
                     .to("cpu", torch.float64)[block.start : block.stop]
                     .view(block.outputs * block.inputs, -1)
                 )
-                parts.append(own @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1))
+                parts.append(coefficients @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1))
     return sum(parts[1:], parts[0])
 
 
 def _polished(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients of the rows, and the basis, changed as little as it takes for them to be exact."""
 
-    def solve(of: Tensor) -> Tensor:
-        return of @ pseudo_inverse(basis, RANK_TOLERANCE)
+    def solve(vectors: Tensor) -> Tensor:
+        return vectors @ pseudo_inverse(basis, RANK_TOLERANCE)
 
     _, values, span = singular_values(rows)
     span = span[values > RANK_TOLERANCE * values.max().clamp(min=torch.finfo(torch.float64).tiny)]

@@ -53,27 +53,27 @@ def to_subgroups(
     if any(isinstance(module, RelaxedTranslation) for module in model.modules()):
         model, records = only_living(model, energy, determined)
     outer = {inside(r.name): r.name for r in records}
-    found = [KernelSymmetry(layer, name or "model") for name, layer in readable(model).items()]
+    symmetries = [KernelSymmetry(layer, name or "model") for name, layer in readable(model).items()]
     names = list(readable(model))
-    if not found and not records:
+    if not symmetries and not records:
         raise UnsupportedModuleError(
             type(model).__name__, "no relaxed layer in it", remedy="there is nothing to harden"
         )
     titles = {r.name: inside(r.name) for r in records}  # a convolution that is left alone takes the place of the layer
     if decided is None:
-        decided = _by_energy(found, [titles.get(name, name) for name in names], per, energy)
+        decided = _by_energy(symmetries, [titles.get(name, name) for name in names], per, energy)
     chosen_by = decided.select(per) if isinstance(decided, Decisions) else decided
-    kept = _given(chosen_by, found, [titles.get(name, name) for name in names])
+    subgroups = _given(chosen_by, symmetries, [titles.get(name, name) for name in names])
     if per != "layer":  # one group may act on several base spaces: images, and features without any
-        kept = [subgroup(kept[0].gspace, k, s.where) for k, s in zip(kept, found)]
-    if per == "network" and any(not k <= kept[0] or not kept[0] <= k for k in kept):
+        subgroups = [subgroup(subgroups[0].gspace, k, s.where) for k, s in zip(subgroups, symmetries)]
+    if per == "network" and any(not k <= subgroups[0] or not subgroups[0] <= k for k in subgroups):
         raise ArgumentError(
-            "per", expected="one subgroup for all layers", got=[k.name for k in kept], remedy="per='depth'"
+            "per", expected="one subgroup for all layers", got=[k.name for k in subgroups], remedy="per='depth'"
         )
-    chosen = dict(zip(names, kept))
+    chosen = dict(zip(names, subgroups))
     refuse_living(model, chosen, everywhere=per != "layer")
     hardened: Any
-    trial = Trial.of(model, example)
+    trial = Trial.prepare(model, example)
     example = False if trial is None else trial.example
     try:
         if per == "layer":
@@ -88,19 +88,24 @@ def to_subgroups(
             error.where, problem, remedy=_way_out(isinstance(decided, Decisions), per)
         ) from error
     left = {name for name, module in model.named_modules() if isinstance(module, RelaxedTranslation)}
-    own = {name: _record(name, s, chosen[name]) for name, s in zip(names, found)}
+    hardened_layers = {name: _record(name, s, chosen[name]) for name, s in zip(names, symmetries)}
     if isinstance(decided, Decisions):
-        records_of = {n: decided.record(titles.get(n, n)) for n in own}
-        own = {n: replace(r, reasons=records_of[n].reasons, lost=records_of[n].lost) for n, r in own.items()}
-        for n, decision in zip(names, kept):
+        reasons = {n: decided.record(titles.get(n, n)) for n in hardened_layers}
+        hardened_layers = {
+            n: replace(r, reasons=reasons[n].reasons, lost=reasons[n].lost) for n, r in hardened_layers.items()
+        }
+        for n, decision in zip(names, subgroups):
             if not decision <= chosen[n]:
                 reason = (
                     f"{chosen[n].name} instead of {decision.name}, since its output meets that of layers that keep no"
                     " more"
                 )
-                own[n] = replace(own[n], reasons=(*own[n].reasons, reason))
-    relaxed = [replace(r, name=inside(n)) if n in outer.values() else r for n, r in own.items()]
-    beside = [replace(r, kind=own[r.name].kind) if r.name in own and r.name not in left else r for r in records]
+                hardened_layers[n] = replace(hardened_layers[n], reasons=(*hardened_layers[n].reasons, reason))
+    relaxed = [replace(r, name=inside(n)) if n in outer.values() else r for n, r in hardened_layers.items()]
+    beside = [
+        replace(r, kind=hardened_layers[r.name].kind) if r.name in hardened_layers and r.name not in left else r
+        for r in records
+    ]
     return hardened, sorted([*relaxed, *beside], key=lambda r: position[outer.get(r.name, r.name)])
 
 
@@ -141,29 +146,29 @@ def _decided(
     return known if usable else None
 
 
-def _by_energy(found: list[KernelSymmetry], names: list[str], per: str, energy: float) -> Decisions:
+def _by_energy(symmetries: list[KernelSymmetry], names: list[str], per: str, energy: float) -> Decisions:
     if per == "network":
-        deep = len(found) * [stabiliser(found, energy)] if found else []
+        deep = len(symmetries) * [stabiliser(symmetries, energy)] if symmetries else []
     else:
-        deep = stabilisers(found, energy) if per == "depth" else [stabiliser([s], energy) for s in found]
+        deep = stabilisers(symmetries, energy) if per == "depth" else [stabiliser([s], energy) for s in symmetries]
     made = []
-    for name, s, kept in zip(names, found, deep):
-        remainder = s.remainder(kept.subgroup)
-        reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {kept.subgroup.name}"
-        own = subgroup(s.layer.space, kept.subgroup, s.where)  # one group may act on several base spaces
-        told = resolution([s], own, subgroup_search([s]))
-        reasons, lost = (reason, *told.said_of(own)), told.lost(own)
-        made.append(Decision(name, kept.subgroup, kept.subgroup, "energy", reasons, remainder, lost=lost))
+    for name, s, survivor in zip(names, symmetries, deep):
+        remainder = s.remainder(survivor.subgroup)
+        reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {survivor.subgroup.name}"
+        group = subgroup(s.layer.space, survivor.subgroup, s.where)  # one group may act on several base spaces
+        told = resolution([s], group, subgroup_search([s]))
+        reasons, lost = (reason, *told.describe(group)), told.lost(group)
+        made.append(Decision(name, survivor.subgroup, survivor.subgroup, "energy", reasons, remainder, lost=lost))
     return Decisions(tuple(made), energy)
 
 
 def _way_out(flexible: bool, per: str) -> str:
-    own = "give the layers that meet one subgroup; " if per == "depth" and not flexible else ""
+    first = "give the layers that meet one subgroup; " if per == "depth" and not flexible else ""
     modes = list(WAYS_OUT)
-    return own + ", ".join(WAYS_OUT[mode] for mode in modes[modes.index(per) :])
+    return first + ", ".join(WAYS_OUT[mode] for mode in modes[modes.index(per) :])
 
 
-def _given(to: Mapping[str, Any], found: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
+def _given(to: Mapping[str, Any], symmetries: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
     for name in names:
         if name not in to:
             got, remedy = sorted(to), f"add {name!r}, or pass survivors(model)"
@@ -171,16 +176,16 @@ def _given(to: Mapping[str, Any], found: list[KernelSymmetry], names: list[str])
     for name in to:
         if name not in names:
             raise ArgumentError("to", f"no relaxed layer {name!r} in the model", remedy=nearest(name, names))
-    return [subgroup(s.layer.space, to[name], s.where) for s, name in zip(found, names)]
+    return [subgroup(s.layer.space, to[name], s.where) for s, name in zip(symmetries, names)]
 
 
-def _record(name: str, symmetry: KernelSymmetry, kept: Subgroup) -> HardenedLayer:
-    parts = {n: float(w.norm()) for n, w in symmetry.kept(kept).items() if n != EQUIVARIANT.name}
+def _record(name: str, symmetry: KernelSymmetry, group: Subgroup) -> HardenedLayer:
+    parts = {n: float(w.norm()) for n, w in symmetry.projected_weights(group).items() if n != EQUIVARIANT.name}
     merged = tuple(n for n, norm in parts.items() if norm > 0 and norm**2 > 1e-14 * symmetry.energy)
     removed = tuple(n for n in parts if n not in merged)
-    weights, before = symmetry.kept(kept), symmetry.layer.weights
+    weights, before = symmetry.projected_weights(group), symmetry.layer.weights
     error = certify_weights(symmetry.layer, weights, name).bound
     lost = {n: before[n].detach().to("cpu", torch.float64) - w.to("cpu", torch.float64) for n, w in weights.items()}
     change = weights_norm(symmetry.layer, lost).bound
     kind = symmetry.layer._strict.__name__
-    return HardenedLayer(name, removed, merged, symmetry.remainder(kept), kind, kept.name, error=error, change=change)
+    return HardenedLayer(name, removed, merged, symmetry.remainder(group), kind, group.name, error=error, change=change)

@@ -59,8 +59,8 @@ def flow(model: nn.Module, boundary: str, run: Callable[[], Any]) -> Flow:
         boundary: name of the module before which the boundary lies.
         run: calls the network.
     """
-    found = Flow()
-    recorder = _Recorder(found)
+    record = Flow()
+    recorder = _Recorder(record)
     handles = []
     parts = dict(model.named_modules())
     for name, part in layers(model):
@@ -74,25 +74,25 @@ def flow(model: nn.Module, boundary: str, run: Callable[[], Any]) -> Flow:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return record
 
 
 class _Recorder(TorchFunctionMode):
     """Labels tensors by the layer that they come from, through whatever the network does with them."""
 
-    def __init__(self, found: Flow) -> None:
+    def __init__(self, record: Flow) -> None:
         super().__init__()
-        self.found, self.crossed, self.depth = found, False, 0
+        self.record, self.crossed, self.depth = record, False, 0
         self.labels: dict[int, tuple[Tensor, str, bool]] = {}  # the tensor is held, so that its id stays its own
 
     def entering(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, arguments: Any) -> None:
             self.depth += 1
-            (self.found.after if self.crossed else self.found.before).append(name)
+            (self.record.after if self.crossed else self.record.before).append(name)
             known = [label for label in map(self._label, _tensors(arguments)) if label]
             early = [source for source, late in known if not late]
             if self.crossed and early and len(early) == len(known):
-                self.found.fed.setdefault(name, early[0])
+                self.record.fed.setdefault(name, early[0])
 
         return hook
 
@@ -135,8 +135,8 @@ class _Recorder(TorchFunctionMode):
         early, late = [s for s, beyond in known if not beyond], [s for s, beyond in known if beyond]
         if early and late:
             meeting = early[0], late[0], getattr(function, "__name__", str(function))
-            if meeting not in self.found.meetings:
-                self.found.meetings.append(meeting)
+            if meeting not in self.record.meetings:
+                self.record.meetings.append(meeting)
         if known:
             self._mark(output, late[0] if late else early[0], bool(late))
         return output

@@ -77,7 +77,7 @@ def restrict(module: nn.Module, subgroup_id: Any, from_layer: str | None = None,
             remedy="name a proper subgroup; print(subgroups(gspace)) lists them",
         )
     _check_boundary(module, from_layer)
-    trial = Trial.of(module, example)
+    trial = Trial.prepare(module, example)
     seen = None
     if from_layer is not None and trial is not None:
         seen = _seen(trial, from_layer)

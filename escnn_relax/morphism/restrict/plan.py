@@ -28,7 +28,7 @@ class RestrictionPlan:
 
     def __init__(self, chosen: Subgroup) -> None:
         self.chosen = chosen
-        self._found: list[tuple[GSpace, Restriction]] = [(chosen.gspace, restriction(chosen))]
+        self._restrictions: list[tuple[GSpace, Restriction]] = [(chosen.gspace, restriction(chosen))]
 
     def restriction(self, gspace: GSpace) -> Restriction:
         """What a module on this G-space is restricted to.
@@ -36,15 +36,15 @@ class RestrictionPlan:
         Raises:
             UnsupportedModuleError: the network never says how this G-space's group relates to G.
         """
-        for known, change in self._found:
+        for known, change in self._restrictions:
             if known is gspace or known == gspace:
                 return change
         if gspace.dimensionality == 0:
-            for known, change in self._found:
+            for known, change in self._restrictions:
                 if known.fibergroup == gspace.fibergroup:
-                    found = restriction(subgroup(gspace, change.subgroup.id))
-                    self._found.append((gspace, found))
-                    return found
+                    result = restriction(subgroup(gspace, change.subgroup.id))
+                    self._restrictions.append((gspace, result))
+                    return result
         raise UnsupportedModuleError(
             "",
             f"it lives on {gspace}, and nothing relates that to {self.chosen.gspace}",
@@ -59,11 +59,11 @@ class RestrictionPlan:
         """
         before = self.restriction(module.in_type.gspace)
         space = module.out_type.gspace
-        for known, change in self._found:
+        for known, change in self._restrictions:
             if known is space or known == space:
                 return before, change
         after = self._inside(before, space, getattr(module, "_id", None))
-        self._found.append((space, after))
+        self._restrictions.append((space, after))
         return before, after
 
     def _inside(self, before: Restriction, space: GSpace, id: Any) -> Restriction:

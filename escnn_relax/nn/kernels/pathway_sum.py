@@ -15,7 +15,7 @@ from ..buffer_dict import BufferDict, rename_entries
 from .pair_sum import ComposedBasis
 from .sectioned import SectionedBasis
 
-__all__ = ["Block", "PathwayKernel"]
+__all__ = ["Block", "PathwaySum"]
 
 Pair = tuple[str, str]
 
@@ -44,7 +44,7 @@ class _Fields(NamedTuple):
     size: int
 
 
-class PathwayKernel(nn.Module):
+class PathwaySum(nn.Module):
     r"""Expands coefficients into a convolution kernel,
 
     .. math:: W = \sum_p s_p \Phi_p w_p .

@@ -48,10 +48,8 @@ class SectionedBasis(nn.Module):
         self.register_buffer("order", order)
         self.sections = BufferDict({str(n): section.contiguous() for n, section in enumerate(sections)})
         # rows of one section follow each other within a pathway, so that few stretches are to be cut and sorted
-        section_of_row = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(self.counts))[
-            order.argsort()
-        ]
-        labels, lengths = torch.unique_consecutive(section_of_row, return_counts=True)
+        row_sections = torch.repeat_interleave(torch.arange(len(sections)), torch.tensor(self.counts))[order.argsort()]
+        labels, lengths = torch.unique_consecutive(row_sections, return_counts=True)
         self._stretches = tuple(zip(labels.tolist(), lengths.tolist()))
         self._plans: dict[tuple[tuple[int, int], ...], tuple[list[int], list[list[tuple[int, int, int]]]]] = {}
 

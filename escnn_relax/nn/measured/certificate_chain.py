@@ -100,14 +100,14 @@ def certify_chain(model: nn.Module, input_shape: Sequence[int], work: float = WO
             shape = after
             continue
         try:
-            found = certify(module, name, work)
+            certificate = certify(module, name, work)
         except UnsupportedModuleError:
             return Chain(tuple(layers), error, size, f"{name}: {reason}")
-        layers.append(found)
+        layers.append(certificate)
         bias = expanded(module)[1]
         constant = 0.0 if bias is None else float(bias.double().norm()) * math.sqrt(math.prod(after[2:]))
-        error = found.norm.bound * error + found.bound * size
-        size, shape = found.norm.bound * size + constant, after
+        error = certificate.norm.bound * error + certificate.bound * size
+        size, shape = certificate.norm.bound * size + constant, after
     return Chain(tuple(layers), error, size)
 
 

@@ -61,17 +61,17 @@ class KernelSymmetry:
         self.residual: tuple[Pathway, ...] = tuple(p for p in layer.pathways if p != EQUIVARIANT)
         kernel, rule = layer.kernel, layer.relaxation
         self._blocks = {(b.in_name, b.out_name, name): b for name in kernel.pathways for b in kernel.blocks[name]}
-        ins, outs = ({r.name: r for r in of} for of in layer._kernel_fields())
+        ins, outs = ({r.name: r for r in fields} for fields in layer._kernel_fields())
         self.pairs: dict[Pair, FixedKernels] = {}
         for pair in kernel.pairs:
             shape = (0, outs[pair[1]].size, ins[pair[0]].size, kernel.sites)
-            of = {p.name: self._blocks.get((*pair, p.name)) for p in layer.pathways}
-            rows = {n: torch.zeros(shape) if b is None else kernel.basis(b).detach() for n, b in of.items()}
-            own = rows.pop(EQUIVARIANT.name)
+            blocks = {p.name: self._blocks.get((*pair, p.name)) for p in layer.pathways}
+            rows = {n: torch.zeros(shape) if b is None else kernel.basis(b).detach() for n, b in blocks.items()}
+            equivariant = rows.pop(EQUIVARIANT.name)
             self.pairs[pair] = FixedKernels(
-                rule, layer.band, ins[pair[0]], outs[pair[1]], own, [(p, rows[p.name]) for p in self.residual]
+                rule, layer.band, ins[pair[0]], outs[pair[1]], equivariant, [(p, rows[p.name]) for p in self.residual]
             )
-        self._weights = {pair: self._of_pair(pair) for pair in self.pairs}
+        self._weights = {pair: self._pair_weights(pair) for pair in self.pairs}
         energies = sum(float(w.square().sum()) for w in self._weights.values())
         with torch.no_grad():
             self.energy = energies + float(layer.pathway_kernel(EQUIVARIANT.name).double().square().sum())
@@ -92,33 +92,35 @@ class KernelSymmetry:
         highest = SubgroupSearch.top_frequency(group, self.residual, rule.frequencies) if group.continuous else 0
         return SubgroupSearch(self.layer.space, highest)
 
-    def fixed(self, pair: Pair, kept: Subgroup) -> Tensor:
+    def fixed(self, pair: Pair, group: Subgroup) -> Tensor:
         """See :meth:`~escnn_relax.symmetry.kernels.fixed_kernels.FixedKernels.fixed`."""
-        key = pair, kept.id
+        key = pair, group.id
         if key not in self._fixed:
-            if kept.gspace != self.layer.space:  # the same group may act on another base space elsewhere in the network
-                kept = subgroup(self.layer.space, kept.id, self.where)
-            self._fixed[key] = self.pairs[pair].fixed(kept)
+            if (
+                group.gspace != self.layer.space
+            ):  # the same group may act on another base space elsewhere in the network
+                group = subgroup(self.layer.space, group.id, self.where)
+            self._fixed[key] = self.pairs[pair].fixed(group)
             if len(self._fixed) > 64 * len(self.pairs):  # a search for an axis asks for many
                 self._fixed.pop(next(iter(self._fixed)))
         return self._fixed[key]
 
-    def remainder(self, kept: Subgroup) -> float:
+    def remainder(self, group: Subgroup) -> float:
         r""":math:`|K - P_H K|^2 / |K|^2`, the share of the kernel's energy that H does not fix (fraction)."""
         lost = 0.0
         for pair, weights in self._weights.items():
-            basis = self.fixed(pair, kept)
+            basis = self.fixed(pair, group)
             lost += float((weights - weights @ basis.T @ basis).square().sum())
         return lost / self.energy if self.energy > 0 else 0.0
 
-    def alike(self, one: Subgroup, other: Subgroup) -> bool:
+    def alike(self, first: Subgroup, second: Subgroup) -> bool:
         """Whether two subgroups, of which one contains the other, fix the same kernels of this layer."""
-        return all(len(self.fixed(pair, one)) == len(self.fixed(pair, other)) for pair in self.pairs)
+        return all(len(self.fixed(pair, first)) == len(self.fixed(pair, second)) for pair in self.pairs)
 
-    def telling_frequency(self, one: Subgroup, other: Subgroup) -> int | None:
+    def telling_frequency(self, first: Subgroup, second: Subgroup) -> int | None:
         """See :func:`~escnn_relax.symmetry.kernels.telling_frequency.telling_frequency`."""
-        ins, outs = ({r.name: r for r in of} for of in self.layer._kernel_fields())
-        return telling_frequency(one, other, [(a, b) for a in ins.values() for b in outs.values()])
+        ins, outs = ({r.name: r for r in fields} for fields in self.layer._kernel_fields())
+        return telling_frequency(first, second, [(a, b) for a in ins.values() for b in outs.values()])
 
     def lost(self, smaller: Subgroup, larger: Subgroup) -> LossSums:
         """See :func:`~escnn_relax.symmetry.kernels.grid_loss.grid_loss`."""
@@ -130,27 +132,27 @@ class KernelSymmetry:
     @cached_property
     def irreps(self) -> dict[IrreducibleRepresentation, int]:
         """Those of G that the layer's kernels consist of, with how often."""
-        found: dict[Any, int] = {}
-        ins, outs = (Counter(r for r in of) for of in self.layer._kernel_fields())
+        counts: dict[Any, int] = {}
+        ins, outs = (Counter(r for r in fields) for fields in self.layer._kernel_fields())
         for a, few in ins.items():
             for b, some in outs.items():
                 for psi, times in irrep_multiplicities(a, b).items():
-                    found[psi] = found.get(psi, 0) + few * some * times
-        return found
+                    counts[psi] = counts.get(psi, 0) + few * some * times
+        return counts
 
-    def kept(self, subgroup: Subgroup) -> dict[str, Tensor]:
+    def projected_weights(self, subgroup: Subgroup) -> dict[str, Tensor]:
         """Coefficients of :math:`P_H K` in each pathway, float64, shaped as the layer's own."""
-        found = {n: w.detach().to("cpu", torch.float64, copy=True) for n, w in self.layer.weights.items()}
+        coefficients = {n: w.detach().to("cpu", torch.float64, copy=True) for n, w in self.layer.weights.items()}
         for pair, fixed in self.pairs.items():
             basis = self.fixed(pair, subgroup)
             weights = self._weights[pair] @ basis.T @ basis
             for pathway, section in zip(fixed.pathways, fixed.sections):
                 block = self._blocks.get((*pair, pathway.name))
                 if block is not None:
-                    found[pathway.name][block.start : block.stop] = weights[:, section].flatten()
-        return found
+                    coefficients[pathway.name][block.start : block.stop] = weights[:, section].flatten()
+        return coefficients
 
-    def _of_pair(self, pair: Pair) -> Tensor:
+    def _pair_weights(self, pair: Pair) -> Tensor:
         """Residual coefficients of one pair, ``(fields, number of residual kernels)``."""
         parts = []
         for pathway in self.residual:

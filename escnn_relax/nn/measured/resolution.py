@@ -29,9 +29,9 @@ class Alike(NamedTuple):
     frequency: int | None
     kernel_size: int | None
 
-    def said_of(self, kept: Subgroup) -> str:
+    def describe(self, group: Subgroup) -> str:
         """In words, beside the subgroup that survives."""
-        text = f"cannot tell {kept.name} from {self.subgroup.name}, whose kernels are the same here"
+        text = f"cannot tell {group.name} from {self.subgroup.name}, whose kernels are the same here"
         if self.frequency is None:
             return text
         wider = f" (kernel_size={self.kernel_size})" if self.kernel_size else ", for which the layer has no pathways"
@@ -49,45 +49,47 @@ class Resolution(NamedTuple):
     alike: tuple[Alike, ...] = ()
     grid: tuple[GridLoss, ...] = ()
 
-    def lost(self, kept: Subgroup) -> float:
+    def lost(self, group: Subgroup) -> float:
         """The most that is lost of the difference between a smaller subgroup and ``kept`` (fraction): 1 where nobody
         can tell."""
-        smaller = [one.fraction for one in self.grid if one.larger == kept]
+        smaller = [loss.fraction for loss in self.grid if loss.larger == group]
         return 1.0 if self.alike else max(smaller, default=0.0)
 
-    def said_of(self, kept: Subgroup) -> tuple[str, ...]:
+    def describe(self, group: Subgroup) -> tuple[str, ...]:
         """In words, the most of what is lost on the grid only."""
-        return (*(one.said_of(kept) for one in self.alike), *(str(one) for one in self.grid[:1]))
+        return (*(item.describe(group) for item in self.alike), *(str(item) for item in self.grid[:1]))
 
 
 def resolution(
-    layers: Sequence[KernelSymmetry], kept: Subgroup, search: SubgroupSearch, candidates: Sequence[Subgroup] = ()
+    layers: Sequence[KernelSymmetry], group: Subgroup, search: SubgroupSearch, candidates: Sequence[Subgroup] = ()
 ) -> Resolution:
     """What the kernels of these layers cannot tell, or not fully, see :func:`alike` and :func:`lost_on_the_grid`."""
-    return Resolution(alike(layers, kept, search), lost_on_the_grid(layers, kept, search, candidates))
+    return Resolution(alike(layers, group, search), lost_on_the_grid(layers, group, search, candidates))
 
 
-def alike(layers: Sequence[KernelSymmetry], kept: Subgroup, search: SubgroupSearch) -> tuple[Alike, ...]:
+def alike(layers: Sequence[KernelSymmetry], group: Subgroup, search: SubgroupSearch) -> tuple[Alike, ...]:
     """The largest smaller subgroups that fix the same kernels as ``kept`` in all these layers.
 
     They are symmetries of the kernels as well, so ``kept`` is no wrong answer; but data of theirs would have given it,
     too.
     """
-    found: list[Alike] = []
-    smaller = search.smaller(kept)
-    for one in search.unresolved(kept) + tuple(h for h in smaller if not any(h < other for other in smaller)):
-        if not all(s.alike(one, kept) for s in layers):
+    indistinct: list[Alike] = []
+    smaller = search.smaller(group)
+    for candidate in search.unresolved(group) + tuple(h for h in smaller if not any(h < other for other in smaller)):
+        if not all(s.alike(candidate, group) for s in layers):
             continue
-        known = [s.telling_frequency(one, kept) for s in layers]
+        known = [s.telling_frequency(candidate, group) for s in layers]
         frequency = min((f for f in known if f is not None), default=None)
         wide = frequency is not None and all(frequency > s.layer.band.highest for s in layers)
-        d = kept.gspace.dimensionality
-        found.append(Alike(one, frequency, telling_size(d, frequency) if wide and frequency is not None else None))
-    return tuple(found)
+        d = group.gspace.dimensionality
+        indistinct.append(
+            Alike(candidate, frequency, telling_size(d, frequency) if wide and frequency is not None else None)
+        )
+    return tuple(indistinct)
 
 
 def lost_on_the_grid(
-    layers: Sequence[KernelSymmetry], kept: Subgroup, search: SubgroupSearch, candidates: Sequence[Subgroup] = ()
+    layers: Sequence[KernelSymmetry], group: Subgroup, search: SubgroupSearch, candidates: Sequence[Subgroup] = ()
 ) -> tuple[GridLoss, ...]:
     """What the pixels of the layers lose of the difference between ``kept`` and the largest smaller subgroups, whose
     kernels may have been taken for its own, and between candidates and ``kept``; that of the layer which loses least,
@@ -95,13 +97,13 @@ def lost_on_the_grid(
 
     Where all is lost see :func:`alike`.
     """
-    smaller = search.smaller(kept)
-    pairs = [(h, kept) for h in smaller if not any(h < other for other in smaller)]
-    pairs += [(kept, h) for h in candidates if kept < h]
-    found: list[GridLoss] = []
+    smaller = search.smaller(group)
+    pairs = [(h, group) for h in smaller if not any(h < other for other in smaller)]
+    pairs += [(group, h) for h in candidates if group < h]
+    grid_losses: list[GridLoss] = []
     for small, large in pairs:
         losses = [(s.lost(small, large), s) for s in layers]
-        known = [(of, s) for of, s in losses if of.kernels]
+        known = [(loss, s) for loss, s in losses if loss.kernels]
         if not known:
             continue
         least, layer = min(known, key=lambda pair: pair[0].fraction)
@@ -112,5 +114,5 @@ def lost_on_the_grid(
                 if least.fraction > NEGLIGIBLE
                 else None
             )
-            found.append(GridLoss(small, large, least.fraction, least.sine, turning, size))
-    return tuple(sorted(found, key=lambda one: -one.fraction))
+            grid_losses.append(GridLoss(small, large, least.fraction, least.sine, turning, size))
+    return tuple(sorted(grid_losses, key=lambda loss: -loss.fraction))

@@ -52,7 +52,7 @@ def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
     known, key = layers[-1].searches, tuple(map(id, layers))
     if key not in known:
         turning = all(pair.irreps_only for s in layers for pair in s.pairs.values())
-        kernels = [one for s in layers for one in s.turning()] if turning else []
+        kernels = [kernel for s in layers for kernel in s.turning()] if turning else []
         known[key] = (
             tuple(layers),
             SubgroupSearch(layers[0].layer.space, max(s.search().highest for s in layers), kernels),
@@ -61,22 +61,22 @@ def subgroup_search(layers: Sequence[KernelSymmetry]) -> SubgroupSearch:
 
 
 def verdict(
-    symmetry: KernelSymmetry, kept: Subgroup, energy: float, gains: Sequence[Gain], search: SubgroupSearch
+    symmetry: KernelSymmetry, subgroup: Subgroup, energy: float, gains: Sequence[Gain], search: SubgroupSearch
 ) -> Verdict:
     """Whether a subgroup survives in a layer, see :func:`stabiliser`."""
-    left = symmetry.remainder(kept)
+    left = symmetry.remainder(subgroup)
     if left <= energy:
         return Verdict.YES
     if not gains:
         return Verdict.NO
-    found = Verdict.YES
-    for smaller in search.smaller(kept):
-        nats = [gain(symmetry, kept) - gain(symmetry, smaller) for gain in gains]
+    result = Verdict.YES
+    for smaller in search.smaller(subgroup):
+        nats = [gain(symmetry, subgroup) - gain(symmetry, smaller) for gain in gains]
         if max(nats) < -REFUTED:
             return Verdict.NO
         if min(nats) <= INDIFFERENT and left - symmetry.remainder(smaller) > ALIVE * energy:
-            found = Verdict.UNDECIDED
-    return found
+            result = Verdict.UNDECIDED
+    return result
 
 
 def stabiliser(
@@ -135,26 +135,26 @@ def stabiliser(
     undecided: list[Subgroup] = []
     gains = [g for g in (gain, also) if g is not None]
 
-    def remainder(kept: Subgroup) -> float:
-        return max(s.remainder(kept) for s in layers)
+    def remainder(subgroup: Subgroup) -> float:
+        return max(s.remainder(subgroup) for s in layers)
 
-    def survives(kept: Subgroup) -> bool:
+    def survives(subgroup: Subgroup) -> bool:
         worst = Verdict.YES
         for s in layers:
-            worst = min(worst, verdict(s, kept, energy, gains, search))
+            worst = min(worst, verdict(s, subgroup, energy, gains, search))
             if worst == Verdict.NO:
                 break
         if worst == Verdict.UNDECIDED:
-            undecided.append(kept)
+            undecided.append(subgroup)
         return worst == Verdict.YES
 
-    def evidence(kept: Subgroup) -> tuple[float, ...]:
-        size, parts = group_size(kept.group)
-        nats = () if gain is None else (sum(gain(s, kept) for s in layers),)
-        return (*nats, size, parts, -remainder(kept))
+    def evidence(subgroup: Subgroup) -> tuple[float, ...]:
+        size, parts = group_size(subgroup.group)
+        nats = () if gain is None else (sum(gain(s, subgroup) for s in layers),)
+        return (*nats, size, parts, -remainder(subgroup))
 
-    def cost(kept: Subgroup) -> float:
-        return -sum(gain(s, kept) for s in layers) if gain is not None else 0.0
+    def cost(subgroup: Subgroup) -> float:
+        return -sum(gain(s, subgroup) for s in layers) if gain is not None else 0.0
 
     chosen = max(search.maximal(remainder, survives, None if gain is None else cost), key=evidence)
     return Survivor(chosen, remainder(chosen), tuple(h for h in undecided if not h <= chosen))

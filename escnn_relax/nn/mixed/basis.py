@@ -56,12 +56,12 @@ class MixtureBasis(NamedTuple):
     Attributes:
         shared: orthonormal kernels ``(R, out size, in size, S)``, float64, G's own first.
         parts: for each summand's name and each pair, what it has of them.
-        own: how many of them are G's.
+        counts: how many of them are G's.
     """
 
     shared: dict[tuple[str, str], Kernels]
     parts: dict[str, dict[tuple[str, str], tuple[Part, ...]]]
-    own: dict[tuple[str, str], int]
+    counts: dict[tuple[str, str], int]
 
     def dimension(self, name: str, pair: tuple[str, str]) -> int:
         """Number of kernels of one summand in one pair."""
@@ -107,44 +107,44 @@ def mixture_basis(
     graded = _needed(plan(rule.gspace, reach=rule.frequencies), groups.values())
     alone = {name: replace(rule, pathways=(EQUIVARIANT, p)) for name, p in zip(groups, rule.residual)}
     equivariant = {(i, o): kernels for i, o, kernels, _ in _escnn.blocks(expansion)}
-    found = MixtureBasis({}, {name: {} for name in (EQUIVARIANT.name, *groups)}, {})
+    basis = MixtureBasis({}, {name: {} for name in (EQUIVARIANT.name, *groups)}, {})
     for i in dict.fromkeys(in_reprs):
         for o in dict.fromkeys(out_reprs):
             pair = i.name, o.name
-            own = equivariant.get(pair)
-            if own is None:
-                own = torch.zeros(0, o.size, i.size, len(band.points))
-            bases = graded.bases(band, i, o, own)
+            strict = equivariant.get(pair)
+            if strict is None:
+                strict = torch.zeros(0, o.size, i.size, len(band.points))
+            bases = graded.bases(band, i, o, strict)
             del bases[EQUIVARIANT.name]
-            own = own.detach().to("cpu", torch.float64)
-            beyond = {name: relaxation.bases(band, i, o, own)[name] for name, relaxation in alone.items()}
-            found.parts[EQUIVARIANT.name][pair] = ()
+            strict = strict.detach().to("cpu", torch.float64)
+            beyond = {name: relaxation.bases(band, i, o, strict)[name] for name, relaxation in alone.items()}
+            basis.parts[EQUIVARIANT.name][pair] = ()
             if any(isinstance(kernels, BlockKernels) for kernels in bases.values()):
-                sections = Sections.of(own, [k for k in bases.values() if isinstance(k, BlockKernels)], i, o)
-                found.shared[pair], size, table = sections.shared, sections.own, sections.coordinates(own)
+                sections = Sections.build(strict, [k for k in bases.values() if isinstance(k, BlockKernels)], i, o)
+                basis.shared[pair], size, table = sections.shared, sections.strict_count, sections.coordinates(strict)
                 for name, kernels in beyond.items():
-                    found.parts[name][pair] = _composed_parts(
+                    basis.parts[name][pair] = _composed_parts(
                         sections, cast(BlockKernels, kernels)
                     )  # all pathways of a pair are
             else:
-                stacks = [orthonormal(own.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
+                stacks = [orthonormal(strict.flatten(1)), *(_dense(b).flatten(1) for b in bases.values())]
                 shared = torch.cat(stacks)
                 size = len(stacks[0])
-                found.shared[pair], table = shared.view(-1, *own.shape[1:]), own.flatten(1) @ stacks[0].T
+                basis.shared[pair], table = shared.view(-1, *strict.shape[1:]), strict.flatten(1) @ stacks[0].T
                 for name, kernels in beyond.items():
                     coordinates = _dense(kernels).flatten(1) @ shared.T
-                    found.parts[name][pair] = tuple(_parts(size, coordinates, [len(s) for s in stacks]))
-            found.own[pair] = size
-            if len(own):
-                found.parts[EQUIVARIANT.name][pair] = (Part(0, len(own), 0, size, table),)
-    return found
+                    basis.parts[name][pair] = tuple(_parts(size, coordinates, [len(s) for s in stacks]))
+            basis.counts[pair] = size
+            if len(strict):
+                basis.parts[EQUIVARIANT.name][pair] = (Part(0, len(strict), 0, size, table),)
+    return basis
 
 
 def _needed(graded: Relaxation, groups: Collection[Subgroup]) -> Relaxation:
     """Only the irreps that one of the groups fixes a vector of."""
     group = graded.gspace.fibergroup
-    kept = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*(p.irrep or ())), h)) for h in groups)]
-    return replace(graded, pathways=(EQUIVARIANT, *kept))
+    pathways = [p for p in graded.residual if any(len(fixed_vectors(group.irrep(*(p.irrep or ())), h)) for h in groups)]
+    return replace(graded, pathways=(EQUIVARIANT, *pathways))
 
 
 def _dense(kernels: Kernels) -> Tensor:
@@ -153,8 +153,8 @@ def _dense(kernels: Kernels) -> Tensor:
 
 def _composed_parts(sections: Sections, kernels: BlockKernels) -> tuple[Part, ...]:
     """As :func:`_parts`, by pairs of irreps."""
-    parts = [Part(0, sections.own, 0, sections.own, None)] if sections.own else []
-    first = sections.own
+    parts = [Part(0, sections.strict_count, 0, sections.strict_count, None)] if sections.strict_count else []
+    first = sections.strict_count
     whole, blocks = sections.placed(kernels)
     for start, stop in whole:
         if parts and parts[-1].table is None and parts[-1].stop == start:
@@ -170,16 +170,16 @@ def _composed_parts(sections: Sections, kernels: BlockKernels) -> tuple[Part, ..
     return tuple(parts)
 
 
-def _parts(own: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
+def _parts(count: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
     """Where a subgroup's kernels lie: G's own, whole sections, and combinations of what is left.
 
     Args:
         beyond: orthonormal rows, the subgroup's kernels beyond G's in the coordinates of the shared ones.
         sizes: of the sections of the shared kernels, G's own first.
     """
-    parts = [Part(0, own, 0, own, None)] if own else []
-    first, start, rest = own, own, beyond.clone()
-    rest[:, :own] = 0
+    parts = [Part(0, count, 0, count, None)] if count else []
+    first, start, rest = count, count, beyond.clone()
+    rest[:, :count] = 0
     for size in sizes[1:]:
         section = rest[:, start : start + size]
         if size and float(section.square().sum()) > WHOLE * size:
@@ -190,7 +190,7 @@ def _parts(own: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
             first += size
             section.zero_()
         start += size
-    left = orthonormal(rest) if len(beyond) > first - own else rest[:0]
+    left = orthonormal(rest) if len(beyond) > first - count else rest[:0]
     if len(left):
         columns = (left.abs().amax(0) > 1e-6).nonzero().flatten()
         low, high = int(columns[0]), int(columns[-1]) + 1

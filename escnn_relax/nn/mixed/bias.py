@@ -36,14 +36,14 @@ def _invariant(type: FieldType, group: Subgroup) -> Tensor:
 
 def coinciding(basis: MixtureBasis, biases: Mapping[str, Tensor], groups: Mapping[str, Subgroup]) -> dict[str, str]:
     """Subgroups that add nothing here to a larger one of the mixture, with its name."""
-    size = {name: sum(basis.dimension(name, pair) for pair in of) for name, of in basis.parts.items()}
-    size[EQUIVARIANT.name] = sum(basis.own.values())
-    found: dict[str, str] = {}
+    size = {name: sum(basis.dimension(name, pair) for pair in pairs) for name, pairs in basis.parts.items()}
+    size[EQUIVARIANT.name] = sum(basis.counts.values())
+    coincident: dict[str, str] = {}
     for name, group in groups.items():
-        larger = [EQUIVARIANT.name, *(n for n, h in groups.items() if group < h and n not in found)]
+        larger = [EQUIVARIANT.name, *(n for n, h in groups.items() if group < h and n not in coincident)]
         for other in larger:
             same_bias = name not in biases or biases[name].shape == biases[other].shape
             if size[name] == size[other] and same_bias:
-                found[name] = other
+                coincident[name] = other
                 break
-    return found
+    return coincident

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ..buffer_dict import BufferDict, rename_entries
 from ..kernels.block_products import BlockProducts
-from ..kernels.pathway_sum import Block, PathwayKernel
+from ..kernels.pathway_sum import Block, PathwaySum
 from .basis import MixtureBasis
 from .coefficient_sum import Share, SummandSum
 
@@ -71,7 +71,7 @@ class MixtureKernel(nn.Module):
 
     with one orthonormal basis U for all H: the coefficients are summed in its coordinates and expanded by one product,
     and one more from the few spatial patterns that all channels share to pixels. As of a
-    :class:`~escnn_relax.nn.kernels.pathway_sum.PathwayKernel`, there is no state that depends on train or eval mode.
+    :class:`~escnn_relax.nn.kernels.pathway_sum.PathwaySum`, there is no state that depends on train or eval mode.
 
     Args:
         in_reprs, out_reprs: representations of the fields, in channel order.
@@ -95,14 +95,14 @@ class MixtureKernel(nn.Module):
     ) -> None:
         super().__init__()
         shared, spatial = _factored(basis.shared)
-        self.union = PathwayKernel(in_reprs, out_reprs, {_SHARED: shared})
+        self.union = PathwaySum(in_reprs, out_reprs, {_SHARED: shared})
         self.register_buffer("spatial", spatial)
         self.in_fields, self.out_fields = self.union.in_fields, self.union.out_fields
         self.out_size = self.union.out_size
         self.pathways = tuple(basis.parts)
         self.alpha = nn.Parameter(alpha)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
-        self.own = {pair: basis.own[pair] for pair in self.union.pairs}
+        self.strict_counts = {pair: basis.counts[pair] for pair in self.union.pairs}
         self.tables, self.block_tables = BufferDict(), nn.ModuleDict()
         self.parts: dict[str, dict[tuple[str, str], tuple[_Part, ...]]] = {}
         self.blocks: dict[str, list[Block]] = {}
@@ -145,7 +145,7 @@ class MixtureKernel(nn.Module):
     def basis(self, block: Block) -> Tensor:
         r"""Sampled kernels :math:`\pi_H \Phi_H` of one block, shape ``(K, out size, in size, S)``, with a graph to
         alpha."""
-        name = next(n for n, of in self.blocks.items() if block in of)
+        name = next(n for n, blocks in self.blocks.items() if block in blocks)
         return self.shares[self.pathways.index(name)] * self.filters(name, (block.in_name, block.out_name))
 
     def filters(self, name: str, pair: tuple[str, str]) -> Tensor:
@@ -199,7 +199,9 @@ class MixtureKernel(nn.Module):
         vector = self.combine(scaled)
         broken = vector.new_zeros(())
         for b in self.union.blocks[_SHARED]:
-            beyond = vector[b.start : b.stop].view(b.outputs * b.inputs, -1)[:, self.own[b.in_name, b.out_name] :]
+            beyond = vector[b.start : b.stop].view(b.outputs * b.inputs, -1)[
+                :, self.strict_counts[b.in_name, b.out_name] :
+            ]
             broken = broken + beyond.square().sum()
         return broken, vector.square().sum()
 
@@ -209,7 +211,7 @@ class MixtureKernel(nn.Module):
         Args:
             vector: coefficients of the shared kernels.
         """
-        found = []
+        coefficients = []
         columns = {(b.in_name, b.out_name): b for b in self.union.blocks[_SHARED]}
         for block in self.blocks[name]:
             pair = block.in_name, block.out_name
@@ -217,10 +219,10 @@ class MixtureKernel(nn.Module):
             shared = vector[union.start : union.stop].view(union.outputs * union.inputs, -1)
             for part in self.parts[name][pair]:
                 piece = shared[:, part.start : part.stop]
-                found.append(piece if part.table is None else piece @ self._inverse(part.table))
+                coefficients.append(piece if part.table is None else piece @ self._inverse(part.table))
             count = len(self.parts[name][pair])
-            found[-count:] = [torch.cat(found[-count:], dim=1).flatten()]
-        return torch.cat(found)
+            coefficients[-count:] = [torch.cat(coefficients[-count:], dim=1).flatten()]
+        return torch.cat(coefficients)
 
     def keep(self, names: Sequence[str]) -> None:
         """Forget all other summands, in place."""

@@ -42,13 +42,13 @@ class Sections:
     where: Mapping[Key, Sequence[tuple[int, int, IrrepBlock]]]
 
     @classmethod
-    def of(
-        cls, own: Tensor, bases: Sequence[BlockKernels], in_repr: Representation, out_repr: Representation
+    def build(
+        cls, strict: Tensor, bases: Sequence[BlockKernels], in_repr: Representation, out_repr: Representation
     ) -> Sections:
         """Of the group's own kernels, in any basis, ``(K, out size, in size, S)``, and those of each irrep."""
         frame, irrep = bases[0].frame, in_repr.group.irrep
-        turned, first = frame.coordinates(own), []
-        least = VANISHING * float(own.flatten(1).norm(dim=1).max()) if len(own) else 0.0
+        turned, first = frame.coordinates(strict), []
+        least = VANISHING * float(strict.flatten(1).norm(dim=1).max()) if len(strict) else 0.0
         for phi, rows in irrep_channels(out_repr).items():
             for psi, columns in irrep_channels(in_repr).items():
                 height, width = irrep(*phi).size, irrep(*psi).size
@@ -67,13 +67,13 @@ class Sections:
         return cls(shared, sections[0], tuple(map(len, sections)), where)
 
     @property
-    def own(self) -> int:
+    def strict_count(self) -> int:
         """How many are the group's own."""
         return self.counts[0]
 
-    def coordinates(self, own: Tensor) -> Tensor:
+    def coordinates(self, strict: Tensor) -> Tensor:
         """The group's kernels in the coordinates of its orthonormal ones, ``(K, own)``."""
-        return self.shared.frame.coordinates(own).flatten(1) @ self.first.coordinates().flatten(1).T
+        return self.shared.frame.coordinates(strict).flatten(1) @ self.first.coordinates().flatten(1).T
 
     def placed(self, kernels: BlockKernels) -> tuple[list[tuple[int, int]], list[Blocks]]:
         """Where a subgroup's kernels, orthonormal and orthogonal to the group's own, lie among the shared ones.
@@ -82,18 +82,18 @@ class Sections:
             the stretches of shared kernels that are all of a section, and combinations of the others: their columns are
             among all shared kernels, their rows count from 0.
         """
-        found = {}
+        tables = {}
         energy = [0.0] * len(self.counts)
         for part in kernels.blocks:
             shared = torch.cat([p.kernels.flatten(1) for _, _, p in self.where[part.outs, part.ins]])
             table = part.kernels.flatten(1) @ shared.T
-            found[part.outs, part.ins] = table
+            tables[part.outs, part.ins] = table
             for n, piece in self._by_section((part.outs, part.ins), table):
                 energy[n] += part.copies * float(piece.square().sum())
         whole = [n for n, count in enumerate(self.counts) if n and count and energy[n] > WHOLE * count]
         starts = [sum(self.counts[:n]) for n in range(len(self.counts))]
         blocks, row = [], 0
-        for key, table in found.items():
+        for key, table in tables.items():
             rest = table.clone()
             for n, piece in self._by_section(key, rest):
                 if n == 0 or n in whole:

@@ -51,9 +51,9 @@ class DensePathway(SitePathway):
             columns = [c * w * order for c, w in zip(self.source.counts, self.source.widths)]
             rows = [c * w * order for c, w in zip(self.target.counts, self.target.widths)]
             for a, across in enumerate(matrix.split(columns, dim=1)):
-                rows_of = across.view(len(across), self.source.counts[a], self.source.widths[a], order)
-                read = self.source.spread(a, rows_of).flatten(1)  # (out D, fields * size * S)
+                field_rows = across.view(len(across), self.source.counts[a], self.source.widths[a], order)
+                read = self.source.spread(a, field_rows).flatten(1)  # (out D, fields * size * S)
                 for b, part in enumerate(read.split(rows, dim=0)):
-                    columns_of = part.T.reshape(-1, self.target.counts[b], self.target.widths[b], order)
-                    total += float(self.target.spread(b, columns_of).double().square().sum())
+                    field_columns = part.T.reshape(-1, self.target.counts[b], self.target.widths[b], order)
+                    total += float(self.target.spread(b, field_columns).double().square().sum())
         return total

@@ -19,8 +19,8 @@ class KernelPathway(SignalPathway):
 
     .. math:: y = x \star \Psi u
 
-    It relaxes how the kernel is made and, as far as ``subgroup`` is smaller than G, the group; translations it keeps, so
-    that it takes signals of any spatial size. It has no bias: that of the convolution beside it would be the same.
+    It relaxes how the kernel is made and, as far as ``subgroup`` is smaller than G, the group; translations it keeps,
+    so that it takes signals of any spatial size. It has no bias: that of the convolution beside it would be the same.
 
     Args:
         convolution: the sparse convolution, without bias.

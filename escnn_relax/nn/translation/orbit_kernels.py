@@ -1,4 +1,4 @@
-"""Kernels on scattered points that a group permutes, one orbit of points each; the weights that come nearest to a kernel."""
+"""Kernels on scattered points that a group permutes, one for each orbit, and the weights nearest to a kernel."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from escnn.nn import FieldType
 from torch import Tensor, nn
 
-from ...deprecation import warn_former
+from ...deprecation import former_attribute
 from ...symmetry.groups.subgroup import Subgroup
 
 __all__ = ["SignalPathway"]
@@ -40,12 +40,6 @@ class SignalPathway(nn.Module):
         """Whether the map breaks translations or the group."""
         return not (self.stationary and self.keeps_group)
 
-    @property
-    def kept(self) -> Subgroup:
-        """What :attr:`subgroup` was called."""
-        warn_former(f"{type(self).__name__}.kept", f"{type(self).__name__}.subgroup")
-        return self.subgroup
-
     @abstractmethod
     def reset_parameters(self, silent: bool = True, fitted: bool = False) -> None:
         """Random weights; ``silent`` ones put out zeros.
@@ -62,3 +56,6 @@ class SignalPathway(nn.Module):
     @abstractmethod
     def energy(self) -> float:
         """Squared Frobenius norm of the whole linear map, biases aside."""
+
+
+setattr(SignalPathway, "kept", former_attribute("kept", "subgroup"))

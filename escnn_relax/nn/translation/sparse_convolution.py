@@ -14,18 +14,21 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...deprecation import warn_former
-from ...errors import ArgumentError, naming
+from ...deprecation import former_attribute, warn_former
+from ...errors import ArgumentError, naming, nearest
 from ...symmetry.grid.sites import Sites, largest_grid_subgroup
 from ...symmetry.groups.lattice import subgroup as find_subgroup
 from ...symmetry.groups.lattice import subgroups
 from ...symmetry.groups.subgroup import Subgroup
 from ..field_types import check_input, check_types
-from ..kernels.pathway_sum import PathwayKernel
+from ..kernels.pathway_sum import PathwaySum
 from .anchors import Anchors
 from .orbit_kernels import fit_weights, invariant_biases, orbit_kernels
 
 __all__ = ["SparseConvolution"]
+
+#: The arguments beside those of escnn's convolution.
+OPTIONS = ("fraction", "omega", "learn_omega", "subgroup", "seed")
 
 PADDINGS = ("zeros", "reflect", "replicate", "circular")
 #: One number for all axes, or one for each.
@@ -50,6 +53,7 @@ class SparseConvolution(EquivariantModule):
         subgroup: under which the layer is equivariant: ``"group"`` (the largest finite subgroup that permutes the
             pixels), ``"free"``, or the id of a finite subgroup.
         seed: of the anchors.
+        former: ``kept``, which ``subgroup`` was called.
 
     Raises:
         FieldTypeError, SubgroupError, ArgumentError: types, subgroups or numbers that do not fit.
@@ -90,12 +94,14 @@ class SparseConvolution(EquivariantModule):
         learn_omega: bool = False,
         subgroup: Any = "group",
         seed: int = 0,
-        kept: Any = None,
+        **former: Any,
     ) -> None:
         super().__init__()
-        if kept is not None:
+        if "kept" in former:
             warn_former(f"{type(self).__name__}(kept=)", f"{type(self).__name__}(subgroup=)")
-            subgroup = kept
+            subgroup = former.pop("kept")
+        for name in former:
+            raise ArgumentError(type(self), f"no argument {name!r}", remedy=nearest(name, OPTIONS))
         check_types(in_type, out_type, self._gspace, groups, type(self))
         sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "padding": padding}
         smallest = min(n - (k != "padding") for k, size in sizes.items() for n in self._each(size))
@@ -128,7 +134,7 @@ class SparseConvolution(EquivariantModule):
         pairs = [(i, o) for i in dict.fromkeys(in_reprs) for o in dict.fromkeys(out_reprs)]
         dtype = anchors.pixels.dtype
         bases = {(i.name, o.name): orbit_kernels(anchors.sites, subgroup, i, o, dtype) for i, o in pairs}
-        self.kernel = PathwayKernel(in_reprs, out_reprs, {"equivariant": bases})
+        self.kernel = PathwaySum(in_reprs, out_reprs, {"equivariant": bases})
         self.weights = nn.Parameter(torch.zeros(self.kernel.dimensions["equivariant"], dtype=dtype))
         self.bias = None
         if bias:
@@ -266,8 +272,5 @@ class SparseConvolution(EquivariantModule):
         text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, subgroup={self.subgroup.name}"
         return f"{text}, anchors={len(self.anchors.sites)}"
 
-    @property
-    def kept(self) -> Subgroup:
-        """What ``subgroup`` was called."""
-        warn_former(f"{type(self).__name__}.kept", f"{type(self).__name__}.subgroup")
-        return self.subgroup
+
+setattr(SparseConvolution, "kept", former_attribute("kept", "subgroup"))
