@@ -54,29 +54,29 @@ class _Pair:
     """All field pairs of one input and one output representation: bucket and sign of each, and where its channels
     are."""
 
-    def __init__(self, into: Tensor, onto: Tensor, generator: torch.Generator) -> None:
-        self.into, self.onto = into, onto  # channels (fields, size)
-        count = len(into) * len(onto)
+    def __init__(self, in_channels: Tensor, out_channels: Tensor, generator: torch.Generator) -> None:
+        self.in_channels, self.out_channels = in_channels, out_channels  # channels (fields, size)
+        count = len(in_channels) * len(out_channels)
         self.buckets = min(count, PAIRS)
-        self.signed: Tensor | None = None  # bucket of each pair; those of sign -1 come after all of sign +1
+        self.bucket_signs: Tensor | None = None  # bucket of each pair; those of sign -1 come after all of sign +1
         if count > PAIRS:
             bucket = torch.randint(PAIRS, (count,), generator=generator)
-            self.signed = bucket + PAIRS * torch.randint(2, (count,), generator=generator)
+            self.bucket_signs = bucket + PAIRS * torch.randint(2, (count,), generator=generator)
         self.pathways: list[PathwayAction] = []
         self.strict: list[Tensor] = []  # orthonormal equivariant kernels
 
     def sketch(self, gradient: Tensor) -> Tensor:
         """``(out channels, in channels, S)`` to ``(buckets, out size * in size * S)``: signed sums over field pairs."""
-        (outs, o), (ins, i) = self.onto.shape, self.into.shape
-        part = _chosen(_chosen(gradient, 0, self.onto), 1, self.into)
-        part = part.reshape(outs, o, ins, i, -1).transpose(1, 2).reshape(outs * ins, -1)
-        if self.signed is None:
-            return part
-        sums = part.new_zeros(2 * PAIRS, part.shape[1]).index_add_(0, self.signed.to(part.device), part)
+        (outs, o), (ins, i) = self.out_channels.shape, self.in_channels.shape
+        rows = _select_channels(_select_channels(gradient, 0, self.out_channels), 1, self.in_channels)
+        rows = rows.reshape(outs, o, ins, i, -1).transpose(1, 2).reshape(outs * ins, -1)
+        if self.bucket_signs is None:
+            return rows
+        sums = rows.new_zeros(2 * PAIRS, rows.shape[1]).index_add_(0, self.bucket_signs.to(rows.device), rows)
         return sums[:PAIRS] - sums[PAIRS:]
 
 
-def _chosen(gradient: Tensor, axis: int, channels: Tensor) -> Tensor:
+def _select_channels(gradient: Tensor, axis: int, channels: Tensor) -> Tensor:
     """Those of its channels; no copy where they are all of them in order, as in most layers."""
     channels = channels.flatten()
     if len(channels) == gradient.shape[axis] and bool((channels == torch.arange(len(channels))).all()):
@@ -100,7 +100,7 @@ class LayerAction:
         self, layer: RelaxedConvolution, elements: Sequence[GroupElement], generator: torch.Generator, where: str = ""
     ) -> None:
         self.where = where
-        in_reprs, out_reprs = ({r.name: r for r in of} for of in layer._kernel_fields())
+        in_reprs, out_reprs = ({r.name: r for r in fields} for fields in layer._kernel_fields())
         self.pairs: list[_Pair] = []
         permutations = [grid_permutation(layer.space, ~g, layer.band.points) for g in elements]
         self._products = products(elements)
@@ -108,18 +108,20 @@ class LayerAction:
             raise UnsupportedModuleError(
                 where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers="
             )
-        for into, onto in layer.kernel.pairs:
-            channels = layer.kernel.in_fields[into].channels.cpu(), layer.kernel.out_fields[onto].channels.cpu()
+        for in_name, out_name in layer.kernel.pairs:
+            channels = layer.kernel.in_fields[in_name].channels.cpu(), layer.kernel.out_fields[out_name].channels.cpu()
             pair = _Pair(*channels, generator)
             for pathway in layer.pathways:
                 for block in layer.kernel.blocks[pathway.name]:
-                    if not pathway.breaks and (block.in_name, block.out_name) == (into, onto):
+                    if not pathway.breaks and (block.in_name, block.out_name) == (in_name, out_name):
                         rows = layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1)
                         pair.strict.append(torch.linalg.qr(rows.T).Q.T)
-                    if pathway.breaks and (block.in_name, block.out_name) == (into, onto):
+                    if pathway.breaks and (block.in_name, block.out_name) == (in_name, out_name):
                         rows = layer.kernel.basis(block).detach().to("cpu", torch.float64)
                         moves = [(~g, p) for g, p in zip(elements, permutations)]
-                        action = self._pathway(pathway.name, rows, moves, in_reprs[into], out_reprs[onto], generator)
+                        action = self._pathway(
+                            pathway.name, rows, moves, in_reprs[in_name], out_reprs[out_name], generator
+                        )
                         pair.pathways.append(action)
             self.pairs.append(pair)
 
@@ -132,27 +134,28 @@ class LayerAction:
         outs: Representation,
         generator: torch.Generator,
     ) -> PathwayAction:
-        count, scale = len(rows), 1.0
+        count, norm = len(rows), 1.0
         if count > KERNELS:  # the span of the orbits of a few random kernels
             few = max(1, KERNELS // len(moves))
-            chosen = torch.randn(few, count, generator=generator, dtype=torch.float64) @ rows.flatten(1)
-            chosen = chosen.view(few, *rows.shape[1:])
-            orbit = torch.cat([transform_kernels(chosen, g, ins, outs, p) for g, p in moves])
+            combinations = torch.randn(few, count, generator=generator, dtype=torch.float64) @ rows.flatten(1)
+            combinations = combinations.view(few, *rows.shape[1:])
+            orbit = torch.cat([transform_kernels(combinations, g, ins, outs, p) for g, p in moves])
             orbit = orbit.flatten(1)
             squares, vectors = torch.linalg.eigh(orbit @ orbit.T)
-            kept = squares > 1e-12 * squares[-1]
-            rows = (vectors[:, kept] / squares[kept].sqrt()).T @ orbit
-            rows = torch.linalg.qr(rows.T).Q.T.reshape(-1, *chosen.shape[1:])  # what small values leave of roundings
-            scale = (count / len(rows)) ** 0.5
+            mask = squares > 1e-12 * squares[-1]
+            rows = (vectors[:, mask] / squares[mask].sqrt()).T @ orbit
+            # once more orthonormal, since small values leave roundings
+            rows = torch.linalg.qr(rows.T).Q.T.reshape(-1, *combinations.shape[1:])
+            norm = (count / len(rows)) ** 0.5
         flat = rows.flatten(1)
         matrices = torch.zeros(len(moves), len(flat), len(flat), dtype=flat.dtype)
         for n, factors in self._products.items():
             if factors is not None:  # M is a homomorphism
                 matrices[n] = matrices[factors[0]] @ matrices[factors[1]]
                 continue
-            moved = transform_kernels(rows, moves[n][0], ins, outs, moves[n][1]).flatten(1)
-            matrix = matrices[n] = moved @ flat.T
-            outside = (moved - matrix @ flat).norm() / moved.norm()
+            images = transform_kernels(rows, moves[n][0], ins, outs, moves[n][1]).flatten(1)
+            matrix = matrices[n] = images @ flat.T
+            outside = (images - matrix @ flat).norm() / images.norm()
             skew = (matrix @ matrix.T - torch.eye(len(matrix), dtype=matrix.dtype)).abs().max()
             if not max(float(outside), float(skew)) < CLOSED:
                 problem = (
@@ -161,7 +164,7 @@ class LayerAction:
                 raise UnsupportedModuleError(
                     self.where, problem, remedy="use orthogonal representations, or leave it out"
                 )
-        return PathwayAction(name, scale * flat, matrices)
+        return PathwayAction(name, norm * flat, matrices)
 
     @property
     def names(self) -> list[str]:
@@ -170,24 +173,24 @@ class LayerAction:
 
     def features(self, gradient: Tensor) -> dict[str, list[Tensor]]:
         """Coefficients of each pathway, one tensor ``(buckets, K)`` a pair."""
-        found: dict[str, list[Tensor]] = {}
+        coefficients: dict[str, list[Tensor]] = {}
         for pair in self.pairs:
             sketch = pair.sketch(gradient).to("cpu", torch.float64)
             for pathway in pair.pathways:
-                found.setdefault(pathway.name, []).append(sketch @ pathway.rows.T)
-        return found
+                coefficients.setdefault(pathway.name, []).append(sketch @ pathway.rows.T)
+        return coefficients
 
     def strict(self, gradient: Tensor) -> list[Tensor]:
         """Coefficients of the equivariant kernels: what training a strict network makes vanish."""
-        found = []
+        coefficients = []
         for pair in self.pairs:
             sketch = pair.sketch(gradient).to("cpu", torch.float64)
-            found += [sketch @ rows.T for rows in pair.strict]
-        return found
+            coefficients += [sketch @ rows.T for rows in pair.strict]
+        return coefficients
 
-    def moved(self, features: dict[str, list[Tensor]], element: int) -> dict[str, list[Tensor]]:
+    def move(self, features: dict[str, list[Tensor]], element: int) -> dict[str, list[Tensor]]:
         """What the features become when the samples are moved by an element (its position)."""
-        return {n: [f @ m[element].T for f, m in zip(of, self._matrices(n))] for n, of in features.items()}
+        return {n: [f @ m[element].T for f, m in zip(tensors, self._matrices(n))] for n, tensors in features.items()}
 
     def table(self, name: str, groups: Sequence[list[Tensor]]) -> Tensor:
         r""":math:`\langle \Gamma_b, M(g) \Gamma_{b'} \rangle` for features of groups of samples, ``(order, B, B)``."""

@@ -45,5 +45,5 @@ class Centre:
             return None
         places = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in variance.shape]
         axes = range(variance.dim())
-        along = [variance.sum([b for b in axes if b != a]) if variance.dim() > 1 else variance for a in axes]
-        return [float((p * v).sum() / v.sum()) for p, v in zip(places, along)]
+        profiles = [variance.sum([b for b in axes if b != a]) if variance.dim() > 1 else variance for a in axes]
+        return [float((p * v).sum() / v.sum()) for p, v in zip(places, profiles)]

@@ -52,6 +52,7 @@ class Moments:
 def moments(total: float, trace: float, sizes: Sizes) -> Moments:
     r"""From :math:`|\sum_b \Gamma_b|^2` and :math:`\sum_b |\Gamma_b|^2`.
 
+    >>> import torch
     >>> gamma = torch.randn(1200, 3, dtype=torch.float64) + 1
     >>> groups = gamma.view(60, 20, 3).sum(1)
     >>> sizes = Sizes(torch.full((60,), 20.0), torch.full((60,), 20.0))
@@ -59,9 +60,11 @@ def moments(total: float, trace: float, sizes: Sizes) -> Moments:
     >>> 2 < found.mean < 4 and 1 < found.variance < 6  # 3 and 3
     True
     """
-    n, squares, own = float(sizes.draws.sum()), float(sizes.draws.square().sum()), float(sizes.squares.sum())
+    n, squares, sample_squares = float(sizes.draws.sum()), float(sizes.draws.square().sum()), float(sizes.squares.sum())
     mean = (total - trace) / (n * n - squares) if n * n > squares else math.nan
-    return Moments(mean, max(trace - max(mean, 0.0) * squares, 0.0) / own if own > 0 else math.nan)
+    return Moments(
+        mean, max(trace - max(mean, 0.0) * squares, 0.0) / sample_squares if sample_squares > 0 else math.nan
+    )
 
 
 def directions(table: Tensor) -> float:

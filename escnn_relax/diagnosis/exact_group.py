@@ -46,7 +46,7 @@ class ExactGroup:
         """Whether these are all elements of the layer's group."""
         return bool(self.gspace.fibergroup.order() == self.order)
 
-    def elements_on(self, gspace: GSpace, where: str = "") -> tuple[GroupElement, ...]:
+    def counterparts(self, gspace: GSpace, where: str = "") -> tuple[GroupElement, ...]:
         """The same elements in the group of another layer.
 
         Raises:
@@ -61,26 +61,26 @@ class ExactGroup:
         error = UnsupportedModuleError(where, problem, remedy="leave the layer out by layers=")
         if not gspace.dimensionality or gspace.dimensionality != self.gspace.dimensionality:
             raise error
-        others = exact_group(gspace).elements
-        found = []
+        candidates = exact_group(gspace).elements
+        elements = []
         for g in self.elements:
-            wanted = np.asarray(self.gspace.basespace_action(g))
-            alike = [h for h in others if np.abs(np.asarray(gspace.basespace_action(h)) - wanted).max() < 1e-6]
+            matrix = np.asarray(self.gspace.basespace_action(g))
+            alike = [h for h in candidates if np.abs(np.asarray(gspace.basespace_action(h)) - matrix).max() < 1e-6]
             if len(alike) != 1:
                 raise error
-            found.append(alike[0])
-        return tuple(found)
+            elements.append(alike[0])
+        return tuple(elements)
 
     @cached_property
     def subgroups(self) -> tuple[tuple[Subgroup, tuple[int, ...]], ...]:
         """The subgroups that lie inside, large to small, with the positions of their elements."""
-        found = []
+        members = []
         for member in subgroups(self.gspace):
             if 0 < member.order <= self.order:
                 positions = [_position(self.elements, g) for g in member.elements]
                 if all(p is not None for p in positions):
-                    found.append((member, tuple(p for p in positions if p is not None)))
-        return tuple(sorted(found, key=lambda one: -len(one[1])))
+                    members.append((member, tuple(p for p in positions if p is not None)))
+        return tuple(sorted(members, key=lambda entry: -len(entry[1])))
 
 
 def exact_group(*gspaces: GSpace) -> ExactGroup:
@@ -133,25 +133,25 @@ def products(elements: Sequence[GroupElement]) -> dict[int, tuple[int, int] | No
     >>> len(found), sum(factors is None for factors in found.values())
     (8, 2)
     """
-    found: dict[int, tuple[int, int] | None] = {}
+    factors: dict[int, tuple[int, int] | None] = {}
     positions = {g: n for n, g in enumerate(elements)} if elements[0].group.order() > 0 else None
     for generator in sorted(range(len(elements)), key=lambda n: -_order(elements[n])):
-        if generator in found:
+        if generator in factors:
             continue
-        found[generator] = None
+        factors[generator] = None
         new = [generator]
         while new:
             fresh: list[int] = []
-            for a in list(found):
+            for a in list(factors):
                 for b in new:
-                    for left, right in ((a, b), (b, a)):
-                        made = elements[left] @ elements[right]
-                        n = positions.get(made) if positions is not None else _position(elements, made)
-                        if n is not None and n not in found:
-                            found[n] = left, right
+                    for first, second in ((a, b), (b, a)):
+                        product = elements[first] @ elements[second]
+                        n = positions.get(product) if positions is not None else _position(elements, product)
+                        if n is not None and n not in factors:
+                            factors[n] = first, second
                             fresh.append(n)
             new = fresh
-    return found
+    return factors
 
 
 def _order(element: GroupElement) -> int:
@@ -161,5 +161,5 @@ def _order(element: GroupElement) -> int:
     return n
 
 
-def _position(elements: Sequence[GroupElement], wanted: GroupElement) -> int | None:
-    return next((n for n, g in enumerate(elements) if g == wanted), None)
+def _position(elements: Sequence[GroupElement], element: GroupElement) -> int | None:
+    return next((n for n, g in enumerate(elements) if g == element), None)

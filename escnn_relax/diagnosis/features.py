@@ -21,20 +21,20 @@ from .effect import Sizes
 from .exact_group import ExactGroup, random_elements
 from .gradients import Gradients, Probe
 from .orbit import Orbit
-from .sample_numbers import numbered
-from .samples import Grouping, group_size, joined, raw
+from .sample_numbers import number_samples
+from .samples import Grouping, concatenate, group_size, raw
 from .strictness import Motion, input_type, law_errors, movable
 
-__all__ = ["Collected", "Plan", "collect"]
+__all__ = ["GradientSums", "Plan", "collect"]
 
 #: Standard deviation of the noise on the inputs, relative to theirs: ties in pooling (a black background) are broken
 #: evenly, where the first of equal values would be preferred always. Noise of equal variance everywhere keeps every
 #: symmetry.
 JITTER = 1e-4
 #: One minibatch out of so many is asked for the curvature, unless gains are wanted: then each.
-EVERY = 16
+CURVATURE_INTERVAL = 16
 #: Share of the samples, and number of them in all, that are turned by elements that are not exact on the grid.
-SHARE, TURNED = 0.25, 2048
+SHARE, TURN_LIMIT = 0.25, 2048
 #: Parts of a minibatch that are turned by an element each.
 PARTS = 8
 
@@ -64,7 +64,7 @@ class Plan:
 
 
 @dataclass
-class Collected:
+class GradientSums:
     """Sums over the samples of each group; indices: initialisation, group, layer, pathway, pair of representations.
 
     Attributes:
@@ -76,7 +76,7 @@ class Collected:
             before.
         squares: of the whole kernel gradients, by initialisation and layer, summed over groups.
         sizes, turned_sizes: of the groups.
-        asked: number of samples whose curvature was looked at.
+        curvature_samples: number of samples whose curvature was looked at.
         errors: of the law that gradients follow, by layer; empty where the input's type is not known.
         uneven: strides that leave pixels over on one side, by the name of the module.
         offset: of the images from the middle of the grid (pixels).
@@ -90,7 +90,7 @@ class Collected:
     squares: list[dict[str, float]] = field(default_factory=list)
     sizes: Sizes = field(default_factory=lambda: Sizes(torch.zeros(0), torch.zeros(0)))
     turned_sizes: Sizes = field(default_factory=lambda: Sizes(torch.zeros(0), torch.zeros(0)))
-    asked: int = 0
+    curvature_samples: int = 0
     errors: dict[str, float] | None = None
     uneven: dict[str, str] = field(default_factory=dict)
     offset: list[float] | None = None
@@ -110,8 +110,8 @@ class _Pass:
         generator: torch.Generator,
     ) -> None:
         self.probes, self.actions, self.group, self.plan, self.generator = probes, actions, group, plan, generator
-        self.found = Collected()
-        self.found.squares = [dict.fromkeys(actions, 0.0) for _ in probes]
+        self.sums = GradientSums()
+        self.sums.squares = [dict.fromkeys(actions, 0.0) for _ in probes]
         self.gradients: list[dict[int, Any]] = [{} for _ in probes]
         self.unlabelled: list[dict[int, Any]] = [{} for _ in probes]
         self.turned: dict[int, Any] = {}
@@ -119,45 +119,47 @@ class _Pass:
         self.strict: dict[int, dict[str, list[Tensor]]] = {}
         self.turns: dict[int, int] = {}
         self.motion: Motion | None = None
-        self.count = self.seen = 0
+        self.batch_count = self.sample_count = 0
 
     def check(self, input: Any, target: Any) -> None:
         """See on a first batch whether the network is strict."""
         in_type = self.plan.in_type or input_type(self.probes[0], input)
         if in_type is not None and movable(input, in_type):
             self.motion = Motion(self.probes[0], in_type, self.plan.out_type, input)
-            self.found.uneven = self.motion.uneven
-            shaken = _jittered(input, self.generator)
-            self.found.errors = law_errors(self.probes[0], self.actions, self.group, shaken, target, self.motion)
+            self.sums.uneven = self.motion.uneven
+            shaken = _jitter(input, self.generator)
+            self.sums.errors = law_errors(self.probes[0], self.actions, self.group, shaken, target, self.motion)
 
     def take(self, member: int, input: Any, target: Any) -> None:
         """A minibatch of one group."""
-        input = _jittered(input, self.generator)
-        asked = self.plan.curvature or self.count % EVERY == 0
+        input = _jitter(input, self.generator)
+        with_curvature = self.plan.curvature or self.batch_count % CURVATURE_INTERVAL == 0
         for n, probe in enumerate(self.probes):
             output = probe.forward(input)
-            scalar = probe.columns(output, target) if asked and not n else None
-            gradients = probe.gradients(probe.loss(output, target), again=self.plan.inputs or scalar is not None)
-            self._add(self.gradients[n], member, gradients, self.found.squares[n])
+            scalar = probe.columns(output, target) if with_curvature and not n else None
+            gradients = probe.gradients(probe.loss(output, target), retain_graph=self.plan.inputs or scalar is not None)
+            self._add(self.gradients[n], member, gradients, self.sums.squares[n])
             if self.plan.inputs:
                 if not n:
                     for name, action in self.actions.items():
-                        own = self.strict.setdefault(member, {})
+                        member_sums = self.strict.setdefault(member, {})
                         new = action.strict(gradients[name])
-                        own[name] = [a + b for a, b in zip(own[name], new)] if name in own else new
-                gradients = probe.gradients(0.5 * probe.tensor(output).square().sum(), again=scalar is not None)
+                        member_sums[name] = (
+                            [a + b for a, b in zip(member_sums[name], new)] if name in member_sums else new
+                        )
+                gradients = probe.gradients(0.5 * probe.tensor(output).square().sum(), retain_graph=scalar is not None)
                 self._add(self.unlabelled[n], member, gradients)
             if scalar is not None:
                 self._add(self.curvature, member, probe.gradients(scalar))
-                self.found.asked += len(target)
-        self.seen += len(target)
-        few = slice(max(PARTS, round(SHARE * len(target))))
-        turned = sum(self.turns.values())
-        if self.motion is not None and self.plan.turned and turned < min(TURNED, SHARE * self.seen):
-            same = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
-            if same and self.motion.smooth(target):
-                self._turn(self.motion, member, select_samples(input, few, len(target)), target[few])
-        self.count += 1
+                self.sums.curvature_samples += len(target)
+        self.sample_count += len(target)
+        section = slice(max(PARTS, round(SHARE * len(target))))
+        turned_count = sum(self.turns.values())
+        if self.motion is not None and self.plan.turned and turned_count < min(TURN_LIMIT, SHARE * self.sample_count):
+            whole_group = self.motion.in_type.gspace.fibergroup == self.group.gspace.fibergroup
+            if whole_group and self.motion.smooth(target):
+                self._turn(self.motion, member, select_samples(input, section, len(target)), target[section])
+        self.batch_count += 1
 
     def _turn(self, motion: Motion, member: int, input: Any, target: Any) -> None:
         inputs, targets = [], []
@@ -167,38 +169,41 @@ class _Pass:
             def alike(gspace: GSpace, element: GroupElement = element) -> GroupElement:
                 return element
 
-            where = slice(int(part[0]), int(part[-1]) + 1)
-            inputs.append(motion.input(select_samples(input, where, len(target)), alike))
-            targets.append(motion.target(target[where], alike))
-        probe, (input, target) = self.probes[0], joined(inputs, targets)
+            section = slice(int(part[0]), int(part[-1]) + 1)
+            inputs.append(motion.input(select_samples(input, section, len(target)), alike))
+            targets.append(motion.target(target[section], alike))
+        probe, (input, target) = self.probes[0], concatenate(inputs, targets)
         self._add(self.turned, member, probe.gradients(probe.loss(probe.forward(input), target)))
         self.turns[member] = self.turns.get(member, 0) + len(target)
 
     def _add(
         self, sums: dict[int, Any], member: int, gradients: Gradients, squares: dict[str, float] | None = None
     ) -> None:
-        own = sums.setdefault(member, {})
+        member_sums = sums.setdefault(member, {})
         for layer, action in self.actions.items():
             features = action.features(gradients[layer])
             if squares is not None:
                 squares[layer] += gradients.squares[layer]
-            if layer in own:
-                features = {name: [a + b for a, b in zip(own[layer][name], of)] for name, of in features.items()}
-            own[layer] = features
+            if layer in member_sums:
+                features = {
+                    name: [a + b for a, b in zip(member_sums[layer][name], tensors)]
+                    for name, tensors in features.items()
+                }
+            member_sums[layer] = features
 
-    def result(self, grouping: Grouping) -> Collected:
+    def result(self, grouping: Grouping) -> GradientSums:
         """What was found, of groups in one order."""
         members = sorted(self.gradients[0])
-        self.found.gradients = [[of[m] for m in members] for of in self.gradients]
-        self.found.unlabelled = [[of[m] for m in members] for of in self.unlabelled] if self.plan.inputs else []
-        self.found.turned = [[self.turned[m] for m in sorted(self.turned)]] if len(self.turned) > 1 else []
-        self.found.curvature = [[self.curvature[m] for m in sorted(self.curvature)]] if self.curvature else []
-        self.found.strict = [self.strict[m] for m in sorted(self.strict)]
-        self.found.num_data, self.found.repeated = grouping.distinct, grouping.repeated
-        self.found.sizes = grouping.sizes(members)
+        self.sums.gradients = [[table[m] for m in members] for table in self.gradients]
+        self.sums.unlabelled = [[table[m] for m in members] for table in self.unlabelled] if self.plan.inputs else []
+        self.sums.turned = [[self.turned[m] for m in sorted(self.turned)]] if len(self.turned) > 1 else []
+        self.sums.curvature = [[self.curvature[m] for m in sorted(self.curvature)]] if self.curvature else []
+        self.sums.strict = [self.strict[m] for m in sorted(self.strict)]
+        self.sums.num_data, self.sums.repeated = grouping.distinct, grouping.repeated
+        self.sums.sizes = grouping.sizes(members)
         turns = torch.tensor([self.turns[m] for m in sorted(self.turns)], dtype=torch.float64)
-        self.found.turned_sizes = Sizes(turns, turns)
-        return self.found
+        self.sums.turned_sizes = Sizes(turns, turns)
+        return self.sums
 
 
 def collect(
@@ -209,7 +214,7 @@ def collect(
     plan: Plan,
     generator: torch.Generator,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
-) -> Collected:
+) -> GradientSums:
     """Go through the data once.
 
     Raises:
@@ -218,50 +223,52 @@ def collect(
     """
     device = next(iter(probes[0].kernels.values())).device
     grouping = Grouping(plan.groups, group_size(loader, plan.groups, plan.units), plan.units)
-    through = _Pass(probes, actions, group, plan, generator)
+    data_pass = _Pass(probes, actions, group, plan, generator)
     constant, first_target, orbit, centre = True, None, None, Centre()
-    again, numbers = numbered(loader)
-    for input, target in batches(again, device, progress):
+    batch_source, numbers = number_samples(loader)
+    for input, target in batches(batch_source, device, progress):
         if orbit is None:
-            through.check(input, target)
-            orbit = Orbit(input, len(target), group, through.motion)
+            data_pass.check(input, target)
+            orbit = Orbit(input, len(target), group, data_pass.motion)
         first_target = target[:1] if first_target is None else first_target
         aims, first = (aim.target if isinstance(aim, Weighted) else aim for aim in (target, first_target))
         constant = constant and aims.shape[1:] == first.shape[1:] and bool((aims == first).all())
         orbit.add(input, len(target))
-        images = [part for part in input_tensors(input) if through.motion is not None and through.motion.image(part)]
+        images = [
+            part for part in input_tensors(input) if data_pass.motion is not None and data_pass.motion.image(part)
+        ]
         if images:
             centre.add(images[0])
         for ready in grouping.add(input, target, numbers.last if numbers is not None else None):
-            through.take(*ready)
+            data_pass.take(*ready)
     for ready in grouping.rest():
-        through.take(*ready)
-    if not grouping.seen or orbit is None:
+        data_pass.take(*ready)
+    if not grouping.sample_count or orbit is None:
         raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")
     if constant:
         raise DataError("targets", "they are all the same", remedy="nothing can be learned from them: check the labels")
-    if orbit.only:
+    if orbit.single:
         raise DataError("loader", "all inputs are members of one orbit", remedy="pass different samples")
-    found = through.result(grouping)
-    filled = len(found.gradients[0])
-    if filled < 20:
-        what = "units of samples" if plan.units is not None else "different samples"
-        problem = f"{grouping.opened} {what} make {filled} groups, too few for a test"
+    sums = data_pass.result(grouping)
+    group_count = len(sums.gradients[0])
+    if group_count < 20:
+        unit = "units of samples" if plan.units is not None else "different samples"
+        problem = f"{grouping.opened} {unit} make {group_count} groups, too few for a test"
         raise DataError("loader", problem, expected="at least 20", remedy="pass more data, or groups= of 20 or more")
-    found.offset = centre.offset()
-    return found
+    sums.offset = centre.offset()
+    return sums
 
 
-def _jittered(input: Any, generator: torch.Generator) -> Any:
-    def shaken(part: Any) -> Any:
-        tensor = raw(part)
+def _jitter(input: Any, generator: torch.Generator) -> Any:
+    def shaken(leaf: Any) -> Any:
+        tensor = raw(leaf)
         if not tensor.is_floating_point():
-            return part
-        scale = JITTER * float(tensor.double().std()) if tensor.numel() > 1 else 0.0
-        if not scale:
-            return part
+            return leaf
+        deviation = JITTER * float(tensor.double().std()) if tensor.numel() > 1 else 0.0
+        if not deviation:
+            return leaf
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
-        moved = tensor.detach() + scale * noise
-        return GeometricTensor(moved, part.type) if isinstance(part, GeometricTensor) else moved
+        noisy = tensor.detach() + deviation * noise
+        return GeometricTensor(noisy, leaf.type) if isinstance(leaf, GeometricTensor) else noisy
 
     return map_tensors(input, shaken)

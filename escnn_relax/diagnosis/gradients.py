@@ -22,12 +22,12 @@ from ..nn.relaxed_convolution import RelaxedConvolution
 from ..symmetry.kernels.pathway import EQUIVARIANT
 from .samples import raw
 
-__all__ = ["Gradients", "Probe", "relaxed_copy", "settle", "start_anew"]
+__all__ = ["Gradients", "Probe", "copy_relaxed", "settle", "reinitialise"]
 
 Objective = Likelihood | Callable[[Any, Tensor], Tensor]
 
 
-def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
+def copy_relaxed(model: nn.Module, **options: Any) -> nn.Module:
     """A copy in eval mode whose layers have pathways: relaxed if none is so far.
 
     Raises:
@@ -44,7 +44,7 @@ def relaxed_copy(model: nn.Module, **options: Any) -> nn.Module:
     return relax(model, **options, example=False).eval()  # the data come next
 
 
-def start_anew(model: nn.Module) -> None:
+def reinitialise(model: nn.Module) -> None:
     """Random strict weights, in place: kernels of the size that they have, everything else as torch begins it."""
     with torch.no_grad():
         for module in model.modules():
@@ -52,9 +52,9 @@ def start_anew(model: nn.Module) -> None:
                 for pathway in module.pathways:
                     weight = module.weights[pathway.name]
                     for block in module.kernel.blocks[pathway.name]:
-                        part = weight[block.start : block.stop]
-                        scale = part.square().mean().sqrt() if pathway == EQUIVARIANT else 0.0
-                        part.copy_(torch.randn_like(part) * scale)
+                        section = weight[block.start : block.stop]
+                        deviation = section.square().mean().sqrt() if pathway == EQUIVARIANT else 0.0
+                        section.copy_(torch.randn_like(section) * deviation)
             elif hasattr(module, "basisexpansion") and hasattr(module, "weights"):
                 _escnn.initialise(module)
             elif callable(reset := getattr(module, "reset_parameters", None)) and not any(
@@ -109,16 +109,16 @@ class Probe:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedConvolution)}
-        self.kernels = {name: self._fixed(layer) for name, layer in self.layers.items()}
+        self.kernels = {name: self._fix_kernel(layer) for name, layer in self.layers.items()}
 
     @staticmethod
-    def _fixed(layer: RelaxedConvolution) -> Tensor:
+    def _fix_kernel(layer: RelaxedConvolution) -> Tensor:
         with torch.no_grad():
             _, bias = layer.expand_parameters()
             kernel = layer.kernel(layer.weights)
         kernel.requires_grad_()
-        changed: Any = layer
-        changed._expanded = lambda: (layer._as_filter(kernel), bias)
+        module: Any = layer
+        module._expanded = lambda: (layer._as_filter(kernel), bias)
         return kernel
 
     def forward(self, input: Any) -> Any:
@@ -144,17 +144,21 @@ class Probe:
         self.objective.check(tensor, target)
         return self.objective.loss(tensor, target)
 
-    def gradients(self, scalar: Tensor, again: bool = False) -> Gradients:
+    def gradients(self, scalar: Tensor, retain_graph: bool = False) -> Gradients:
         """In each kernel; zeros where no path leads.
 
         Raises:
             DataError: a gradient that is not finite.
         """
-        found: tuple[Tensor | None, ...] = (None,) * len(self.kernels)
+        gradients: tuple[Tensor | None, ...] = (None,) * len(self.kernels)
         if scalar.requires_grad:
-            found = torch.autograd.grad(scalar, list(self.kernels.values()), allow_unused=True, retain_graph=again)
-        pairs = zip(self.kernels.items(), found)
-        result = Gradients({name: torch.zeros_like(kernel) if of is None else of for (name, kernel), of in pairs})
+            gradients = torch.autograd.grad(
+                scalar, list(self.kernels.values()), allow_unused=True, retain_graph=retain_graph
+            )
+        pairs = zip(self.kernels.items(), gradients)
+        result = Gradients(
+            {name: torch.zeros_like(kernel) if gradient is None else gradient for (name, kernel), gradient in pairs}
+        )
         for name, square in result.squares.items():
             if not math.isfinite(square):
                 raise DataError(name, "the gradient of the loss is not finite", remedy="look for NaN in data or loss")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .exact_group import ExactGroup
-from .features import Collected
+from .features import GradientSums
 from .result import PathwayTest
 
 __all__ = ["notes"]
@@ -24,7 +24,7 @@ ELEMENTS = 64
 
 def notes(
     tests: Sequence[PathwayTest],
-    found: Collected,
+    gradient_sums: GradientSums,
     group: ExactGroup,
     opened: bool,
     inputs: bool,
@@ -33,50 +33,54 @@ def notes(
     converged: float,
 ) -> tuple[str, ...]:
     """Sentences, the most important first."""
-    said = []
+    sentences = []
     name = group.gspace.fibergroup.name
     if loose:
-        said.append(f"Gradients depart by {worst:.1%} from the law of a strict network; nothing was tested.")
-        if not found.uneven:
-            said.append(
+        sentences.append(f"Gradients depart by {worst:.1%} from the law of a strict network; nothing was tested.")
+        if not gradient_sums.uneven:
+            sentences.append(
                 "Likely causes are one-sided padding and code of your own: look at equivariance_error of each part."
             )
-    said += [f"{name}: {left}" for name, left in found.uneven.items()]
+    sentences += [f"{name}: {message}" for name, message in gradient_sums.uneven.items()]
     if not group.whole and not opened:
-        said.append(f"{name}: only {group.order} of its elements are exact on the grid; p-values are of these.")
+        sentences.append(f"{name}: only {group.order} of its elements are exact on the grid; p-values are of these.")
     if opened:
-        said.append(f"Pathways are open: the test is one of the {group.order} elements that they keep.")
+        sentences.append(f"Pathways are open: the test is one of the {group.order} elements that they keep.")
     if math.isnan(worst):
-        said.append(
+        sentences.append(
             "The type of the input is not known, so that the network's strictness was not checked: pass in_type=."
         )
-    beyond = [t for t in tests if not math.isnan(t.explained_effect)]
-    if beyond:
-        said.append(
+    inexact = [t for t in tests if not math.isnan(t.explained_effect)]
+    if inexact:
+        sentences.append(
             "Effects beyond the exact elements, and what the pixels explain: the same after turning each sample by a"
             " random element, interpolated."
         )
-        said += [f"  {t.layer} {t.pathway}: {t.inexact_effect:.1e}, explained {t.explained_effect:.1e}" for t in beyond]
-    if found.repeated:
-        said.append(f"{found.repeated} samples came again; they share the random element of their first appearance.")
+        sentences += [
+            f"  {t.layer} {t.pathway}: {t.inexact_effect:.1e}, explained {t.explained_effect:.1e}" for t in inexact
+        ]
+    if gradient_sums.repeated:
+        sentences.append(
+            f"{gradient_sums.repeated} samples came again; they share the random element of their first appearance."
+        )
     broken = [t for t in tests if t.broken]
-    off = _off_centre(tests, broken, found, group)
+    off = _off_centre(tests, broken, gradient_sums, group)
     if off:
-        said.append(off)
+        sentences.append(off)
     alike = "" if group.whole or opened else _alike(tests, broken, group)
     if alike:
-        said.append(alike)
+        sentences.append(alike)
     if broken and not inputs:
-        said.append(
+        sentences.append(
             "Broken may be the question or the law of the inputs alone: inputs=True tells, where it can be told."
         )
     if broken and inputs:
-        said += _causes(broken, converged)
-    return tuple(said)
+        sentences += _causes(broken, converged)
+    return tuple(sentences)
 
 
 def _off_centre(
-    tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], found: Collected, group: ExactGroup
+    tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], gradient_sums: GradientSums, group: ExactGroup
 ) -> str:
     """Vectors and nothing else, in every layer: what images that sit off the centre look like."""
     irreps = {t.pathway: t.irrep for t in broken}
@@ -88,17 +92,17 @@ def _off_centre(
     alike = all(_is_vector(group, psi, exact=True) for psi in kinds.values())
     if not alike or not layers or layers != {t.layer for t in tests if t.testable}:
         return ""
-    said = (
+    sentence = (
         "Only the vectors (frequency 1) are broken, in every layer: off-centre images look like that; check centring,"
         " one-sided "
     )
-    said += "padding and strides before the network."
-    if found.offset is not None:
-        said += (
-            f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in found.offset)} pixels off the middle (along"
-            " the axes)."
+    sentence += "padding and strides before the network."
+    if gradient_sums.offset is not None:
+        sentence += (
+            f" The pixels' variance sits {', '.join(f'{o:+.2f}' for o in gradient_sums.offset)} pixels off the middle"
+            " (along the axes)."
         )
-    return said
+    return sentence
 
 
 def _alike(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], group: ExactGroup) -> str:
@@ -106,10 +110,10 @@ def _alike(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], group: E
     irreps = {t.pathway: group.gspace.fibergroup.irrep(*t.irrep) for t in tests if t.testable and t.irrep is not None}
     traces = {name: np.array([float(psi(g).trace()) for g in group.elements]) for name, psi in irreps.items()}
     names, pairs = {t.pathway for t in broken}, []
-    for n, one in enumerate(traces):
-        for other in list(traces)[n + 1 :]:
-            if {one, other} & names and abs(float((traces[one] * traces[other]).mean())) > 0.5:
-                pairs.append(f"{one} and {other}")
+    for n, first in enumerate(traces):
+        for second in list(traces)[n + 1 :]:
+            if {first, second} & names and abs(float((traces[first] * traces[second]).mean())) > 0.5:
+                pairs.append(f"{first} and {second}")
     if not pairs:
         return ""
     return f"Exact elements move alike {', '.join(pairs)}: through the pixels one of them may show what is the other's."
@@ -117,24 +121,24 @@ def _alike(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], group: E
 
 def _causes(broken: Sequence[PathwayTest], converged: float) -> list[str]:
     """Inputs alone, or the question."""
-    both = sorted({t.layer for t in broken if t.cause != "question"})
-    if not both:
+    layers = sorted({t.layer for t in broken if t.cause != "question"})
+    if not layers:
         question = (
             "The inputs alone are not contradicted, as far as half the squared norm of the outputs tells: it is the"
             " question that breaks the symmetry."
         )
         return [question]
-    said = (
-        f"The inputs alone lack the symmetry already ({', '.join(both)}); whether the question does cannot be told from"
-        " this: "
+    sentence = (
+        f"The inputs alone lack the symmetry already ({', '.join(layers)}); whether the question does cannot be told"
+        " from this: "
     )
     if converged <= CONVERGED:
         converged_weights = (
             "but the strict weights have converged, and what is left in a broken pathway then comes from the question,"
             " as far as the strict network fits."
         )
-        return [said + converged_weights]
-    return [said + "train the strict network and test it again; what is left then comes from the question."]
+        return [sentence + converged_weights]
+    return [sentence + "train the strict network and test it again; what is left then comes from the question."]
 
 
 def _is_vector(group: ExactGroup, psi: Any, exact: bool = False) -> bool:

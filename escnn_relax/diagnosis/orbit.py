@@ -24,11 +24,11 @@ class Orbit:
     values.
 
     Attributes:
-        only: whether no other sample has come.
+        single: whether no other sample has come.
     """
 
     def __init__(self, input: Any, samples: int, group: ExactGroup, motion: Motion | None) -> None:
-        self.only = True
+        self.single = True
         self.sorted = motion is None
         first = select_samples(input, slice(1), samples)
         members = [first]
@@ -37,21 +37,21 @@ class Orbit:
             for n in range(group.order):
 
                 def element(gspace: GSpace) -> GroupElement:
-                    return group.elements_on(gspace, "input")[n]
+                    return group.counterparts(gspace, "input")[n]
 
                 members.append(motion.input(first, element))
         self.members = torch.cat([self._flat(member, 1) for member in members])
 
     def add(self, input: Any, samples: int) -> None:
         """Look at one batch; the rest need not be looked at once another sample has come."""
-        if not self.only:
+        if not self.single:
             return
         flat = self._flat(input, samples)
         if flat.shape[1] != self.members.shape[1]:
-            self.only = False
+            self.single = False
             return
         nearest = torch.stack([(flat - member).norm(dim=1) for member in self.members]).min(0).values
-        self.only = bool((nearest <= EQUAL * self.members[0].norm()).all())
+        self.single = bool((nearest <= EQUAL * self.members[0].norm()).all())
 
     def _flat(self, input: Any, samples: int) -> Tensor:
         parts = [

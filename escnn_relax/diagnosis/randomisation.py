@@ -32,7 +32,7 @@ __all__ = ["Randomisation", "factor", "randomise"]
 #: Statistics closer than this are equal (relative): sums of some thousand products in float64.
 EQUAL = 1e-9
 #: A part smaller than this share of the whole is not moved: kernels are sampled in float32.
-STILL = 1e-5
+FIXED_SHARE = 1e-5
 #: Inner products are reproduced up to this share of the largest: kernels are sampled in float32.
 EXACT = 1e-7
 
@@ -45,14 +45,14 @@ class Randomisation:
         statistics: T, studentised by the mean under the hypothesis, which the draws cannot change.
         largest: the largest of the draws, in the same unit.
         p_values, adjusted: of each test, and for the whole family.
-        moved: share of the features' square that the group moves (fraction); where it is 0 nothing can be tested.
+        moved_share: share of the features' square that the group moves (fraction); where it is 0 nothing can be tested.
     """
 
     statistics: Tensor
     largest: Tensor
     p_values: Tensor
     adjusted: Tensor
-    moved: Tensor
+    moved_share: Tensor
 
 
 def factor(table: Tensor, quotients: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ def factor(table: Tensor, quotients: Tensor) -> Tensor:
     largest = float(whole.diagonal().max())
     if not largest > 0:
         return table.new_zeros(order, groups, 1)
-    found, pivots, rank, _ = dpstrf(whole.numpy(), lower=1, tol=EXACT * largest)
+    lower, pivots, rank, _ = dpstrf(whole.numpy(), lower=1, tol=EXACT * largest)
     coordinates = np.empty((order * groups, rank))
-    coordinates[pivots - 1] = np.tril(found)[:, :rank]
+    coordinates[pivots - 1] = np.tril(lower)[:, :rank]
     return torch.from_numpy(coordinates).view(order, groups, rank)
 
 
@@ -95,50 +95,50 @@ def randomise(
     """
     inside = torch.as_tensor(list(positions))
     groups = coordinates[0].shape[1]
-    chosen = torch.randint(len(inside), (draws, groups), generator=generator)
+    choice = torch.randint(len(inside), (draws, groups), generator=generator)
     first = torch.full((1, groups), positions.index(0))
-    cells = torch.cat([first, chosen]) * groups + torch.arange(groups)
-    moved = torch.zeros(len(coordinates), dtype=torch.float64)
-    drawn = torch.zeros(len(coordinates), draws + 1, dtype=torch.float64)
+    cells = torch.cat([first, choice]) * groups + torch.arange(groups)
+    moved_share = torch.zeros(len(coordinates), dtype=torch.float64)
+    statistics = torch.zeros(len(coordinates), draws + 1, dtype=torch.float64)
     for n, whole in enumerate(coordinates):
         part = whole[inside]
-        fixed = part.mean(0)
-        trace, still = float(whole[0].square().sum()), float(fixed.square().sum())
-        if trace > 0 and trace - still > STILL * trace:
-            moved[n] = (trace - still) / trace
-            drawn[n] = _squares(part - fixed, cells) / (trace - still)
-    observed = drawn[:, :1] - EQUAL * drawn[:, :1].abs()
-    p = (drawn >= observed).double().mean(1)
-    scores = _normal(drawn)
+        fixed_part = part.mean(0)
+        trace, fixed_square = float(whole[0].square().sum()), float(fixed_part.square().sum())
+        if trace > 0 and trace - fixed_square > FIXED_SHARE * trace:
+            moved_share[n] = (trace - fixed_square) / trace
+            statistics[n] = _squares(part - fixed_part, cells) / (trace - fixed_square)
+    observed = statistics[:, :1] - EQUAL * statistics[:, :1].abs()
+    p = (statistics >= observed).double().mean(1)
+    scores = _normal(statistics)
     adjusted = (scores.max(0).values >= scores[:, :1] - EQUAL).double().mean(1)
     for values in (p, adjusted):
-        values[moved == 0] = torch.nan
-    largest = drawn[:, 1:].max(1).values if draws else torch.full((len(coordinates),), torch.nan)
-    return Randomisation(drawn[:, 0], largest, p, adjusted, moved)
+        values[moved_share == 0] = torch.nan
+    largest = statistics[:, 1:].max(1).values if draws else torch.full((len(coordinates),), torch.nan)
+    return Randomisation(statistics[:, 0], largest, p, adjusted, moved_share)
 
 
-def _squares(moved: Tensor, cells: Tensor) -> Tensor:
+def _squares(features: Tensor, cells: Tensor) -> Tensor:
     """T* of each draw, ``(draws,)``: the square of the sum of the groups, each moved by the element that is drawn for
     it.
 
     Args:
-        moved: coordinates of groups moved by each element, without what all elements leave, ``(order, B, rank)``.
+        features: coordinates of groups moved by each element, without what all elements leave, ``(order, B, rank)``.
         cells: rows of it that a draw adds up, ``(draws, B)``.
     """
-    order, groups, rank = moved.shape
+    order, groups, rank = features.shape
     if order == 2 and groups <= rank:  # the second is minus the first: signs, whose inner products are all that counts
         signs = 1.0 - 2.0 * (cells >= groups).double()
-        return ((signs @ (moved[0] @ moved[0].T)) * signs).sum(1)
-    return embedding_bag(cells, moved.flatten(0, 1), mode="sum").square().sum(1)
+        return ((signs @ (features[0] @ features[0].T)) * signs).sum(1)
+    return embedding_bag(cells, features.flatten(0, 1), mode="sum").square().sum(1)
 
 
-def _normal(drawn: Tensor) -> Tensor:
+def _normal(statistics: Tensor) -> Tensor:
     """Statistics on one scale, about a standard normal one: the cube root of a chi-square of fitted degrees of freedom.
 
     Without it the statistic with the fewest directions, whose tail is the longest, would decide for all (Wilson and
     Hilferty, 1931). The fit looks at all draws and the observation alike, so that the level stays exact.
     """
-    mean = drawn.mean(1, keepdim=True).clamp(min=1e-300)
-    width = 2 / 9 * (drawn.var(1, keepdim=True) / (2 * mean.square())).clamp(min=1e-12)
-    scores = ((drawn / mean).clamp(min=0) ** (1 / 3) - 1 + width) / width.sqrt()
-    return torch.where(drawn.abs().sum(1, keepdim=True) > 0, scores, -torch.inf)
+    mean = statistics.mean(1, keepdim=True).clamp(min=1e-300)
+    width = 2 / 9 * (statistics.var(1, keepdim=True) / (2 * mean.square())).clamp(min=1e-12)
+    scores = ((statistics / mean).clamp(min=0) ** (1 / 3) - 1 + width) / width.sqrt()
+    return torch.where(statistics.abs().sum(1, keepdim=True) > 0, scores, -torch.inf)

@@ -143,29 +143,29 @@ class SymmetryTest:
     def decisions(self) -> Decisions:
         """What nothing contradicts, as a record for :func:`~escnn_relax.harden` and :func:`~escnn_relax.report`: of
         each layer, and by depth what is left in common."""
-        made: list[Decision] = []
-        for layer, kept in self.subgroups.items():
-            by_depth = common_subgroup(made[-1].by_depth, kept) if made else kept
-            own = [t for t in self.tests if t.layer == layer]
-            least = min((t.adjusted_p_value for t in own if t.testable), default=math.nan)
-            broken = [f"{t.pathway} (p = {t.adjusted_p_value:.3f})" for t in own if t.broken]
+        records: list[Decision] = []
+        for layer, subgroup in self.subgroups.items():
+            by_depth = common_subgroup(records[-1].by_depth, subgroup) if records else subgroup
+            layer_tests = [t for t in self.tests if t.layer == layer]
+            least = min((t.adjusted_p_value for t in layer_tests if t.testable), default=math.nan)
+            broken = [f"{t.pathway} (p = {t.adjusted_p_value:.3f})" for t in layer_tests if t.broken]
             reasons = [
                 f"the symmetry test found broken: {', '.join(broken)}"
                 if broken
                 else "the symmetry test found nothing broken"
             ]
-            unknown = [f"{t.pathway} ({t.reason})" for t in own if not t.testable]
+            unknown = [f"{t.pathway} ({t.reason})" for t in layer_tests if not t.testable]
             reasons += [f"it could not test {', '.join(unknown)}"] if unknown else []
-            made.append(Decision(layer, kept, by_depth, "test", tuple(reasons), p_value=least))
-        return Decisions(tuple(made))
+            records.append(Decision(layer, subgroup, by_depth, "test", tuple(reasons), p_value=least))
+        return Decisions(tuple(records))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is not known or infinite."""
         tests = [{k: _plain(v) for k, v in asdict(test).items()} for test in self.tests]
-        found = {layer: kept.name for layer, kept in self.subgroups.items()}
+        subgroups = {layer: subgroup.name for layer, subgroup in self.subgroups.items()}
         rest = {"group": self.group, "exact_order": self.exact_order, "num_data": self.num_data, "groups": self.groups}
         rest |= {"repeated": self.repeated, "equivariance_error": _plain(self.equivariance_error), "level": self.level}
-        return {"tests": tests, "subgroups": found, "network": self.network.name, **rest, "notes": list(self.notes)}
+        return {"tests": tests, "subgroups": subgroups, "network": self.network.name, **rest, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         head = (

@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from ..curvature.reader import Batches
 
-__all__ = ["Numbered", "numbered", "sample_identity"]
+__all__ = ["NumberedLoader", "number_samples", "sample_identity"]
 
 
 class _Indexed:
@@ -41,7 +41,7 @@ class _Collated:
         return [index for index, _ in pairs], self.collate([item for _, item in pairs])
 
 
-class Numbered:
+class NumberedLoader:
     """A loader's batches; :attr:`last` says which samples the one that was yielded last consists of: index, and what
     tells each from all others wherever it comes from.
 
@@ -74,12 +74,12 @@ class Numbered:
             yield batch
 
 
-def numbered(loader: Iterable[Any]) -> tuple[Iterable[Any], Numbered | None]:
+def number_samples(loader: Iterable[Any]) -> tuple[Iterable[Any], NumberedLoader | None]:
     """The loader, to be gone through instead, and what tells the numbers of its samples; ``None`` where nothing does.
 
     >>> data = DataLoader(range(4), 2)
-    >>> again, numbers = numbered(data)
-    >>> [(batch.tolist(), [index for index, _ in numbers.last]) for batch in again]
+    >>> loader, numbers = number_samples(data)
+    >>> [(batch.tolist(), [index for index, _ in numbers.last]) for batch in loader]
     [([0, 1], [0, 1]), ([2, 3], [2, 3])]
     """
     inner: Any = loader.loader if isinstance(loader, Batches) else loader
@@ -88,8 +88,8 @@ def numbered(loader: Iterable[Any]) -> tuple[Iterable[Any], Numbered | None]:
         return loader, None  # it may look for its own data set
     if not plain or isinstance(inner.dataset, IterableDataset) or not hasattr(inner.dataset, "__getitem__"):
         return loader, None
-    found = Numbered(inner)
-    return (Batches(found, loader.read) if isinstance(loader, Batches) else found), found
+    result = NumberedLoader(inner)
+    return (Batches(result, loader.read) if isinstance(loader, Batches) else result), result
 
 
 def sample_identity(dataset: Any, index: Any) -> Hashable:

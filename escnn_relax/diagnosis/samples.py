@@ -14,10 +14,10 @@ from ..curvature.reader import Batches, Weighted, input_tensors, map_tensors, re
 from ..errors import ArgumentError, DataError
 from .effect import Sizes
 
-__all__ = ["Grouping", "group_size", "joined", "raw"]
+__all__ = ["Grouping", "group_size", "concatenate", "raw"]
 
 #: Repeated samples of a group wait until there are so many, instead of being looked at one by one.
-TOGETHER = 16
+MINIBATCH = 16
 #: Samples of a group where a loader does not tell how many it has.
 UNKNOWN = 8
 
@@ -28,7 +28,7 @@ def raw(input: Any) -> Tensor:
     return tensor
 
 
-def _of_samples(part: Tensor, samples: int) -> bool:
+def _has_samples(part: Tensor, samples: int) -> bool:
     return part.dim() > 0 and len(part) == samples
 
 
@@ -41,11 +41,13 @@ def group_size(loader: Any, groups: int, units: Sequence[Hashable] | None = None
     if units is not None:
         return max(1, len(set(units)) // groups)
     counts = [
-        len(of) for of in (getattr(loader, name, None) for name in ("dataset", "sampler")) if isinstance(of, Sized)
+        len(collection)
+        for collection in (getattr(loader, name, None) for name in ("dataset", "sampler"))
+        if isinstance(collection, Sized)
     ]
     if not counts and isinstance(loader.loader if isinstance(loader, Batches) else loader, (list, tuple)):
         targets = [read(batch, f"batch {index}").target for index, batch in enumerate(loader)]
-        counts = [sum(len(of) for of in targets if isinstance(of, Tensor) and of.dim())]
+        counts = [sum(len(collection) for collection in targets if isinstance(collection, Tensor) and collection.dim())]
     return max(1, min(counts) // groups) if counts else UNKNOWN
 
 
@@ -59,39 +61,39 @@ class Grouping:
         units: for each sample what it belongs to, by its index in the data set, or in the order in which they come.
 
     Attributes:
-        seen: number of samples, repeated ones too.
+        sample_count: number of samples, repeated ones too.
         distinct: of different samples.
     """
 
     def __init__(self, groups: int, size: int, units: Sequence[Hashable] | None = None) -> None:
         self.groups, self.size, self.units = groups, size, units
-        self.seen = self.distinct = self.opened = 0
-        self._known: dict[Hashable, int] = {}  # groups of units
+        self.sample_count = self.distinct = self.opened = 0
+        self._unit_group: dict[Hashable, int] = {}  # groups of units
         self._number: dict[Hashable, int] = {}
         self._times: list[int] = []
         self._group: list[int] = []
-        self._waiting: dict[int, list[tuple[Any, Any]]] = {}
+        self._queues: dict[int, list[tuple[Any, Any]]] = {}
 
     @property
     def repeated(self) -> int:
         """How many samples had come before."""
-        return self.seen - self.distinct
+        return self.sample_count - self.distinct
 
     def sizes(self, groups: Sequence[int]) -> Sizes:
         """Of these groups: draws, and sums of squares of how often each sample came."""
         times, member = torch.tensor(self._times, dtype=torch.float64), torch.tensor(self._group)
         zeros = torch.zeros(self.groups, dtype=torch.float64)
-        chosen = torch.tensor(list(groups))
-        return Sizes(zeros.index_add(0, member, times)[chosen], zeros.index_add(0, member, times.square())[chosen])
+        index = torch.tensor(list(groups))
+        return Sizes(zeros.index_add(0, member, times)[index], zeros.index_add(0, member, times.square())[index])
 
-    def _placed(self, content: bytes, index: int | None, number: Hashable | None) -> int:
+    def _place(self, content: bytes, index: int | None, number: Hashable | None) -> int:
         """The group of one sample."""
         sample = self._number.get(content)
         if sample is None and number is not None:
             sample = self._number.get(number)
-        unit = None if self.units is None else self._unit(self.seen if index is None else index)
+        unit = None if self.units is None else self._unit(self.sample_count if index is None else index)
         if sample is None:
-            group = self._known.get(unit) if unit is not None else None
+            group = self._unit_group.get(unit) if unit is not None else None
             if group is None:
                 group, self.opened = self.opened // self.size % self.groups, self.opened + 1
             sample, self.distinct = self.distinct, self.distinct + 1
@@ -99,11 +101,11 @@ class Grouping:
             self._group.append(group)
         self._times[sample] += 1
         if unit is not None:
-            self._known.setdefault(unit, self._group[sample])
+            self._unit_group.setdefault(unit, self._group[sample])
         self._number[content] = sample
         if number is not None:
             self._number.setdefault(number, sample)
-        self.seen += 1
+        self.sample_count += 1
         return self._group[sample]
 
     def _unit(self, index: int) -> Hashable:
@@ -127,31 +129,31 @@ class Grouping:
             remedy = "let each batch be (input, target) with samples along dimension 0 of both"
             raise DataError("batch", expected=f"as many targets as inputs, {len(parts[0])}", got=count, remedy=remedy)
         aims = [target.target, target.weight] if isinstance(target, Weighted) else [target]
-        told = [part for part in (*parts, *(aim.detach().to("cpu") for aim in aims)) if _of_samples(part, count)]
-        chosen_groups = []
-        for n, sample in enumerate(zip(*told)):
+        columns = [part for part in (*parts, *(aim.detach().to("cpu") for aim in aims)) if _has_samples(part, count)]
+        group_list = []
+        for n, sample in enumerate(zip(*columns)):
             key = hashlib.blake2b(b"".join(map(_bytes, sample)), digest_size=16).digest()
             number = numbers[n] if numbers is not None and len(numbers) == count else (None, None)
-            chosen_groups.append(self._placed(key, *number))
-        chosen = torch.tensor(chosen_groups)
-        full = min(self.size, max(count, TOGETHER))  # no minibatch is larger than the loader's
-        full = max(full, TOGETHER) if self.repeated or self.units is not None else full
-        for group in chosen.unique().tolist():
-            where = (chosen == group).nonzero().flatten().to(input_tensors(input)[0].device)
-            self._waiting.setdefault(group, []).append((select_samples(input, where, count), target[where]))
-            if sum(len(y) for _, y in self._waiting[group]) >= full:
-                yield self._joined(group)
+            group_list.append(self._place(key, *number))
+        groups = torch.tensor(group_list)
+        full = min(self.size, max(count, MINIBATCH))  # no minibatch is larger than the loader's
+        full = max(full, MINIBATCH) if self.repeated or self.units is not None else full
+        for group in groups.unique().tolist():
+            positions = (groups == group).nonzero().flatten().to(input_tensors(input)[0].device)
+            self._queues.setdefault(group, []).append((select_samples(input, positions, count), target[positions]))
+            if sum(len(y) for _, y in self._queues[group]) >= full:
+                yield self._join(group)
 
     def rest(self) -> Iterator[tuple[int, Any, Any]]:
         """What is left over."""
-        for group in sorted(self._waiting):
-            yield self._joined(group)
+        for group in sorted(self._queues):
+            yield self._join(group)
 
-    def _joined(self, group: int) -> tuple[int, Any, Any]:
-        return group, *joined(*zip(*self._waiting.pop(group)))
+    def _join(self, group: int) -> tuple[int, Any, Any]:
+        return group, *concatenate(*zip(*self._queues.pop(group)))
 
 
-def joined(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
+def concatenate(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
     """Several batches as one; a part of the inputs that is not one for each sample is that of the first."""
     if len(inputs) == 1:
         return inputs[0], targets[0]
@@ -160,7 +162,7 @@ def joined(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
 
     def whole(part: Any) -> Any:
         column = next(columns)
-        alike = all(_of_samples(tensor, len(of)) for tensor, of in zip(column, targets))
+        alike = all(_has_samples(tensor, len(target)) for tensor, target in zip(column, targets))
         tensor = torch.cat(column) if alike else column[0]
         return GeometricTensor(tensor, part.type) if isinstance(part, GeometricTensor) else tensor
 

@@ -21,14 +21,14 @@ from .exact_group import ExactGroup, products
 from .gradients import Probe
 from .samples import raw
 
-__all__ = ["Motion", "input_type", "kept_elements", "law_errors", "movable", "TRIED"]
+__all__ = ["Motion", "input_type", "stabiliser", "law_errors", "movable", "SAMPLES"]
 
 #: Samples that the law of the gradients is checked with, at most.
-TRIED = 8
+SAMPLES = 8
 #: Gradients smaller than this share of the layer's whole are roundings (float32, summed over samples and places).
 ROUNDING = 1e-5
 #: A breaking kernel that an element moves by less than this share of its norm is left in place by it (float32 kernels).
-STILL = 1e-4
+FIXED_TOLERANCE = 1e-4
 
 
 def input_type(probe: Probe, input: Any) -> FieldType | None:
@@ -36,12 +36,12 @@ def input_type(probe: Probe, input: Any) -> FieldType | None:
     image in it."""
     if isinstance(input, GeometricTensor):
         return input.type
-    found: list[FieldType] = []
+    types: list[FieldType] = []
 
-    def look(module: nn.Module, given: tuple[Any, ...]) -> None:
-        first = given[0] if given else None
-        if isinstance(first, GeometricTensor) and not found:
-            found.append(first.type)
+    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        first = arguments[0] if arguments else None
+        if isinstance(first, GeometricTensor) and not types:
+            types.append(first.type)
 
     hooks = [m.register_forward_pre_hook(look) for m in probe.model.modules()]
     try:
@@ -49,7 +49,7 @@ def input_type(probe: Probe, input: Any) -> FieldType | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found and movable(input, found[0]) else None
+    return types[0] if types and movable(input, types[0]) else None
 
 
 def movable(input: Any, in_type: FieldType) -> bool:
@@ -57,14 +57,14 @@ def movable(input: Any, in_type: FieldType) -> bool:
     pixels, and whatever says its own type."""
     plain = _plain(input)
     images = [part for part in plain if _image(part, in_type)]
-    told = len(images) <= 1 and bool(images or len(plain) < len(input_tensors(input)))
-    return told and all(part.dim() <= 2 or _image(part, in_type) for part in plain)
+    single = len(images) <= 1 and bool(images or len(plain) < len(input_tensors(input)))
+    return single and all(part.dim() <= 2 or _image(part, in_type) for part in plain)
 
 
 def _plain(input: Any) -> list[Tensor]:
-    found: list[Any] = []
-    map_tensors(input, found.append)
-    return [part for part in found if isinstance(part, Tensor)]
+    leaves: list[Any] = []
+    map_tensors(input, leaves.append)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _image(part: Tensor, in_type: FieldType) -> bool:
@@ -72,9 +72,9 @@ def _image(part: Tensor, in_type: FieldType) -> bool:
     return part.dim() == 2 + space and part.shape[1] == in_type.size
 
 
-def kept_elements(layers: Mapping[str, SteerableConvolution], group: ExactGroup) -> list[int]:
+def stabiliser(layers: Mapping[str, SteerableConvolution], group: ExactGroup) -> list[int]:
     """Positions of the elements that leave every open pathway in place: all of them for a strict network."""
-    kept = list(range(group.order))
+    positions = list(range(group.order))
     for name, layer in layers.items():
         open_ = {p.name: layer.weights[p.name].detach() for p in layer.pathways if p.breaks}
         open_ = {n: w for n, w in open_.items() if bool(w.any())}
@@ -84,14 +84,15 @@ def kept_elements(layers: Mapping[str, SteerableConvolution], group: ExactGroup)
             kernel = layer.kernel(open_).double()
         ins, outs = layer._kernel_fields()
         types = FieldType(layer.space, list(ins)), FieldType(layer.space, list(outs))
-        elements = group.elements_on(layer.space, name)
-        for n in list(kept):
+        elements = group.counterparts(layer.space, name)
+        for n in list(positions):
             permutation = grid_permutation(layer.space, elements[n], layer.band.points)
-            left, right = fiber_matrix(types[1], elements[n], kernel), fiber_matrix(types[0], ~elements[n], kernel)
-            moved = torch.einsum("po,ois,iq->pqs", left, kernel[..., torch.as_tensor(permutation)], right)
-            if float((moved - kernel).norm()) > STILL * float(kernel.norm()):
-                kept.remove(n)
-    return kept
+            out_matrix = fiber_matrix(types[1], elements[n], kernel)
+            in_matrix = fiber_matrix(types[0], ~elements[n], kernel)
+            image = torch.einsum("po,ois,iq->pqs", out_matrix, kernel[..., torch.as_tensor(permutation)], in_matrix)
+            if float((image - kernel).norm()) > FIXED_TOLERANCE * float(kernel.norm()):
+                positions.remove(n)
+    return positions
 
 
 class Motion:
@@ -117,19 +118,19 @@ class Motion:
     def input(self, input: Any, element: Callable[[GSpace], GroupElement]) -> Any:
         """An input moved by the element that a function names in the group of each G-space."""
 
-        def of(part: Any) -> Any:
-            own = part.type if isinstance(part, GeometricTensor) else self.in_type
-            if part is not raw(part) or _image(part, self.in_type):
-                tensor = transform_field(raw(part), own, element(own.gspace))
-                return GeometricTensor(tensor, own) if part is not raw(part) else tensor
-            return part
+        def move(leaf: Any) -> Any:
+            field_type = leaf.type if isinstance(leaf, GeometricTensor) else self.in_type
+            if leaf is not raw(leaf) or _image(leaf, self.in_type):
+                tensor = transform_field(raw(leaf), field_type, element(field_type.gspace))
+                return GeometricTensor(tensor, field_type) if leaf is not raw(leaf) else tensor
+            return leaf
 
-        return map_tensors(input, of)
+        return map_tensors(input, move)
 
     def target(self, target: Any, element: Callable[[GSpace], GroupElement]) -> Any:
         """A target moved alike; one that does not move as it is."""
 
-        def of(aim: Tensor) -> Tensor:
+        def move(aim: Tensor) -> Tensor:
             if self.field(aim):
                 out: Any = self.out_type
                 return transform_field(aim, out, element(out.gspace))
@@ -137,7 +138,7 @@ class Motion:
                 return move_points(aim, axes_matrix(self.in_type.gspace, element(self.in_type.gspace)))
             return aim
 
-        return Weighted(of(target.target), of(target.weight)) if isinstance(target, Weighted) else of(target)
+        return Weighted(move(target.target), move(target.weight)) if isinstance(target, Weighted) else move(target)
 
     def image(self, part: Any) -> bool:
         """Whether a tensor of the input lies on a grid that the group turns."""
@@ -162,23 +163,23 @@ def law_errors(
 
     A layer whose breaking kernels get no more than roundings of its whole gradient cannot depart from the law.
     """
-    input, target = select_samples(input, slice(TRIED), len(target)), target[:TRIED]
+    input, target = select_samples(input, slice(SAMPLES), len(target)), target[:SAMPLES]
     gradients = probe.gradients(probe.loss(probe.forward(input), target))
-    here = {name: (actions[name].features(gradients[name]), gradients.squares[name]) for name in actions}
+    reference = {name: (actions[name].features(gradients[name]), gradients.squares[name]) for name in actions}
     errors = dict.fromkeys(actions, 0.0)
     for n, factors in products(group.elements).items():
         if factors is not None or not n:
             continue
 
         def element(gspace: GSpace, n: int = n) -> GroupElement:
-            return group.elements_on(gspace, "input or output")[n]
+            return group.counterparts(gspace, "input or output")[n]
 
         loss = probe.loss(probe.forward(motion.input(input, element)), motion.target(target, element))
         gradients = probe.gradients(loss)
         for name, action in actions.items():
-            expected, found = action.moved(here[name][0], n), action.features(gradients[name])
-            pairs = [(e, f) for key in expected for e, f in zip(expected[key], found[key])]
+            expected, features = action.move(reference[name][0], n), action.features(gradients[name])
+            pairs = [(e, f) for key in expected for e, f in zip(expected[key], features[key])]
             gap = sum(float((e - f).square().sum()) for e, f in pairs) ** 0.5
-            size = max(sum(float(e.square().sum()) for e, _ in pairs), ROUNDING**2 * here[name][1]) ** 0.5
+            size = max(sum(float(e.square().sum()) for e, _ in pairs), ROUNDING**2 * reference[name][1]) ** 0.5
             errors[name] = max(errors[name], gap / size if size > 0 else 0.0)
     return errors

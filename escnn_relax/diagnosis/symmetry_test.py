@@ -22,10 +22,10 @@ from ..errors import ArgumentError
 from .action import LayerAction
 from .exact_group import ExactGroup, exact_group
 from .features import Plan, collect
-from .gradients import Probe, relaxed_copy, settle, start_anew
+from .gradients import Probe, copy_relaxed, reinitialise, settle
 from .judgement import Question, judge
 from .result import SymmetryTest
-from .strictness import kept_elements
+from .strictness import stabiliser
 
 __all__ = ["symmetry_test"]
 
@@ -120,44 +120,44 @@ def symmetry_test(
     objective = likelihood_named(likelihood) if loss is None else loss
     devices = [torch.device("cuda", torch.cuda.current_device())] if torch.cuda.is_available() else []
     generator = torch.Generator().manual_seed(seed)
-    own = [
+    generators = [
         g for g in (getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None))
     ]
-    states = [(g, g.get_state()) for g in own if isinstance(g, torch.Generator)]
+    states = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
     bar = _bar if progress else None
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         probes = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            copies = [relaxed_copy(model, **relaxation) for _ in range(initialisations)]
-        for copied in copies:
+            copies = [copy_relaxed(model, **relaxation) for _ in range(initialisations)]
+        for network in copies:
             if initialisations > 1:
-                start_anew(copied)
-            device = next(copied.parameters()).device
-            settle(copied, (b for b, _ in zip(batches(loader, device), range(SETTLING))))
-            probes.append(Probe(copied, objective))
+                reinitialise(network)
+            device = next(network.parameters()).device
+            settle(network, (b for b, _ in zip(batches(loader, device), range(SETTLING))))
+            probes.append(Probe(network, objective))
         layers = probes[0].layers
         whole = exact_group(*(layer.space for layer in layers.values()))
-        kept = kept_elements(layers, whole)
+        positions = stabiliser(layers, whole)
         group = whole
-        if len(kept) < whole.order:
-            index = torch.tensor(kept)
+        if len(positions) < whole.order:
+            index = torch.tensor(positions)
             quotients = whole.quotients[index][:, index]
-            quotients = torch.tensor([[kept.index(int(q)) for q in row] for row in quotients])
-            group = ExactGroup(whole.gspace, tuple(whole.elements[k] for k in kept), quotients)
+            quotients = torch.tensor([[positions.index(int(q)) for q in row] for row in quotients])
+            group = ExactGroup(whole.gspace, tuple(whole.elements[k] for k in positions), quotients)
         actions = {
-            n: LayerAction(layer, group.elements_on(layer.space, n), generator, n) for n, layer in layers.items()
+            n: LayerAction(layer, group.counterparts(layer.space, n), generator, n) for n, layer in layers.items()
         }
-        opened = len(kept) < whole.order
+        opened = len(positions) < whole.order
         plan = Plan(groups, units, in_type, out_type, inputs, curvature=gains, turned=not group.whole and not opened)
-        found = collect(probes, actions, group, loader, plan, generator, bar)
+        sums = collect(probes, actions, group, loader, plan, generator, bar)
     for g, state in states:
         g.set_state(state)
     pathways = {n: {p.name: p for p in layer.pathways} for n, layer in layers.items()}
     dimensions = {n: layer.kernel.dimensions for n, layer in layers.items()}
     question = Question(pathways, dimensions, opened, draws, gains, inputs, level)
-    return judge(found, actions, group, question, generator)
+    return judge(sums, actions, group, question, generator)
 
 
 def _check(draws: int, initialisations: int, groups: int, level: float) -> None:

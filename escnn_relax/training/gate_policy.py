@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer
 from ..curvature.processes import gather_processes, processes
 from ..diagnosis import symmetry_test
 from ..diagnosis.exact_group import exact_group
-from ..diagnosis.strictness import kept_elements
+from ..diagnosis.strictness import stabiliser
 from ..errors import ArgumentError, RelaxError
 from ..evidence.closed_pathways import opening_precisions
 from ..evidence.evidence import Evidence
@@ -114,7 +114,7 @@ class Gates:
         """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""
         layers = {name: m for name, m in self.evidence.layers.items() if isinstance(m, SteerableConvolution)}
         try:
-            return len(kept_elements(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
+            return len(stabiliser(layers, exact_group(*(layer.space for layer in layers.values())))) > 1
         except RelaxError:  # which the test itself puts into words
             return True
 

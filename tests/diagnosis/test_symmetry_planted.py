@@ -160,18 +160,18 @@ def test_units():
 
 
 def test_the_same_batches_with_numbers_and_without():
-    from escnn_relax.diagnosis.sample_numbers import numbered
+    from escnn_relax.diagnosis.sample_numbers import number_samples
 
     data = TensorDataset(torch.arange(10.0), torch.arange(10))
     twice = DataLoader(ConcatDataset([data, data]), 4, shuffle=True, generator=torch.Generator().manual_seed(0))
     plain = list(twice)
     twice.generator.manual_seed(0)
-    again, numbers = numbered(twice)
+    again, numbers = number_samples(twice)
     names = []
     for (x, y), (wanted, _) in zip(again, plain, strict=True):
         assert torch.equal(x, wanted) and [number[1] for _, number in numbers.last] == y.tolist()
         names += [number for _, number in numbers.last]
-    assert len(set(names)) == 10 and numbered(plain) == (plain, None)
+    assert len(set(names)) == 10 and number_samples(plain) == (plain, None)
 
 
 def test_spins_of_one_norm_are_different_samples():

@@ -94,7 +94,7 @@ def law(model, in_type, out_type, broken=False):
     probe = Probe(model, likelihood("gaussian"))
     group = exact_group(*(layer.space for layer in probe.layers.values()))
     generator = torch.Generator().manual_seed(0)
-    actions = {n: LayerAction(m, group.elements_on(m.space, n), generator, n) for n, m in probe.layers.items()}
+    actions = {n: LayerAction(m, group.counterparts(m.space, n), generator, n) for n, m in probe.layers.items()}
     x = torch.randn(3, in_type.size, *(7,) * in_type.gspace.dimensionality, dtype=torch.float64)
     y = torch.randn_like(probe.forward(x))
 
@@ -107,7 +107,7 @@ def law(model, in_type, out_type, broken=False):
     for n, g in enumerate(group.elements):
         there = features(transform_field(x, in_type, g), y if out_type is None else transform_field(y, out_type, g))
         for name, action in actions.items():
-            claimed = here[name] if broken else action.moved(here[name], n)
+            claimed = here[name] if broken else action.move(here[name], n)
             for key in action.names:
                 for a, b in zip(claimed[key], there[name][key]):
                     worst = max(worst, float((a - b).norm() / b.norm().clamp(min=1e-12)))
@@ -298,7 +298,7 @@ def test_level_of_a_few_trained_networks():
 
 def test_weights_that_have_seen_the_samples(monkeypatch):
     """The twin: open pathways tested by elements that they do not keep."""
-    monkeypatch.setattr(module, "kept_elements", lambda layers, group: list(range(group.order)))
+    monkeypatch.setattr(module, "stabiliser", lambda layers, group: list(range(group.order)))
     monkeypatch.setattr(judgement, "STRICT", torch.inf)
     assert uniform(level(40, "seen")[0]) < 1e-6
 
