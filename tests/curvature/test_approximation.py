@@ -14,7 +14,7 @@ from escnn_relax import Evidence, RelaxError, fit, relax
 from escnn_relax.curvature import Approximation, Curvature
 from escnn_relax.curvature.sums.contraction import pull_back
 from escnn_relax.curvature.sums.exact import in_order
-from escnn_relax.curvature.factors import DenseFactor
+from escnn_relax.curvature.factors import DenseFactor, KroneckerFactor
 from escnn_relax.errors import ArgumentError, CurvatureError
 
 #: Sums in float32 in another order, relative to the whole.
@@ -39,6 +39,26 @@ class DenseSums(Approximation):
 
     def factors(self):
         return {name: (DenseFactor(self.where(name), total),) for name, total in self.totals.items()}
+
+
+class ReadsItself(Approximation):
+    """``expand`` of fully connected layers; every output reads the data by itself, since nothing is said of sharing."""
+
+    def prepare(self):
+        self.A, self.B, self.count = 0.0, 0.0, 0
+
+    def read(self, batch):
+        rows = batch.patches[:, 0, :, 0].double()
+        self.A, self.count = self.A + rows.T @ rows, self.count + len(rows)
+
+    def add(self, batch, gradients):
+        columns = gradients[:, 0, :, 0].double()
+        self.B = self.B + columns.T @ columns
+
+    def factors(self):
+        (block,) = self.blocks
+        factor = KroneckerFactor(self.where("weight"), self.A / self.count, self.B, block.positions, self.count)
+        return {"weight": (factor,)}
 
 
 class Net(nn.Module):
@@ -94,6 +114,23 @@ def test_an_evidence_takes_it_everywhere(noise):
     assert all(math.isclose(one, other, rel_tol=ROUNDING) for one, other in zip(*averages, strict=True))
     updates = [evidence.step().total for evidence in made[:2]]
     assert math.isclose(*updates, rel_tol=ROUNDING)
+
+
+@pytest.mark.parametrize("noise", ["shared", "output"])
+def test_what_is_read_need_not_be_shared(noise):
+    """With outputs apart each sees every minibatch once, the first one included."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    data = [(torch.randn(6, 3), torch.randn(6, 2)), (torch.randn(5, 3), torch.randn(5, 2))]
+    options = {"likelihood": "gaussian", "noise": noise, "relaxed_only": False}
+    made = [Evidence(model, curvature=kind, **options) for kind in (ReadsItself(), "expand")]
+    for evidence in made:
+        evidence.refresh(data)
+    names = list(made[0].eigenvalues)
+    assert len(names) == 4
+    assert all(
+        torch.allclose(made[0].eigenvalues[n], made[1].eigenvalues[n], rtol=ROUNDING, atol=ROUNDING) for n in names
+    )
 
 
 def test_a_training_takes_it():
