@@ -12,19 +12,23 @@ processor time.
 7. memory: the tutorial network under a bound, and what the process takes
 8. test: the symmetry test of the strict tutorial network on 600 images, over an epoch on as many
 
-    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory test]
+    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory test] [--write]
+
+With ``--write`` what ``growth`` and ``outputs`` find is added to ``growth.jsonl``, which ``draw_growth.py`` draws.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import json
 import math
 import resource
 import statistics
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import torch
 import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
@@ -254,6 +258,12 @@ class Layer(nn.Module):
         return self.linear(self.body(self.gray(x)).tensor.mean((-2, -1)))
 
 
+def kept(**found):
+    if "--write" in sys.argv:
+        with open(Path(__file__).with_name("growth.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+
+
 def exponent(pairs):
     (x, y), (u, v) = pairs[-2:]
     return math.log(v / y) / math.log(u / x)
@@ -277,6 +287,7 @@ def growth():
                 if curvature == "auto" or width * order * size**2 <= 1200:
                     evidence = Evidence(model, curvature=CurvatureSettings(curvature, samples=1))
                     times[curvature] = spent(lambda: evidence.refresh([batch]))
+            kept(what=what, value=value, **times)
             for key, of in times.items():
                 found[key].append((value, of))
             expand = f"{times['expand']:.2f}" if "expand" in times else "–"
@@ -299,6 +310,7 @@ def outputs():
         batch = images(32, 14, classes=classes)
         exact = spent(lambda: Curvature(model, samples=None)([batch]))
         one = spent(lambda: Curvature(model)([batch]))
+        kept(what="outputs", value=classes, exact=exact, one_column=one)
         print(f"| {classes} | {exact:.2f} | {one:.2f} | {peak():.1f} |", flush=True)
     model, batch = relax(UNet(2, 20)), (torch.randn(4, 1, 64, 64), torch.randint(20, (4, 64, 64)))
     _, epoch = trained(model, [batch])
@@ -462,5 +474,5 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for part in sys.argv[1:] or PARTS:
+    for part in [part for part in sys.argv[1:] if part != "--write"] or PARTS:
         PARTS[part]()
