@@ -11,7 +11,7 @@ from torch import Tensor
 from ..curvature.approximation import Approximation
 from ..curvature.approximation_choice import AUTOMATIC
 from ..deprecation import warn_former
-from ..errors import ArgumentError
+from ..errors import ArgumentError, nearest
 from .prior import BOUNDS, Ties
 
 __all__ = ["CurvatureSettings", "FormerKeywords", "NoiseSettings", "PriorSettings", "regrouped", "with_ties"]
@@ -115,8 +115,7 @@ def regrouped(
     """All settings, former keywords put where they belong, with a ``DeprecationWarning`` that says where that is.
 
     Raises:
-        TypeError: a keyword that never was one.
-        ArgumentError: a former keyword beside the settings that it is a field of now.
+        ArgumentError: a keyword that never was one, or a former one beside the settings that it is a field of now.
     """
     given: dict[str, Any] = {"curvature": curvature, "prior": prior, "noise": noise}
     settings: dict[str, Any] = {
@@ -130,9 +129,10 @@ def regrouped(
         for f in fields(kind)
         if f.name in FormerKeywords.__annotations__
     }
-    unknown = [name for name in former if name not in homes]
-    if unknown:
-        raise TypeError(f"Evidence.__init__() got an unexpected keyword argument {unknown[0]!r}")
+    for name in former:
+        if name not in homes:
+            known = ["num_data", "relaxed_only", *settings]
+            raise ArgumentError("Evidence", f"it has no argument {name!r}", remedy=nearest(name, known, most=30))
     for home in settings:
         values = {name: value for name, value in former.items() if homes[name] == home}
         if not values:

@@ -59,8 +59,8 @@ def test_former_keywords_join_what_is_given_by_name():
 def test_not_both():
     with pytest.raises(ArgumentError, match=r"samples: given beside curvature=CurvatureSettings.*write curvature"):
         Evidence(network(), curvature=CurvatureSettings("exact"), samples=2)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'sample'"):
-        Evidence(network(), sample=2)
+    with pytest.raises(ArgumentError, match="Evidence: it has no argument 'priors'; did you mean 'prior'"):
+        Evidence(network(), priors=2)
 
 
 def test_the_new_spelling_warns_of_nothing():

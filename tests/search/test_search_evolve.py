@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import os
 import pickle
 import random
 import time
 from collections import Counter
+from dataclasses import fields
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -35,7 +37,8 @@ from escnn_relax.errors import (
     UnsupportedModuleError,
 )
 from escnn_relax.evidence import CurvatureSettings
-from escnn_relax.search import evolve, random_search, static
+from escnn_relax.search import Conditions, evolve, random_search, static
+from escnn_relax.search.evolution.conditions import ConditionKeywords
 from escnn_relax.search.evolution.results import pareto_front
 from escnn_relax.search.evolution.genome import Ladder
 from escnn_relax.search.evolution.network import Shells, fill, read, scatter, stages_of, transfer
@@ -530,3 +533,11 @@ def test_no_budget():
     x = torch.randn(2, 1, 5, 5)
     with torch.no_grad():
         assert torch.equal(result.model(x), network().eval()(x))
+
+
+def test_its_arguments_are_spelled_out():
+    """With the defaults of the conditions, which the other searches take as keywords."""
+    conditions = {f.name: f.default for f in fields(Conditions)}
+    given = {name: p.default for name, p in inspect.signature(evolve).parameters.items() if name in conditions}
+    assert given == conditions and len(given) == 17
+    assert {*ConditionKeywords.__annotations__, "selection"} == set(conditions)

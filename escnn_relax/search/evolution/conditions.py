@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ...errors import ArgumentError
 from .results import Individual
 
-__all__ = ["Conditions", "SELECTIONS"]
+__all__ = ["SELECTIONS", "ConditionKeywords", "Conditions", "SearchKeywords", "SelectionKeywords"]
 
 SELECTIONS = ("score", "pareto", "evidence", "random")
 
@@ -33,12 +33,12 @@ class Conditions:
         loss: function of output and target, averaged over samples (the likelihood's own where the evidence selects).
         likelihood: of the evidence.
         evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
-        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"samples": 1}``.
+        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"curvature": "exact"}``.
         hypersteps: updates of the prior precisions for each individual.
-        optimizer: function from a list of parameters to an optimiser; Adam with ``lr`` by default. It is called anew
-            for every individual and generation: a clone has no advantage of a warmer optimiser over its changed
+        optimizer: function from a list of parameters to an optimizer; Adam with ``lr`` by default. It is called anew
+            for every individual and generation: a clone has no advantage of a warmer optimizer over its changed
             sisters.
-        lr: learning rate of the default optimiser.
+        lr: learning rate of the default optimizer.
         seed: with an individual's id it gives that individual's random numbers, so that the result depends on nothing
             else.
         workers: processes, one thread each; the result is the same for any number. From 2 on, model, loader and
@@ -71,16 +71,6 @@ class Conditions:
     progress: bool = True
     callback: Callable[[Individual], None] | None = None
 
-    @classmethod
-    def of(cls, where: str, given: dict[str, Any]) -> Conditions:
-        """From keywords; ``ArgumentError`` for unknown ones."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            remedy = "leave these out, or correct their names"
-            raise ArgumentError(where, f"unknown arguments {unknown}", expected=f"some of {known}", remedy=remedy)
-        return cls(**given)
-
     def check(self, where: str, score: Any) -> None:
         """Raise ``ArgumentError`` for values that make no sense."""
         if self.selection not in SELECTIONS:
@@ -99,3 +89,37 @@ class Conditions:
         if score is not None and not callable(score):
             remedy = "pass a function from a model to a number, or leave it out"
             raise ArgumentError(where, expected="score to be a function of the model", got=repr(score), remedy=remedy)
+
+
+class ConditionKeywords(TypedDict, total=False):
+    """The fields of :class:`Conditions` but for the selection, as keywords."""
+
+    epochs: float
+    groups: Sequence[Any] | None
+    stages: Sequence[str] | None
+    loss: Callable[[Any, Tensor], Tensor]
+    likelihood: str
+    evidence_loader: Iterable[Any] | None
+    evidence_options: Mapping[str, Any] | None
+    hypersteps: int
+    optimizer: Callable[[list[Any]], Optimizer] | None
+    lr: float
+    seed: int
+    workers: int
+    retries: int
+    checkpoint: None | str | Path
+    progress: bool
+    callback: Callable[[Individual], None] | None
+
+
+class SelectionKeywords(ConditionKeywords, total=False):
+    """The same with the selection."""
+
+    selection: str
+
+
+class SearchKeywords(ConditionKeywords, total=False):
+    """The same with what only a search of several generations has."""
+
+    generations: int
+    population: int

@@ -6,15 +6,19 @@ it: selection by the log evidence, which needs no validation data; any group, mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Unpack
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
 
-from ...errors import ArgumentError
-from .conditions import Conditions
+from ...errors import ArgumentError, nearest
+from .conditions import Conditions, SearchKeywords, SelectionKeywords
 from .generations import Generations
-from .results import EvolutionResult
+from .results import EvolutionResult, Individual
 
 __all__ = ["evolve", "random_search", "static"]
 
@@ -29,7 +33,23 @@ def evolve(
     *,
     generations: int = 10,
     population: int = 5,
-    **conditions: Any,
+    epochs: float = 0.5,
+    selection: str = "score",
+    groups: Sequence[Any] | None = None,
+    stages: Sequence[str] | None = None,
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    likelihood: str = "categorical",
+    evidence_loader: Iterable[Any] | None = None,
+    evidence_options: Mapping[str, Any] | None = None,
+    hypersteps: int = 5,
+    optimizer: Callable[[list[Any]], Optimizer] | None = None,
+    lr: float = 5e-3,
+    seed: int = 0,
+    workers: int = 1,
+    retries: int = 2,
+    checkpoint: None | str | Path = None,
+    progress: bool = True,
+    callback: Callable[[Individual], None] | None = None,
 ) -> EvolutionResult:
     """Evolve which group each layer of an escnn network keeps.
 
@@ -48,8 +68,28 @@ def evolve(
             ``selection="evidence"``.
         generations: rounds of reproduction; 0 trains and judges the initial network only.
         population: number of survivors of each generation.
-        conditions: see :class:`~escnn_relax.search.Conditions`: ``epochs``, ``selection``, ``groups``, ``stages``,
-            ``loss``, ``optimizer``, ``lr``, ``seed``, ``workers``, ``checkpoint`` and more.
+        epochs: passes over the data for each individual of each generation; fractions count, and 0 trains nothing.
+        selection: ``"score"``; ``"pareto"``: the front of score and number of parameters, filled up by score;
+            ``"evidence"``: by the log evidence of the strict networks, each trained under its own prior precisions,
+            which its children inherit; ``"random"``, an ablation.
+        groups: ids of the subgroups to choose from; all by default.
+        stages: names of the layers at which the group may change; all steerable layers by default.
+        loss: function of output and target, averaged over samples (the likelihood's own where the evidence selects).
+        likelihood: of the evidence.
+        evidence_loader: data for the curvature, ``train_loader`` by default; that of a part is scaled up.
+        evidence_options: further arguments of :class:`~escnn_relax.Evidence`, e.g. ``{"curvature": "exact"}``.
+        hypersteps: updates of the prior precisions for each individual.
+        optimizer: function from a list of parameters to an optimizer, called anew for every individual and generation;
+            Adam with ``lr`` by default.
+        lr: learning rate of the default optimizer.
+        seed: with an individual's id it gives that individual's random numbers.
+        workers: processes, one thread each; the result is the same for any number. From 2 on, model, loader and
+            functions must be picklable.
+        retries: how often a generation goes on after a worker died.
+        checkpoint: a folder in which every finished individual and generation is kept; if it holds this search, it
+            continues from there with the same result.
+        progress: show a progress bar.
+        callback: called with the record of each individual once its generation is selected.
 
     Raises:
         ArgumentError: numbers that make no sense (an empty population, a negative budget), a score that is missing or
@@ -74,7 +114,11 @@ def evolve(
     >>> [one.groups for one in found.individuals], found.winner.groups
     (['C4²', 'C4²', 'C4 C2'], 'C4 C2')
     """
-    given = Conditions.of("evolve", conditions)
+    given = Conditions(
+        epochs=epochs, selection=selection, groups=groups, stages=stages, loss=loss, likelihood=likelihood,
+        evidence_loader=evidence_loader, evidence_options=evidence_options, hypersteps=hypersteps, optimizer=optimizer,
+        lr=lr, seed=seed, workers=workers, retries=retries, checkpoint=checkpoint, progress=progress, callback=callback,
+    )  # fmt: skip
     given.check("evolve", score)
     if not isinstance(population, int) or population < 1:
         problem = "an empty population has no winner" if population == 0 else ""
@@ -88,8 +132,13 @@ def evolve(
     return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
 
 
-def random_search(model: Model, train_loader: Iterable[Any], score: Score, **options: Any) -> EvolutionResult:
+def random_search(
+    model: Model, train_loader: Iterable[Any], score: Score, **options: Unpack[SearchKeywords]
+) -> EvolutionResult:
     """:func:`evolve` with survivors drawn at random, as an ablation: what the selection is worth.
+
+    Args:
+        options: the other arguments of :func:`evolve`, which says what they mean.
 
     >>> import torch
     >>> from escnn import gspaces, nn as enn
@@ -101,9 +150,10 @@ def random_search(model: Model, train_loader: Iterable[Any], score: Score, **opt
     >>> len(random_search(net, data, lambda m: 0.0, **options).individuals)
     1
     """
-    if "selection" in options:
-        raise ArgumentError("random_search", "it selects at random", got=options["selection"], remedy="call evolve")
-    return evolve(model, train_loader, score, selection="random", **options)
+    given: dict[str, Any] = dict(options)
+    if "selection" in given:
+        raise ArgumentError("random_search", "it selects at random", got=given["selection"], remedy="call evolve")
+    return evolve(model, train_loader, score, selection="random", **given)
 
 
 def static(
@@ -111,7 +161,7 @@ def static(
     train_loader: Iterable[Any],
     score: Score,
     genomes: int | Sequence[Sequence[str]],
-    **conditions: Any,
+    **conditions: Unpack[SelectionKeywords],
 ) -> EvolutionResult:
     """Train given architectures, or so many random ones, from random filters and without any search, as a baseline.
 
@@ -133,7 +183,12 @@ def static(
     >>> [(one.groups, one.parameters) for one in found.individuals], found.winner.id
     ([('C4²', 32), ('C4 trivial', 107)], 0)
     """
-    given = Conditions.of("static", {"epochs": 10, **conditions})
+    known = [field.name for field in fields(Conditions)]
+    for name in conditions:
+        if name not in known:
+            raise ArgumentError("static", f"it has no argument {name!r}", remedy=nearest(name, known, most=30))
+    conditions.setdefault("epochs", 10)
+    given = Conditions(**conditions)
     given.check("static", score)
     if isinstance(genomes, int) and genomes < 1 or not isinstance(genomes, int) and not list(genomes):
         remedy = "pass tuples of subgroup names, one for each stage"

@@ -77,7 +77,7 @@ class Generations:
             "stages": list(self.stages),
             "likelihood": likelihood,
             "evidence": [given.evidence_loader is not None, sorted((given.evidence_options or {}).items())],
-            "optimiser": _name(optimizer),
+            "optimizer": _name(optimizer),
             "loss": None if likelihood else _name(given.loss),
             "weights": fingerprint(model),
         }
