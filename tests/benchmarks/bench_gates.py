@@ -27,15 +27,18 @@ from escnn import nn as enn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from escnn_relax.evidence import CurvatureSettings
+from escnn_relax.nn.relaxed_convolution import RelaxedConvolution  # noqa: E402
 
 RUNS = Path(__file__).with_name("gates.jsonl")
 GATED, CONSTANT = "gated (default)", "all open from log δ = 3"
-OFTEN = "gated, refreshed often"
+OFTEN, EVIDENCE = "gated, refreshed often", "static with evidence "
 #: Question: group of the network, passes, static subgroups beside it.
 DIGITS = {name: ("C4", 100, [4, 2, 1]) for name in TASKS} | {
     "mirrored or not?": ("D4", 100, [(0, 4), (None, 4), (None, 1)])
 }
-IMAGES = [f"{kind} {n}" for kind in ("MNIST rotated", "MNIST upright") for n in (350, 1300, 3000, 10000)]
+#: "mirrored or not?, 8 fields" is the same question for a network twice as wide, "MNIST ..., no norm" one without batch
+#: norm.
+FIELDS, NORMLESS = " fields", ", no norm"
 #: Passes over as many images.
 PASSES = {350: 120, 1300: 80, 3000: 40, 10000: 20}
 
@@ -62,7 +65,7 @@ class ImageNet(torch.nn.Module):
 
 
 def images(question: str, seed: int, folder: Path):
-    kind, count = question.rsplit(" ", 1)
+    kind, count = question.removesuffix(NORMLESS).rsplit(" ", 1)
     archive = np.load(folder / ("rotated_mnist.npz" if "rotated" in kind else "mnist.npz"))
     order = np.random.default_rng(seed).permutation(len(archive["x_train"]))[: int(count)]
 
@@ -76,6 +79,9 @@ def images(question: str, seed: int, folder: Path):
 def setting(question: str, seed: int, folder: Path):
     """Strict network, training and test data, passes, group name."""
     torch.manual_seed(seed)
+    fields = int(question.removesuffix(FIELDS).rsplit(" ", 1)[1]) if question.endswith(FIELDS) else None
+    normed = not question.endswith(NORMLESS)
+    question = question.split(", ")[0]
     if question in DIGITS:
         group, passes, _ = DIGITS[question]
         space = gspaces.rot2dOnR2(4) if group == "C4" else gspaces.flipRot2dOnR2(4)
@@ -86,9 +92,9 @@ def setting(question: str, seed: int, folder: Path):
             x = torch.cat([train[0], test[0]])
             x = torch.where(mirrored.view(-1, 1, 1, 1).bool(), x.flip(-1), x)
             train, test, classes = (x[:1300], mirrored[:1300]), (x[1300:], mirrored[1300:]), 2
-        return DigitNet(classes, 6 if group == "C4" else 4, space), train, test, passes
+        return DigitNet(classes, fields or (6 if group == "C4" else 4), space), train, test, passes
     train, test = images(question, seed, folder)
-    return ImageNet(), train, test, PASSES[len(train[0])]
+    return ImageNet(normed), train, test, PASSES[len(train[0])]
 
 
 def run(question: str, way: str, seed: int, folder: Path) -> dict:
@@ -97,9 +103,14 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
     loader = DataLoader(TensorDataset(*train), size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     start, notes, evidence = time.process_time(), [], None
     if way.startswith("static"):
-        id = eval(way.split(" ", 1)[1], {})  # an id of this file's own
+        id = eval(way.removeprefix(EVIDENCE).removeprefix("static "), {})  # an id of this file's own
         whole = {4: True, (0, 4): True}.get(id, False)
         net = net if whole else escnn_relax.restrict(net, id)
+    if way.startswith(EVIDENCE):
+        strict = escnn_relax.Evidence(net, num_data=len(train[0]), relaxed_only=False)
+        history = escnn_relax.fit(net, loader, epochs=passes, evidence=strict, progress=False)
+        evidence = -history.evidence.terms().total / len(train[0])
+    elif way.startswith("static"):
         descent = torch.optim.Adam(net.parameters(), 5e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, passes, eta_min=1e-4)
         for _ in range(passes):
@@ -128,8 +139,14 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
         for k in range(0, len(test[0]), 500)
     ]
     found["accuracy"] = sum(parts) / len(test[0])
-    if evidence is not None:
-        energies = {l.name: {p.name: p.energy for p in l.pathways if p.breaks} for l in escnn_relax.report(net).layers}
+    if way.startswith(EVIDENCE):
+        found |= {"evidence": evidence}
+    elif evidence is not None:
+        energies = {
+            name: {k: v for k, v in layer.energies().items() if k in {p.name for p in layer.pathways if p.breaks}}
+            for name, layer in net.named_modules()
+            if isinstance(layer, RelaxedConvolution)
+        }
         found |= {"evidence": evidence, "notes": notes, "energies": energies}
     return found
 
@@ -174,7 +191,7 @@ def main() -> None:
     given = parser.parse_args()
     done = [json.loads(line) for line in given.runs.read_text().splitlines()] if given.runs.exists() else []
     for question in given.only:
-        static = DIGITS[question][2] if question in DIGITS else [(0, 4), (None, 4), (None, 1)]
+        static = DIGITS.get(question.split(", ")[0], ("D4", 0, [(0, 4), (None, 4), (None, 1)]))[2]
         for way in given.ways or [GATED, CONSTANT, *(f"static {id}" for id in static)]:
             for seed in range(given.seeds):
                 if not any((d["question"], d["way"], d["seed"]) == (question, way, seed) for d in done):
