@@ -121,7 +121,9 @@ def unfollowed(
     return moved
 
 
-def opening_precisions(test: SymmetryTest, initial: Mapping[str, float], untold: bool = True) -> dict[str, float]:
+def opening_precisions(
+    test: SymmetryTest, initial: Mapping[str, float], untold: bool = True, gain: float = -math.inf
+) -> dict[str, float]:
     """Log precisions to start from of what a symmetry test found broken, by the names of the weights.
 
     Where the test knows no precision, the one that the evidence was made with. What no test can clear has to be open,
@@ -131,12 +133,14 @@ def opening_precisions(test: SymmetryTest, initial: Mapping[str, float], untold:
     Args:
         initial: what the evidence was made with, by the names of all weights that have a prior.
         untold: open the pathways that no exact element moves, too.
+        gain: what is broken has to gain so many nats; for tests that were asked for gains.
     """
     nothing = not any(record.testable for record in test.tests) and test.equivariance_error > STRICT
     starts = {}
     for record in test.tests:
         name = join(record.layer, f"weights.{record.pathway}")
-        if (record.broken or (untold and record.untold) or nothing) and name in initial:
+        broken = record.broken and (gain == -math.inf or record.gain >= gain)
+        if (broken or (untold and record.untold) or nothing) and name in initial:
             known = record.broken and math.isfinite(record.log_precision)
             starts[name] = record.log_precision if known else initial[name]
     return starts

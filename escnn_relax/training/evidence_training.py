@@ -15,8 +15,8 @@ from .history import EpochRecord
 from .learning_rate import anneal
 from .loaders import Replayed
 from .run_state import Run, Undo
-from .schedule import Schedule
-from .waiting import must_wait
+from .schedule import Schedule, tested
+from .waiting import has_learned, must_wait
 
 __all__ = ["EvidenceTraining"]
 
@@ -49,21 +49,29 @@ class EvidenceTraining:
         self.slopes = Slopes(self.run.evidence) if epoch == self.epochs - 1 else None
         try:
             if gates is not None and not epoch:
-                notes.append(gates.start())
+                gates.start()
             with self.run.length_scales.frozen():
                 loss, constant = self._descend()
         except RelaxError:
             undo()
             raise
         anneal(self.run.scheduler, loss)
+        if gates is not None and epoch == tested(self.epochs):
+            evidence = self.run.evidence
+            # a loss with a noise is in other units than the constant's
+            learned = not evidence.likelihood.noisy and has_learned(evidence.temperature * loss, constant)
+            if learned or not self.schedule.epochs:
+                notes.append(gates.test(learned))
         if epoch in self.schedule.epochs:
             return self._refreshed(epoch, loss, constant, notes)
         return EpochRecord(epoch, loss, note=_joined(notes))
 
     def end(self) -> None:
-        """Refresh at the trained weights."""
+        """Refresh at the trained weights, which have moved since the precisions did."""
         evidence, last = self.run.evidence, self.schedule.last
         evidence.refresh(last.data, enough=last.enough)
+        if evidence.learned:
+            evidence.step(self.hypersteps)
         evidence.slopes = self.slopes
         if self.slopes is not None:
             self.slopes.end()
@@ -91,12 +99,8 @@ class EvidenceTraining:
         index = self.schedule.epochs.index(epoch)
         data, enough = self.schedule.look(index)
         data = Replayed(data, run.evidence_data, run.device) if run.length_scales else data
-        if gates is not None and (not index or gates.waited):
-            notes.append(gates.again())
         terms = evidence.refresh(data, keep=self.keep, enough=enough)
         waits = must_wait(evidence, constant, epoch, self.epochs)
-        if gates is not None:
-            gates.waited = waits
         if waits:
             notes.append("no better than a constant yet: the precisions wait")
         else:
@@ -104,6 +108,8 @@ class EvidenceTraining:
             run.length_scales.step(data, self.keep)
             if gates is not None:
                 notes.append(gates.prune(run.optimizer))
+        if gates is not None and (waits or epoch == self.schedule.again(self.epochs)):
+            notes.append(gates.test(has_learned(evidence.mean_loss, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)
         return EpochRecord(epoch, loss, terms, logs, gammas, _joined(notes), run.length_scales.values())
 

@@ -20,7 +20,7 @@ from .epochs import run_epochs
 from .evidence_training import EvidenceTraining
 from .gate_policy import Gates
 from .history import EpochRecord, History
-from .learning_rate import cosine
+from .learning_rate import adam, cosine
 from .length_scales import LengthScales
 from .loaders import data_size
 from .regression_units import Units, settled_units
@@ -57,9 +57,10 @@ def fit(
 ) -> History:
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
-    Before the training the residual pathways are closed, exactly zero, and a symmetry test opens those that the data
-    ask for, each with a precision of its own (:class:`~escnn_relax.training.gate_policy.Gates`). Each epoch descends
-    the penalised loss (the negative log posterior); after ``burn_in`` of them some end with a refresh of the curvature
+    Before the training the residual pathways are closed, exactly zero. Once the strict network has learned for a few
+    epochs, a symmetry test opens those that are broken and gain in evidence, each with a precision of its own; where it
+    learns nothing, all that are broken (:class:`~escnn_relax.training.gate_policy.Gates`). Each epoch descends the
+    penalised loss (the negative log posterior); after ``burn_in`` of them some end with a refresh of the curvature
     and ``hypersteps`` updates of the precisions (:class:`~escnn_relax.training.schedule.Schedule` says which, and how
     much of the data they look at). Where a strict network can learn nothing, the evidence of an untrained one is best
     with everything switched off: so in the first half of the training the precisions wait until the network is clearly
@@ -90,10 +91,10 @@ def fit(
         keep: what a refresh leaves of the weight of the samples before it (fraction), for a running average over such
             parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
-        gates: keep residual pathways closed until a symmetry test opens them, at the start, at the first refresh and
-            after those at which nothing was learned yet. With ``False`` all are open from the start, at
-            ``residual_log_precision``; that is also meant where this is given, or an ``evidence``, and ``gates`` is
-            not.
+        gates: keep residual pathways closed until a symmetry test opens them, after epoch 4 (a tenth of the training,
+            if that is less), at the first refresh past three tenths, and at those at which nothing was learned yet.
+            With ``False`` all are open from the start, at ``residual_log_precision``; that is also meant where this is
+            given, or an ``evidence``, and ``gates`` is not.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
             result as if it had never stopped.
         progress: show a progress bar.
@@ -159,7 +160,7 @@ def fit(
     parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
     if optimizer is None:
         groups = parameters if units is None else units.groups(evidence.model, lr, parameters)
-        optimizer = torch.optim.Adam(groups, lr=lr)
+        optimizer = adam(groups, lr)
     elif not isinstance(optimizer, Optimizer):
         optimizer = optimizer(parameters)
     scales.refuse_in(optimizer)

@@ -1,4 +1,4 @@
-"""How the learning rate falls."""
+"""The default descent, and how its learning rate falls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,21 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-__all__ = ["anneal", "cosine"]
+__all__ = ["adam", "anneal", "cosine"]
+
+
+def adam(parameters: list[Any], lr: float) -> Optimizer:
+    """Adam, in one kernel where torch has one: a quarter of the time for many small pathways.
+
+    >>> adam([torch.zeros(1, requires_grad=True)], 0.5).param_groups[0]["lr"]
+    0.5
+    """
+    tensors = [p for group in parameters for p in (group["params"] if isinstance(group, dict) else [group])]
+    usual = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in tensors)
+    try:
+        return torch.optim.Adam(parameters, lr=lr, fused=usual)
+    except RuntimeError:  # older torch has it for CUDA only
+        return torch.optim.Adam(parameters, lr=lr)
 
 
 def cosine(optimizer: Optimizer, epochs: int) -> LRScheduler:

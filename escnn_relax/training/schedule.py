@@ -11,7 +11,7 @@ from ..curvature.enough import SAMPLES, Enough
 from ..curvature.processes import processes
 from .loaders import Onward, Part
 
-__all__ = ["Schedule", "first"]
+__all__ = ["Schedule", "first", "tested"]
 
 #: From one refresh to the next the number of passes grows by this factor: early the weights change much, and the rate
 #: of learning falls. Their number, and so their share of the training, falls as its length grows.
@@ -22,6 +22,12 @@ LEAST = 2
 BURN_IN, FIRST = 10, 1 / 4
 #: The last of them comes where this part of the training is left, so that the weights follow it.
 END = 0.1
+#: A strict network trains for so many epochs before it is tested, or this part of the training, if that is less. At
+#: random weights all asks to be broken that inputs or question break, whether the trained network gains by it or not;
+#: what opens late is learned less well (``tests/benchmarks/gates.md``).
+STRICT, PART = 4, 1 / 10
+#: It is tested again at the first refresh past this part of the training.
+AGAIN = 0.3
 #: Effective columns of the last refresh, by samples or by several for each: what the evidence says in the end is more
 #: precise.
 LAST = 4000
@@ -50,6 +56,11 @@ class Schedule:
     epochs: tuple[int, ...]
     look: Callable[[int], Look]
     last: Look
+
+    def again(self, total: int) -> int | None:
+        """The refresh of a training of so many epochs that ends with the second symmetry test; ``None`` without any."""
+        late = [epoch for epoch in self.epochs if epoch >= AGAIN * total] or list(self.epochs[-1:])
+        return late[0] if late else None
 
     @staticmethod
     def of(
@@ -88,6 +99,11 @@ class Schedule:
 
         columns = max(1, math.ceil(LAST / num_data)) if num_data else None
         return Schedule(tuple(at), look, Look(loader, Enough(math.inf, columns) if parts else None))
+
+
+def tested(epochs: int) -> int:
+    """The epoch that ends with the first symmetry test, counted from 0."""
+    return min(STRICT, math.floor(PART * epochs))
 
 
 def first(epochs: int) -> int:

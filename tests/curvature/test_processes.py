@@ -98,7 +98,7 @@ def gated(rank):
     net = DistributedDataParallel(Invariant().double(), find_unused_parameters=True)
     history = fit(net, loader, epochs=2, burn_in=1, refresh_every=1, progress=False)
     weights = sum(float(p.detach().sum()) for p in net.parameters())
-    return history.evidence.closed, history.records[0].note, weights
+    return history.evidence.closed, history.records[1].note, weights
 
 
 def state(net):

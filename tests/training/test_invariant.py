@@ -1,0 +1,54 @@
+"""A network that may break its symmetry has at least the evidence of every strict network in it, after the default fit.
+
+With infinite precisions a relaxed network is any of them, so its best evidence cannot be lower. What training ends
+with can be: opened at random weights, everything that upright digits break was learned, though the evidence charges
+more for it than it is worth.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from escnn_relax import Evidence, fit, relax, restrict
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+#: What may be lost (fraction): trainings that differ by rounding differ by about as much.
+LOST = 0.005
+COUNT, EPOCHS = 650, 100
+
+
+def trained(question, seed, subgroup=None, gates=None):
+    """Minus the log evidence of a sample (nats) after the default fit, of a strict network or the relaxed one."""
+    from digits import DigitNet, task
+
+    data = task(question, seed)
+    torch.manual_seed(seed)
+    net = DigitNet(data.classes, 3)
+    parts = [t[:COUNT] for t in data.train]
+    loader = DataLoader(TensorDataset(*parts), 50, shuffle=True, generator=torch.Generator().manual_seed(seed))
+    if subgroup is None:
+        history = fit(relax(net), loader, epochs=EPOCHS, progress=False, gates=gates)
+    else:
+        net = net if subgroup == 4 else restrict(net, subgroup)
+        strict = Evidence(net, num_data=COUNT, relaxed_only=False)
+        history = fit(net, loader, epochs=EPOCHS, evidence=strict, progress=False)
+    return -history.evidence.log_marginal_likelihood() / COUNT
+
+
+def best(question, seed):
+    return min(trained(question, seed, subgroup) for subgroup in (4, 2, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("question, seed", [("upright", 0), ("upright", 1), ("rot", 0), ("turn", 0), ("half-turn", 0)])
+def test_evidence_is_at_least_that_of_every_strict_network_inside(question, seed):
+    assert trained(question, seed) <= (1 + LOST) * best(question, seed)
+
+
+@pytest.mark.slow
+def test_the_twin_that_opens_all_from_the_start_falls_short():
+    assert trained("upright", 0, gates=False) > (1 + LOST) * best("upright", 0)
