@@ -484,8 +484,9 @@ class Evidence:
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
         self._follow()
-        terms = [math.exp(self.log_precision[n]) * p.square().sum() for n, p in self.parameters.items()]
-        return torch.stack(terms).sum() / (2 * self.num_data)
+        squares = torch.stack([torch.dot(flat, flat) for flat in (p.reshape(-1) for p in self.parameters.values())])
+        halves = [math.exp(self.log_precision[n]) / (2 * self.num_data) for n in self.parameters]
+        return squares.dot(squares.new_tensor(halves))  # one sum, since it is taken at each step of a training
 
     def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
         """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N.
