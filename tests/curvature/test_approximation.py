@@ -126,11 +126,9 @@ def test_what_is_read_need_not_be_shared(noise):
     made = [Evidence(model, curvature=kind, **options) for kind in (ReadsItself(), "expand")]
     for evidence in made:
         evidence.refresh(data)
-    names = list(made[0].eigenvalues)
-    assert len(names) == 4
-    assert all(
-        torch.allclose(made[0].eigenvalues[n], made[1].eigenvalues[n], rtol=ROUNDING, atol=ROUNDING) for n in names
-    )
+    values, expected = (evidence.eigenvalues for evidence in made)
+    assert len(values) == 4 and list(values) == list(expected)
+    assert all(torch.allclose(values[n], expected[n], rtol=ROUNDING, atol=ROUNDING) for n in expected)
 
 
 def test_a_training_takes_it():

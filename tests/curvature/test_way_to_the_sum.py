@@ -18,7 +18,7 @@ WAY = ["Curvature.__call__", "DataPass.run", "DataPass.add", "LayerCurvature.add
 
 
 def way_to(code, run):
-    """The package's functions that stand on the stack where ``code`` is entered for the first time while ``run()`` does."""
+    """The package's functions on the stack where ``code`` is entered for the first time by ``run()``."""
     found = []
 
     def watch(frame, event, argument):
