@@ -108,7 +108,7 @@ class Approximation(ABC):
 
     def start(self: Kind, layer_name: str, layer: LinearMap, parameters: Sequence[str]) -> Kind:
         """One like this with empty sums, for these parameters of a layer, by their names within it."""
-        started = copy.copy(self)
+        started = copy.deepcopy(self)  # no two layers share what an ``__init__`` may have made
         started.layer_name, started.layer, started.parameters = layer_name, layer, tuple(parameters)
         started.blocks = tuple(block for block in layer.blocks if block.parameter in parameters)
         started.prepare()

@@ -175,6 +175,18 @@ def test_the_prototype_stays_as_it_is():
     assert other.totals == {"weight": 0.0} and not hasattr(prototype, "totals") and not hasattr(prototype, "layer")
 
 
+def test_sums_that_init_makes_are_no_layers_in_common():
+    class Early(DenseSums):
+        def __init__(self):
+            super().__init__()
+            self.rows = []
+
+    prototype = Early()
+    first, second = (prototype.start(name, _linear(), ("weight",)) for name in ("first", "second"))
+    first.rows.append(1)
+    assert second.rows == [] and prototype.rows == []
+
+
 def _linear():
     from escnn_relax.curvature.layers.known_layers import linear_map
 

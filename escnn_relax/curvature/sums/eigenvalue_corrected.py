@@ -7,7 +7,7 @@ spectrum.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -38,29 +38,29 @@ class EigenvalueCorrected(Expand):
     name, separable, differentiable, passes = "eigenvalue-corrected", False, False, 2
 
     def second_pass(self) -> Approximation | None:
-        return _Diagonal(self.kronecker_factors()).start(self.layer_name, self.layer, self.parameters)
+        diagonal = _Diagonal().start(self.layer_name, self.layer, self.parameters)
+        for name, factors in self.kronecker_factors().items():
+            diagonal.second[name] = [_Second(factor) for factor in factors]
+        return diagonal
 
 
 class _Diagonal(Samplewise):
     """The second pass."""
 
-    def __init__(self, kronecker: Mapping[str, tuple[KroneckerFactor, ...]]) -> None:
-        self._second = {name: [_Second(factor) for factor in factors] for name, factors in kronecker.items()}
-
     def prepare(self) -> None:
-        """The sums are those of the blocks."""
+        self.second: dict[str, list[_Second]] = {}
 
     def _take(self, parameter: str, blocks: list[WeightBlock], gradients: list[Tensor]) -> None:
-        for gradient, second in zip(gradients, self._second[parameter]):
+        for gradient, second in zip(gradients, self.second[parameter]):
             second.add(gradient)
 
     def sums(self) -> Iterable[Any]:
-        return [second for blocks in self._second.values() for second in blocks]
+        return [second for blocks in self.second.values() for second in blocks]
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         factors: dict[str, tuple[Factor, ...]] = {}
         for parameter, blocks in self._by_parameter().items():
-            where, parts = self.where(parameter), zip(blocks, self._second[parameter])
+            where, parts = self.where(parameter), zip(blocks, self.second[parameter])
             factors[parameter] = tuple(
                 EigenFactor(where, *second.diagonal(), block.positions) for block, second in parts
             )
