@@ -37,7 +37,8 @@ from whole_irreps import by_whole_irreps  # noqa: E402
 from escnn_relax import survivors  # noqa: E402
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry  # noqa: E402
 from escnn_relax.nn.measured.stabiliser import stabiliser  # noqa: E402
-from escnn_relax.symmetry.kernels.positions import Positions, conjugate  # noqa: E402
+from escnn_relax.symmetry.groups.conjugation import conjugate  # noqa: E402
+from escnn_relax.symmetry.kernels.positions import Positions  # noqa: E402
 from escnn_relax.symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
 
 RUNS, PAGE = (Path(__file__).with_name(f"planted.{kind}") for kind in ("jsonl", "md"))

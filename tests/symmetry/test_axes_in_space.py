@@ -13,7 +13,8 @@ from escnn_relax import harden, restrict, survivors
 from escnn_relax.nn import RelaxedR3Conv
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.nn.measured.stabiliser import stabiliser
-from escnn_relax.symmetry.kernels.positions import Positions, conjugate, smaller_subgroups, standard_position
+from escnn_relax.symmetry.groups.conjugation import conjugate, smaller_subgroups, standard_position
+from escnn_relax.symmetry.kernels.positions import Positions
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
 from escnn_relax.symmetry.groups.rotations import rotation

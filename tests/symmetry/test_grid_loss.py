@@ -13,7 +13,7 @@ from escnn_relax import harden, relax, report, survivors
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.measured.resolution import lost_on_the_grid, resolution
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
-from escnn_relax.symmetry.kernels import grid_loss as module
+from escnn_relax.symmetry.kernels import grid_loss as module, ring_geometry
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.grid_loss import (
     irrep_multiplicities,
@@ -207,14 +207,14 @@ def test_the_bands_functions_are_those_that_escnn_samples():
             default = default_band(d, size)
             assert (default.rings, default.sigma, default.limit) == (band.rings, band.sigma, band.limit)
             own = spanned(band.sample(space, space.trivial_repr, space.trivial_repr).flatten(1).numpy())
-            known = module._Geometry(band)
+            known = ring_geometry.RingGeometry(band)
             ours = [known._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()]
-            ours = module._orthonormal(np.concatenate(ours))
+            ours = ring_geometry._orthonormal(np.concatenate(ours))
             assert len(ours) == len(own) and np.linalg.norm(own - own @ ours.T @ ours) < 1e-5
     # the broken twin: widths that are not the layer's
     other = Band(band.rings, tuple(2 * s for s in band.sigma), band.maximum_frequency, band.limit, band.points)
-    wrong = module._orthonormal(
-        np.concatenate([module._Geometry(other)._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()])
+    wrong = ring_geometry._orthonormal(
+        np.concatenate([ring_geometry.RingGeometry(other)._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()])
     )
     assert np.linalg.norm(own - own @ wrong.T @ wrong) > 1e-2
 

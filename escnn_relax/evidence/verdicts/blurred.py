@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
-from ...symmetry.kernels.fixed_kernels import SubgroupSearch
-from ...symmetry.kernels.grid_loss import ROUNDING
+from ...symmetry.kernels.ring_geometry import ROUNDING
+from ...symmetry.kernels.subgroup_search import SubgroupSearch
 
 __all__ = ["blurred", "budget"]
 

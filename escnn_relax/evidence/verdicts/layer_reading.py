@@ -13,7 +13,7 @@ from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.measured.resolution import resolution
 from ...nn.measured.stabiliser import stabiliser, subgroup_search
 from ...symmetry.groups.lattice import Subgroup, common_subgroup, subgroup
-from ...symmetry.kernels.fixed_kernels import SubgroupSearch
+from ...symmetry.kernels.subgroup_search import SubgroupSearch
 from ..laplace_approximation import LaplaceApproximation
 from .blurred import blurred
 from .joint_curvature import JointCurvature

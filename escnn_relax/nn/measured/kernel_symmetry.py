@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ...errors import DataError, UnsupportedModuleError
 from ...symmetry.groups.lattice import Subgroup, subgroup
-from ...symmetry.kernels.fixed_kernels import FixedKernels, SubgroupSearch
-from ...symmetry.kernels.grid_loss import LossSums, grid_loss, irrep_multiplicities
+from ...symmetry.kernels.fixed_kernels import FixedKernels
+from ...symmetry.kernels.grid_loss import grid_loss, irrep_multiplicities
 from ...symmetry.kernels.pathway import EQUIVARIANT, Pathway
-from ...symmetry.kernels.positions import TurningKernels
+from ...symmetry.kernels.position_search import TurningKernels
+from ...symmetry.kernels.ring_geometry import LossSums
 from ...symmetry.kernels.sampling import Band
+from ...symmetry.kernels.subgroup_search import SubgroupSearch
 from ...symmetry.kernels.telling_frequency import telling_frequency
 from ..relaxed_convolution import RelaxedConvolution
 

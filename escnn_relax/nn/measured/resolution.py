@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...symmetry.groups.lattice import Subgroup
-from ...symmetry.kernels.fixed_kernels import SubgroupSearch
-from ...symmetry.kernels.grid_loss import NEGLIGIBLE, ROUNDING, GridLoss, sufficient_size, turning_error
+from ...symmetry.kernels.grid_loss import NEGLIGIBLE, GridLoss, sufficient_size, turning_error
+from ...symmetry.kernels.ring_geometry import ROUNDING
 from ...symmetry.kernels.sampling import Band
+from ...symmetry.kernels.subgroup_search import SubgroupSearch
 from ...symmetry.kernels.telling_frequency import telling_size
 from .kernel_symmetry import KernelSymmetry
 

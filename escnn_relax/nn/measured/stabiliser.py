@@ -9,8 +9,8 @@ from typing import NamedTuple
 from ...errors import ArgumentError, UnsupportedModuleError
 from ...symmetry.groups.lattice import Subgroup
 from ...symmetry.groups.subgroup import group_size
-from ...symmetry.kernels.fixed_kernels import SubgroupSearch
 from ...symmetry.kernels.pathway import SWITCHED_OFF
+from ...symmetry.kernels.subgroup_search import SubgroupSearch
 from .kernel_symmetry import KernelSymmetry
 
 __all__ = ["Survivor", "Verdict", "stabiliser", "stabilisers", "subgroup_search", "verdict"]

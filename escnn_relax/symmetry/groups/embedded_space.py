@@ -55,9 +55,9 @@ class EmbeddedGSpace(gspaces.GSpace3D):
         return self._images
 
     def restrict(self, id: Any) -> tuple[gspaces.GSpace, Callable[..., Any], Callable[..., Any]]:
-        """The same space seen by a subgroup, see :func:`~escnn_relax.symmetry.groups.subgroup_ids.embedding` for
+        """The same space seen by a subgroup, see :func:`~escnn_relax.symmetry.groups.subgroup_embedding.embedding` for
         ids."""
-        from .subgroup_ids import embedding
+        from .subgroup_embedding import embedding
 
         group, embed, pull = embedding(self.fibergroup, id)
         matrices = np.stack([self.matrices[self._position[embed(h)]] for h in group_elements(group)])

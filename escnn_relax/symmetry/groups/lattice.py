@@ -13,7 +13,7 @@ from escnn import gspaces
 from ...deprecation import former_method
 from ...errors import ArgumentError, SubgroupError
 from .subgroup import Subgroup, group_size, short, subgroup
-from .subgroup_ids import listed_ids, unlisted
+from .subgroup_list import listed_ids, unlisted
 
 __all__ = ["Subgroup", "SubgroupLattice", "common_subgroup", "subgroup", "subgroups"]
 

@@ -32,7 +32,7 @@ UPRIGHT = np.diag([-1.0, -1, 1])  # and about z
 
 
 def platonic_embedding(group: g.Group, id: Any) -> Embedding:
-    """The subgroup with this id, as :func:`~escnn_relax.symmetry.groups.subgroup_ids.embedding` gives it.
+    """The subgroup with this id, as :func:`~escnn_relax.symmetry.groups.subgroup_embedding.embedding` gives it.
 
     Raises:
         ValueError: no such subgroup.

@@ -16,7 +16,8 @@ from escnn import gspaces
 
 from ...errors import ArgumentError, SubgroupError
 from .finite_groups import group_elements, group_order
-from .subgroup_ids import canonical_id, embedding
+from .subgroup_embedding import embedding
+from .subgroup_ids import canonical_id
 from .subgroup_lookup import lookup_id, moves, remedy
 from .subgroup_names import subgroup_name
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ...errors import SubgroupError, nearest
 from .finite_groups import group_order
-from .subgroup_ids import accepted_ids, embedding, listed_ids
+from .subgroup_embedding import embedding
+from .subgroup_ids import accepted_ids
+from .subgroup_list import listed_ids
 from .subgroup_names import natural_action, subgroup_name
 from .turned_names import parse_name
 

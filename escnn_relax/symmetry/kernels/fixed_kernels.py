@@ -1,5 +1,4 @@
-r"""The subgroups under which kernels of a relaxed layer may still be equivariant, and their part of the residual
-kernels.
+r"""The part of a relaxed layer's residual kernels that a subgroup fixes.
 
 A kernel is fixed by H if it lies in the span of the equivariant kernels and of the H-fixed vectors of all irreps
 (:mod:`escnn_relax.symmetry.kernels.graded`). Residual kernels of a layer are orthonormal on the pixel grid, so the
@@ -9,41 +8,28 @@ projection there.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from escnn.group import Group, IrreducibleRepresentation, Representation
-from escnn.gspaces import GSpace
-from scipy.optimize import minimize_scalar
+from escnn.group import IrreducibleRepresentation, Representation
 from torch import Tensor
 
 from ..grid.kernel_action import grid_permutation, isotypic_projection
-from ..groups.irreps import frequency, irreps_up_to
-from ..groups.lattice import subgroups
-from ..groups.subgroup import Subgroup, subgroup
+from ..groups.irreps import irreps_up_to
+from ..groups.subgroup import Subgroup
 from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
 from .linear_algebra import orthonormal, orthonormal_sections, singular_values
 from .pathway import Pathway
-from .positions import Positions, TurningKernels
+from .position_search import TurningKernels
 from .relaxation import Relaxation
 from .sampling import Band, FiberBand
 
-__all__ = ["FixedKernels", "SubgroupSearch"]
+__all__ = ["FixedKernels"]
 
 #: Cosine from which on a kernel of the layer counts as one of the subgroup's. Kernels are sampled in float32, which
 #: leaves 1e-7; those that only overlap with the subgroup's have been seen up to 0.9.
 CONTAINED = 1 - 1e-5
-
-#: A share of the kernel's energy below which no other axis of a reflection is looked for (fraction): that of the
-#: rounding.
-NEGLIGIBLE = 1e-8
-#: How far from the axis that leaves least of a kernel the evidence may move it (radians), and how many nats it may cost
-#: to take a mirror of the pixels instead, which is none worth another name.
-REFINEMENT, CHANCE = 0.1, 1.0
 
 
 class FixedKernels:
@@ -145,194 +131,3 @@ class FixedKernels:
         basis = orthonormal(rows, reference=first)
         _, values, vectors = singular_values(basis @ self._rows.T)
         return vectors[values > CONTAINED]
-
-
-class SubgroupSearch:
-    """The subgroups of a G-space in the order in which one asks whether they survive, large to small.
-
-    Of a finite group these are all that escnn has ids for, conjugates included; of SO(2) and O(2) those that irreps up
-    to ``highest`` can tell apart, with the axis of a reflection found from the kernels; of SO(3) and O(3) each kind
-    that :func:`~escnn_relax.symmetry.groups.lattice.subgroups` lists up to so many turns, where it leaves least of the
-    kernels (:mod:`escnn_relax.symmetry.kernels.positions`); of other continuous groups those that it lists, in their
-    standard position.
-
-    Args:
-        gspace: the G-space.
-        highest: the highest frequency of the irreps at hand, for a continuous group.
-        kernels: of SO(3) and O(3), the kernels that are to be left as they are; without any, subgroups are looked for
-            in their standard position only.
-    """
-
-    def __init__(self, gspace: GSpace, highest: int = 0, kernels: Sequence[TurningKernels] = ()) -> None:
-        self.gspace, self.highest = gspace, highest
-        self.kind = type(gspace.fibergroup).__name__
-        self.positions = Positions(gspace, kernels, highest) if kernels and self.kind in ("SO3", "O3") else None
-
-    @cached_property
-    def members(self) -> tuple[Subgroup, ...]:
-        """The subgroups that are asked for, large to small; of SO(2) and O(2) none is known beforehand."""
-        if self.kind in ("SO2", "O2"):
-            return ()
-        if self.positions is not None:
-            return tuple(place.subgroup for place in self.positions.places)
-        return tuple(reversed(list(subgroups(self.gspace))))
-
-    @property
-    def unlisted(self) -> str:
-        """What is not looked for, in words; empty where that is nothing that the kernels could tell."""
-        if self.kind in ("SO2", "O2") or self.positions is not None:
-            return ""
-        return subgroups(self.gspace).unlisted
-
-    def maximal(
-        self,
-        remainder: Callable[[Subgroup], float],
-        survives: Callable[[Subgroup], bool],
-        cost: Callable[[Subgroup], float] | None = None,
-    ) -> list[Subgroup]:
-        """The subgroups that survive and lie in no other one that does, large to small; the trivial one has to survive.
-
-        Args:
-            cost: by which an axis of O(2) is refined, near the one that leaves least of the kernels.
-        """
-        if self.kind in ("SO2", "O2"):
-            return self._maximal_planar(remainder, survives, cost)
-        if self.positions is not None:
-            return self.positions.maximal(survives)
-        maximal: list[Subgroup] = []
-        for member in self.members:
-            if not any(member <= larger for larger in maximal) and survives(member):
-                maximal.append(member)
-        return maximal
-
-    def smaller(self, upper: Subgroup) -> tuple[Subgroup, ...]:
-        """All subgroups of ``upper``, small to large; in a continuous group those that the irreps tell apart."""
-        if self.positions is not None:
-            return self.positions.smaller(upper)
-        if self.kind not in ("SO2", "O2"):
-            return tuple(m for m in reversed(self.members) if m < upper)
-        axis, turns = upper.id if self.kind == "O2" else (None, upper.id)
-        reach = self.highest + 1
-        fewer = [m for m in range(1, reach + 1) if turns == -1 or turns % m == 0]
-        members = [self._member(m) for m in fewer if axis is not None or m != (reach if turns == -1 else turns)]
-        if axis is not None:  # its own axes; of all axes of O(2), escnn's first
-            for m in fewer:
-                copies = 1 if turns == -1 else turns // m
-                if m != (reach if turns == -1 else turns):
-                    members += [
-                        self._member(m, (axis + 2 * math.pi * k / turns) % (2 * math.pi / m)) for k in range(copies)
-                    ]
-        return tuple(members)
-
-    def unresolved(self, member: Subgroup) -> tuple[Subgroup, ...]:
-        """For a subgroup with all turns of the plane that of the fewest turns which the irreps do not tell from it."""
-        if self.kind not in ("SO2", "O2") or member.order > 0:
-            return ()
-        turns = self.highest + 1
-        if self.kind == "SO2":
-            return (subgroup(self.gspace, turns),)
-        return (subgroup(self.gspace, (None, turns) if member.id[0] is None else (0.0, turns)),)
-
-    def larger(
-        self, member: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None = None
-    ) -> tuple[Subgroup, ...]:
-        """The next larger subgroups: those that contain ``member`` and nothing between; none above G itself. See
-        :meth:`maximal`."""
-        if self.kind in ("SO2", "O2"):
-            return self._larger_planar(member, remainder, cost)
-        if self.positions is not None:
-            return self.positions.larger(member)
-        larger = [m for m in self.members if member < m]
-        return tuple(m for m in larger if not any(n < m for n in larger))
-
-    def _id(self, turns: int, axis: float | None = None) -> Any:
-        turns = -1 if turns > self.highest else turns
-        if self.kind == "SO2":
-            return turns
-        return (None, turns) if axis is None else (0.0 if turns == -1 else float(axis), turns)
-
-    def _member(self, turns: int, axis: float | None = None) -> Subgroup:
-        return subgroup(self.gspace, self._id(turns, axis))
-
-    def _maximal_planar(
-        self,
-        remainder: Callable[[Subgroup], float],
-        survives: Callable[[Subgroup], bool],
-        cost: Callable[[Subgroup], float] | None,
-    ) -> list[Subgroup]:
-        # if a reflection and some turns survive, so does what they generate: one question for the turns, one for the
-        # axis
-        turns: list[int] = []
-        for m in range(self.highest + 1, 0, -1):
-            inside = any(n > self.highest or n % m == 0 for n in turns)
-            if not inside and survives(self._member(m)):
-                turns.append(m)
-        maximal = []
-        for m in turns:
-            dihedral = self._best_dihedral(m, remainder, cost) if self.kind == "O2" else None
-            maximal.append(dihedral if dihedral is not None and survives(dihedral) else self._member(m))
-        return maximal
-
-    def _best_dihedral(
-        self, turns: int, remainder: Callable[[Subgroup], float], nats: Callable[[Subgroup], float] | None = None
-    ) -> Subgroup:
-        """The dihedral subgroup of so many turns on the axis that leaves least of the kernels, or near it costs
-        least."""
-        if turns > self.highest:
-            return self._member(turns, 0.0)
-        period = 2 * math.pi / turns
-
-        def cost(axis: float) -> float:
-            return remainder(self._member(turns, axis % period))
-
-        def evidence(axis: float) -> float:
-            return nats(self._member(turns, axis % period)) if nats is not None else 0.0
-
-        # a trigonometric polynomial of no higher degree than the irreps; where a low frequency is weak, the wells of a
-        # high one are nearly as deep as the deepest, so each is looked into
-        starts = np.linspace(0, period, 4 * (self.highest // turns) + 4, endpoint=False)
-        costs = np.array([cost(axis) for axis in starts])
-        wells = np.flatnonzero((costs <= np.roll(costs, 1)) & (costs <= np.roll(costs, -1)))
-        step, axis, least = starts[1], starts[0], math.inf
-        for well in sorted(wells, key=costs.__getitem__):
-            bounds = starts[well] - step, starts[well] + step
-            optimum = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-            angle, value = min((optimum.x, optimum.fun), (starts[well], costs[well]), key=lambda pair: pair[1])
-            if value < least:
-                axis, least = angle, value
-            if least < NEGLIGIBLE or np.ptp(costs) < NEGLIGIBLE:
-                break
-        if nats is not None and NEGLIGIBLE < least < np.ptp(costs):
-            # directions that the data leave open have energy, too, which would turn the axis: the evidence knows them
-            bounds = axis - REFINEMENT, axis + REFINEMENT
-            optimum = minimize_scalar(evidence, bounds=bounds, method="bounded", options={"xatol": 2e-3})
-            standard = round(axis / (math.pi / 4)) * (math.pi / 4)  # the mirrors of the pixels
-            candidates = [(evidence(axis), axis), (optimum.fun, optimum.x)]
-            best = min(candidates)
-            if bounds[0] <= standard <= bounds[1] and evidence(standard) <= best[0] + CHANCE:
-                best = evidence(standard), standard
-            axis = best[1]
-        return self._member(turns, axis % period)
-
-    def _larger_planar(
-        self, member: Subgroup, remainder: Callable[[Subgroup], float], cost: Callable[[Subgroup], float] | None
-    ) -> tuple[Subgroup, ...]:
-        id = member.id if self.kind == "O2" else (None, member.id)
-        axis, turns = id
-        if turns == -1:
-            return () if axis is not None or self.kind == "SO2" else (self._member(self.highest + 1, 0.0),)
-        reach = self.highest + 1
-        primes = [p for p in range(2, reach + 1) if all(p % q for q in range(2, p))]
-        wider = {min(turns * p, reach) for p in primes} or {reach}
-        larger = [self._member(m, axis) for m in sorted(wider)]
-        finite = [f for f in larger if f.order > 0]
-        larger = finite + [f for f in larger if f.order < 0 and not finite]
-        if self.kind == "O2" and axis is None:
-            larger.append(self._best_dihedral(turns, remainder, cost))
-        return tuple(larger)
-
-    @staticmethod
-    def top_frequency(group: Group, pathways: Sequence[Pathway], frequencies: int | None) -> int:
-        """The highest frequency of the irreps of some pathways of a continuous group."""
-        values = [frequency(group, p.irrep or ()) or 0 for p in pathways if p.kind == "irrep"]
-        return max([*values, 0 if frequencies is None else frequencies])
