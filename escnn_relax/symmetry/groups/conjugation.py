@@ -19,6 +19,7 @@ __all__ = ["conjugate", "smaller_subgroups", "standard_position"]
 def conjugate(member: Subgroup, vector: Tensor) -> Subgroup:
     """A subgroup of SO(3) or O(3) turned: A^-1 H A, where A turns by this vector.
 
+    >>> import torch
     >>> from escnn import gspaces
     >>> conjugate(subgroup(gspaces.rot3dOnR3(), (False, 3)), torch.tensor([0.0, torch.pi / 2, 0.0])).name
     'C3_x'
