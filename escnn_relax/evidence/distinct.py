@@ -113,11 +113,11 @@ def _once(sampler: Any) -> list[Any]:
     """One pass over a sampler of a kind that is not known, of indices or of batches of them."""
     with random_state_kept(_HERE, sampler):
         drawn = [i for item in sampler for i in (item if isinstance(item, (list, tuple)) else [item])]
-    found = len(set(drawn))
-    if found < len(drawn):
+    distinct = len(set(drawn))
+    if distinct < len(drawn):
         warnings.warn(
-            f"{type(sampler).__name__} draws some samples several times: the evidence counts the {found} different ones"
-            " of one pass; pass num_data= if there are more",
+            f"{type(sampler).__name__} draws some samples several times: the evidence counts the {distinct} different"
+            " ones of one pass; pass num_data= if there are more",
             stacklevel=4,
         )
     return drawn

@@ -62,12 +62,14 @@ class Slopes:
             return None
         evidence = self._evidence
         share = (evidence.num_data or 1) / self._count * evidence.scale / self._scale
-        found = {}
+        slopes = {}
         for name, total in self._sums.items():
             delta = evidence.log_precision.get(name, math.inf)
             if delta < math.inf:
-                found[name] = share * total + math.exp(delta) * self._parameters[name].detach().to("cpu", torch.float64)
-        return found
+                slopes[name] = share * total + math.exp(delta) * self._parameters[name].detach().to(
+                    "cpu", torch.float64
+                )
+        return slopes
 
     def left(self) -> float:
         r"""What the log posterior would gain by one Newton step, :math:`\tfrac12 r^\top (hH + \Lambda)^{-1} r`

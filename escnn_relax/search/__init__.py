@@ -4,7 +4,8 @@ from ..deprecation import former_names
 from .architecture import discretise
 from .evolution.conditions import Conditions
 from .evolution.evolve import evolve, random_search, static
-from .evolution.results import EvolutionResult, Individual
+from .evolution.individual import Individual
+from .evolution.results import EvolutionResult
 from .gradient.differentiate import differentiate
 from .gradient.result import GradientSearchResult
 from .gradient.shares_history import SearchEpoch, SharesHistory

@@ -87,11 +87,11 @@ def chosen_summands(model: nn.Module, by: str | float, monotone: bool) -> dict[s
         raise ArgumentError("discretise", expected="'argmax', or a threshold in (0, 1]", got=repr(by), remedy=remedy)
     if monotone:
         raise ArgumentError("discretise", "a monotone choice is one group for each layer", remedy="use by='argmax'")
-    kept = {}
+    chosen = {}
     for name, layer in layers.items():
         top = max(layer.shares.values())
-        kept[name] = tuple(n for n, share in layer.shares.items() if share >= by or share == top)
-    return kept
+        chosen[name] = tuple(n for n, share in layer.shares.items() if share >= by or share == top)
+    return chosen
 
 
 def _groups(layer: MixedConvolution, like: GSpace) -> dict[str, Subgroup]:

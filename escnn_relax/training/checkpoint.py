@@ -54,11 +54,11 @@ def load(path: str | Path, run: dict[str, Any], loaders: Iterable[Iterable[Any] 
     except Exception as error:
         reason = str(error).split("\n")[0].split(". ")[0]  # torch goes on for a page
         raise CheckpointError(str(path), f"cannot be read ({reason})", remedy="delete it to start anew") from error
-    found = state.get("run") if isinstance(state, dict) else None
-    if isinstance(found, dict) and "optimiser" in found:  # as it was once spelled
-        found["optimizer"] = found.pop("optimiser")
-    if found != run:
-        differ = sorted(k for k in run if not isinstance(found, dict) or found.get(k) != run[k])
+    stored = state.get("run") if isinstance(state, dict) else None
+    if isinstance(stored, dict) and "optimiser" in stored:  # as it was once spelled
+        stored["optimizer"] = stored.pop("optimiser")
+    if stored != run:
+        differ = sorted(k for k in run if not isinstance(stored, dict) or stored.get(k) != run[k])
         raise CheckpointError(
             str(path), f"belongs to a run with other {', '.join(differ)}", remedy="delete it, or name another file"
         )

@@ -146,7 +146,7 @@ def fit(
     gates = evidence is None and not residuals_given(evidence_options) if gates is None else gates
     data = train_loader if evidence_loader is None else evidence_loader
     if share is not None:
-        Schedule.of(data, epochs, burn_in, refresh_every, share)  # to fail before anything is trained
+        Schedule.plan(data, epochs, burn_in, refresh_every, share)  # to fail before anything is trained
     stored = checkpoint is not None and Path(checkpoint).exists()
     units: Units | None = None
     if evidence is None:
@@ -155,7 +155,7 @@ def fit(
         units = settled_units(evidence, train_loader, disk.settings(checkpoint) if checkpoint and stored else {})
     scales = LengthScales(evidence, omega_rate)
     in_parts = not scales and evidence.curvature.passes == 1
-    schedule = Schedule.of(data, epochs, burn_in, refresh_every, share, evidence.num_data if in_parts else None)
+    schedule = Schedule.plan(data, epochs, burn_in, refresh_every, share, evidence.num_data if in_parts else None)
     shut = set(evidence.closed)  # what opens later is the optimizer's as well; what is closed has no gradient
     parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
     if optimizer is None:

@@ -126,7 +126,7 @@ class Gates:
             return True
 
     def _test(self, learned: bool) -> str:
-        found: dict[str, float] = {}
+        starts: dict[str, float] = {}
         problem = ""
         try:
             test = symmetry_test(
@@ -141,12 +141,12 @@ class Gates:
             )
             # what cannot be told is opened once: later the evidence has judged it
             gain = GAIN if learned else -math.inf
-            found = opening_precisions(test, self.evidence.initial, untold=not self.tested, gain=gain)
+            starts = opening_precisions(test, self.evidence.initial, untold=not self.tested, gain=gain)
         except RelaxError as error:
             problem = f"no symmetry test ({error})"
-        everywhere = gather_processes((found, problem))
+        everywhere = gather_processes((starts, problem))
         problem = next((p for _, p in everywhere if p), "")
-        found = {name: value for of, _ in reversed(everywhere) for name, value in of.items()}
+        starts = {name: value for precisions, _ in reversed(everywhere) for name, value in precisions.items()}
         if problem:
             self.note = problem
             if not self.tested and self.otherwise:
@@ -155,7 +155,7 @@ class Gates:
             return self.note
         self.tested = True
         shut = set(self.evidence.closed)
-        opened = self.evidence.open({n: v for n, v in found.items() if n in shut})
+        opened = self.evidence.open({n: v for n, v in starts.items() if n in shut})
         return f"opened {', '.join(opened)}" if opened else ""
 
     def prune(self, optimizer: Optimizer) -> str:

@@ -73,8 +73,8 @@ class History:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines; ``None`` for what is infinite, as the log precisions of closed pathways are."""
-        found: dict[str, Any] = _finite({"records": [asdict(record) for record in self.records]})
-        return found
+        plain: dict[str, Any] = _finite({"records": [asdict(record) for record in self.records]})
+        return plain
 
     def __str__(self) -> str:
         lines = ["epoch     loss   -log evidence / N"]

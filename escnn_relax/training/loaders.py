@@ -18,14 +18,14 @@ from ..evidence.distinct import draws
 from ..evidence.random_state import generators, random_state, set_random_state
 from ..evidence.recurring import Recurring
 
-__all__ = ["Onward", "Part", "Replayed", "data_size"]
+__all__ = ["Onward", "LoaderPart", "Replayed", "data_size"]
 
 
 #: The golden section, whose multiples fill the circle evenly.
 GOLDEN = (5**0.5 - 1) / 2
 
 
-class Part:
+class LoaderPart:
     """A part of a loader's batches: the ``index``-th of equal parts, one after the other and around the end, so that in
     the long run all batches are looked at equally often.
 
@@ -33,7 +33,7 @@ class Part:
         loader: re-iterable, with a length.
         share: how large a part (fraction); at least one batch is taken.
 
-    >>> [list(Part(range(5), 0.4, index)) for index in range(4)]
+    >>> [list(LoaderPart(range(5), 0.4, index)) for index in range(4)]
     [[0, 1], [2, 3], [0, 4], [1, 2]]
     """
 

@@ -90,13 +90,15 @@ def last_layer(model: nn.Module, input: Any) -> str | None:
     """
     outputs: list[tuple[str, Any]] = []
     used = Counter(id(p) for m in model.modules() for p in m._parameters.values())
-    own = {
+    layers = {
         n: [m._parameters.get(key) for key in ("weight", "bias")]
         for n, m in model.named_modules()
         if isinstance(m, AFFINE)
     }
     names = {
-        id(model.get_submodule(n)): n for n, of in own.items() if all(p is not None and used[id(p)] == 1 for p in of)
+        id(model.get_submodule(n)): n
+        for n, weights in layers.items()
+        if all(p is not None and used[id(p)] == 1 for p in weights)
     }
     hooks = [
         m.register_forward_hook(lambda m, _, out: outputs.append((names[id(m)], out)))
@@ -111,7 +113,7 @@ def last_layer(model: nn.Module, input: Any) -> str | None:
         model.train(mode)
         for hook in hooks:
             hook.remove()
-    users = [name for name, found in outputs if found is output and _ends(model.get_submodule(name), output)]
+    users = [name for name, value in outputs if value is output and _ends(model.get_submodule(name), output)]
     again = [name for name, _ in outputs if users and name == users[0]]
     if len(users) != 1 or len(again) != 1:
         return None
@@ -140,10 +142,10 @@ def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Units | None:
     """
     if not isinstance(evidence.likelihood, Gaussian):
         return None
-    found = _moments(evidence, loader)
-    if found is None:
+    moments = _moments(evidence, loader)
+    if moments is None:
         return None
-    first, error, mean, scale = found
+    first, error, mean, scale = moments
     if error < EXPLAINED * float(scale.square().sum()) or not foreign(mean, scale):
         return None
     size = float((mean.square() + scale.square()).mean())
@@ -220,7 +222,7 @@ def _move(evidence: Evidence, units: Units, mean: Tensor, scale: Tensor) -> None
         layer.weight.mul_(of_output.view(-1, *[1] * (layer.weight.dim() - 1)))
         layer.bias.mul_(of_output).add_(mean.to(layer.bias))
     # a bias of the size of the mean must not be unlikely under its prior, which is centred at zero
-    for own, size in (("weight", units.step**2), ("bias", units.size)):
-        key = join(units.layer, own)
+    for parameter, size in (("weight", units.step**2), ("bias", units.size)):
+        key = join(units.layer, parameter)
         if key in evidence.log_precision:
             evidence.log_precision[key] = evidence.prior.clip(evidence.log_precision[key] - math.log(size))

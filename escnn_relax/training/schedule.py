@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..curvature.enough import SAMPLES, Enough
 from ..curvature.processes import processes
-from .loaders import Onward, Part
+from .loaders import LoaderPart, Onward
 
 __all__ = ["Schedule", "first", "tested"]
 
@@ -49,7 +49,7 @@ class Schedule:
         look: what the n-th of them looks at.
         last: what the refresh after the training looks at.
 
-    >>> Schedule.of([], 100).epochs, Schedule.of([], 20).epochs, Schedule.of([], 9, burn_in=2, every=3).epochs
+    >>> Schedule.plan([], 100).epochs, Schedule.plan([], 20).epochs, Schedule.plan([], 9, burn_in=2, every=3).epochs
     ((10, 14, 20, 27, 38, 54, 75, 90), (5, 7, 10, 14, 18), (2, 5, 8))
     """
 
@@ -63,7 +63,7 @@ class Schedule:
         return late[0] if late else None
 
     @staticmethod
-    def of(
+    def plan(
         loader: Iterable[Any],
         epochs: int,
         burn_in: int | None = None,
@@ -89,13 +89,13 @@ class Schedule:
             at += [end] if start <= end < epochs else []
         parts = num_data is not None and share is None
         if share is not None and share < 1:
-            Part(loader, share, 0)  # to fail before anything is trained
+            LoaderPart(loader, share, 0)  # to fail before anything is trained
         several = processes()
 
         def look(index: int) -> Look:
             if parts:
                 return Look(Onward(loader, index), Enough(SAMPLES / several))
-            return Look(loader if share is None or share == 1 else Part(loader, share, index), None)
+            return Look(loader if share is None or share == 1 else LoaderPart(loader, share, index), None)
 
         columns = max(1, math.ceil(LAST / num_data)) if num_data else None
         return Schedule(tuple(at), look, Look(loader, Enough(math.inf, columns) if parts else None))

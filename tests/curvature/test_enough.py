@@ -111,7 +111,7 @@ def test_enough_never_comes_at_the_end():
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 8, 20, 40, 100, 1000])
 def test_refreshes_are_spaced_wider_and_wider(epochs):
-    at = Schedule.of([], epochs).epochs
+    at = Schedule.plan([], epochs).epochs
     gaps = [b - a for a, b in zip(at[:-1], at[1:-1])]  # the last one comes near the end
     assert at == () or at[-1] == math.floor(0.9 * epochs)
     assert gaps == sorted(gaps) or 1 >= max(a - b for a, b in zip(gaps, gaps[1:]))  # roundings
@@ -119,7 +119,7 @@ def test_refreshes_are_spaced_wider_and_wider(epochs):
     assert len(at) <= 3 + 3.2 * math.log(1 + epochs / 10), "as the logarithm of the training"
     if epochs >= 8:
         assert len(at) >= 3
-    every = Schedule.of([], epochs, burn_in=0, every=3).epochs
+    every = Schedule.plan([], epochs, burn_in=0, every=3).epochs
     assert every == tuple(range(0, epochs, 3))
 
 
@@ -138,7 +138,7 @@ def test_fit_looks_at_a_part_and_at_all_in_the_end():
     batches, looks = data(), {}
     model = relax(Net())
     evidence = Evidence(model, num_data=1000)
-    at = Schedule.of(batches, 12).epochs
+    at = Schedule.plan(batches, 12).epochs
 
     def look(record):
         if record.evidence is not None:

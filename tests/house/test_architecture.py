@@ -186,3 +186,9 @@ def test_checker_flags_trespasses(ours):
     assert len(trespasses(inside, "escnn_relax/report.py", ours)) == 1
     own = "class Evidence:\n    def __init__(self, other):\n        self._spectrum = other._spectrum"
     assert trespasses(own, "escnn_relax/evidence/evidence.py", ours) == []
+
+
+def test_one_loop_descends():
+    """``fit`` and both searches train by the same loop over batches."""
+    rooms = [path for path in SOURCES if path.split("/")[1] in ("training", "search")]
+    assert [path for path in rooms if ".backward()" in read(path)] == ["escnn_relax/training/epochs.py"]

@@ -39,7 +39,7 @@ from escnn_relax.errors import (
 from escnn_relax.evidence import CurvatureSettings
 from escnn_relax.search import Conditions, evolve, random_search, static
 from escnn_relax.search.evolution.conditions import ConditionKeywords
-from escnn_relax.search.evolution.results import pareto_front
+from escnn_relax.search.evolution.individual import pareto_front
 from escnn_relax.search.evolution.genome import Ladder
 from escnn_relax.search.evolution.network import Shells, fill, read, scatter, stages_of, transfer
 from escnn_relax.search.evolution.order_of_use import calls

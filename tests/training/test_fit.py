@@ -15,7 +15,7 @@ from escnn_relax import Evidence, fit, harden, relax, report, survivors
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
 from escnn_relax.training.history import EpochRecord
-from escnn_relax.training.loaders import Part, data_size
+from escnn_relax.training.loaders import LoaderPart, data_size
 from escnn_relax.training.regression_units import settle_units
 
 SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
@@ -118,11 +118,11 @@ def test_each_refresh_looks_at_the_next_part():
 
 @pytest.mark.parametrize("length, share", [(5, 0.4), (7, 0.3), (3, 0.34), (10, 0.25), (1, 0.5), (4, 1.0)])
 def test_all_batches_are_looked_at_equally_often(length, share):
-    seen = [batch for index in range(length) for batch in Part(range(length), share, index)]
-    size = len(list(Part(range(length), share, 0)))
+    seen = [batch for index in range(length) for batch in LoaderPart(range(length), share, index)]
+    size = len(list(LoaderPart(range(length), share, 0)))
     assert size == math.ceil(share * length) and all(seen.count(batch) == size for batch in range(length))
     for index in range(length):
-        part = list(Part(range(length), share, index))
+        part = list(LoaderPart(range(length), share, index))
         assert len(set(part)) == size and part == sorted(part)
 
 

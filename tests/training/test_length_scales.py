@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from escnn_relax import Evidence, fit, relax_translation
 from escnn_relax.errors import ArgumentError, CheckpointError, CurvatureError
 from escnn_relax.evidence import CurvatureSettings, PriorSettings
-from escnn_relax.training.loaders import Part, Replayed
+from escnn_relax.training.loaders import LoaderPart, Replayed
 from escnn_relax.training.length_scales import BOUNDS, LengthScales
 from escnn_relax.nn import DensePathway
 from escnn_relax.nn.translation.anchors import length_scales
@@ -227,10 +227,10 @@ def test_a_part_of_a_shuffled_loader_comes_again():
     """Without it the two passes of a hypergradient would see different samples."""
     for options in ({}, {"generator": None}):
         data = loader(**options)
-        replayed = Replayed(Part(data, 0.4, 0), data)
+        replayed = Replayed(LoaderPart(data, 0.4, 0), data)
         first, second = ([x for x, _ in replayed] for _ in range(2))
         assert len(first) == 2 and all(torch.equal(a, b) for a, b in zip(first, second))
-        third = [x for x, _ in Part(data, 0.4, 0)]
+        third = [x for x, _ in LoaderPart(data, 0.4, 0)]
         assert not torch.equal(first[0], third[0])
 
 

@@ -40,7 +40,7 @@ def budget(fractions: Sequence[float], costs: Sequence[float]) -> float:
 
 def blurred(
     layers: Sequence[KernelSymmetry],
-    kept: Subgroup,
+    survived: Subgroup,
     costs: Mapping[str, float],
     larger: Sequence[Subgroup],
     search: SubgroupSearch,
@@ -50,14 +50,14 @@ def blurred(
 
     Args:
         costs: of each, by name (nats).
-        cost: of any subgroup instead of ``kept`` (nats).
+        cost: of any subgroup instead of ``survived`` (nats).
     """
-    found = []
+    possible = []
     for h in larger:
-        parts = [of.fraction for of in (s.lost(kept, h) for s in layers) if of.kernels]
+        parts = [loss.fraction for loss in (s.lost(survived, h) for s in layers) if loss.kernels]
         if not budget(parts, [1.0]):
             continue  # moves pixels to pixels, or nothing tells the two apart
-        above = search.larger(h, lambda one: max(s.remainder(one) for s in layers))
-        if costs[h.name] <= budget(parts, [cost(one) for one in above]):
-            found.append(h)
-    return tuple(found)
+        above = search.larger(h, lambda other: max(s.remainder(other) for s in layers))
+        if costs[h.name] <= budget(parts, [cost(other) for other in above]):
+            possible.append(h)
+    return tuple(possible)

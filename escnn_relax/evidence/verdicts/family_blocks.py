@@ -73,8 +73,8 @@ def family_blocks(
             key = first.out_name, o, i * getattr(relaxed, "groups", 1) // first.inputs
             matrix = _columns(symmetry, pathway, members, fixed, columns)
             values, slope = layer.weights[name][positions], None if slopes is None else slopes[positions]
-            found = FamilyBlock(name, factor, values, layer.log_precision[name], matrix, slope)
-            families.setdefault(key, []).append(found)
+            curved = FamilyBlock(name, factor, values, layer.log_precision[name], matrix, slope)
+            families.setdefault(key, []).append(curved)
     return [family for family in families.values() if len(family[0].matrix)]
 
 

@@ -94,7 +94,7 @@ class JointCurvature:
                 owner = next((o for o in owners if not o or name.startswith(f"{o}.")), None)
                 if owner is not None:
                     by_owner.setdefault(owner, []).append(name)
-            groups = [of for of in by_owner.values() if sum(sizes[n] for n in of) <= together]
+            groups = [names for names in by_owner.values() if sum(sizes[n] for n in names) <= together]
         self.sizes = sizes
         self._groups: list[tuple[list[str], Tensor, Tensor]] = []
         self.num_data = 0
@@ -139,27 +139,27 @@ class JointCurvature:
 
     def _collect(self, groups: Sequence[list[str]], data: Iterable[Any]) -> None:
         evidence, likelihood = self.evidence, self.evidence.likelihood
-        totals = [torch.zeros(2 * (sum(self.sizes[n] for n in of),), dtype=torch.float64) for of in groups]
+        totals = [torch.zeros(2 * (sum(self.sizes[n] for n in names),), dtype=torch.float64) for names in groups]
         slopes = [torch.zeros(len(total), dtype=torch.float64) for total in totals]
-        wanted = [n for of in groups for n in of]
+        wanted = [n for names in groups for n in names]
         device = next(evidence.model.parameters()).device
         for input, target in batches(data, device):
 
             def columns(output: Tensor) -> list[Tensor]:
                 likelihood.check(output, target)
-                found = list(likelihood.columns(output, None, target))
+                vectors = list(likelihood.columns(output, None, target))
                 if evidence.noise.each:
                     evidence.noise.widen(output.shape[1])
                     weights = evidence.noise.weights.sqrt().to(output)
-                    found = [column * weights.view(1, -1, *[1] * (column.dim() - 2)) for column in found]
+                    vectors = [column * weights.view(1, -1, *[1] * (column.dim() - 2)) for column in vectors]
                 with torch.enable_grad():
                     put_out = output.detach().requires_grad_()
                     (downhill,) = torch.autograd.grad(evidence.noise.loss(put_out, target) / evidence.scale, put_out)
-                return [*found, downhill]
+                return [*vectors, downhill]
 
             V = rows(evidence.curvature, input, columns, wanted)
-            for total, slope, of in zip(totals, slopes, groups):
-                part = torch.cat([V[n].to("cpu", torch.float64) for n in of], dim=2)
+            for total, slope, names in zip(totals, slopes, groups):
+                part = torch.cat([V[n].to("cpu", torch.float64) for n in names], dim=2)
                 slope += part[:, -1].sum(0)
                 part = part[:, :-1].flatten(0, 1)
                 total += part.T @ part
@@ -168,10 +168,12 @@ class JointCurvature:
             raise DataError(
                 "data", "it yields no batch", remedy="pass a list or a DataLoader: an iterator is empty after one pass"
             )
-        for of, total, slope in zip(groups, totals, slopes):
+        for names, total, slope in zip(groups, totals, slopes):
             if not (torch.isfinite(total).all() and torch.isfinite(slope).all()):
                 raise CurvatureError(
-                    of[0], "the curvature is not finite", remedy="look for NaN or huge weights, inputs or activations"
+                    names[0],
+                    "the curvature is not finite",
+                    remedy="look for NaN or huge weights, inputs or activations",
                 )
         self._groups = list(zip(groups, totals, slopes))
 

@@ -43,14 +43,14 @@ class ProjectionLoss:
         self._before = self._loss()
         self._known: dict[tuple[tuple[str, ...], Any], float] = {}
 
-    def __call__(self, layers: Sequence[KernelSymmetry], kept: Subgroup) -> float:
-        key = tuple(layer.name for layer in layers), kept.id
+    def __call__(self, layers: Sequence[KernelSymmetry], demanded: Subgroup) -> float:
+        key = tuple(layer.name for layer in layers), demanded.id
         if key not in self._known:
             weights: dict[str, Any] = {layer.name: self._model.get_submodule(layer.name).weights for layer in layers}
             saved = {layer.name: copy.deepcopy(dict(weights[layer.name])) for layer in layers}
             try:
                 for layer in layers:
-                    _write(weights[layer.name], layer.projected_weights(kept))
+                    _write(weights[layer.name], layer.projected_weights(demanded))
                 self._known[key] = self._loss() - self._before
             finally:
                 for name, before in saved.items():

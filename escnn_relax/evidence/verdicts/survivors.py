@@ -102,9 +102,9 @@ def survivors(
     layers = tuple(survived[: len(alone)])
     by_depth = tuple(survived[len(alone) :]) if depth else layers
     unlisted = "; ".join(dict.fromkeys(u for u in (subgroup_search([s]).unlisted for s in symmetries) if u))
-    found = Survivors(layers, by_depth, energy, depth, note, unlisted)
-    remember({s.name: s.layer for s in symmetries}, found.decisions)
-    return found
+    result = Survivors(layers, by_depth, energy, depth, note, unlisted)
+    remember({s.name: s.layer for s in symmetries}, result.decisions)
+    return result
 
 
 class _Reading(NamedTuple):

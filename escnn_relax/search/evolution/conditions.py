@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ...errors import ArgumentError
-from .results import Individual
+from .individual import Individual
 
 __all__ = ["SELECTIONS", "ConditionKeywords", "Conditions", "SearchKeywords", "SelectionKeywords"]
 

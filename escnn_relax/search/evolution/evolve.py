@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from ...errors import ArgumentError, nearest
 from .conditions import Conditions, SearchKeywords, SelectionKeywords
 from .generations import Generations
-from .results import EvolutionResult, Individual
+from .individual import Individual
+from .results import EvolutionResult
 
 __all__ = ["evolve", "random_search", "static"]
 

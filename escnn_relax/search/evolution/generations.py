@@ -16,9 +16,10 @@ from torch import nn
 from ...errors import ArgumentError, FieldTypeError, SearchError
 from .conditions import Conditions
 from .genome import Genome, Ladder
+from .individual import Individual, pareto_front
 from .network import Shells, fill, stages_of
 from .order_of_use import check_order
-from .results import EvolutionResult, Individual, pareto_front
+from .results import EvolutionResult
 from .task import Context, Outcome, Task
 from .weights_store import Store, fingerprint
 from .workers import Crew
@@ -92,27 +93,31 @@ class Generations:
         """
         stored = self.store.generations()
         individuals = [Individual(**{**e, "genome": tuple(e["genome"])}) for g in stored for e in g["individuals"]]
-        before = [one for one in individuals if one.generation == len(stored) - 1 and one.survived]
-        before.sort(key=lambda one: stored[-1]["survivors"].index(one.id))
+        before = [
+            individual for individual in individuals if individual.generation == len(stored) - 1 and individual.survived
+        ]
+        before.sort(key=lambda individual: stored[-1]["survivors"].index(individual.id))
         try:
             for generation in range(len(stored), generations + 1):
                 tasks, drafts = self._reproduce(before, generation, len(individuals), genomes)
                 self._work(tasks, generation)
                 born = [self._judged(draft) for draft in drafts]
                 chosen = self._select(born, generation)
-                born = [Individual(**{**asdict(one), "survived": one.id in chosen}) for one in born]
+                born = [
+                    Individual(**{**asdict(individual), "survived": individual.id in chosen}) for individual in born
+                ]
                 individuals += born
-                stored.append({"individuals": [asdict(one) for one in born], "survivors": chosen})
+                stored.append({"individuals": [asdict(individual) for individual in born], "survivors": chosen})
                 self.store.record(stored, set(chosen))
-                before = [next(one for one in born if one.id == id) for id in chosen]
+                before = [next(individual for individual in born if individual.id == id) for id in chosen]
                 if (callback := self.given.callback) is not None:
-                    for one in born:
-                        callback(one)
+                    for individual in born:
+                        callback(individual)
         finally:
             self.crew.close()
-        winner = max(before, key=lambda one: (self._value(one), -one.id))
-        last = [one for one in individuals if one.generation == individuals[-1].generation]
-        front = pareto_front((one.id, self._value(one), one.parameters) for one in last)
+        winner = max(before, key=lambda individual: (self._value(individual), -individual.id))
+        last = [individual for individual in individuals if individual.generation == individuals[-1].generation]
+        front = pareto_front((individual.id, self._value(individual), individual.parameters) for individual in last)
         model = fill(self.shells.build(winner.genome), self.store.outcome(winner.id).state)
         with torch.no_grad():  # or escnn's layers keep filters with a graph, which cannot be copied
             model.eval()
@@ -125,8 +130,8 @@ class Generations:
         chains = [(self.ladder.whole, *self.ladder.check(genome, len(self.stages))) for genome in genomes]
         return [stage for n, stage in enumerate(self.stages) if any(chain[n] != chain[n + 1] for chain in chains)]
 
-    def _value(self, one: Individual) -> float:
-        value = getattr(one, self.criterion)
+    def _value(self, individual: Individual) -> float:
+        value = getattr(individual, self.criterion)
         return value if math.isfinite(value) else -math.inf
 
     def _reproduce(
@@ -182,26 +187,33 @@ class Generations:
 
     def _judged(self, draft: dict[str, Any]) -> Individual:
         outcome = self.store.outcome(draft["id"])
-        found = {name: getattr(outcome, name) for name in ("parameters", "loss", "score", "log_evidence", "note")}
-        return Individual(**draft, **found, survived=False)
+        figures = {name: getattr(outcome, name) for name in ("parameters", "loss", "score", "log_evidence", "note")}
+        return Individual(**draft, **figures, survived=False)
 
     def _select(self, born: list[Individual], generation: int) -> list[int]:
         """Ids of the survivors, the best first."""
-        able = [one for one in born if math.isfinite(getattr(one, self.criterion))]
+        able = [individual for individual in born if math.isfinite(getattr(individual, self.criterion))]
         if not able:
-            notes = "; ".join(dict.fromkeys(one.note for one in born if one.note)) or "no score is finite"
+            notes = (
+                "; ".join(dict.fromkeys(individual.note for individual in born if individual.note))
+                or "no score is finite"
+            )
             raise SearchError(
                 f"generation {generation}",
                 f"none of {len(born)} individuals has a finite {self.criterion.replace('_', ' ')}: {notes}",
                 remedy="mend the score or lower the learning rate",
             )
-        ranked = sorted(able, key=lambda one: (-self._value(one), one.id))
+        ranked = sorted(able, key=lambda individual: (-self._value(individual), individual.id))
         if self.given.selection == "random":
             ranked = random.Random(1_000_003 * self.given.seed + generation).sample(ranked, len(ranked))
         if self.given.selection == "pareto":
-            front = set(pareto_front((one.id, self._value(one), one.parameters) for one in able))
-            ranked.sort(key=lambda one: one.id not in front)  # stable: by score within the front and behind it
-        return [one.id for one in ranked[: self.population]]
+            front = set(
+                pareto_front((individual.id, self._value(individual), individual.parameters) for individual in able)
+            )
+            ranked.sort(
+                key=lambda individual: individual.id not in front
+            )  # stable: by score within the front and behind it
+        return [individual.id for individual in ranked[: self.population]]
 
 
 def _name(function: Any) -> str:

@@ -72,15 +72,15 @@ class Ladder:
     def children(self, genome: Genome) -> list[tuple[Genome, str]]:
         """The genome itself, and every one that a single move reaches: the last stage one step down, or a stage to the
         smaller group of the one behind it. Symmetry never increases with depth."""
-        found = [(genome, "clone")]
+        reached = [(genome, "clone")]
         last = len(genome)
         for name in self.below(genome[-1]):
-            found.append(((*genome[:-1], name), f"stage {last} to {name}"))
+            reached.append(((*genome[:-1], name), f"stage {last} to {name}"))
         for stage in range(last - 1):
             if genome[stage] != genome[stage + 1]:
                 child = (*genome[:stage], genome[stage + 1], *genome[stage + 1 :])
-                found.append((child, f"stage {stage + 1} to {genome[stage + 1]}"))
-        return found
+                reached.append((child, f"stage {stage + 1} to {genome[stage + 1]}"))
+        return reached
 
     def check(self, genome: Sequence[str], stages: int) -> Genome:
         """A genome as given by a user; ``ArgumentError`` if it is none."""

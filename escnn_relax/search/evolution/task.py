@@ -162,9 +162,9 @@ class Context:
     def _judge(self, model: nn.Module, score: Callable[[nn.Module], float]) -> float:
         model.train()
         with torch.no_grad():  # or escnn's layers keep filters with a graph
-            found = score(model.eval())
+            value = score(model.eval())
         try:
-            return float(found)
+            return float(value)
         except (TypeError, ValueError) as error:
             remedy = "let the score function return a float"
-            raise ArgumentError("score", expected="one number", got=repr(found), remedy=remedy) from error
+            raise ArgumentError("score", expected="one number", got=repr(value), remedy=remedy) from error

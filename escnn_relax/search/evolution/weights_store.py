@@ -76,11 +76,11 @@ class Store:
 
     def outcome(self, id: int) -> Outcome:
         """The outcome of an individual that was made; ``CheckpointError`` if it is gone."""
-        found = self.get(id)
-        if found is None:
+        outcome = self.get(id)
+        if outcome is None:
             remedy = "delete the checkpoint, or name another folder"
             raise CheckpointError(str(self.folder), f"the weights of individual {id} are gone", remedy=remedy)
-        return found
+        return outcome
 
 
 def _path(folder: Path, id: int) -> Path:

@@ -148,18 +148,18 @@ def differentiate(
     search = AlternatingTraining("search", searched, loaders, settings, optimizer, loss, alphas, evidence, penalty)
     records = search.run(epochs, seed, [], checkpoint, progress, callback)
     chosen = chosen_summands(searched, discretise, monotone > 0) if discretise is not None else None
-    found, losses = searched, None
+    chosen_model, losses = searched, None
     if chosen is not None:
-        found = keep_summands(searched, chosen)
-        losses = _losses(searched, found, search, loss)
+        chosen_model = keep_summands(searched, chosen)
+        losses = _losses(searched, chosen_model, search, loss)
         if not losses[1] <= losses[0] + SPOILED and not retrain:
             remedy = "train the found model on, pass retrain=, or keep more groups: discretise=0.2"
             warnings.warn(
                 f"discretising raised the loss from {losses[0]:.3f} to {losses[1]:.3f}; {remedy}", stacklevel=2
             )
     if retrain:
-        found = initial if chosen is None else keep_summands(initial, chosen, nearest=False)
-        theirs = mixed_layers(found)
+        chosen_model = initial if chosen is None else keep_summands(initial, chosen, nearest=False)
+        theirs = mixed_layers(chosen_model)
         with torch.no_grad():
             for name, layer in theirs.items():
                 names = [p.name for p in layer.pathways]
@@ -168,12 +168,12 @@ def differentiate(
         for layer in theirs.values():
             layer.freeze()
         if evidence is not None:
-            loss = _as_found(evidence, Evidence(found, likelihood, **options)).loss
-        second = AlternatingTraining("retrain", found, loaders, settings, optimizer, loss, before=search)
+            loss = _as_found(evidence, Evidence(chosen_model, likelihood, **options)).loss
+        second = AlternatingTraining("retrain", chosen_model, loaders, settings, optimizer, loss, before=search)
         records = second.run(retrain, seed + 1, records, checkpoint, progress, callback)
     shares = search.shares
     history = SharesHistory(shares.groups, tuple(shares.steps), shares.recorded(), tuple(records))
-    return GradientSearchResult(found, searched, group_chain(found), history, losses)
+    return GradientSearchResult(chosen_model, searched, group_chain(chosen_model), history, losses)
 
 
 def _as_found(old: Evidence, new: Evidence) -> Evidence:
@@ -186,11 +186,13 @@ def _as_found(old: Evidence, new: Evidence) -> Evidence:
 
 
 @torch.no_grad()
-def _losses(mixture: nn.Module, found: nn.Module, search: AlternatingTraining, loss: Loss) -> tuple[float, float]:
+def _losses(
+    mixture: nn.Module, chosen_model: nn.Module, search: AlternatingTraining, loss: Loss
+) -> tuple[float, float]:
     """Loss of two networks, averaged over the samples (nats), without a prior."""
     train, held_out, _ = search.loaders
     values = []
-    for model in (mixture, found):
+    for model in (mixture, chosen_model):
         model = copy.deepcopy(model).eval()
         total, seen = 0.0, 0
         for input, target in batches(

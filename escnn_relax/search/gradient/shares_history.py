@@ -59,7 +59,7 @@ class SharesHistory:
 
     def final(self) -> dict[str, dict[str, float]]:
         """The last recorded shares, by layer and group."""
-        return {layer: dict(zip(self.groups[layer], of[-1])) for layer, of in self.shares.items()}
+        return {layer: dict(zip(self.groups[layer], shares[-1])) for layer, shares in self.shares.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for machines."""
@@ -67,7 +67,7 @@ class SharesHistory:
 
     def table(self) -> str:
         """The first and the last shares of each layer, one line a layer."""
-        names = list(dict.fromkeys(group for of in self.groups.values() for group in of))
+        names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
         width, column = max([5, *(len(layer) for layer in self.groups)]), max([13, *(len(n) for n in names)])
         lines = [f"{'layer':<{width}}  " + "  ".join(f"{name:>{column}}" for name in names)]
         for layer, groups in self.groups.items():
@@ -94,7 +94,7 @@ class SharesHistory:
             size = (2.6 * len(self.groups) + 1.4, 3.0)
             _, axes = plt.subplots(1, len(self.groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
         axes = np.atleast_1d(axes).flatten()
-        names = list(dict.fromkeys(group for of in self.groups.values() for group in of))
+        names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
         colors = {name: plt.get_cmap("cividis")(n / max(len(names) - 1, 1)) for n, name in enumerate(names)}
         for panel, (layer, groups) in zip(axes, self.groups.items()):
             rows = list(zip(*self.shares[layer]))
