@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from escnn.nn.modules.basismanager import basisexpansion_singleblock as shared
+from nonempty import each
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +87,7 @@ def owners(layer: nn.Module, parameter: nn.Parameter) -> list[int]:
     """The output field that each weight acts on, found by trying it alone."""
     field_of = torch.cat([torch.full((len(c),), f) for f, c in enumerate(fields(layer))])
     found = []
-    for kernel in unit_kernels(layer, parameter, range(parameter.numel())):
+    for kernel in each(unit_kernels(layer, parameter, range(parameter.numel()))):
         touched = field_of[kernel.flatten(1).abs().sum(1) > 1e-6].unique()
         assert len(touched) == 1
         found.append(int(touched))

@@ -7,6 +7,7 @@ import torch
 from escnn import gspaces
 from escnn.nn import FieldType, R2Conv
 from hypothesis import strategies as st
+from nonempty import each
 from tolerances import accumulated
 
 #: escnn samples its kernels in float32, which bounds every statement about them that is exact in theory.
@@ -200,7 +201,7 @@ def average(rows, in_type, out_type, character=None):
 def same_spans(apart, at_once):
     """Kernels split in two ways span the same, pathway by pathway; the orthonormal residual ones of the first."""
     assert list(apart) == list(at_once) and len(apart) > 1
-    for pathway, rows in apart.items():
+    for pathway, rows in each(apart.items()):
         assert rows.shape == at_once[pathway].shape
         if len(rows):
             assert outside(rows, at_once[pathway]) < SAMPLING, pathway

@@ -432,7 +432,9 @@ def memory():
     """Beside what the process takes before: tensors of the network, libraries, a batch. A smaller bound than one chunk needs comes
     first, and is refused."""
     model, batches = relax(Tutorial()), [images(16, 29)]
-    print("| memory (MiB) | what came | processor time (s) | process before, after (GiB) |", "|---|---|---|---|", sep="\n")
+    print(
+        "| memory (MiB) | what came | processor time (s) | process before, after (GiB) |", "|---|---|---|---|", sep="\n"
+    )
     for bound in (1200, 2300):
         evidence = Evidence(model, num_data=16, curvature=CurvatureSettings("auto", memory=bound))
         state = {k: v.clone() for k, v in model.state_dict().items()}

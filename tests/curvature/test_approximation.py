@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax import Evidence, RelaxError, fit, relax
@@ -140,7 +141,7 @@ def test_a_training_takes_it():
         torch.manual_seed(1)
         histories.append(fit(trained, data, curvature=kind, **options).evidences)
     assert len(histories[0]) == len(histories[1]) == 2
-    for (epoch, value), (other_epoch, other) in zip(*histories, strict=True):
+    for (epoch, value), (other_epoch, other) in each(zip(*histories, strict=True)):
         assert epoch == other_epoch and math.isclose(value, other, rel_tol=100 * ROUNDING)
 
 

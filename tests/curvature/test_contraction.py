@@ -6,6 +6,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 
 from escnn_relax.curvature.sums import contraction
 from escnn_relax.curvature.sums.contraction import contract
@@ -76,7 +77,7 @@ def blocks(make, space, dtype):
 @pytest.mark.parametrize(("make", "space"), CASES, ids=lambda c: getattr(c, "name", getattr(c, "__name__", "")))
 def test_equals_the_sum_over_components(make, space, dtype, average, monkeypatch):
     monkeypatch.setattr(contraction, "WORTHWHILE", 0)
-    for moments, block in blocks(make, space, dtype):
+    for moments, block in each(blocks(make, space, dtype)):
         expected = written_out(moments, block, average)
         error = (contract(moments, block, average) - expected).abs().max() / expected.abs().max()
         assert error < (EXACT if dtype == torch.float64 or average else LEFT_OUT), block.parameter

@@ -9,6 +9,7 @@ import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
@@ -38,7 +39,7 @@ def check(model, data=None):
     data = data or images()
     estimate, expected = Curvature(model, "categorical", "exact")(data), dense_ggn(model, data, "categorical")
     assert set(estimate.factors) == set(expected)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
     return estimate
 
@@ -206,7 +207,7 @@ def test_batch_normalisation(statistics):
     expand = Curvature(model, "categorical", "expand", normalisation=True)(data)
     assert exact.uncovered == {}
     expected = dense_ggn(model, data, "categorical")
-    for name, (factor,) in exact(data).factors.items():
+    for name, (factor,) in each(exact(data).factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
     diagonal = torch.cat([factor.dense().flatten() for factor in expand.factors["after.weight"]])
     assert len(diagonal) == 3 and (diagonal > 0).all()
@@ -282,7 +283,7 @@ def test_parameters_that_are_no_weights_of_their_layer(case):
         model.get_parameter(name).requires_grad_(False)
     expected = dense_ggn(model, data, "categorical")
     assert set(expected) == set(estimate.factors) > {"3.bias", "1.weight"}
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
 
 
@@ -375,7 +376,7 @@ def test_kronecker_factors_of_weights_used_several_times(approximation):
     ]
     rows = torch.cat([nn.functional.unfold(i.detach(), 3, padding=1) for i, _ in model.uses], dim=2).chunk(2, 1)
     columns = torch.stack([torch.cat([g.flatten(2) for g in of], dim=2) for of in reached]).chunk(2, 2)
-    for factor, a, s in zip(factors, rows, columns, strict=True):
+    for factor, a, s in each(zip(factors, rows, columns, strict=True)):
         if approximation == "reduce":
             a, s = a.mean(2, keepdim=True), s.sum(3, keepdim=True)
         A = torch.einsum("ndr,ner->de", a, a) / (len(a) * a.shape[2])
@@ -530,7 +531,7 @@ def test_a_batch_that_is_folded_into_rows():
 
     model, data = Folded().double(), images()
     expected = dense_ggn(model, data, "categorical")
-    for name, (factor,) in Curvature(model, "categorical", "exact")(data).factors.items():
+    for name, (factor,) in each(Curvature(model, "categorical", "exact")(data).factors.items()):
         assert (factor.dense() - expected[name]).norm() < 1e-10 * expected[name].norm()
 
 

@@ -9,6 +9,7 @@ import torch
 from curvature_oracles import Tensors, assembled, block_positions, dense_ggn, own_filters, rows_and_columns  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax.curvature.curvature import Curvature
@@ -117,7 +118,7 @@ def test_one_plain_layer_with_squared_error(case, approximation):
     size = 1 if case == "linear" else layer.in_channels
     data = regression(model, size)
     expected = dense_ggn(model, data, "gaussian")
-    for name, factors in Curvature(model, "gaussian", approximation)(data).factors.items():
+    for name, factors in each(Curvature(model, "gaussian", approximation)(data).factors.items()):
         sizes = [factor.dimension for factor in factors]
         positions = list(torch.arange(sum(sizes)).split(sizes))
         assert relative(assembled(factors, sum(sizes), positions), expected[name]) < ROUNDING, name

@@ -9,6 +9,7 @@ import torch
 from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax.curvature.curvature import Curvature
@@ -80,9 +81,9 @@ def test_one_layer_with_squared_error(case):
     exact = Curvature(model, "gaussian", "exact")(data)
     expand = Curvature(model, "gaussian", "expand")(data)
     assert set(exact.factors) == set(expand.factors) == set(expected)
-    for name, (factor,) in exact.factors.items():
+    for name, (factor,) in each(exact.factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
-        for block in expand.factors[name]:
+        for block in each(expand.factors[name]):
             where = torch.arange(len(expected[name])) if block.positions is None else block.positions.flatten()
             part = expected[name][where.unsqueeze(1), where]
             assert (block.dense() - part).norm() < ROUNDING * part.norm(), name
@@ -194,11 +195,11 @@ def test_eigenvalue_corrected_is_the_exact_diagonal_in_expands_basis():
     exact = Curvature(model, "categorical", "exact")(batch)
     expand = Curvature(model, "categorical", "expand")(batch)
     corrected = Curvature(model, "categorical", "eigenvalue-corrected")(batch)
-    for name in exact.factors:
+    for name in each(exact.factors):
         if name.endswith("bias"):
             continue
         H = exact.factors[name][0].dense()
-        for factor, kronecker in zip(corrected.factors[name], expand.factors[name], strict=True):
+        for factor, kronecker in each(zip(corrected.factors[name], expand.factors[name], strict=True)):
             assert isinstance(factor, EigenFactor) and isinstance(kronecker, KroneckerFactor)
             # up to what counts as equal, where another operator says which basis
             assert diagonalises(factor.U_A, kronecker.A, TOGETHER) and diagonalises(factor.U_B, kronecker.B, TOGETHER)
@@ -214,7 +215,7 @@ def test_eigenvalue_corrected_errs_upwards():
     exact = Curvature(model, "categorical", "exact")(batch)
     corrected = Curvature(model, "categorical", "eigenvalue-corrected")(batch)
     for delta in (1e-2, 1.0, 1e2):
-        for name in exact.factors:
+        for name in each(exact.factors):
             upper = (corrected.eigenvalues(name) + delta).log().sum()
             assert upper >= (exact.eigenvalues(name) + delta).log().sum() - 1e-9
 
@@ -256,7 +257,7 @@ def test_one_layer_may_mix_approximations(monkeypatch):
     assert set(kinds.values()) == {KroneckerFactor, DenseFactor}
     for kind, approximation in ((KroneckerFactor, "expand"), (DenseFactor, "exact")):
         alone = Curvature(model, "categorical", approximation)(batch)
-        for name in (n for n, k in kinds.items() if k is kind):
+        for name in each(n for n, k in kinds.items() if k is kind):
             assert torch.equal(mixed.eigenvalues(name), alone.eigenvalues(name))
 
 
@@ -287,7 +288,7 @@ def test_reduce_in_single_precision(seed):
     single = Curvature(model, "categorical", "reduce")([(x, y)])
     spectra = {name: single.eigenvalues(name) for name in single.factors}
     double = Curvature(model.double(), "categorical", "reduce")([(x.double(), y)])
-    for name, values in spectra.items():
+    for name, values in each(spectra.items()):
         largest = max(
             float(double.eigenvalues(n).max()) for n in spectra if n.split(".weights")[0] == name.split(".weights")[0]
         )

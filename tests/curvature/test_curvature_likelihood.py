@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from backpack.core.derivatives.crossentropyloss import CrossEntropyLossDerivatives
+from nonempty import each
 from torch import nn
 
 from escnn_relax.curvature.curvature import Curvature
@@ -38,7 +39,7 @@ def test_columns_are_a_root_of_the_hessian(name, space):
     columns = torch.stack(list(of.columns(output)))
     assert columns.shape[1:] == output.shape
     found = torch.einsum("cno,cnp->nop", columns.flatten(2), columns.flatten(2))
-    for index in range(len(output)):
+    for index in each(range(len(output))):
         expected = torch.autograd.functional.hessian(
             lambda f: of.loss(f.view_as(output[:1]), target[index : index + 1]), output[index].flatten()
         )
@@ -120,7 +121,7 @@ def test_spatial_outputs_of_a_network(name):
     found = Curvature(model, of, "exact")([(x, target)])
     assert found.num_outputs == 27
     parameters = dict(model.named_parameters())
-    for key, (factor,) in found.factors.items():
+    for key, (factor,) in each(found.factors.items()):
         expected = torch.zeros(parameters[key].numel(), parameters[key].numel()).double()
         for one, y in zip(x.split(1), target.split(1)):
 

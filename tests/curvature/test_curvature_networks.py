@@ -8,6 +8,7 @@ import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 from tolerances import accumulated, autocast_curvature
 from torch import nn
 
@@ -156,7 +157,7 @@ def check(model, batch):
     odd = {n: why for n, why in curvature.uncovered.items() if "architecture" not in why}
     estimate, expected = curvature(batch), dense_ggn(model, batch, "categorical")
     assert odd == {} and set(estimate.factors) == set(expected) - set(curvature.uncovered)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         scale = expected[name].norm()
         assert (factor.dense() - expected[name]).norm() < ROUNDING * scale and scale > 0, name
 
@@ -194,7 +195,7 @@ def test_layer_before_an_escnn_nonlinearity(case):
     batch = data()
     estimate, expected = Curvature(model, "categorical", "exact")(batch), dense_ggn(model, batch, "categorical")
     assert set(estimate.factors) == set(expected)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         tolerance = SINGLE if case == "gates" else ROUNDING
         assert (factor.dense() - expected[name]).norm() < tolerance * expected[name].norm(), name
 
@@ -211,7 +212,7 @@ def test_forward_pass_in_half_precision(case):
         estimate = Curvature(model.float(), "categorical", "exact")(low)
     tolerance = autocast_curvature(torch.bfloat16, 4)
     wrong, apart = dense_ggn(shaken(model.double()), batch, "categorical"), []
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         H = factor.dense()
         assert H.dtype == torch.float64
         assert 1e-6 < (H - expected[name]).norm() / expected[name].norm() < tolerance, name

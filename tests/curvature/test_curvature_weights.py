@@ -11,6 +11,7 @@ import torch
 from curvature_oracles import own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax import Batches, Evidence, relax
@@ -99,7 +100,7 @@ def test_outputs_apart_and_masks_of_outputs():
     repeated = [(x.repeat_interleave(TIMES, 0), y.repeat_interleave(TIMES, 0))]
     masks = TIMES.double().unsqueeze(1).expand(N, 3)
     found, expected = (Curvature(model, Gaussian(), "expand", apart=True)(d) for d in (weighted(x, y, masks), repeated))
-    for one, other in zip(found.outputs, expected.outputs, strict=True):
+    for one, other in each(zip(found.outputs, expected.outputs, strict=True)):
         assert apart(one.factors, other.factors) < 100 * ROUNDING
 
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from nonempty import each
 from planted_symmetries import PLANTED, Images, blobs
 from test_symmetry_test import C4, C8, Net, loader, pictures
 from torch import nn
@@ -63,7 +64,7 @@ def measured(data, groups, **options):
 def test_effects_do_not_depend_on_the_groups():
     data = pictures(1200, "C2", 1)
     few, many = (measured(data, groups) for groups in (30, 120))
-    for key in few:
+    for key in each(few):
         broken = key[1] == "irrep_2"
         assert few[key].broken == many[key].broken == broken
         if broken:
@@ -82,7 +83,7 @@ def test_gains_against_the_curvature():
     torch.manual_seed(0)
     model = escnn_relax.relax(Net(C4, outputs=2, fields=1)).eval()
     weights = {k: v.detach() for k, v in model.named_parameters()}
-    for (layer, pathway), test in found.items():
+    for (layer, pathway), test in each(found.items()):
         key = f"{layer}.weights.{pathway}"
 
         def outputs(flat, key=key):
@@ -94,9 +95,9 @@ def test_gains_against_the_curvature():
         hessian = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
         values, basis = torch.linalg.eigh(torch.einsum("ncp,ncd,ndq->pq", jacobian, hessian, jacobian))
         values = values.clamp(min=0)
-        each = torch.einsum("ncp,nc->np", jacobian, p - nn.functional.one_hot(y, 2))
-        dispersion = float(each.square().sum() / values.sum())
-        q = (basis.T @ each.sum(0)).square() / dispersion
+        of_sample = torch.einsum("ncp,nc->np", jacobian, p - nn.functional.one_hot(y, 2))
+        dispersion = float(of_sample.square().sum() / values.sum())
+        q = (basis.T @ of_sample.sum(0)).square() / dispersion
         grid = torch.linspace(-8, 12, 81, dtype=torch.float64).exp().view(-1, 1)
         gains = 0.5 * ((grid / (grid + values)).log() + q / (grid + values)).sum(1)
         assert test.over_dispersion == pytest.approx(dispersion, rel=0.3)
@@ -168,7 +169,7 @@ def test_the_same_batches_with_numbers_and_without():
     twice.generator.manual_seed(0)
     again, numbers = number_samples(twice)
     names = []
-    for (x, y), (wanted, _) in zip(again, plain, strict=True):
+    for (x, y), (wanted, _) in each(zip(again, plain, strict=True)):
         assert torch.equal(x, wanted) and [number[1] for _, number in numbers.last] == y.tolist()
         names += [number for _, number in numbers.last]
     assert len(set(names)) == 10 and number_samples(plain) == (plain, None)

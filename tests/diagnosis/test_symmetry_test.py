@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from scipy.stats import binom, kstest
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -352,7 +353,7 @@ def test_no_path_to_the_output_is_not_testable():
     with torch.no_grad():
         model.last.weights.zero_()
     found = symmetry_test(model, loader(pictures(600)), progress=False)
-    for t in found.tests:
+    for t in each(found.tests):
         assert t.testable == (t.layer == "last") and (t.testable or "path" in t.reason)
 
 

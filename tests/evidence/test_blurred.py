@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from nonempty import each
 import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need what it brings
 from escnn import gspaces
 from escnn import nn as enn
@@ -75,7 +76,7 @@ def test_a_process_in_the_plane_is_not_called_less_than_it_may_be(wind, kind, sm
     found = learned(30.0, wind)
     assert named(found, kind, 30.0)
     assert found.subgroup.name.split("_")[0] in (kind, smaller)
-    for h in found.blurred:  # what would be a wrong name without
+    for h in each(found.blurred):  # what would be a wrong name without
         assert h in found.candidates and found.costs[h.name] > 5
         assert min(c for n, c in found.costs.items() if n != h.name) > 20 * found.costs[h.name]
     assert found.subgroup.name.split("_")[0] == kind or found.blurred and "cannot tell" in found.doubts[0]

@@ -9,6 +9,7 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from evidence_cases import loader, network
+from nonempty import each
 from torch import nn
 
 from escnn_relax import Evidence, fit, relax
@@ -87,7 +88,7 @@ def test_bad_data_leaves_everything_as_it_was(case):
     before = evidence.state_dict()
     with pytest.raises(error, match=message):
         evidence.refresh(data())
-    for n, t in model.state_dict().items():
+    for n, t in each(model.state_dict().items()):
         assert torch.equal(t, state[n]) or (t.isnan().all() and state[n].isnan().all())
     assert str(evidence.state_dict()) == str(before)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from evidence_cases import LIKELIHOODS, dataset, loader, network
+from nonempty import each
 from torch.utils.data import DataLoader
 
 from escnn_relax import Evidence, report
@@ -36,7 +37,7 @@ def test_gradient_equals_finite_differences(likelihood, curvature, temperature):
         evidence.log_precision, evidence.log_noise = saved
         return total
 
-    for name, slope in gradient.items():
+    for name, slope in each(gradient.items()):
         difference = (moved(name, step) - moved(name, -step)) / (2 * step)
         assert math.isclose(slope, difference, rel_tol=FINITE_DIFFERENCE, abs_tol=1e-6), name
 
@@ -137,7 +138,7 @@ def test_the_model_is_left_as_it_was():
     assert {n: p.requires_grad for n, p in model.named_parameters()} == asked
     assert {n: m.training for n, m in model.named_modules()} == modes
     assert {n: set(vars(m)) for n, m in model.named_modules()} == attributes
-    for n, p in model.named_parameters():
+    for n, p in each(model.named_parameters()):
         assert (p.grad is None and gradients[n] is None) or torch.equal(p.grad, gradients[n])
 
 

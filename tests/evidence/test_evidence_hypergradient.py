@@ -7,6 +7,7 @@ import torch
 from curvature_oracles import own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,9 +69,9 @@ def test_hypergradient_equals_finite_differences(likelihood, curvature):
     model, evidence, loader = setting(likelihood, curvature, noise=noise, num_data=15)
     parameters = [model.slope, model.mixing, model.first.weights["irrep_1"], model.second.weights, model.first.bias]
     gradients = evidence.hypergradient(loader, parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter, gradient in each(zip(parameters, gradients, strict=True)):
         assert gradient.shape == parameter.shape
-        for index in range(min(2, parameter.numel())):
+        for index in each(range(min(2, parameter.numel()))):
             expected = difference(evidence, loader, parameter, index)
             assert abs(float(gradient.view(-1)[index]) - expected) < FINITE_DIFFERENCE * max(1.0, abs(expected))
 

@@ -10,6 +10,7 @@ import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.distributions import MultivariateNormal
 from torch.utils.data import DataLoader, TensorDataset
@@ -119,9 +120,9 @@ def test_equal_noises_are_one_noise():
     for curvature in ("expand", "reduce", "exact", "diagonal", "auto"):
         model, loader = network(), images()
         alone = Evidence(model, "gaussian", curvature, noise=NoiseSettings(log_noise=-0.3, temperature=0.7))
-        each = Evidence(model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=-0.3, temperature=0.7))
-        assert math.isclose(each.refresh(loader).total, alone.refresh(loader).total, rel_tol=ROUNDING)
-        slopes = [g for n, g in each.gradient().items() if n.startswith("log_noise")]
+        apart = Evidence(model, "gaussian", curvature, noise=NoiseSettings("output", log_noise=-0.3, temperature=0.7))
+        assert math.isclose(apart.refresh(loader).total, alone.refresh(loader).total, rel_tol=ROUNDING)
+        slopes = [g for n, g in apart.gradient().items() if n.startswith("log_noise")]
         assert len(slopes) == 3 and math.isclose(sum(slopes), alone.gradient()["log_noise"], rel_tol=1e-8)
 
 
@@ -167,7 +168,7 @@ def test_blocks_of_a_network_are_weighted_sums_over_outputs(count):
             return self.net(x) / torch.tensor(LOG_NOISE, dtype=torch.float64).exp()
 
     expected = dense_ggn(Divided(), data, "gaussian")
-    for name, (factor,) in evidence.estimate.factors.items():
+    for name, (factor,) in each(evidence.estimate.factors.items()):
         H = expected[f"net.{name}"]
         assert (evidence.scale * factor.dense() - H).norm() < ROUNDING * H.norm(), name
         values = torch.linalg.eigvalsh(H).clamp(min=0)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from evidence_cases import loader, network
+from nonempty import each
 
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError, CoverageError
@@ -21,7 +22,7 @@ def test_tied_precisions_move_together_to_their_own_optimum():
         evidence.step(1)
     gradient = evidence.gradient()
     assert set(evidence.prior.groups) == {"first", "second", "linear"}
-    for members in evidence.prior.groups.values():
+    for members in each(evidence.prior.groups.values()):
         assert len(members) > 1 and len({evidence.log_precision[n] for n in members}) == 1
         assert abs(sum(gradient[n] for n in members)) < 1e-6 < max(abs(gradient[n]) for n in members)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from test_subgroup_cost import Map, at_the_mode, demanding, linear, log_evidence, planar, precisions
 from scipy.optimize import minimize
 from torch import nn
@@ -48,7 +49,7 @@ def test_exact_for_linear_models(make, name):
         arguments = symmetry, evidence.estimate.factors, evidence.log_precision, evidence.scale
         coupled, apart = Demands(*arguments, joint=joint), Demands(*arguments)
         assert coupled.coupled and not apart.coupled
-        for kept in list(subgroups(symmetry.layer.space))[1:]:
+        for kept in each(list(subgroups(symmetry.layer.space))[1:]):
             wanted = log_evidence(X, y, demanding(model, kept, delta), 0.3) - free
             assert coupled.gain(kept) == pytest.approx(wanted, abs=EXACT, rel=EXACT), kept.name
             off.append(abs(apart.gain(kept) - wanted))

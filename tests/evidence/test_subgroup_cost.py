@@ -7,6 +7,7 @@ import pytest
 import torch
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 from scipy.optimize import minimize
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -160,7 +161,7 @@ def test_gain_is_the_difference_of_two_evidences(make, name, curvature):
         "the Laplace approximation is exact here"
     )
     symmetry = KernelSymmetry(model.layer, "layer")
-    for kept in subgroups(model.layer.space):
+    for kept in each(subgroups(model.layer.space)):
         demanded = log_evidence(X, y, demanding(model, kept, delta), 0.3)
         gain = gain_of_demanding(kept, symmetry, evidence.estimate.factors, evidence.log_precision, evidence.scale)
         assert gain == pytest.approx(demanded - free, rel=1e-5, abs=EXACT * abs(free)), kept.name
@@ -224,7 +225,7 @@ def test_margins_are_differences_of_evidences_on_the_data(make, name):
     assert found.subgroup.name == planted.name and found.gain > -INDIFFERENT and found.larger
     delta = precisions(model, evidence)
     of = {h.name: log_evidence(X, y, demanding(model, h, delta), noise) for h in (planted, *found.larger)}
-    for larger, cost in found.costs.items():
+    for larger, cost in each(found.costs.items()):
         assert cost == pytest.approx(of[planted.name] - of[larger], rel=1e-4, abs=1e-3) and cost > 10
     assert found.margin == min(found.costs.values())
     # the broken twin: other precisions give other margins

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from nonempty import each
 from planted_data import filtered, plane_type, space_of
 from test_subgroup_cost import CASES, Map, at_the_mode, demanding, linear, log_evidence, planar, precisions
 from test_joint_curvature import EXACT, few, half_seen
@@ -41,7 +42,7 @@ def test_gains_off_the_mode(make, name, curvature):
     delta, off = precisions(model, evidence), []
     free = log_evidence(X, y, torch.diag(1 / delta), 0.3)
     arguments = KernelSymmetry(model.layer, "layer"), evidence.estimate.factors, evidence.log_precision, evidence.scale
-    for kept in list(subgroups(model.layer.space))[1:]:
+    for kept in each(list(subgroups(model.layer.space))[1:]):
         wanted = log_evidence(X, y, demanding(model, kept, delta), 0.3) - free
         gain = Demands(*arguments, slopes=slopes).gain(kept)
         assert gain == pytest.approx(wanted, rel=1e-5, abs=1e-6 * abs(free)), kept.name
@@ -59,7 +60,7 @@ def test_coupled_gains_off_the_mode(make, name):
     free = log_evidence(X, y, torch.diag(1 / delta), 0.3)
     arguments = KernelSymmetry(model.layer, "layer"), evidence.estimate.factors, evidence.log_precision, evidence.scale
     joint = JointCurvature(evidence, data)
-    for kept in list(subgroups(model.layer.space))[1:]:
+    for kept in each(list(subgroups(model.layer.space))[1:]):
         wanted = log_evidence(X, y, demanding(model, kept, delta), 0.3) - free
         assert Demands(*arguments, joint=joint, slopes={}).gain(kept) == pytest.approx(wanted, abs=EXACT, rel=EXACT), (
             kept.name
@@ -89,8 +90,8 @@ def test_a_slope_is_a_step_from_the_mode(curvature):
     layer, x = planar("C4")
     model, evidence, *_ = at_the_mode(layer, x, curvature)
     count = 0
-    for factors in evidence.estimate.factors.values():
-        for factor in factors:
+    for factors in each(evidence.estimate.factors.values()):
+        for factor in each(factors):
             H = factor.dense().double()
             w, r = torch.randn(2, len(H), dtype=torch.float64) * torch.tensor([[1.0], [30.0]])
             mode = w - torch.linalg.solve(2.0 * H + math.exp(0.3) * torch.eye(len(H)), r)
@@ -116,7 +117,7 @@ def test_slopes_of_a_training():
     assert found is not None and set(found) == set(evidence.log_precision)
     model.zero_grad()
     (len(x) * evidence.loss(model(x), y)).backward()
-    for name, slope in found.items():
+    for name, slope in each(found.items()):
         wanted = model.get_parameter(name).grad.double()
         assert float((slope - wanted).norm()) < 1e-4 * float(wanted.norm()) and float(wanted.norm()) > 1
     # what one Newton step would gain, by the dense blocks

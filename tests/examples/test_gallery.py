@@ -13,6 +13,7 @@ import matplotlib
 import pytest
 import torch
 from fields import SINGLE
+from nonempty import each
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -52,7 +53,7 @@ def layers(*energies):
 def refuses(check, right, **wrong):
     """The claims hold for ``right``, a list of arguments, and fail for each change of its first argument."""
     check(*right)
-    for key, value in wrong.items():
+    for key, value in each(wrong.items()):
         changed = copy.deepcopy(right[0])
         changed[key] = value
         with pytest.raises(AssertionError):
@@ -169,7 +170,7 @@ def test_training_loops_are_one(examples, tmp_path):
         model = relax(DigitNet(10, fields=1))
         results[loop.__name__] = loop(model, short.loader(), short.evidence_loader(100), example.FIRST + 2)
     by_fit, *others = results.values()
-    for evidence, losses in others:
+    for evidence, losses in each(others):
         assert losses == by_fit[1] and evidence.log_precision == by_fit[0].log_precision
     example.draw(results, tmp_path / "loops.png")
     next(others[0][0].model.parameters()).data.add_(1e-6)

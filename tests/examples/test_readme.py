@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nonempty import each
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "examples" / "site"
@@ -62,7 +63,7 @@ def test_page_runs_and_prints_what_it_says(page):
     outputs = printed(page)
     expected = [text for _, text in blocks(page)]
     assert len(outputs) == len(expected) > 0
-    for output, text in zip(outputs, expected):
+    for output, text in each(zip(outputs, expected, strict=True)):
         assert text is None or words(output) == words(text)
 
 

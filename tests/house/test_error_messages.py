@@ -9,6 +9,7 @@ import pytest
 import torch
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 import escnn_relax
@@ -87,9 +88,9 @@ def test_nothing_else_is_raised_for_users():
         "symmetry/kernels/kernel_cache.py",
         "symmetry/groups/subgroup_embedding.py",
     }  # as escnn's own groups do, or caught where they arise
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in each(sorted(PACKAGE.rglob("*.py"))):
         where = str(path.relative_to(PACKAGE))
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in each(ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
             assert not isinstance(node, ast.Assert), f"{where}:{node.lineno}"
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
                 name = node.exc.func.id

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nonempty import each
 from scipy.spatial.transform import Rotation
 
 from escnn_relax import _escnn, _wigner
@@ -127,7 +128,7 @@ def test_wigner_matrices_are_those_of_lie_learn():
     if theirs is _wigner.wigner_D_matrix:
         pytest.skip("lie_learn cannot be imported here")
     for degree in range(13):
-        for angles in np.random.RandomState(degree).uniform(-7, 7, (3, 3)):
+        for angles in each(np.random.RandomState(degree).uniform(-7, 7, (3, 3))):
             np.testing.assert_allclose(_wigner.wigner_D_matrix(degree, *angles), theirs(degree, *angles), atol=1e-12)
 
 
@@ -224,7 +225,7 @@ def test_clebsch_gordan_coefficients_are_read_from_disk_once(monkeypatch):
     assert _escnn.keep_clebsch_gordan() and not _escnn.keep_clebsch_gordan()
     ids = [psi.id for psi in group.irreps()]
     for _ in range(3):
-        for j in ids:
+        for j in each(ids):
             found = group._clebsh_gordan_coeff((1, 1), (1, 1), j)
             assert np.array_equal(found, reader((1, 1), (1, 1), j, "DihedralGroup", N=4)) and not found.flags.writeable
     assert len(asked) == len(ids) == 5
@@ -252,7 +253,7 @@ def test_clebsch_gordan_coefficients_intertwine(degrees):
     assert found.shape == (2 * m + 1, 2 * n + 1, 1, 2 * j + 1) and not found.flags.writeable
     columns = found.reshape(-1, 2 * j + 1)
     assert np.allclose(columns.T @ columns, np.eye(2 * j + 1), atol=1e-12)
-    for g in rotations(group, 3):
+    for g in each(rotations(group, 3)):
         both = np.kron(group.irrep(m)(g), group.irrep(n)(g))
         assert np.allclose(both @ columns, columns @ group.irrep(j)(g), atol=1e-12)
         if j:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 
 from escnn_relax import Evidence, relax, report, survivors
 from escnn_relax.evidence.verdicts import survivors as survival
@@ -35,7 +36,7 @@ def test_numbers_are_consistent():
     assert sum(p.energy for p in layer.pathways) == pytest.approx(1, abs=1e-3)
     assert layer.breaking_energy == pytest.approx(sum(p.energy for p in layer.pathways if p.breaks))
     assert sum(p.share for p in layer.pathways) == pytest.approx(1)
-    for p in layer.pathways:
+    for p in each(layer.pathways):
         assert 0 <= p.fraction <= 1 and p.effective_dimension == pytest.approx(p.fraction * p.dimension)
         key = f"convolution.weights.{p.name}"
         assert p.log_precision == pytest.approx(evidence.log_precision[key])

@@ -10,6 +10,7 @@ import torch
 from curvature_oracles import Tensors, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from tolerances import accumulated
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -89,7 +90,7 @@ def test_a_bias_of_each_site_keeps_a_pathway_alive(pathways):
     forced, done = harden(model, energy=0.99, return_report=True)
     assert not translation_layers(forced) and distance(forced, model, x) > 0.05
     assert len(done) == len(translation_layers(model)) > 0
-    for record, layer in zip(done, translation_layers(model)):
+    for record, layer in each(zip(done, translation_layers(model), strict=True)):
         assert record.removed_energy == pytest.approx(layer.breaking_energy) and record.removed_energy > 0.01
 
 
@@ -315,7 +316,7 @@ def test_biases_start_as_breaking_and_the_convolution_has_its_share():
         gammas, sizes = evidence.effective_dimension(), {n: p.numel() for n, p in model.named_parameters()}
         seen = next(layer for layer in report(model, evidence, subgroups=False).layers if layer.name == "0.net.0")
         expected = {}
-        for pathway in seen.pathways:
+        for pathway in each(seen.pathways):
             prefix = "0.net.0." + ("convolution." if pathway.name == "convolution" else f"sites.{pathway.name}.")
             own = [n for n in gammas if n.startswith(prefix) and not n.endswith("bias")]
             expected[pathway.name] = sum(gammas[n] for n in own) / sum(sizes[n] for n in own)

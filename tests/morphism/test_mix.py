@@ -10,6 +10,7 @@ from curvature_oracles import Tensors, assembled, block_positions, dense_ggn, ow
 from escnn import gspaces
 from escnn import nn as enn
 from fields import SINGLE, distance, field_type
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -196,7 +197,7 @@ def test_factors_equal_the_dense_gauss_newton_matrix(approximation, options):
     model, layer, data = one_layer(**options)
     estimate, expected = Curvature(model, "gaussian", approximation)(data), dense_ggn(model, data, "gaussian")
     assert set(estimate.factors) == set(expected) and "net.weights.C4" in expected and "net.bias" in expected
-    for name, factors in estimate.factors.items():
+    for name, factors in each(estimate.factors.items()):
         parameter, size = model.get_parameter(name), len(expected[name])
         places = [torch.arange(size)] if factors[0].dimension == size else block_positions(layer, parameter)
         found = assembled(factors, size, places)
@@ -249,9 +250,9 @@ def test_the_evidence_differentiates_architecture_weights(curvature):
     )
     parameters = [model.first.alpha, model.second.alpha]
     gradients = evidence.hypergradient(loader, parameters)
-    for parameter, gradient in zip(parameters, gradients):
+    for parameter, gradient in each(zip(parameters, gradients, strict=True)):
         assert abs(float(gradient.sum())) < 1e-8 * float(gradient.abs().max())  # softmax: only differences count
-        for index in range(len(parameter)):
+        for index in each(range(len(parameter))):
             values = []
             for by in (1e-5, -1e-5):
                 parameter.data[index] += by

@@ -4,6 +4,7 @@ import pytest
 import torch
 from escnn import gspaces, nn
 from escnn.group import dihedral_group
+from nonempty import each
 
 from escnn_relax.errors import FieldTypeError, UnsupportedModuleError
 from escnn_relax.morphism.project import project
@@ -49,9 +50,9 @@ def test_projection_is_idempotent_and_undoes_restriction():
     for id in [(1, 2), (None, 1)]:
         back, done = project(restrict(net, id), like=net, return_report=True)
         assert all(r.lost < 1e-5 and r.lost_bias < 1e-5 for r in done) and len(done) == 2
-        for (name, a), (_, b) in zip(net.named_parameters(), back.named_parameters()):
+        for (name, a), (_, b) in each(zip(net.named_parameters(), back.named_parameters(), strict=True)):
             assert torch.allclose(a, b, atol=1e-4), name
-        for (name, a), (_, b) in zip(net[1].named_buffers(), back[1].named_buffers()):
+        for (name, a), (_, b) in each(zip(net[1].named_buffers(), back[1].named_buffers(), strict=True)):
             assert torch.equal(a, b), name
         x = TYPE(torch.randn(2, TYPE.size, 9, 9))
         assert torch.allclose(net.eval()(x).tensor, back.eval()(x).tensor, atol=1e-4)

@@ -10,6 +10,7 @@ from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
 from fields import SINGLE
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -155,7 +156,7 @@ def test_exact_blocks_are_those_of_the_gauss_newton_matrix(pathways):
     expected = dense_ggn(model, data, "gaussian")
     estimate = Curvature(model, "gaussian", "exact")(data)
     assert set(estimate.factors) == set(expected)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         assert (factor.dense() - expected[name]).norm() < EXACT * expected[name].norm(), name
 
 
@@ -171,7 +172,7 @@ def test_factors_have_the_size_of_one_group():
     estimate = Curvature(model, "gaussian")([(x, torch.zeros(6, 18).double())])
     U, V = estimate.factors["0.into.0.weight"], estimate.factors["0.onto.0.weight"]
     assert [(len(f.A), len(f.B)) for f in U] == 3 * [(16, 2)] and [(len(f.A), len(f.B)) for f in V] == 2 * [(3, 9)]
-    for channel, factor in enumerate(U):
+    for channel, factor in enumerate(each(U)):
         read = x[:, channel].flatten(1)
         assert (factor.A - read.T @ read / 6).abs().max() < EXACT
         # what is sent back to the hidden numbers of this input channel: V's columns
@@ -179,7 +180,7 @@ def test_factors_have_the_size_of_one_group():
         assert (factor.B - 6 * torch.diag(sent.square().sum(1))).abs().max() < EXACT
     hidden = torch.einsum("cox,ncx->onc", pathway.into[0].weight.squeeze(-1), x.flatten(2))
     hidden = hidden + pathway.into[0].bias[:, None, None]
-    for channel, factor in enumerate(V):
+    for channel, factor in enumerate(each(V)):
         assert (factor.A - hidden[channel].T @ hidden[channel] / 6).abs().max() < EXACT
         assert (factor.B - 6 * torch.eye(9)).abs().max() < EXACT
 
@@ -241,7 +242,7 @@ def test_sparse_convolution_has_exact_blocks(kept):
     data = [(x, torch.zeros_like(model(x)).detach())]
     expected = dense_ggn(model, data, "gaussian")
     estimate = Curvature(model, "gaussian", "exact")(data)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         assert (factor.dense() - expected[name]).norm() < EXACT * expected[name].norm(), name
 
 
@@ -266,7 +267,7 @@ def test_length_scales_have_the_gradient_of_the_evidence():
     evidence = Evidence(model, "gaussian", num_data=4, relaxed_only=False)
     assert {n for n in evidence.uncovered if "omega" in n} == {n for n, _ in model.named_parameters() if "omega" in n}
     found = evidence.hypergradient(loader, scales)
-    for p, gradient in zip(scales, found):
+    for p, gradient in each(zip(scales, found, strict=True)):
         values = []
         for shift in (1e-4, -1e-4):
             with torch.no_grad():

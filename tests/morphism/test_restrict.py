@@ -5,6 +5,7 @@ import torch
 from escnn import gspaces, nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nonempty import each
 
 from escnn_relax.morphism.restrict.network import restrict
 from escnn_relax.symmetry.equivariance.model_error import equivariance_error, grid_elements, kernel_equivariance_error
@@ -119,7 +120,7 @@ PLANAR_QUICK = [
 @pytest.mark.parametrize("space, id", PLANAR_QUICK, ids=lambda v: str(v).split("[")[0])
 def test_planar_pairs(space, id):
     kinds = (("irreps", 5), ("regular", 3)) if len(list(space.testing_elements)) <= 8 else (("irreps", 5),)
-    for kind, size in kinds:
+    for kind, size in each(kinds):
         check(space, id, fields(space, kind), fields(space, kind), size)
 
 

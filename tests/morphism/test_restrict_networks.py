@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from escnn import gspaces, nn
+from nonempty import each
 
 from escnn_relax.errors import UnsupportedModuleError
 from escnn_relax.morphism.restrict.relabel import Relabel
@@ -166,7 +167,7 @@ def check_depths(space, ladder, orders, widths, side, dtype, tolerance):
         for p in graded.train().parameters():
             p.normal_(std=0.2)
     assert distance(net.train()(x), graded(x)) > 0.1
-    for order, block in zip(orders, stages(graded)):
+    for order, block in each(zip(orders, stages(graded), strict=True)):
         assert block.in_type.fibergroup.order() == block.out_type.fibergroup.order() == order
         error = equivariance_error(block.eval(), size=5)
         assert error.exact and error.max < 1e-4

@@ -11,6 +11,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 import escnn_relax
@@ -31,7 +32,7 @@ def image(side=16, seed=0):
 def assert_same(a, b, *x):
     with torch.no_grad():
         y, z = a.eval()(*x), b.eval()(*x)
-    for p, q in zip(*(v if isinstance(v, tuple) else (v,) for v in (y, z))):
+    for p, q in each(zip(*(v if isinstance(v, tuple) else (v,) for v in (y, z)), strict=True)):
         assert float((p - q).norm() / p.norm()) < ROUNDING
 
 

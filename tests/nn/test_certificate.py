@@ -9,6 +9,7 @@ from escnn import gspaces, group
 from escnn import nn as enn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nonempty import each
 from torch import nn
 
 from escnn_relax import harden, relax, report
@@ -86,7 +87,7 @@ def test_never_below_the_exact_norm(name, kind, size, mode, seed):
     )
     found = certify(layer)
     assert found.elements and len(found.errors) == len(found.elements)
-    for g, own in list(zip(found.elements, found.errors))[:2]:
+    for g, own in each(list(zip(found.elements, found.errors))[:2]):
         error, norm = exact_error(layer, g, 5)
         assert error <= own.bound + EXACT * norm, (str(g), error, own)
         assert norm <= found.norm.bound * (1 + EXACT)
@@ -109,7 +110,7 @@ def test_never_below_the_exact_norm_at_length(name, ins, outs, size, mode, dilat
         fields(space, ins), fields(space, outs), size, padding=padding, padding_mode=mode, dilation=dilation
     )
     found = certify(broken(layer, seed))
-    for g, own in zip(found.elements, found.errors):
+    for g, own in each(zip(found.elements, found.errors, strict=True)):
         error, norm = exact_error(layer, g, side)
         assert error <= own.bound + EXACT * norm and norm <= found.norm.bound * (1 + EXACT)
 
@@ -120,7 +121,7 @@ def test_geometry(options):
     twice = enn.FieldType(space, 2 * [space.regular_repr])
     layer = broken(RelaxedR2Conv(twice, twice, 3, padding=options.get("dilation", 1), **options))
     found = certify(layer)
-    for g, own in zip(found.elements, found.errors):
+    for g, own in each(zip(found.elements, found.errors, strict=True)):
         error, norm = exact_error(layer, g, 7)
         assert 0.3 * error < own.reached and error <= own.bound and norm <= found.norm.bound
     assert found.bound <= 2 * found.norm.bound
@@ -133,7 +134,7 @@ def test_transposed(stride):
         RelaxedR2ConvTransposed(fields(space, "regular"), fields(space, "irreps"), 3, padding=1, stride=stride)
     )
     found = certify(layer)
-    for g, own in zip(found.elements, found.errors):
+    for g, own in each(zip(found.elements, found.errors, strict=True)):
         error, norm = exact_error(layer, g, 5)
         assert 0.3 * error < own.reached and error <= own.bound and norm <= found.norm.bound
 
@@ -149,7 +150,7 @@ def test_in_space_and_over_a_point():
     linear = broken(RelaxedLinear(*2 * (enn.FieldType(point, [point.regular_repr]),)))
     found = certify(linear)
     assert len(found.elements) == 5 and found.complete
-    for g, own in zip(found.elements, found.errors):
+    for g, own in each(zip(found.elements, found.errors, strict=True)):
         error, norm = exact_error(linear, g, 0)
         assert own.reached == pytest.approx(error, rel=1e-9) and error <= own.bound
     assert found.norm.reached == pytest.approx(norm, rel=1e-9)
@@ -206,7 +207,7 @@ def test_error_sources(name):
     assert len(off) == 3
     found = error_sources(layer, x, [quarter, *off])
     kernel = certify(layer).breaking.bound
-    for one in found:
+    for one in each(found):
         assert one.total <= one.interpolation + one.kernel + 1e-6
         shape = (layer.in_type.size, side, side)
         moves = [

@@ -16,6 +16,7 @@ from escnn import gspaces
 from escnn import nn as enn
 from escnn.group import cyclic_group, dihedral_group, o2_group, so2_group, so3_group
 from escnn.nn import init
+from nonempty import each
 
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR2ConvTransposed, RelaxedR3Conv, RelaxedR3ConvTransposed
 
@@ -90,7 +91,7 @@ def equivariant(layer, side=7, tolerance=ROUNDING):
         y = layer(x)
         scale = float(y.tensor.abs().max())
         assert scale > 0
-        for g in grid_elements(layer.in_type.gspace):
+        for g in each(grid_elements(layer.in_type.gspace)):
             moved = float((layer(x.transform(g)).tensor - y.transform(g).tensor).abs().max())
             assert moved < tolerance * max(scale, 1), f"{g}: {moved:.1e} of {scale:.1e}"
 

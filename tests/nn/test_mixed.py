@@ -11,6 +11,7 @@ import torch
 from escnn import gspaces, group
 from escnn.nn import FieldType, R2Conv, R2ConvTransposed, R3Conv
 from fields import SAMPLING, SINGLE, distance, field_type, image, kernels_of, outside, rank, space, turn
+from nonempty import each
 from tolerances import autocast
 from torch.nn import functional as F
 
@@ -75,7 +76,7 @@ def test_mixture_is_the_sum_of_layers_built_separately(ins, outs):
     """Each summand is given the filter of an escnn layer of H, on H's own gspace and the restricted types."""
     layer = mixed(ins=ins, outs=outs, size=5, subgroups=SIX, padding=2)
     x, total, seen = image(layer.in_type), 0.0, 0
-    for p, share in zip(layer.pathways, layer.kernel.shares.tolist()):
+    for p, share in each(zip(layer.pathways, layer.kernel.shares.tolist(), strict=True)):
         if p.name == "equivariant":
             types = layer.in_type, layer.out_type
         else:
@@ -125,7 +126,7 @@ def test_kernels_are_all_of_each_group_and_no_more():
     layer = mixed("C8", subgroups=[4, 2, 1], size=5, shake=False)
     assert layer.kernel.dimensions == {"equivariant": 88, "C4": 176, "C2": 352, "trivial": 704}
     rows = {n: r / layer.shares[n] for n, r in kernels_of(layer).items()}
-    for p in layer.pathways[1:]:
+    for p in each(layer.pathways[1:]):
         gram = rows[p.name] @ rows[p.name].T
         assert distance(gram, torch.eye(len(gram)).double()) < SAMPLING
         assert outside(rows["equivariant"], rows[p.name]) < SAMPLING
@@ -170,12 +171,12 @@ def test_each_summand_keeps_its_own_group_and_no_other(ins, outs):
     kept = {}
     for name in lattice:
         kernel, bias = layer.summand_parameters(name)
-        for other, h in lattice.items():
+        for other, h in each(lattice.items()):
             gap = kernel_gap(kernel, bias, layer.in_type, layer.out_type, h.elements)
             kept[name, other] = gap < SAMPLING
             assert gap < SAMPLING or gap > 0.05  # exact or plainly broken
-    for name, h in lattice.items():
-        for other, k in lattice.items():
+    for name, h in each(lattice.items()):
+        for other, k in each(lattice.items()):
             assert kept[name, other] == (k <= h)
 
 
@@ -185,7 +186,7 @@ def test_one_embedding_through_a_network():
     axes = [(0, 1), (1, 1), (2, 1), (3, 1)]
     first, second = (shaken(MixedR2Conv(a, fields, 3, padding=1, subgroups=axes)) for a in (gray, fields))
     x = torch.randn(2, 1, 7, 7)
-    for p in first.pathways[1:]:
+    for p in each(first.pathways[1:]):
         others = [q.name for q in first.pathways if q.name != p.name]
         one, two = first.without(*others), second.without(*others)
 
@@ -249,11 +250,11 @@ def test_linear():
     s = gspaces.no_base_space(group.dihedral_group(4))
     fields = FieldType(s, [s.regular_repr, s.irrep(1, 1)])
     layer = shaken(MixedLinear(fields, fields, subgroups=SIX))
-    for p in layer.pathways:
+    for p in each(layer.pathways):
         matrix, bias = (t.detach().double().numpy() for t in layer.summand_parameters(p.name))
         h = subgroup(s, p.subgroup if p.subgroup else (0, 4))
         dimension = 0.0
-        for e in h.elements:
+        for e in each(h.elements):
             rho = fields.representation(e)
             assert np.abs(rho @ matrix - matrix @ rho).max() < SAMPLING * np.abs(matrix).max()
             assert np.abs(rho @ bias - bias).max() < SAMPLING
@@ -283,7 +284,7 @@ def test_transposed(options):
     two = FieldType(space("D4"), 2 * [space("D4").regular_repr])
     layer = shaken(MixedR2ConvTransposed(two, two, 3, subgroups=SIX, **options))
     x, total = image(two), 0.0
-    for p in layer.pathways:
+    for p in each(layer.pathways):
         kernel, bias = layer.summand_parameters(p.name)
         total = total + layer.shares[p.name] * F.conv_transpose2d(x.tensor, kernel, bias, **options)
         elements = subgroup(layer.space, p.subgroup or (0, 4)).elements
@@ -388,7 +389,7 @@ def test_normalise_restores_every_norm_and_no_more():
     assert abs(float(layer.summand_parameters("C4")[0].norm()) / initial["C4"] - 1) > 0.1
     kernel = layer.expand_parameters()[0]
     assert layer.normalise() is layer and distance(layer.expand_parameters()[0], kernel) > 1e-3
-    for name, norm in initial.items():
+    for name, norm in each(initial.items()):
         assert abs(float(layer.summand_parameters(name)[0].norm()) / norm - 1) < 1e-5
         assert torch.allclose(layer.weights[name] / layer.weights[name].norm(), directions[name], atol=SINGLE)
     again = mixed(subgroups=SIX)
@@ -439,7 +440,7 @@ def test_nearest_summand_is_the_average_over_its_group(name):
     found = layer.nearest(p.name)
     kernel, bias = (t.detach() for t in layer.expand_parameters())
     wanted = average(kernel, bias, layer.in_type, layer.out_type, elements)
-    for ours, theirs in zip(found.expand_parameters(), wanted):
+    for ours, theirs in each(zip(found.expand_parameters(), wanted, strict=True)):
         assert distance(ours, theirs) < SAMPLING
     assert list(found.shares.values()) == [1.0]
     assert name == "trivial" or distance(found.expand_parameters()[0], kernel) > 1e-2
@@ -458,7 +459,7 @@ def test_nearest_of_several_groups():
     best = rows.T @ torch.linalg.lstsq(rows.T, kernel.unsqueeze(1), driver="gelsd").solution.squeeze()
     assert distance(found.expand_parameters()[0].flatten(), best) < SAMPLING
     everything = layer.nearest(*layer.shares)
-    for ours, theirs in zip(everything.expand_parameters(), layer.expand_parameters()):
+    for ours, theirs in each(zip(everything.expand_parameters(), layer.expand_parameters(), strict=True)):
         assert distance(ours, theirs) < ROUNDING
     for wrong in ([], ["C8"], ["C4", "C8"]):
         with pytest.raises(ArgumentError, match="some of the summands"):

@@ -22,6 +22,7 @@ from fields import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from nonempty import each
 from tolerances import autocast
 from torch.nn import functional as F
 
@@ -178,7 +179,7 @@ def test_equivariant_at_first_and_broken_by_a_residual(layer):
     x = image(in_type)
     elements = in_type.fibergroup.elements
     assert max(gap(relaxed, x, g) for g in elements) < EQUIVARIANT
-    for p in relaxed.pathways[1:]:
+    for p in each(relaxed.pathways[1:]):
         broken = randomise(copy.deepcopy(relaxed), p.name)
         assert max(gap(broken, x, g) for g in elements) > BROKEN
         assert 0 < broken.breaking_energy < 1

@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax import harden, relax
@@ -141,7 +142,7 @@ def test_curvature_equals_dense_gauss_newton(index, approximation):
         return float((estimate.eigenvalues(name).sort().values - expected).abs().max() / expected.max())
 
     worst = 0.0
-    for name, parameter in model.named_parameters():
+    for name, parameter in each(model.named_parameters()):
         rows = [torch.autograd.grad(o, parameter, retain_graph=True)[0].flatten() for o in output]
         dense = torch.stack(rows).T @ torch.stack(rows)
         expected = torch.linalg.eigvalsh(dense)

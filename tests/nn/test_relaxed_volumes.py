@@ -3,6 +3,7 @@
 import pytest
 import torch
 from escnn import gspaces, nn
+from nonempty import each
 
 from escnn_relax import Evidence, relax
 
@@ -67,7 +68,7 @@ def check(space, fields, steps, deep=False):
     evidence.step()
     moved = {name: float(value) for name, value in evidence.log_precision.items()}
     assert moved != started and all(torch.isfinite(torch.tensor(v)) for v in moved.values())
-    for layer in relaxed.steerable():
+    for layer in each(relaxed.steerable()):
         assert 0 <= layer.breaking_energy < 1
         fractions = layer.effective_dimension / torch.tensor([layer.kernel.dimensions[p.name] for p in layer.pathways])
         assert bool(((fractions >= 0) & (fractions <= 1)).all())

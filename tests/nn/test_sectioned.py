@@ -7,6 +7,7 @@ import torch
 from escnn import gspaces
 from escnn.nn import FieldType, R2Conv
 from fields import ROUNDING, distance, field_type, kernels_of, randomise, space
+from nonempty import each
 
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.kernels import sectioned
@@ -110,9 +111,9 @@ def test_layers_expand_as_the_dense_ones_do(name, monkeypatch):
     assert not any(isinstance(m, SectionedBasis) for m in dense.modules())
     rows, expected = kernels_of(apart), kernels_of(dense)
     assert torch.equal(rows["equivariant"], expected["equivariant"])
-    for pathway in rows:
+    for pathway in each(rows):
         assert distance(rows[pathway], expected[pathway]) < LEFT_OUT
-        for a, b in zip(apart.kernel.blocks[pathway], dense.kernel.blocks[pathway]):
+        for a, b in each(zip(apart.kernel.blocks[pathway], dense.kernel.blocks[pathway], strict=True)):
             assert a == b and distance(apart.kernel.basis(a), dense.kernel.basis(b)) < LEFT_OUT
     randomise(apart)
     dense.weights.load_state_dict(apart.weights.state_dict())

@@ -10,6 +10,7 @@ import torch
 from curvature_oracles import Tensors, dense_ggn, own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -169,7 +170,7 @@ def test_blocks_are_exact_and_the_evidence_gives_each_a_precision():
     expected = dense_ggn(model, data, "gaussian")
     estimate = Curvature(model, "gaussian", "exact")(data)
     assert set(estimate.factors) == set(expected)
-    for name, (factor,) in estimate.factors.items():
+    for name, (factor,) in each(estimate.factors.items()):
         assert (factor.dense() - expected[name]).norm() < EXACT * expected[name].norm(), name
     evidence = Evidence(model, "gaussian", num_data=3)
     assert not evidence.uncovered

@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from scipy.ndimage import map_coordinates
 
 from escnn_relax import Evidence, harden, mix, relax, report
@@ -88,7 +89,7 @@ def test_projection_is_the_average_over_the_group(kind):
     layer = made(kind)
     randomise(layer)
     kernel, symmetry = dense(layer), KernelSymmetry(layer)
-    for kept in subgroups(layer.space):
+    for kept in each(subgroups(layer.space)):
         average = sum(moved(kernel, layer, g) for g in kept.elements) / kept.order
         found = symmetry.projected_weights(kept)
         ours = layer.kernel({n: w.to(layer.weights[n]) for n, w in found.items()}).detach().double().view(kernel.shape)
@@ -102,7 +103,7 @@ def test_stabiliser_is_the_largest_subgroup_that_moves_nothing(kind):
     layer = made(kind)
     group = list(subgroups(layer.space))
     planted = group[:: 1 + len(group) // 4]
-    for number, kept in enumerate(planted):
+    for number, kept in enumerate(each(planted)):
         randomise(layer, number)
         parts = KernelSymmetry(layer).projected_weights(kept)
         with torch.no_grad():

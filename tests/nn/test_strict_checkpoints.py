@@ -11,6 +11,7 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from escnn.group import cyclic_group
+from nonempty import each
 
 import escnn_relax
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
@@ -102,7 +103,7 @@ def test_the_equivariant_part_goes_back(training):
     relaxed = randomise(escnn_relax.relax(network()), 3)
     strict = network().train(training)
     strict.load_state_dict(escnn_relax.equivariant_state(relaxed, like=strict))
-    for layer, plain in zip(relaxed, strict):
+    for layer, plain in each(zip(relaxed, strict, strict=True)):
         assert torch.equal(layer.weights["equivariant"], plain.weights)
         for p in layer.pathways:
             if p.breaks:

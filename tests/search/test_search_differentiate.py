@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 import torch
 from fields import SINGLE, distance
+from nonempty import each
 from search_cases import SmallNet, accuracy, loader, turned_bars
 from torch import nn
 
@@ -59,7 +60,7 @@ def test_history_by_layer_and_step():
     history = result.history
     assert history.steps == (0, 4, 6, 8, 12)  # every fourth, and the end of each epoch of 6
     assert history.groups == {"first": ("C4", "C2", "trivial"), "second": ("C4", "C2", "trivial")}
-    for layer, of in history.shares.items():
+    for layer, of in each(history.shares.items()):
         assert len(of) == len(history.steps) and all(abs(sum(s) - 1) < 1e-6 for s in of)
         assert of[0] == pytest.approx((1 / 3,) * 3) and max(abs(a - b) for a, b in zip(of[0], of[-1])) > 1e-3
         last = result.mixture.get_submodule(layer).shares.values()
@@ -122,7 +123,7 @@ def test_retraining_starts_from_the_initial_weights_with_frozen_shares():
     for name in ("first", "second"):
         layer, mixture = result.model.get_submodule(name), result.mixture.get_submodule(name)
         assert not layer.alpha.requires_grad
-        for p in layer.pathways:
+        for p in each(layer.pathways):
             assert torch.allclose(layer.weights[p.name], model.get_submodule(name).weights[p.name], atol=SINGLE)
         ratio = torch.tensor([mixture.shares[p.name] for p in layer.pathways])
         assert torch.allclose(layer.kernel.shares, ratio / ratio.sum(), atol=SINGLE)
@@ -268,7 +269,7 @@ def test_what_discretising_costs_is_said():
         result = differentiate(model, data, held_out, **{**options, "epochs": 6, "architecture_lr": 0.0, "lr": 0.02})
     assert set(result.architecture.values()) == {"C4"}
     x, y = (torch.cat(parts) for parts in zip(*held_out))
-    for searched, value in zip((result.mixture, result.model), result.losses):
+    for searched, value in each(zip((result.mixture, result.model), result.losses, strict=True)):
         with torch.no_grad():
             expected = nn.functional.cross_entropy(copy.deepcopy(searched).eval()(x), y)
         assert abs(value - float(expected)) < 1e-5

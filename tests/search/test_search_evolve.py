@@ -21,6 +21,7 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from fields import distance
+from nonempty import each
 from search_cases import (
     SmallNet, accuracy, loader, nan_for_c2, negative_parameters, not_a_number, text, turned_bars,
 )  # fmt: skip
@@ -217,7 +218,7 @@ def test_records():
         kept = sorted((one for one in born if one.survived), key=lambda one: (-one.score, one.id))
         assert len(kept) == min(2, len(born))
         assert min(one.score for one in kept) >= max((one.score for one in born if not one.survived), default=0)
-    for one in result.individuals[1:]:
+    for one in each(result.individuals[1:]):
         parent = by_id[one.parent]
         assert parent.generation == one.generation - 1 and parent.survived
         assert one.genome in [g for g, _ in Ladder(C4).children(parent.genome)]
@@ -236,7 +237,7 @@ def test_records():
 def test_pareto_front_by_brute_force():
     draw = random.Random(1)
     points = [(n, draw.randrange(5), draw.randrange(5)) for n in range(40)] + [(40, math.nan, 0)]
-    for id, value, cost in points[:-1]:
+    for id, value, cost in each(points[:-1]):
         beaten = any((v > value and c <= cost) or (v >= value and c < cost) for _, v, c in points[:-1])
         assert (id in pareto_front(points)) != beaten
     assert 40 not in pareto_front(points)

@@ -7,6 +7,7 @@ import torch
 from escnn import gspaces, nn
 from escnn.nn import FieldType
 from fields import ROUNDING, SAMPLING, distance, kernels_of, outside, randomise, same_spans, space
+from nonempty import each
 from tolerances import accumulated
 
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
@@ -136,7 +137,7 @@ def test_layers_have_the_same_kernels(monkeypatch, name):
     assert distance(composed.expand_parameters()[0], dense.expand_parameters()[0]) < SINGLE
     mine, theirs = kernels_of(composed), kernels_of(dense)
     assert list(mine) == list(theirs)
-    for pathway, rows in mine.items():
+    for pathway, rows in each(mine.items()):
         assert outside(rows, theirs[pathway]) < SAMPLING, pathway
 
 
@@ -203,7 +204,7 @@ def test_mixtures_have_the_same_groups(monkeypatch, name, ids):
     assert any(isinstance(m, ComposedBasis) for m in composed.modules())
     assert list(composed.weights) == list(dense.weights) and composed.kernel.dimensions == dense.kernel.dimensions
     assert distance(composed.expand_parameters()[0], strict.expand_parameters()[0]) < SINGLE
-    for n in composed.weights:
+    for n in each(composed.weights):
         assert len(composed.kernel.parts[n]) == 2  # one for each representation of the input
         for pair in composed.kernel.parts[n]:
             mine, theirs = (layer.kernel.filters(n, pair).detach().flatten(1).double() for layer in (composed, dense))

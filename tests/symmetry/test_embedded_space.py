@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from scipy.spatial.transform import Rotation
 
 from escnn_relax import equivariance_error, harden, relax, restrict
@@ -144,9 +145,9 @@ def test_a_tetrahedral_layer_can_be_relaxed():
     group = tetrahedral_group()
     assert sorted(psi.size for psi in group.irreps()) == [1, 2, 3]
     assert sum(psi.size**2 / psi.sum_of_squares_constituents for psi in group.irreps()) == group.order()
-    for psi in group.irreps():
-        for a in group.elements:
-            for b in group.elements[::5]:
+    for psi in each(group.irreps()):
+        for a in each(group.elements):
+            for b in each(group.elements[::5]):
                 assert np.allclose(psi(a @ b), psi(a) @ psi(b))
     on_t = restrict(network(OCTA), "Tetra")
     relaxed = relax(on_t)

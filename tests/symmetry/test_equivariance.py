@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from escnn import gspaces, nn
+from nonempty import each
 
 from escnn_relax.errors import ArgumentError, FieldTypeError, RelaxError
 from escnn_relax.morphism.restrict.network import restrict
@@ -30,7 +31,7 @@ def test_grid_action_is_escnns(space):
     type = mixed(space)
     x = torch.randn(2, type.size, *(5,) * space.dimensionality)
     elements = grid_elements(space)
-    for g in elements if len(elements) < 20 else elements[::7]:
+    for g in each(elements if len(elements) < 20 else elements[::7]):
         expected = nn.GeometricTensor(x, type).transform(g).tensor
         assert torch.allclose(transform_field(x, type, g), expected, atol=1e-5)
 
@@ -41,7 +42,7 @@ def test_grid_action_is_an_action(space):
     type = mixed(space)
     x = torch.randn(1, type.size, *(4,) * space.dimensionality, dtype=torch.float64)
     elements = grid_elements(space)
-    for g, h in zip(elements[::5], elements[::-3]):
+    for g, h in each(zip(elements[::5], elements[::-3])):
         twice = transform_field(transform_field(x, type, h), type, g)
         assert torch.allclose(transform_field(x, type, g @ h), twice, atol=1e-7 if space is OH else 1e-13)
 
@@ -81,7 +82,7 @@ def test_only_the_kept_symmetry_passes():
     torch.nn.init.normal_(on_c4.weights)
     kernel = on_c4.expand_parameters()[0].detach()
     by_element = kernel_equivariance_error(kernel, type, type)
-    for g, error in by_element.items():
+    for g, error in each(by_element.items()):
         assert (error < 1e-5) == (g.value[0] == 0), g
     assert assert_equivariant(on_c4, tolerance=1e-5).max == equivariance_error(on_c4).max
 

@@ -29,6 +29,7 @@ from fields import (
     turn,
 )
 from hypothesis import given, settings
+from nonempty import each
 
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.symmetry.kernels.graded import fixed_kernels, fixed_vectors, isotypic_kernels, isotypic_tuples
@@ -129,10 +130,10 @@ def test_without_orthogonalisation_the_irreps_of_c8_overlap():
 
 
 def test_the_oracle_turns_pictures_as_escnn_does():
-    for name in ON_GRID:
+    for name in each(ON_GRID):
         gray = FieldType(space(name), [space(name).trivial_repr])
         x = image(gray, 5, 1)
-        for g in gray.fibergroup.elements:
+        for g in each(gray.fibergroup.elements):
             expected = x.transform(g).tensor.numpy()
             assert np.array_equal(turn(x.tensor.numpy(), gray.gspace, g), expected)
 
@@ -144,7 +145,7 @@ def test_kernels_are_moved_as_tensors_are(name):
     layer = relaxed(in_type, out_type, 3)
     kernel = torch.randn(1, out_type.size, in_type.size, 9, dtype=torch.float64)
     x = image(in_type, 7, 1, torch.float64)
-    for g in in_type.fibergroup.elements:
+    for g in each(in_type.fibergroup.elements):
         q = grid_permutation(in_type.gspace, g, layer.band.points)
         moved = transform_kernels(kernel, g, in_type.representation, out_type.representation, q)
         there = torch.conv2d(x.transform(g).tensor, moved.view(out_type.size, in_type.size, 3, 3))
@@ -174,9 +175,9 @@ def test_each_irreps_kernels_transform_by_it(layer):
     in_type, out_type, size = layer
     new = relaxed(in_type, out_type, size)
     rows = kernels_of(new)
-    for psi in in_type.gspace.irreps:
+    for psi in each(in_type.gspace.irreps):
         multiplicity = psi.size / psi.sum_of_squares_constituents
-        for p in new.pathways:
+        for p in each(new.pathways):
             own = p.irrep == psi.id if p.irrep else psi.is_trivial()
             projected = multiplicity * average(rows[p.name], in_type, out_type, psi.character)
             expected = rows[p.name] if own else torch.zeros_like(projected)
@@ -188,10 +189,10 @@ def test_tuples_transform_by_their_irrep(name):
     r""":math:`g K_a = \sum_b \psi(g)_{ba} K_b`."""
     regular, quotient = field_type(name).representation, field_type(name, "irreps").representation
     layer = relaxed(field_type(name), field_type(name), 3)
-    for psi in space(name).irreps:
+    for psi in each(space(name).irreps):
         tuples = isotypic_tuples(layer.band, space(name), regular, quotient, psi)
         assert len(tuples)
-        for g in space(name).fibergroup.elements:
+        for g in each(space(name).fibergroup.elements):
             q = grid_permutation(space(name), g, layer.band.points)
             moved = transform_kernels(tuples.flatten(0, 1), g, regular, quotient, q).view_as(tuples)
             expected = torch.einsum("ba,kbois->kaois", torch.as_tensor(psi(g)), tuples)
@@ -204,7 +205,7 @@ def test_the_packages_own_projection_equals_the_oracle(name):
     layer = relaxed(in_type, out_type, 3)
     kernels = torch.randn(4, out_type.size, in_type.size, 9, dtype=torch.float64)
     moves = {g: grid_permutation(in_type.gspace, g, layer.band.points) for g in in_type.fibergroup.elements}
-    for psi in in_type.gspace.irreps:
+    for psi in each(in_type.gspace.irreps):
         factor = psi.size / psi.sum_of_squares_constituents
         expected = factor * average(kernels.flatten(1), in_type, out_type, psi.character)
         got = isotypic_projection(kernels, in_type.representation, out_type.representation, moves, psi)
@@ -215,7 +216,7 @@ def test_the_packages_own_projection_equals_the_oracle(name):
 def test_complex_irreps_need_only_their_first_members(name):
     """What the tuples' other members add to the span of the first is nothing, or they are independent."""
     layer, regular = relaxed(field_type(name), field_type(name, "trivial"), 5), space(name).regular_repr
-    for psi in space(name).irreps:
+    for psi in each(space(name).irreps):
         tuples = isotypic_tuples(layer.band, space(name), regular, space(name).trivial_repr, psi).flatten(2)
         kept = isotypic_kernels(layer.band, space(name), regular, space(name).trivial_repr, psi).flatten(1)
         assert len(kept) == rank(kept) == rank(tuples.flatten(0, 1))
@@ -288,14 +289,14 @@ def test_a_conjugate_subgroup_fixes_other_kernels():
 @pytest.mark.parametrize("name", ["C4", "C8", "D1", "D2", "D4"])
 def test_dimensions_of_fixed_vectors(name):
     """Frobenius reciprocity: over all irreps, dim psi times the fixed vectors add up to the index of H."""
-    for kept in subgroups(space(name)):
+    for kept in each(subgroups(space(name))):
         parts = [
             psi.size * len(fixed_vectors(psi, kept)) // psi.sum_of_squares_constituents for psi in space(name).irreps
         ]
         assert sum(parts) == kept.index
-        for psi in space(name).irreps:
-            for v in fixed_vectors(psi, kept):
-                assert max(np.abs(psi(h) @ v.numpy() - v.numpy()).max() for h in kept.elements) < ROUNDING
+    fixed = [(h, psi, v) for h in subgroups(space(name)) for psi in space(name).irreps for v in fixed_vectors(psi, h)]
+    for kept, psi, v in each(fixed):
+        assert max(np.abs(psi(h) @ v.numpy() - v.numpy()).max() for h in kept.elements) < ROUNDING
 
 
 def test_the_trivial_subgroup_ties_all_irreps():
@@ -340,7 +341,7 @@ def test_pixel_kernels_off_the_band_keep_a_symmetry_of_the_grid(name):
     (off,) = [p for p in layer.pathways if p.name == "off_band"]
     assert not off.breaks
     assert (average(rows["off_band"], in_type, out_type) - rows["off_band"]).abs().max() < SAMPLING
-    for p in layer.pathways:
+    for p in each(layer.pathways):
         if p.irrep:
             psi = space(name).irrep(*p.irrep)
             factor = psi.size / psi.sum_of_squares_constituents

@@ -16,6 +16,7 @@ from escnn import gspaces
 from escnn import group as groups
 from escnn.nn import FieldType, Linear, NormNonLinearity, R2Conv, R3Conv, SequentialModule
 from fields import SAMPLING, SINGLE, distance, kernels_of, kernels_of_strict, outside, randomise, rank
+from nonempty import each
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, relax
@@ -219,7 +220,7 @@ def test_each_part_is_what_averaging_by_its_character_leaves(name):
     highest = 2 if name == "SO3" else 3
     elements = quadrature(name, degree=4 + highest + (name != "SO3"))  # of the fields, the band, and the character
     found = {}
-    for psi in irreps_up_to(space(name).fibergroup, highest):
+    for psi in each(irreps_up_to(space(name).fibergroup, highest)):
         found[psi.id] = isotypic_kernels(layer.band, space(name), in_repr, out_repr, psi).flatten(1)
         assert_same_span(found[psi.id], averaged(layer, in_repr, out_repr, psi.character, elements))
     # the twin: another irrep's character leaves another part
@@ -243,7 +244,7 @@ def test_pathways_of_a_large_cyclic_group_are_those_of_all_turns():
     cyclic = gspaces.rot2dOnR2(16)
     there = [FieldType(cyclic, [cyclic.irrep(*id) for id in ids]) for ids in FIELDS["SO2"]]
     ours, theirs = kernels_of(relaxed(in_type, out_type, 5, frequencies=5)), kernels_of(relaxed(*there, 5))
-    for name, rows in ours.items():
+    for name, rows in each(ours.items()):
         assert len(rows) == len(theirs[name]) and cosines(rows, theirs[name])[0] > SAME
 
 
@@ -298,7 +299,7 @@ def test_a_ladder_coarsens_the_grading(name, ids, kept):
     in_type, out_type = types(name)
     graded, layer = kernels_of(relaxed(in_type, out_type)), relaxed(in_type, out_type, subgroups=ids)
     ladder = kernels_of(layer)
-    for p in layer.pathways[1:]:
+    for p in each(layer.pathways[1:]):
         together = kept.get(p.subgroup)
         if together is None:  # the last step takes all that is left
             taken = {"equivariant", *(n for names in kept.values() for n in names)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 
 from escnn_relax import harden, relax, report, survivors
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
@@ -186,7 +187,7 @@ def test_turning_is_measured_on_the_functions_themselves(name):
     band, kept = band_of(space, 5), subgroup(space, int(name[1:]))
     here = functions(band, band.points)
     worst = 0.0
-    for g in kept.elements:
+    for g in each(kept.elements):
         there = functions(band, band.points @ np.asarray(space.basespace_action(g)))
         norms = np.linalg.svd(np.linalg.pinv(here) @ there, compute_uv=False)[: len(here)]
         worst = max(worst, float(np.abs(norms - 1).max()))
@@ -214,7 +215,9 @@ def test_the_bands_functions_are_those_that_escnn_samples():
     # the broken twin: widths that are not the layer's
     other = Band(band.rings, tuple(2 * s for s in band.sigma), band.maximum_frequency, band.limit, band.points)
     wrong = ring_geometry._orthonormal(
-        np.concatenate([ring_geometry.RingGeometry(other)._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()])
+        np.concatenate(
+            [ring_geometry.RingGeometry(other)._sample(np.eye(len(a)), f, 1) for f, a in known.angular.items()]
+        )
     )
     assert np.linalg.norm(own - own @ wrong.T @ wrong) > 1e-2
 

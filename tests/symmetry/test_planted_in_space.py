@@ -10,6 +10,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, survivors
@@ -92,7 +93,7 @@ def confusion(layer, members, moves):
     """For each planted subgroup the one that was found, and that which leaves the kernel alone by moving it."""
     position = {e: i for i, e in enumerate(moves.elements)}
     table = {}
-    for number, kept in enumerate(members):
+    for number, kept in enumerate(each(members)):
         own = frozenset(position[e] for e in kept.elements)
         kernel = moves.average(planted(layer, number), own)
         assert write(layer, kernel) < SAME, "the layer has every kernel of every subgroup"
@@ -103,7 +104,7 @@ def confusion(layer, members, moves):
 
 
 def check(table):
-    for name, (found, read, truth, own) in table.items():
+    for name, (found, read, truth, own) in each(table.items()):
         assert own <= truth, name
         assert read == truth, f"planted {name}, read {found.subgroup.name}"
         assert found.remainder < 1e-8

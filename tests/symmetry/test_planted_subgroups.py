@@ -7,6 +7,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch.utils.data import DataLoader, TensorDataset
 from whole_irreps import by_whole_irreps
 
@@ -108,13 +109,13 @@ def confusion(name, kind, size):
     """Pairs (planted, found) of all subgroups of a finite group, each confirmed by escnn's own layers."""
     planted, pairs = Planted(name, kind, size), []
     lattice = list(subgroups(planted.space))
-    for seed, kept in enumerate(lattice):
+    for seed, kept in enumerate(each(lattice)):
         kernel = planted.plant(kept, seed)
         symmetry = KernelSymmetry(planted.layer)
         found = stabiliser([symmetry])
         assert found.remainder < SAMPLED and not found.candidates
         assert planted.outside(kernel, found.subgroup) < SAMPLED, "escnn's own layer of what was found has the kernel"
-        for larger in lattice:
+        for larger in each(lattice):
             if found.subgroup < larger:
                 assert planted.outside(kernel, larger) > OUTSIDE, "and that of no larger group"
         pairs.append((kept, found.subgroup))
@@ -171,7 +172,7 @@ def test_subgroups_of_continuous_groups_on_any_axis(name, size):
     generator = torch.Generator().manual_seed(size)
     axes = [2 * math.pi / m * float(torch.rand((), generator=generator)) for m in turns[1:]]
     ids = turns if name == "SO2" else [(None, m) for m in turns] + [(axis, m) for m, axis in zip(turns[1:], axes)]
-    for seed, id in enumerate(ids):
+    for seed, id in enumerate(each(ids)):
         kept = subgroup(planted.space, id)
         planted.plant(kept, seed)
         found = stabiliser([KernelSymmetry(planted.layer)]).subgroup

@@ -5,6 +5,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 
 from escnn_relax.errors import ArgumentError, SubgroupError
 from escnn_relax.symmetry.grid.field_action import transform_field
@@ -44,7 +45,7 @@ def test_turned_fields_move_as_the_regular_representation(space, shape, irrep):
     assert (turned.back(regular) - signal).abs().max() < EXACT, "an isometry: its transpose leads back"
     assert abs(regular.norm() - signal.norm()) < EXACT
     wrong = 0.0
-    for n, element in enumerate(kept.elements):
+    for n, element in enumerate(each(kept.elements)):
         moved = transform_field(signal.reshape(3, -1, *shape), fields, element).reshape(signal.shape)
         # the regular representation: phi(h^-1 g)
         assert (turned(moved) - regular[..., sites.table[n]]).abs().max() < EXACT

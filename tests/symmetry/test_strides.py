@@ -6,6 +6,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 
 from escnn_relax import equivariance_error
@@ -29,9 +30,9 @@ def layers(kernel, stride, padding, dilation):
 
 @pytest.mark.parametrize("side", (7, 8, 9))
 def test_uneven_strides_are_those_that_do_not_turn(side):
-    x, seen = torch.randn(2, 1, side, side), set()
-    for _, stride, kernel, padding, dilation in (case for case in SIZES if case[0] == side):
-        for layer in layers(kernel, stride, padding, dilation):
+    x, seen, named = torch.randn(2, 1, side, side), set(), []
+    for _, stride, kernel, padding, dilation in each(case for case in SIZES if case[0] == side):
+        for layer in each(layers(kernel, stride, padding, dilation)):
             with watch_strides(layer) as found, torch.no_grad():
                 y = layer(x)
             with torch.no_grad():
@@ -41,13 +42,13 @@ def test_uneven_strides_are_those_that_do_not_turn(side):
                 )
             assert turns == (not found), (stride, kernel, padding, dilation, found)
             seen.add(turns)
-            for n in (
-                int(word) for text in found.values() for word in text.split("even on ")[1].rstrip(")").split(" or ")
-            ):
-                with watch_strides(layer) as again, torch.no_grad():
-                    layer(torch.randn(1, 1, n, n))
-                assert not again, "the sides that are named are even"
+            words = [word for text in found.values() for word in text.split("even on ")[1].rstrip(")").split(" or ")]
+            named += [(layer, int(word)) for word in words]
     assert seen == {True, False}
+    for layer, n in each(named):
+        with watch_strides(layer) as again, torch.no_grad():
+            layer(torch.randn(1, 1, n, n))
+        assert not again, "the sides that are named are even"
 
 
 def test_the_error_names_the_stride():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from escnn import gspaces, group
 from escnn import nn as enn
+from nonempty import each
 
 import escnn_relax
 from escnn_relax import Subgroup, harden, mix, relax, report, restrict, subgroup, subgroups, survivors
@@ -32,7 +33,7 @@ def test_every_listed_name_is_understood(name):
     space = SPACES[name]()
     members = list(subgroups(space))
     assert len(members) > 3
-    for member in members:
+    for member in each(members):
         found = subgroup(space, member.name)
         assert found.name == member.name and found <= member and member <= found
         assert subgroup(space, member) is member

@@ -8,6 +8,7 @@ from escnn import gspaces
 from escnn.group import cyclic_group, dihedral_group, direct_product
 from hypothesis import given
 from hypothesis import strategies as st
+from nonempty import each
 
 from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError
 from escnn_relax.symmetry.groups.decomposition import decompose, generating_elements
@@ -45,12 +46,12 @@ def test_lattice_members_are_subgroups(name):
     space = (FINITE | CONTINUOUS)[name]
     lattice = subgroups(space, max_order=2 if name in ("SO3", "O3") else 4)
     assert len({m.name for m in lattice}) == len(lattice), "names must tell subgroups apart"
-    for member in lattice:
+    for member in each(lattice):
         assert not set(member.name) & set(". ()[]") and member.name
         inner = member.group
         elements = generating_elements(inner)
-        for a in elements:
-            for b in elements:
+        for a in each(elements):
+            for b in each(elements):
                 assert member.embed(a @ b) == member.embed(a) @ member.embed(b)
             assert member.contains(member.embed(a)) and member.pull(member.embed(a)) == a
         assert member <= member and not member < member
@@ -154,9 +155,9 @@ def test_point_groups_in_O3(name):
         member = subgroup(space, name)
         assert member.name == name
     elements = member.group.elements
-    for a in elements[:5]:
+    for a in each(elements[:5]):
         assert member.pull(member.embed(a)) == a
-        for b in elements[:5]:
+        for b in each(elements[:5]):
             assert member.embed(a @ b) == member.embed(a) @ member.embed(b)
     outside = space.fibergroup.element((0, np.array([0.6, 0.0, 0.0, 0.8])), "Q")
     assert member.pull(outside) is None and member <= subgroup(space, "O3")
@@ -236,16 +237,16 @@ def test_restriction_keeps_matrices_and_points(name):
     space = (FINITE | CONTINUOUS)[name]
     group = space.fibergroup
     members = subgroups(space, max_order=2 if name in ("SO3", "O3") else 4).members
-    for member in members if len(members) < 16 else members[::3]:
+    for member in each(members if len(members) < 16 else members[::3]):
         change = restriction(member)
         representations = list(group.irreps())[:4]
         if 0 < group.order() <= 16:
             representations.append(group.regular_representation)
-        for h in generating_elements(change.gspace.fibergroup):
+        for h in each(generating_elements(change.gspace.fibergroup)):
             g = change.embed(h)
             if space.dimensionality:
                 assert np.allclose(change.gspace.basespace_action(h), space.basespace_action(g), atol=1e-6)
-            for rho in representations:
+            for rho in each(representations):
                 restricted = change.representation(rho)
                 assert np.allclose(restricted(h), rho(g), atol=1e-10), (member.name, rho.name)
     assert restriction(members[0]) is restriction(members[0])
@@ -273,7 +274,7 @@ def test_decomposition_of_skewed_representations(seed, name):
 
     ids, change = decompose(group, matrix)
     assert sorted(map(str, ids)) == sorted(str(p.id) for p in parts)
-    for g in group.elements[:4]:
+    for g in each(group.elements[:4]):
         blocks = [group.irrep(*id)(g) for id in ids]
         from scipy.linalg import block_diag
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, TensorDataset
 
@@ -86,7 +87,7 @@ def test_interrupted_and_resumed_run_ends_the_same(tmp_path, signal):
     resumed_loader = loader(seed=77)
     history = fit(resumed, resumed_loader, checkpoint=path, **SHORT)
     assert len(history.records) == 6
-    for a, b in zip(whole.parameters(), resumed.parameters()):
+    for a, b in each(zip(whole.parameters(), resumed.parameters(), strict=True)):
         assert torch.equal(a, b)
     assert history.evidence.log_precision == reference.evidence.log_precision
     assert history.to_dict() == reference.to_dict()
@@ -121,7 +122,7 @@ def test_all_batches_are_looked_at_equally_often(length, share):
     seen = [batch for index in range(length) for batch in LoaderPart(range(length), share, index)]
     size = len(list(LoaderPart(range(length), share, 0)))
     assert size == math.ceil(share * length) and all(seen.count(batch) == size for batch in range(length))
-    for index in range(length):
+    for index in each(range(length)):
         part = list(LoaderPart(range(length), share, index))
         assert len(set(part)) == size and part == sorted(part)
 
@@ -239,7 +240,7 @@ def test_resume_with_plain_layers_batch_norm_and_dropout(tmp_path, training):
     with pytest.raises(Stop):
         fit(start(), loader(), checkpoint=path, callback=interrupt, **SHORT)
     fit(resumed, loader(seed=3), checkpoint=path, **SHORT)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
+    for (name, a), b in each(zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True)):
         assert torch.equal(a, b), name
 
 
@@ -305,7 +306,7 @@ def untouched(call, error, match, make=normed):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(error, match=match):
         call(model)
-    for name, value in model.state_dict().items():
+    for name, value in each(model.state_dict().items()):
         assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(state[name])), name
     assert all(p.requires_grad for p in model.parameters())
     assert not any(module.training for module in model.modules())
@@ -406,7 +407,7 @@ def test_regression_in_any_units(scale, mean):
     assert history.evidence.log_noise == pytest.approx(unit.evidence.log_noise + np.log(scale), abs=0.1)
     names = [n for n in unit.evidence.log_precision if n.startswith("convolution")]
     assert len(names) > 2
-    for name in names:
+    for name in each(names):
         assert history.evidence.log_precision[name] == pytest.approx(unit.evidence.log_precision[name], abs=0.5)
     assert history.evidence.learned and "no better" not in str(history)
 

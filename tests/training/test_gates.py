@@ -13,6 +13,7 @@ from escnn import gspaces
 from escnn import nn as enn
 from evidence_cases import loader, network
 from fields import ROUNDING
+from nonempty import each
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence, fit, harden, relax, report, survivors, symmetry_test
@@ -169,7 +170,7 @@ def test_posterior_and_laplace_leave_them_out():
     for evidence in (closed, held):
         evidence.model.norm.requires_grad_(False)
     x = torch.randn(3, 1, 6, 6).double()
-    for a, b in zip(closed.posterior().outputs(x), held.posterior().outputs(x)):
+    for a, b in each(zip(closed.posterior().outputs(x), held.posterior().outputs(x), strict=True)):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-12)
     other = closed.to_laplace()
     assert float(other.log_marginal_likelihood()) == pytest.approx(closed.log_marginal_likelihood(), rel=1e-8)
@@ -331,7 +332,7 @@ def test_what_has_died_is_closed_after_some_patience():
         model.conv2.weights["irrep_2"].fill_(1e-7)
     descent = torch.optim.Adam(model.parameters())
     evidence.refresh(data)
-    for _ in range(PATIENCE - 1):
+    for _ in each(range(PATIENCE - 1)):
         assert gates.prune(descent) == "" and name not in evidence.closed
     assert gates.prune(descent) == f"closed {name}" and name in evidence.closed
     # what holds energy is left alone
@@ -417,7 +418,7 @@ def test_what_opens_has_the_precision_that_is_fixed_or_tied():
     tied.close(list(SHUT))
     tied.open(dict.fromkeys(SHUT, 9.0))
     assert len(tied.prior.groups) > 1
-    for members in tied.prior.groups.values():
+    for members in each(tied.prior.groups.values()):
         assert len({tied.log_precision[n] for n in members}) == 1
 
 
@@ -536,7 +537,7 @@ def test_what_no_test_can_clear_is_open():
     gates.test()
     layers = {n: m for n, m in model.named_modules() if isinstance(m, RelaxedR2Conv)}
     assert len(layers) == 3
-    for one in layers.values():
+    for one in each(layers.values()):
         assert "irrep_4" in {p.name for p in one.pathways} and "irrep_4" not in one.closed and "irrep_2" in one.closed
     evidence.close([f"{name}.weights.irrep_4" for name in layers])
     assert gates.test() == "", "what the evidence has closed stays closed"

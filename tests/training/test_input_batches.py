@@ -14,6 +14,7 @@ import torch
 from curvature_oracles import own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -222,7 +223,7 @@ def test_symmetry_test(which):
     torch.manual_seed(1)
     found = symmetry_test(network(kind), batches, draws=99, progress=False)
     assert [(t.layer, t.pathway) for t in found.tests] == [(t.layer, t.pathway) for t in wanted.tests] != []
-    for one, other in zip(wanted.tests, found.tests):
+    for one, other in each(zip(wanted.tests, found.tests, strict=True)):
         assert math.isclose(one.statistic, other.statistic, rel_tol=1e-6) and one.p_value == other.p_value
     assert found.num_data == COUNT
 
@@ -269,7 +270,7 @@ def test_what_has_no_weight_tells_nothing(curvature):
     share = int(weight.sum()) / 40  # the other scales what it has seen up to N
     assert math.isclose(found.data_fit, wanted.data_fit * share, rel_tol=ROUNDING) and one.estimate.num_data == 40
     assert set(one.eigenvalues) == set(other.eigenvalues) != set()
-    for name, values in one.eigenvalues.items():
+    for name, values in each(one.eigenvalues.items()):
         right = other.eigenvalues[name] * share
         assert (values.sort().values - right.sort().values).abs().max() < 1e-9 * right.max(), name
     if curvature != "eigenvalue-corrected":

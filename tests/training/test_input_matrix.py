@@ -7,6 +7,7 @@ import pytest
 import torch
 from curvature_oracles import own_filters  # noqa: F401
 from input_cases import LOADERS, MODELS, REFUSED, TARGETS, C, N, dense, inputs, network
+from nonempty import each
 
 from escnn_relax import Evidence
 from escnn_relax.errors import RelaxError
@@ -70,6 +71,6 @@ def test_cell(loader, target, model):
     if model == "normalised":  # scales and shifts of batch normalisation are covered only if asked for
         blocks = {name: block for name, block in blocks.items() if not name.startswith("norm")}
     assert set(blocks) == set(evidence.eigenvalues) and len(blocks) >= 4
-    for name, block in blocks.items():
+    for name, block in each(blocks.items()):
         right, found = torch.linalg.eigvalsh(block), evidence.eigenvalues[name].sort().values
         assert right[-1] > 1e-6 and (found - right.clamp(min=0)).abs().max() < ROUNDING * N * C * right[-1], name

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from curvature_oracles import dense_ggn, own_filters  # noqa: F401
+from nonempty import each
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
@@ -186,7 +187,7 @@ def test_covered_like_the_oracle_or_listed(which):
     assert all(word in curvature.uncovered[name] for name, word in uncovered.items()), curvature.uncovered
     model.eval()  # the estimates of a spectral norm move in training mode
     expected = dense_ggn(model, batch, "categorical")
-    for name, (factor,) in curvature(batch).factors.items():
+    for name, (factor,) in each(curvature(batch).factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
         assert expected[name].norm() > 1e-8
 
@@ -215,7 +216,7 @@ def test_transformers(first):
     assert {name.rpartition(".")[0] for name in curvature.covered} == {"encoder.linear1", "encoder.linear2", "last"}
     found = curvature(batch).factors
     expected = dense_ggn(model.eval(), batch, "categorical")
-    for name, (factor,) in found.items():
+    for name, (factor,) in each(found.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
     assert torch.backends.mha.get_fastpath_enabled()
 
@@ -247,7 +248,7 @@ def test_tokens_and_masks_by_name():
     values = {name: model.get_parameter(name).detach() for name in curvature.covered}
     J = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (ids, mask)).flatten())(values)
     H = torch.block_diag(*(torch.diag(p) - torch.outer(p, p) for p in model(ids, mask).detach().softmax(1)))
-    for name, (factor,) in found.items():
+    for name, (factor,) in each(found.items()):
         rows = J[name].flatten(1)
         assert (factor.dense() - rows.T @ H @ rows).norm() < ROUNDING * factor.dense().norm(), name
 
@@ -355,13 +356,13 @@ def test_frames_that_share_an_encoder(order, samples, frames):
     curvature = Curvature(model, "categorical", "exact")
     found = curvature(batch)
     assert found.num_data == samples and len(found.factors) == 4
-    for name, (factor,) in found.factors.items():
+    for name, (factor,) in each(found.factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
     outputs, derivatives = jacobian(curvature, batch[0][0])
     wanted = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, (batch[0][0],)))(
         dict(model.named_parameters())
     )
-    for name, rows in derivatives.items():
+    for name, rows in each(derivatives.items()):
         assert (rows - wanted[name].flatten(2)).norm() < ROUNDING * rows.norm(), name
 
 
@@ -398,7 +399,7 @@ def test_frames_that_come_as_rows():
         dict(model.named_parameters())
     )
     p = model(x.flatten(0, 1)).detach().softmax(1)
-    for name, (factor,) in found.factors.items():
+    for name, (factor,) in each(found.factors.items()):
         rows = J[name].flatten(2)
         right = sum(r.T @ (torch.diag(q) - torch.outer(q, q)) @ r for r, q in zip(rows, p))
         assert (factor.dense() - right).norm() < ROUNDING * right.norm(), name
@@ -412,7 +413,7 @@ def test_frames_as_many_as_they_come(lengths):
     model = Frames("frame by frame").double()
     data = [(torch.randn(count, frames, 4).double(), torch.randint(3, (count,))) for count, frames in lengths]
     expected = dense_ggn(model, data, "categorical")
-    for name, (factor,) in Curvature(model, "categorical", "exact")(data).factors.items():
+    for name, (factor,) in each(Curvature(model, "categorical", "exact")(data).factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
 
 
@@ -426,7 +427,7 @@ def test_frames_of_which_one_is_used():
 
     model, batch = First("frame by frame").double(), [(torch.randn(2, 2, 4).double(), torch.randint(3, (2,)))]
     expected = dense_ggn(model, batch, "categorical")
-    for name, (factor,) in Curvature(model, "categorical", "exact")(batch).factors.items():
+    for name, (factor,) in each(Curvature(model, "categorical", "exact")(batch).factors.items()):
         assert (factor.dense() - expected[name]).norm() < ROUNDING * expected[name].norm(), name
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from curvature_oracles import own_filters  # noqa: F401
 from evidence_cases import dataset, network
+from nonempty import each
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -149,7 +150,7 @@ def test_weighted_draws_are_weights_on_average():
     assert abs(drawn.loss * 12 / draws - weighted.loss) < 4 * weighted.loss / draws**0.5
     assert abs(uniform.loss - weighted.loss) > 0.01 * weighted.loss
     apart = []
-    for name, (factor,) in weighted.factors.items():
+    for name, (factor,) in each(weighted.factors.items()):
         H = factor.dense()
         assert (drawn.factors[name][0].dense() * 12 / draws - H).norm() < 4 * H.norm() / draws**0.5, name
         apart.append(float((uniform.factors[name][0].dense() - H).norm() / H.norm()))

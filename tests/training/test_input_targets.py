@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from curvature_oracles import own_filters  # noqa: F401
+from nonempty import each
 from torch import nn
 from torch.nn import functional as F
 
@@ -158,7 +159,7 @@ def test_loss_and_exact_curvature(which):
     assert math.isclose(estimate.loss, float(loss(output, target)), rel_tol=ROUNDING)
     expected = dense(model, x, torch.func.hessian(lambda f: loss(f, target))(output))
     assert len(expected) == 4
-    for name, H in expected.items():
+    for name, H in each(expected.items()):
         assert (estimate.factors[name][0].dense() - H).norm() < ROUNDING * H.norm(), name
         assert H.norm() > 1e-6
 
@@ -197,7 +198,7 @@ def test_a_network_that_says_how_sure_it_is(which):
     expected = dense(model, x, sum(both) / 2)
     estimate = Curvature(model, likelihood, "exact")(data)
     assert math.isclose(estimate.loss, float(loss(output, target)), rel_tol=ROUNDING)
-    for name, H in expected.items():
+    for name, H in each(expected.items()):
         assert (estimate.factors[name][0].dense() - H).norm() < ROUNDING * H.norm(), name
 
 
@@ -246,10 +247,10 @@ def test_what_is_masked_is_not_observed():
     seen = MASK.bool()
     expected = torch.distributions.Normal(model(x), math.exp(0.7)).log_prob(REAL)[seen].sum()
     assert math.isclose(terms.data_fit, float(expected), rel_tol=ROUNDING)
-    each = Evidence(
+    apart = Evidence(
         model, "gaussian", num_data=N, relaxed_only=False, noise=NoiseSettings("output", log_noise=0.7)
     ).refresh(data)
-    assert math.isclose(each.complexity, terms.complexity, rel_tol=ROUNDING)
+    assert math.isclose(apart.complexity, terms.complexity, rel_tol=ROUNDING)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from curvature_oracles import own_filters  # noqa: F401
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from tolerances import accumulated
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -279,7 +280,7 @@ def test_autocast_around_the_refresh():
     # sums of some ten roundings of bfloat16 on the way through the network
     bound = accumulated(torch.bfloat16, 10 * 10)
     assert all(values.dtype == torch.float64 for values in found.eigenvalues.values()) and found.eigenvalues
-    for name, values in found.eigenvalues.items():
+    for name, values in each(found.eigenvalues.items()):
         scale = float(wanted.eigenvalues[name].sum())
         assert abs(float(values.sum()) - scale) < bound * scale, name
     assert found.refresh(data) == wanted.refresh(data)
@@ -301,7 +302,7 @@ def test_a_gradient_scaler_leaves_the_steps_alone():
             scaler.update()
         steps.append([p.detach().clone() for p in model.parameters()])
     assert len(steps[0]) > 5
-    for one, other in zip(*steps):
+    for one, other in each(zip(*steps, strict=True)):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -326,7 +327,7 @@ def test_half_precision_parameters():
     found.refresh([(x.bfloat16(), y) for x, y in batches()])
     bound = accumulated(torch.bfloat16, 10 * 10)
     assert len(found.eigenvalues) == len(wanted.eigenvalues) > 5
-    for name, values in found.eigenvalues.items():
+    for name, values in each(found.eigenvalues.items()):
         scale = float(wanted.eigenvalues[name].sum())
         assert abs(float(values.sum()) - scale) < bound * scale, name
 
@@ -379,7 +380,7 @@ def test_a_refresh_between_parts_leaves_the_gradients():
 def test_gradient_checkpointing():
     one, other = Evidence(network(Checkpointed), curvature="exact"), Evidence(network(), curvature="exact")
     assert alike(one.refresh(batches()), other.refresh(batches()))
-    for name, values in one.eigenvalues.items():
+    for name, values in each(one.eigenvalues.items()):
         assert torch.allclose(values, other.eigenvalues[name], rtol=1e-8, atol=1e-10), name
     slopes = [e.hypergradient(batches(), [e.model.second.bias])[0] for e in (one, other)]
     assert torch.allclose(*slopes, rtol=1e-8) and slopes[0].abs().sum() > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from escnn import gspaces
 from escnn import nn as enn
+from nonempty import each
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -159,10 +160,10 @@ def test_only_the_evidence_moves_them(monkeypatch):
     assert len(found) == 3 - sum(waited) and len(found) >= 1, "one step for each refresh that does not wait"
     assert seen[0] == start
     steps = [r.epoch for r in history.records if r.evidence is not None and not r.note]
-    for epoch, (before, after) in enumerate(zip(seen, seen[1:]), start=1):
+    for epoch, (before, after) in enumerate(each(zip(seen, seen[1:])), start=1):
         assert (before != after) == (epoch in steps)
     first = next(k for k, v in enumerate(seen) if v != start)
-    for name, slope in zip(start, found[0]):  # Adam's first step
+    for name, slope in each(zip(start, found[0], strict=True)):  # Adam's first step
         moved = 0.1 * slope / (abs(slope) + 0.01)
         assert seen[first][name] - start[name] == pytest.approx(moved, rel=1e-6)
     record = history.records[first]
@@ -190,7 +191,7 @@ def test_the_direction_is_that_of_the_evidence():
     before = {n: float(p.detach()) for n, p in scales.parameters.items()}
     evidence.refresh(data)
     scales.step(data)
-    for name, p in scales.parameters.items():
+    for name, p in each(scales.parameters.items()):
         assert abs(slopes[name]) > 0.1
         expected = 0.1 * slopes[name] / (abs(slopes[name]) + 0.01)
         assert float(p.detach()) - before[name] == pytest.approx(expected, rel=1e-4)
@@ -214,7 +215,7 @@ def test_resumed_run_ends_the_same(tmp_path, options):
         fit(net(), loader(), checkpoint=path, callback=interrupt, **options)
     torch.manual_seed(99)
     history = fit(resumed, loader(seed=7), checkpoint=path, **options)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
+    for (name, a), b in each(zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True)):
         assert torch.equal(a, b), name
     assert history.to_dict() == reference.to_dict()
     moved = [r.omega for r in reference.records if r.omega]
