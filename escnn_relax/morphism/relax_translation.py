@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from escnn.nn import EquivariantModule, GeometricTensor, R2Conv, R3Conv
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, UnsupportedModuleError, layer_name, naming
-from ..nn.mixed.layers import MixedR2Conv, MixedR3Conv
-from ..nn.relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
 from ..nn.translation.dense_pathway import DensePathway
 from ..nn.translation.factored_pathway import FactoredPathway
 from ..nn.translation.kernel_pathway import KernelPathway
@@ -24,14 +22,12 @@ from ..symmetry.grid.sites import largest_grid_subgroup
 from ..symmetry.groups.lattice import subgroup as find_subgroup
 from ..symmetry.groups.lattice import subgroups
 from ..symmetry.groups.subgroup import Subgroup
-from .isolated_run import apart, run_once
-from .layer_selection import LayerPredicate, LayerSelection, layer_predicate
+from .layer_selection import LayerSelection, layer_predicate
+from .layer_shapes import CONVOLUTIONS, layer_shapes
 from .module_tree import copy_module, replace_modules
 from .trial_run import OUT_OF_CODE, tried
 
 __all__ = ["relax_translation"]
-
-CONVOLUTIONS = (R2Conv, R3Conv, RelaxedR2Conv, RelaxedR3Conv, MixedR2Conv, MixedR3Conv, SparseR2Conv, SparseR3Conv)
 
 #: The class of each kind of pathway, and whether it has anchors.
 KINDS: dict[str, tuple[type[SitePathway], bool]] = {
@@ -121,7 +117,7 @@ def relax_translation(
         remedy = "build the model with escnn's convolutions of the plane or of space"
         raise UnsupportedModuleError(type(model).__name__, "no convolution in it", remedy=remedy)
     chosen = layer_predicate(layers, known, "convolution")
-    shapes = _shapes(model, example, chosen)
+    shapes = layer_shapes(model, example, chosen)
     relaxed: list[str] = []
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
@@ -212,51 +208,3 @@ def _sparse_kernel(module: Any, subgroup: Subgroup, **options: Any) -> SparseCon
     names = ("kernel_size", "padding", "stride", "dilation", "padding_mode", "groups")
     geometry = {name: getattr(module, name) for name in names}
     return make(module.in_type, module.out_type, **geometry, bias=False, subgroup=subgroup.id, **options)
-
-
-def _shapes(
-    model: nn.Module, example: Any, chosen: LayerPredicate
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Spatial shapes before and after each chosen convolution, from one pass through a copy of the model."""
-    copied = apart(model, eval=True)
-    sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    watched = {n: m for n, m in copied.named_modules() if isinstance(m, CONVOLUTIONS) and chosen(n, m)}
-    if not watched:
-        remedy = "leave layers out for all of them"
-        raise UnsupportedModuleError("relax_translation", "layers= chooses no convolution", remedy=remedy)
-    entered: list[tuple[str, Any]] = []
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            entered.clear()
-            shapes = tuple(inputs[0].tensor.shape[2:]), tuple(output.tensor.shape[2:])
-            if sizes.setdefault(name, shapes) != shapes:
-                raise UnsupportedModuleError(
-                    name,
-                    f"it is used for inputs of {sizes[name][0]} and of {shapes[0]} pixels",
-                    remedy="leave it out by layers=, or use two layers",
-                )
-
-        return hook
-
-    def enter(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: entered.append((name, getattr(inputs[0], "shape", type(inputs[0]).__name__)))
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in watched.items()]
-    handles += [module.register_forward_pre_hook(enter(name)) for name, module in watched.items()]
-    try:
-        run_once(copied, example)
-    except (RuntimeError, AssertionError) as error:
-        if not entered:  # no convolution of ours was at work
-            raise
-        name, shape = entered[-1]
-        problem = f"the example does not pass this convolution ({str(error) or type(error).__name__})"
-        raise ArgumentError(name, problem, got=shape, remedy="pass a valid input of the model, large enough") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in watched:
-        if name not in sizes:
-            remedy = "pass an example that takes every path, or leave the layer out by layers="
-            raise UnsupportedModuleError(name, "the example does not reach this convolution", remedy=remedy)
-    return sizes

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, RelaxError, UnsupportedModuleError
-from ..nn.translation.layer import RelaxedTranslation
+from .example_inputs import fitted, promised_inputs
 from .isolated_run import apart, failing, run_once
 from .module_tree import replace_modules
 
-__all__ = ["OUT_OF_CODE", "Trial", "first_type", "fitted", "tried"]
-
-#: Sides of the images that are tried where no example is given, the cheapest first: enough for a few halvings, odd ones
-#: for strides that want them, and those of common data sets for networks that end in a linear layer of one size.
-SIDES = {0: (1,), 1: (16, 33), 2: (16, 33, 32, 28, 29, 64), 3: (8, 17, 16)}
+__all__ = ["OUT_OF_CODE", "Trial", "tried"]
 
 #: Outputs count as the same up to this share of their norm, and in low precision up to so many roundings.
 SAME, ROUNDINGS = 1e-2, 32
@@ -69,7 +65,7 @@ class Trial:
             return None
         if example is not None:
             return cls(model, example)
-        for made in _promised(model):
+        for made in promised_inputs(model):
             try:
                 return cls(model, made)
             except Exception:  # whatever the user's own code raises for an input that is not meant for it
@@ -156,49 +152,6 @@ def tried(model: nn.Module, result: nn.Module, example: Any, made: str, **option
     if trial is not None:
         trial.check(result, made, **options)
     return result
-
-
-def first_type(model: nn.Module) -> Any:
-    """The input type of a network, or of the first of its parts that has one; ``None`` where there is none."""
-    for part in model.modules():
-        types = getattr(part, "in_type", None)
-        for type in types if isinstance(types, tuple | list) else (types,):
-            if isinstance(type, FieldType):
-                return type
-    return None
-
-
-def fitted(example: Any, model: nn.Module) -> Any:
-    """The example for a morphism's result: a GeometricTensor is read as the result's ``in_type`` where that has its
-    size."""
-    wanted = getattr(model, "in_type", None)
-    values = example if isinstance(example, tuple) else (example,)
-    read = tuple(
-        (
-            GeometricTensor(v.tensor, wanted, v.coords)
-            if isinstance(v, GeometricTensor) and isinstance(wanted, FieldType) and wanted.size == v.type.size
-            else v
-        )
-        for v in values
-    )
-    return read if isinstance(example, tuple) else read[0]
-
-
-def _promised(model: nn.Module) -> Iterator[Any]:
-    """Inputs of the type of a network's first layer, one after the other."""
-    in_type = first_type(model)
-    if in_type is None:
-        return
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    d = in_type.gspace.dimensionality
-    known = [part.in_shape for part in model.modules() if isinstance(part, RelaxedTranslation)][:1]
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    for shape in (*known, *((side,) * d for side in SIDES.get(d, ()))):
-        values = torch.randn(2, in_type.size, *shape, generator=generator, device="cpu", dtype=torch.float32)
-        values = values.to(device=like.device, dtype=like.dtype)
-        if isinstance(model, EquivariantModule):
-            yield GeometricTensor(values, in_type)
-        yield values
 
 
 def _differ(before: list[Tensor], after: list[Tensor], model: nn.Module) -> bool:

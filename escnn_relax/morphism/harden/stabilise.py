@@ -19,12 +19,12 @@ from ...symmetry.groups.lattice import Subgroup
 from ...symmetry.groups.restriction import restriction
 from ...symmetry.kernels.linear_algebra import pseudo_inverse, singular_values
 from ...symmetry.kernels.pathway import EQUIVARIANT
+from ..example_inputs import fitted
 from ..module_tree import replace_modules
 from ..restrict.intertwiner import RANK_TOLERANCE, RESIDUAL_TOLERANCE, renamed
 from ..restrict.network import restrict
 from ..restrict.plan import RestrictionPlan
 from ..restrict.relabel import Relabel
-from ..trial_run import fitted
 
 __all__ = ["by_depth", "by_layer"]
 

@@ -12,8 +12,8 @@ from torch import nn
 from ...errors import UnsupportedModuleError
 from ...nn.mixed.convolution import MixedConvolution
 from ...nn.translation.layer import RelaxedTranslation
+from ..example_inputs import first_type
 from ..module_tree import holds
-from ..trial_run import first_type
 from .layer import CONTAINERS, RETYPED, SPARSE, STEERABLE, restrict_sparse, restrict_steerable, retype
 from .plan import RestrictionPlan
 from .relabel import Relabel

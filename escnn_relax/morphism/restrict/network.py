@@ -11,9 +11,10 @@ from torch import nn
 
 from ...errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError, layer_name, naming
 from ...symmetry.groups.lattice import subgroup
+from ..example_inputs import first_type
 from ..isolated_run import apart, run_once
 from ..module_tree import holds
-from ..trial_run import Trial, first_type
+from ..trial_run import Trial
 from .call_order import Flow, flow
 from .tree import restrict_tree
 

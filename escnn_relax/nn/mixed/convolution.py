@@ -14,16 +14,17 @@ from ...symmetry.groups.lattice import subgroup
 from ...symmetry.kernels import kernel_cache
 from ...symmetry.kernels.pathway import EQUIVARIANT
 from ..steerable import SteerableConvolution
+from .architecture_weights import ArchitectureWeights
 from .basis import mixed_groups, mixture_basis
 from .bias import coinciding, mixture_biases
 from .kernel import MixtureKernel
-from .mixture import Mixture, check_positive
+from .mixture import Mixture
 from .reduction import nearest_summands, select_summands
 
 __all__ = ["MixedConvolution"]
 
 
-class MixedConvolution(SteerableConvolution):
+class MixedConvolution(ArchitectureWeights, SteerableConvolution):
     r"""A steerable convolution whose kernel is a mixture over several groups,
 
     .. math:: y = \sum_H \pi_H \,\mathrm{Conv}_H(x), \qquad \pi = \mathrm{softmax}(\alpha / \tau)
@@ -99,39 +100,6 @@ class MixedConvolution(SteerableConvolution):
             self.register_buffer("bias_basis", torch.cat([biases[name] for name in names], dim=1))
         self._begin_record(len(names))
         self.register_buffer("norms", torch.zeros(len(names)))
-
-    # --- architecture weights ---------------------------------------------------------------------------------------
-
-    @property
-    def alpha(self) -> nn.Parameter:
-        """Architecture weights, shape ``(summands,)``."""
-        return self.kernel.alpha
-
-    @property
-    def shares(self) -> dict[str, float]:
-        r""":math:`\pi_H` of each summand, by its name (fractions that sum to 1)."""
-        return {p.name: float(s) for p, s in zip(self.pathways, self.kernel.shares.detach())}
-
-    @property
-    def group_names(self) -> dict[str, str]:
-        """The group of each summand, in readable form: G's own name instead of ``"equivariant"``."""
-        return {p.name: self.space.fibergroup.name if p == EQUIVARIANT else p.name for p in self.pathways}
-
-    @property
-    def temperature(self) -> float:
-        """Of the softmax; part of the state dict."""
-        return float(self.kernel.temperature)
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        with naming(type(self)):
-            check_positive(value, "temperature")
-        self.kernel.temperature.fill_(value)
-
-    def freeze(self, frozen: bool = True) -> MixedConvolution:
-        """Keep the architecture weights from being trained (or let them be trained again); returns the layer."""
-        self.alpha.requires_grad_(not frozen)
-        return self
 
     def without(self, *names: str) -> MixedConvolution:
         r"""A copy without these summands. The shares of the others are renormalised: :math:`\pi` is a softmax.
