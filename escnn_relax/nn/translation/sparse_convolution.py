@@ -160,7 +160,7 @@ class SparseConvolution(EquivariantModule):
         chosen = find_subgroup(self.space, id)
         if chosen.order < 0:
             remedy = "pass a finite one, such as 4 for quarter turns"
-            raise ArgumentError(type(self), expected="subgroup to be a finite one", got=chosen.name, remedy=remedy)
+            raise ArgumentError(type(self), expected="a finite subgroup", got=chosen.name, remedy=remedy)
         return chosen
 
     def reset_parameters(self, fitted: bool = False) -> None:
