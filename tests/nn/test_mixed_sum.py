@@ -101,7 +101,7 @@ def test_matrices_are_those_of_the_state(kernel):
     """What is loaded later takes effect; the indices do not lie in the state."""
     kernel, weights = copy.deepcopy(kernel), drawn(kernel)
     before = kernel.combine(weights)
-    tables = [n for n in kernel.state_dict() if n.startswith("table_") and not n.endswith(("taken", "placed"))]
+    tables = [n for n in kernel.state_dict() if n.startswith(("tables.", "block_tables.")) and not n.endswith(("taken", "placed"))]
     assert tables and not any("sums" in n for n in kernel.state_dict())
     changed = {n: 2 * v if n in tables else v for n, v in kernel.state_dict().items()}
     kernel.load_state_dict(changed)
@@ -133,7 +133,7 @@ def test_second_derivatives(kernel):
 def test_tables_of_both_kinds_are_covered():
     """Dense matrices, and blocks of those by pairs of irreps: else the tests above would say little."""
     kinds = {
-        type(getattr(kernel, part.table))
+        type(kernel._stored(part.table))
         for kernel in (planar().kernel, by_pairs_of_irreps().kernel)
         for of in kernel.parts.values()
         for parts in of.values()
