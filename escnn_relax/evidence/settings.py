@@ -14,7 +14,15 @@ from ..deprecation import warn_former
 from ..errors import ArgumentError, nearest
 from .prior import BOUNDS, Ties
 
-__all__ = ["CurvatureSettings", "FormerKeywords", "NoiseSettings", "PriorSettings", "regrouped", "with_ties"]
+__all__ = [
+    "CurvatureSettings",
+    "EvidenceKeywords",
+    "FormerKeywords",
+    "NoiseSettings",
+    "PriorSettings",
+    "regrouped",
+    "with_ties",
+]
 
 #: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
 RESIDUAL = 3.0
@@ -104,6 +112,16 @@ class FormerKeywords(TypedDict, total=False):
     bounds: tuple[float, float]
     log_noise: float | Sequence[float] | Tensor
     temperature: float
+
+
+class EvidenceKeywords(FormerKeywords, total=False):
+    """The keywords of :class:`~escnn_relax.Evidence`, as :func:`~escnn_relax.fit` passes them on."""
+
+    curvature: str | Approximation | CurvatureSettings
+    num_data: int | None
+    prior: PriorSettings | None
+    noise: str | NoiseSettings
+    relaxed_only: bool
 
 
 def regrouped(

@@ -6,14 +6,14 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..curvature.likelihood import Likelihood
 from ..evidence.evidence import CONSTANT, Evidence
+from ..evidence.settings import EvidenceKeywords
 from . import checkpoint as disk
 from .arguments import check_evidence_options, check_numbers, residuals_given
 from .epochs import run_epochs
@@ -53,7 +53,7 @@ def fit(
     checkpoint: None | str | Path = None,
     progress: bool = True,
     callback: Callable[[EpochRecord], None] | None = None,
-    **evidence_options: Any,
+    **evidence_options: Unpack[EvidenceKeywords],
 ) -> History:
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
@@ -121,6 +121,7 @@ def fit(
     One batch goes through all that later epochs need before the first one begins, so that what cannot work fails in
     seconds. After an error of ours in an epoch, weights, buffers, optimizer and modes are those from before that epoch.
 
+    >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax.nn import RelaxedR2Conv

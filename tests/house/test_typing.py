@@ -106,9 +106,12 @@ relax("net")  # arg-type
 relax(net, irrep=[1])  # call-arg
 relax(net, frequencies="two")  # arg-type
 restrict(net)  # call-arg
-harden(net, to=4)  # arg-type
+harden(net, to=4)  # call-overload
 mix(net, 4)  # arg-type
 Evidence(net, num_data="all")  # arg-type
+Evidence(net, prior="layer")  # arg-type
+Evidence(net, sample=1)  # call-arg
+fit(net, [], curvatures="exact")  # call-arg
 Evidence(net).refresh(3)  # arg-type
 fit(net, [], epochs="many")  # arg-type
 fit(net, [], callback=lambda: None)  # arg-type, misc
