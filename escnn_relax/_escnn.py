@@ -387,8 +387,8 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
 
 
 def default_band(dimension: int, kernel_size: int) -> tuple[tuple[float, ...], tuple[float, ...], int, Limit]:
-    """Of a convolution's kernels under escnn's own band limit: rings, their widths, the highest angular frequency that
-    is built, and the highest on each ring."""
+    """escnn's own sampling of a convolution's kernels: rings, their widths, the highest angular frequency of any, and
+    the highest on each ring."""
     from escnn.nn.modules.conv import r2convolution, r3convolution
 
     admits, rings, sigma, highest = (r2convolution if dimension == 2 else r3convolution).compute_basis_params(

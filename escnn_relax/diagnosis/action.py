@@ -77,7 +77,7 @@ class _Pair:
 
 
 def _select_channels(gradient: Tensor, axis: int, channels: Tensor) -> Tensor:
-    """Those of its channels; no copy where they are all of them in order, as in most layers."""
+    """The gradient of these channels; no copy where they are all channels in order, as in most layers."""
     channels = channels.flatten()
     if len(channels) == gradient.shape[axis] and bool((channels == torch.arange(len(channels))).all()):
         return gradient
@@ -189,7 +189,7 @@ class LayerAction:
         return coefficients
 
     def move(self, features: dict[str, list[Tensor]], element: int) -> dict[str, list[Tensor]]:
-        """What the features become when the samples are moved by an element (its position)."""
+        """The features of the same samples moved by an element, given by its position."""
         return {n: [f @ m[element].T for f, m in zip(tensors, self._matrices(n))] for n, tensors in features.items()}
 
     def table(self, name: str, groups: Sequence[list[Tensor]]) -> Tensor:

@@ -14,7 +14,7 @@ class Centre:
     >>> images = torch.randn(100, 1, 6, 6)
     >>> centre = Centre()
     >>> centre.add(torch.nn.functional.pad(images, (0, 2, 0, 0)))
-    >>> [abs(offset - wanted) < 0.3 for offset, wanted in zip(centre.offset(), (0, -1))]  # half of the padding
+    >>> [abs(offset - expected) < 0.3 for offset, expected in zip(centre.offset(), (0, -1))]  # half of the padding
     [True, True]
     """
 

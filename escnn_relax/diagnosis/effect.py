@@ -23,8 +23,12 @@ __all__ = ["Moments", "Sizes", "directions", "gain", "moments", "start"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of groups: how many draws each holds, and the sum of the squares of how often each of its samples came,
-    ``(B,)``."""
+    """How large groups of samples are.
+
+    Attributes:
+        draws: how many samples were drawn into each group, repetitions counted, ``(B,)``.
+        squares: the squares of how often each sample came, summed over each group, ``(B,)``.
+    """
 
     draws: Tensor
     squares: Tensor
@@ -32,8 +36,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one sample's features: squared mean, free of bias (so that it can be negative), and variance, summed over
-    components."""
+    """Moments of one sample's features.
+
+    Attributes:
+        mean: squared mean, free of bias, so that it can be negative; summed over components.
+        variance: summed over components.
+    """
 
     mean: float
     variance: float
@@ -56,8 +64,8 @@ def moments(total: float, trace: float, sizes: Sizes) -> Moments:
     >>> gamma = torch.randn(1200, 3, dtype=torch.float64) + 1
     >>> groups = gamma.view(60, 20, 3).sum(1)
     >>> sizes = Sizes(torch.full((60,), 20.0), torch.full((60,), 20.0))
-    >>> found = moments(float(groups.sum(0).square().sum()), float(groups.square().sum()), sizes)
-    >>> 2 < found.mean < 4 and 1 < found.variance < 6  # 3 and 3
+    >>> result = moments(float(groups.sum(0).square().sum()), float(groups.square().sum()), sizes)
+    >>> 2 < result.mean < 4 and 1 < result.variance < 6  # 3 and 3
     True
     """
     n, squares, sample_squares = float(sizes.draws.sum()), float(sizes.draws.square().sum()), float(sizes.squares.sum())
@@ -90,8 +98,8 @@ def gain(count: float, surplus: float) -> float:
 
 
 def start(curvature: float, surplus: float) -> float:
-    r"""Logarithm of that precision, :math:`\delta = \lambda / s`; infinite where nothing speaks for letting the pathway
-    in.
+    r"""Logarithm of the precision that :func:`gain` assumes, :math:`\delta = \lambda / s`; infinite where the data do
+    not ask for the pathway.
 
     Args:
         curvature: :math:`\lambda`, of one direction, summed over the data.

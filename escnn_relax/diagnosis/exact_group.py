@@ -123,14 +123,13 @@ def random_elements(gspace: GSpace, count: int, generator: torch.Generator) -> l
 
 
 def products(elements: Sequence[GroupElement]) -> dict[int, tuple[int, int] | None]:
-    """How few elements make all of a finite group: for each position two earlier ones whose product it is, ``None`` for
-    a generator.
+    """A finite group out of few generators: for each position two others whose product it is, ``None`` for a generator.
 
-    In an order in which factors come first; the identity, if anything else is there, is a product too.
+    Factors come before their product; the identity is a product, too, unless it is alone.
 
     >>> from escnn.group import dihedral_group
-    >>> found = products(dihedral_group(4).elements)
-    >>> len(found), sum(factors is None for factors in found.values())
+    >>> factors = products(dihedral_group(4).elements)
+    >>> len(factors), sum(pair is None for pair in factors.values())
     (8, 2)
     """
     factors: dict[int, tuple[int, int] | None] = {}

@@ -145,7 +145,7 @@ class Probe:
         return self.objective.loss(tensor, target)
 
     def gradients(self, scalar: Tensor, retain_graph: bool = False) -> Gradients:
-        """In each kernel; zeros where no path leads.
+        """The gradient of a scalar in each kernel; zeros where no path leads to the scalar.
 
         Raises:
             DataError: a gradient that is not finite.
@@ -165,8 +165,7 @@ class Probe:
         return result
 
     def columns(self, output: Any, target: Any) -> Tensor | None:
-        """A scalar whose gradient has the loss Hessian's trace as its mean square, ``None`` for a loss of the
-        user's."""
+        """A scalar whose gradient's mean square is the trace of the loss's Hessian; ``None`` for a user's own loss."""
         if not isinstance(self.objective, Likelihood):
             return None
         tensor = self.objective.tensor(output)

@@ -62,8 +62,10 @@ class _Sums:
         self.silent = {key: self._silent(key) for key in self.keys}
 
     def table(self, features: Any, key: tuple[str, str]) -> Tensor:
-        """Of one pathway; of several initialisations the mean of the studentised ones, by what the draws cannot
-        change."""
+        """Inner products of one pathway's features.
+
+        Of several initialisations the mean, each divided by its trace, which no draw changes.
+        """
         layer, name = key
         tables = [self.actions[layer].table(name, [g[layer][name] for g in groups]) for groups in features]
         if len(tables) == 1:
@@ -81,8 +83,7 @@ class _Sums:
         )
 
     def split(self, features: Any, key: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        """Inner products of groups in the part of a pathway that exact elements move, and in the part that they
-        leave."""
+        """Inner products of groups in two parts of a pathway: what exact elements move, and what they fix."""
         table = self.table(features, key)
         fixed_part = table.mean(0)
         return table[0] - fixed_part, fixed_part

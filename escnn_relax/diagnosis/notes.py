@@ -82,7 +82,7 @@ def notes(
 def _off_centre(
     tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], gradient_sums: GradientSums, group: ExactGroup
 ) -> str:
-    """Vectors and nothing else, in every layer: what images that sit off the centre look like."""
+    """A sentence where only vectors are broken, and in every layer: images that are not centred look like that."""
     irreps = {t.pathway: t.irrep for t in broken}
     if not broken or any(irrep is None for irrep in irreps.values()):
         return ""
@@ -106,7 +106,7 @@ def _off_centre(
 
 
 def _alike(tests: Sequence[PathwayTest], broken: Sequence[PathwayTest], group: ExactGroup) -> str:
-    """Irreps of the whole group that are the same for exact elements: pixels let one show what is another's."""
+    """A sentence about irreps that exact elements cannot tell apart: on pixels, one may show what is another's."""
     irreps = {t.pathway: group.gspace.fibergroup.irrep(*t.irrep) for t in tests if t.testable and t.irrep is not None}
     traces = {name: np.array([float(psi(g).trace()) for g in group.elements]) for name, psi in irreps.items()}
     names, pairs = {t.pathway for t in broken}, []

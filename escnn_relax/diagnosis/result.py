@@ -56,8 +56,8 @@ class PathwayTest:
             interpolation: what the network's own discretisation explains, since data like these have the symmetry; NaN
             where not measured.
 
-    >>> wanted = [name for name in PathwayTest.__dataclass_fields__ if name.endswith("p_value")]
-    >>> wanted
+    >>> p_values = [name for name in PathwayTest.__dataclass_fields__ if name.endswith("p_value")]
+    >>> p_values
     ['p_value', 'adjusted_p_value', 'input_p_value']
     """
 
@@ -114,16 +114,16 @@ class SymmetryTest:
     >>> from torch import nn, randn
     >>> from escnn_relax import symmetry_test
     >>> space = gspaces.rot2dOnR2(4)
-    >>> one = enn.FieldType(space, [space.trivial_repr])
+    >>> scalar = enn.FieldType(space, [space.trivial_repr])
     >>> class Net(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.convolution = enn.R2Conv(one, one, 3, padding=1)
+    ...         self.convolution = enn.R2Conv(scalar, scalar, 3, padding=1)
     ...     def forward(self, x):
-    ...         return self.convolution(one(x)).tensor
+    ...         return self.convolution(scalar(x)).tensor
     >>> data = [(x, x) for x in randn(20, 4, 1, 5, 5)]  # each pixel is its own target
-    >>> found = symmetry_test(Net(), data, likelihood="gaussian", progress=False)
-    >>> found.network.name, found.num_data, found.group
+    >>> test = symmetry_test(Net(), data, likelihood="gaussian", progress=False)
+    >>> test.network.name, test.num_data, test.group
     ('C4', 80, 'C4')
     """
 

@@ -42,10 +42,12 @@ class _Collated:
 
 
 class NumberedLoader:
-    """A loader's batches; :attr:`last` says which samples the one that was yielded last consists of: index, and what
-    tells each from all others wherever it comes from.
+    """A loader's batches, with the samples that are in them.
 
-    The same batches in the same order as the loader's own, whose sampler and random generator are used.
+    The batches and their order are the loader's own, whose sampler and random generator are used.
+
+    Attributes:
+        last: the samples of the batch that was yielded last, each with its index and its :func:`sample_identity`.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -75,7 +77,7 @@ class NumberedLoader:
 
 
 def number_samples(loader: Iterable[Any]) -> tuple[Iterable[Any], NumberedLoader | None]:
-    """The loader, to be gone through instead, and what tells the numbers of its samples; ``None`` where nothing does.
+    """A loader of the same batches, and what tells their samples: itself, or ``None`` where nothing can.
 
     >>> data = DataLoader(range(4), 2)
     >>> loader, numbers = number_samples(data)

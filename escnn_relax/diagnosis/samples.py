@@ -154,7 +154,7 @@ class Grouping:
 
 
 def concatenate(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any]:
-    """Several batches as one; a part of the inputs that is not one for each sample is that of the first."""
+    """Several batches as one; a part of the inputs that has no row for each sample is taken from the first."""
     if len(inputs) == 1:
         return inputs[0], targets[0]
     target = Weighted.cat(targets) if isinstance(targets[0], Weighted) else torch.cat(tuple(targets))

@@ -53,8 +53,11 @@ def input_type(probe: Probe, input: Any) -> FieldType | None:
 
 
 def movable(input: Any, in_type: FieldType) -> bool:
-    """Whether it is plain what an element of the group does to an input: one image of this type, other parts without
-    pixels, and whatever says its own type."""
+    """Whether an element of the group acts on an input in one way only.
+
+    So it does where at most one plain tensor is an image of this type and other plain tensors have no pixels; geometric
+    tensors have types of their own.
+    """
     plain = _plain(input)
     images = [part for part in plain if _image(part, in_type)]
     single = len(images) <= 1 and bool(images or len(plain) < len(input_tensors(input)))
@@ -128,7 +131,7 @@ class Motion:
         return map_tensors(input, move)
 
     def target(self, target: Any, element: Callable[[GSpace], GroupElement]) -> Any:
-        """A target moved alike; one that does not move as it is."""
+        """The target moved by the same element; one on which the group does not act is returned as it is."""
 
         def move(aim: Tensor) -> Tensor:
             if self.field(aim):

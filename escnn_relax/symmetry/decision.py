@@ -37,9 +37,9 @@ class Decision:
         loss: what the next larger subgroup would cost in the data (nats); NaN without data.
         p_value: the least adjusted p-value of the layer in a symmetry test; NaN without one.
         margin_by_depth: the margin of the layer and all before it together (nats).
-        lost: what the layer's pixels lose at most of the difference between H and a smaller subgroup, whose kernels
-            might then have been taken for its own (fraction of their energy); 0 where H moves pixels to pixels, 1 where
-            no kernel tells them apart, NaN where no kernel was asked. See
+        lost: largest share of the energy of a smaller subgroup's own kernels that the layer's pixels attribute to H
+            (fraction): 0 where H moves pixels to pixels, 1 where no kernel tells the two apart, NaN where no kernel was
+            looked at. See
             :mod:`escnn_relax.symmetry.kernels.grid_loss`.
 
     >>> from escnn import gspaces
@@ -91,8 +91,8 @@ class Decisions(Mapping[str, Subgroup]):
     >>> from escnn_relax import relax, survivors
     >>> space = gspaces.rot2dOnR2(4)
     >>> fields = enn.FieldType(space, [space.regular_repr])
-    >>> found = survivors(relax(enn.SequentialModule(enn.R2Conv(fields, fields, 3)))).decisions
-    >>> found["0"].name, found.network.name, found.layers[0].source
+    >>> decisions = survivors(relax(enn.SequentialModule(enn.R2Conv(fields, fields, 3)))).decisions
+    >>> decisions["0"].name, decisions.network.name, decisions.layers[0].source
     ('C4', 'C4', 'energy')
     """
 

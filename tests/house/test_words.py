@@ -8,12 +8,21 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "escnn_relax"
 
 #: The rooms that have been looked through.
-ROOMS = ("curvature", "morphism", "nn", "report")
+ROOMS = ("curvature", "morphism", "nn", "report", "diagnosis", "symmetry")
 
 #: What says nothing about what is in it.
 EMPTY = {"of", "own", "kept", "held", "found", "one"}
 #: Names of others.
-FOREIGN = {"ones_like", "new_ones", "one_hot", "ones", "change_of_basis", "change_of_basis_inv", "constant_loss_of"}
+FOREIGN = {
+    "ones_like",
+    "new_ones",
+    "one_hot",
+    "ones",
+    "change_of_basis",
+    "change_of_basis_inv",
+    "constant_loss_of",
+    "sum_of_squares_constituents",
+}
 
 SOURCES = sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))
 

@@ -17,8 +17,10 @@ def _tuple(value: Any, length: int) -> tuple[Any, ...]:
 
 
 def _excess(module: nn.Module, sides: tuple[int, ...]) -> str:
-    """What one call leaves over: positions are placed evenly about the middle if, and only if, (n + 2 padding - reach)
-    is a multiple of the stride."""
+    """A message where the kernel's positions are not placed evenly about the middle, else empty.
+
+    They are if, and only if, (n + 2 padding - reach) is a multiple of the stride.
+    """
     kernel, stride = (getattr(module, name, None) for name in ("kernel_size", "stride"))
     if (
         kernel is None
@@ -45,9 +47,9 @@ def watch_strides(module: Any) -> Iterator[dict[str, str]]:
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, stride=2, padding=1))
-    >>> with watch_strides(net) as found:
+    >>> with watch_strides(net) as uneven:
     ...     _ = net(torch.randn(1, 1, 8, 8))
-    >>> found
+    >>> uneven
     {'1': 'stride 2 on 8 pixels leaves 1 over on one side (even on 9 or 7)'}
     """
     uneven: dict[str, str] = {}

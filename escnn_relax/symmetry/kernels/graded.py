@@ -42,9 +42,9 @@ def isotypic_tuples(
 
     >>> from escnn import gspaces, nn
     >>> space = gspaces.rot2dOnR2(4)
-    >>> one = nn.FieldType(space, [space.regular_repr])
+    >>> regular = nn.FieldType(space, [space.regular_repr])
     >>> from escnn_relax.symmetry.kernels.sampling import Band
-    >>> band = Band.from_layer(nn.R2Conv(one, one, 5, initialize=False))
+    >>> band = Band.from_layer(nn.R2Conv(regular, regular, 5, initialize=False))
     >>> [isotypic_kernels(band, space, *2 * [space.regular_repr], psi).shape[0] for psi in space.irreps]
     [44, 88, 44]
     """

@@ -42,9 +42,9 @@ class GridLoss(NamedTuple):
 
     Attributes:
         smaller, larger: the subgroups.
-        fraction: of the energy of kernels that only the smaller one fixes, what the pixels give to the larger one, 0 to
+        fraction: share of the energy of the smaller one's own kernels that the pixels attribute to the larger one, 0 to
             1.
-        sine: of the smallest angle between such a kernel and those of the larger one, 1 to 0.
+        sine: that of the smallest angle between such a kernel and the kernels of the larger one, 1 to 0.
         turning: by how much turns of the larger one change the norm of a kernel on these pixels, at worst (relative).
         kernel_size: the smallest odd one that loses no more than a hundredth, under escnn's own band limit; ``None`` if
             none up to 11 does.
@@ -86,8 +86,8 @@ def grid_loss(
     >>> fields = nn.FieldType(space, [space.regular_repr])
     >>> band = Band.from_layer(nn.R2Conv(fields, fields, 3, initialize=False))
     >>> psi = irrep_multiplicities(space.regular_repr, space.regular_repr)
-    >>> three, two, one = (subgroup(space, n) for n in (3, 2, 1))
-    >>> [round(grid_loss(band, one, h, psi).fraction, 4) for h in (three, two)]
+    >>> C3, C2, trivial = (subgroup(space, n) for n in (3, 2, 1))
+    >>> [round(grid_loss(band, trivial, h, psi).fraction, 4) for h in (C3, C2)]
     [0.04, 0.0]
     """
     geometry = RingGeometry.cached(band)

@@ -40,8 +40,7 @@ def harmonics(points: Array, frequency: int) -> Array:
 
 
 def harmonic_action(matrix: Array, frequency: int) -> Array:
-    r"""By which coefficients change when an orthogonal matrix g moves a function f to :math:`f(g^{-1} x)`; orthogonal,
-    ``(n, n)``.
+    r"""The orthogonal matrix, ``(n, n)``, that takes the coefficients of a function f to those of :math:`f(g^{-1} x)`.
 
     >>> quarter = np.array([[0.0, -1.0], [1.0, 0.0]])
     >>> harmonic_action(quarter, 2).round(6) + 0

@@ -99,7 +99,7 @@ class Positions:
         return Place(member, torch.zeros(3, dtype=torch.float64), self._fixed_vectors(member), float("nan"))
 
     def contains(self, larger: Place, smaller: Place) -> bool:
-        """Whether whatever the larger leaves as it is, the smaller does, as far as these irreps can tell."""
+        """Whether the smaller fixes all that the larger fixes, as far as these irreps tell."""
         return all(
             float((vectors - vectors @ smaller.fixed[id].T @ smaller.fixed[id]).norm()) < ALIKE
             for id, vectors in larger.fixed.items()

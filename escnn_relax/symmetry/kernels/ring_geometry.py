@@ -38,8 +38,13 @@ ANGLES = 48
 
 
 class LossSums(NamedTuple):
-    """Of the kernels that one subgroup has beyond a larger one: how many there are, the sum of the squared sines of
-    their angles to the larger one's, and the least sine."""
+    """How far the kernels that only a smaller subgroup fixes stand from those of a larger one, once they are sampled.
+
+    Attributes:
+        kernels: how many there are.
+        squared_sines: of their angles to the larger one's kernels, summed.
+        sine: the least.
+    """
 
     kernels: int
     squared_sines: float
@@ -47,12 +52,12 @@ class LossSums(NamedTuple):
 
     @property
     def fraction(self) -> float:
-        """Of their energy that the grid gives to the larger one; NaN where there are none."""
+        """Share of their energy that the grid attributes to the larger one; NaN where there are none."""
         return 1 - self.squared_sines / self.kernels if self.kernels else math.nan
 
     @classmethod
     def total(cls, parts: Iterable[tuple[LossSums, int]]) -> LossSums:
-        """Over parts, each so many times."""
+        """The sum over parts, each so many times."""
         terms = [(sums, times) for sums, times in parts if sums.kernels and times]
         sine = min((sums.sine for sums, _ in terms), default=1.0)
         return cls(sum(t * p.kernels for p, t in terms), float(sum(t * p.squared_sines for p, t in terms)), sine)
@@ -139,7 +144,7 @@ class RingGeometry:
 
 
 def _compare(smaller: Array, larger: Array) -> LossSums:
-    """By the angles between what two sets of sampled kernels span."""
+    """The angles between the spans of two sets of sampled kernels."""
     if not len(smaller):
         return LossSums(0, 0.0, 1.0)
     smaller_basis, larger_basis = _orthonormal(smaller), _orthonormal(larger)
