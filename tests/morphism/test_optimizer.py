@@ -114,3 +114,10 @@ def test_foreign_optimiser_is_refused():
     net = network()
     with pytest.raises(ArgumentError):
         carry_optimizer(torch.optim.SGD(network().parameters(), lr=0.1), net, restrict(net, 2))
+
+
+def test_the_former_spelling_works_and_says_so():
+    import escnn_relax
+
+    with pytest.warns(DeprecationWarning, match="carry_optimizer"):
+        assert escnn_relax.carry_optimiser is carry_optimizer

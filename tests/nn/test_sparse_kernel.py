@@ -472,3 +472,13 @@ def test_relax_translation_starts_fitted():
     silent = relax_translation(net(), x, ["sparse", "sparse-kernel"], fitted=True)
     assert all(m.breaking_energy == 0 for m in silent.modules() if isinstance(m, RelaxedTranslation))
     assert all(p.energy() == 0 for p in silent.modules() if isinstance(p, KernelPathway))
+
+
+def test_former_names_work_and_say_so():
+    one = enn.FieldType(C4, [C4.trivial_repr])
+    with pytest.warns(DeprecationWarning, match=r"SparseR2Conv\(subgroup=\)"):
+        free = SparseR2Conv(one, one, 3, bias=False, kept="free")
+    with pytest.warns(DeprecationWarning, match="KernelPathway.subgroup"):
+        assert KernelPathway(free, (6, 6)).kept == free.subgroup and free.subgroup.order == 1
+    with pytest.raises(ArgumentError, match="no argument 'fractions'; did you mean 'fraction'"):
+        SparseR2Conv(one, one, 3, fractions=0.5)
