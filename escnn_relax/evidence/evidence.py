@@ -59,11 +59,9 @@ from .slopes import Slopes
 from .spectrum import Spectrum
 from .state import check_state, spectrum_state
 from .terms import EvidenceTerms
+from .verdicts.survivors import survivors
 
 __all__ = ["Evidence", "EvidenceTerms"]
-
-#: What is said of a network that has not learned.
-CONSTANT = "no better than a constant output: its precisions and pathways say nothing about the data"
 
 
 class Evidence:
@@ -259,8 +257,6 @@ class Evidence:
     def decide(self, data: Iterable[Any] | None = None, energy: float = SWITCHED_OFF) -> Decisions:
         """What each layer of the model keeps: the record of :func:`~escnn_relax.survivors`, with its arguments and
         errors."""
-        from .verdicts.survivors import survivors  # which reads evidences
-
         groups = {m.space.fibergroup.name for m in self.layers.values() if isinstance(m, SteerableConvolution)}
         return survivors(self.model, self, data=data, energy=energy, depth=len(groups) == 1).decisions
 

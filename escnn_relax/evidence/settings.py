@@ -15,13 +15,8 @@ from ..errors import ArgumentError, nearest
 from .prior import BOUNDS, Ties
 
 __all__ = [
-    "CurvatureSettings",
-    "EvidenceKeywords",
-    "FormerKeywords",
-    "NoiseSettings",
-    "PriorSettings",
-    "regrouped",
-    "with_ties",
+    *("CurvatureSettings", "NoiseSettings", "PriorSettings"),
+    *("EvidenceKeywords", "FormerKeywords", "regrouped", "with_ties"),
 ]
 
 #: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
@@ -133,8 +128,12 @@ def regrouped(
     """All settings, former keywords put where they belong, with a ``DeprecationWarning`` that says where that is.
 
     Raises:
-        ArgumentError: a keyword that never was one, or a former one beside the settings that it is a field of now.
+        ArgumentError: a prior that is none; a keyword that never was one, or a former one beside the settings that it
+            is a field of now.
     """
+    if not isinstance(prior, PriorSettings | None):
+        remedy = "write prior=PriorSettings(ties='layer') for one precision a layer, or leave it out"
+        raise ArgumentError("prior", expected="a PriorSettings", got=repr(prior), remedy=remedy)
     given: dict[str, Any] = {"curvature": curvature, "prior": prior, "noise": noise}
     settings: dict[str, Any] = {
         "curvature": curvature if isinstance(curvature, CurvatureSettings) else CurvatureSettings(curvature),

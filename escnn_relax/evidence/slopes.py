@@ -8,7 +8,6 @@ of the gradients of the last epoch, in which the learning rate is small, so it c
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from torch import Tensor
 from ..curvature.processes import sum_processes
 from ..nn.last_decision import fingerprint
 from ..nn.steerable import SteerableConvolution
-
-if TYPE_CHECKING:
-    from .evidence import Evidence
+from .view import EvidenceView
 
 __all__ = ["Slopes"]
 
@@ -30,7 +27,7 @@ class Slopes:
         evidence: of the model; its noise and precisions are those of the epoch.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: EvidenceView) -> None:
         self._evidence = evidence
         self._layers = {n: layer for n, layer in evidence.layers.items() if isinstance(layer, SteerableConvolution)}
         self._parameters = dict(evidence.parameters)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["EvidenceTerms", "complexity", "effective_dimension"]
+__all__ = ["CONSTANT", "EvidenceTerms", "complexity", "effective_dimension"]
+
+#: What is said of a network that has not learned.
+CONSTANT = "no better than a constant output: its precisions and pathways say nothing about the data"
 
 
 @dataclass(frozen=True)

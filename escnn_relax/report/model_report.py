@@ -13,7 +13,7 @@ from torch import nn
 from ..curvature.layers.wrappers import unwrap
 from ..errors import ArgumentError, UnsupportedModuleError, nearest
 from ..evidence import Evidence, survivors
-from ..evidence.evidence import CONSTANT
+from ..evidence.terms import CONSTANT
 from ..nn.evidence_record import Recorded
 from ..nn.last_decision import remember
 from ..nn.relaxed_convolution import RelaxedConvolution

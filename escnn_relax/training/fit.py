@@ -12,8 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..curvature.likelihood import Likelihood
-from ..evidence.evidence import CONSTANT, Evidence
+from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
+from ..evidence.terms import CONSTANT
 from . import checkpoint as disk
 from .arguments import check_evidence_options, check_numbers, residuals_given
 from .epochs import run_epochs

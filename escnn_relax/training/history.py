@@ -6,7 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..evidence.evidence import CONSTANT, Evidence, EvidenceTerms
+from ..evidence.evidence import Evidence, EvidenceTerms
+from ..evidence.terms import CONSTANT
 
 __all__ = ["EpochRecord", "History"]
 

@@ -63,6 +63,11 @@ def test_not_both():
         Evidence(network(), priors=2)
 
 
+def test_a_prior_is_settings():
+    with pytest.raises(ArgumentError, match="prior: expected a PriorSettings, got 'layer'; write prior=PriorSettings"):
+        Evidence(network(), prior="layer")
+
+
 def test_the_new_spelling_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

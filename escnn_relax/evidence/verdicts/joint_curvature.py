@@ -32,7 +32,7 @@ from torch import Tensor
 from ...curvature.batches import batches
 from ...curvature.jacobian import rows
 from ...errors import CurvatureError, DataError
-from ..evidence import Evidence
+from ..view import EvidenceView
 
 __all__ = ["ASKED", "JointCurvature", "Marginal", "TOGETHER", "marginals"]
 
@@ -73,6 +73,7 @@ class JointCurvature:
         CurvatureError: derivatives that are not finite.
 
     >>> from torch import nn
+    >>> from escnn_relax import Evidence
     >>> evidence = Evidence(nn.Sequential(nn.Linear(3, 2)), relaxed_only=False)
     >>> data = [(torch.randn(20, 3), torch.randint(2, (20,)))]
     >>> _ = evidence.refresh(data)
@@ -81,7 +82,7 @@ class JointCurvature:
     torch.Size([6, 6])
     """
 
-    def __init__(self, evidence: Evidence, data: Iterable[Any], together: int = TOGETHER) -> None:
+    def __init__(self, evidence: EvidenceView, data: Iterable[Any], together: int = TOGETHER) -> None:
         self.evidence = evidence
         shut = set(evidence.closed)
         sizes = {n: p.numel() for n, p in evidence.parameters.items() if n not in shut}

@@ -16,7 +16,7 @@ from ...morphism.module_tree import copy_module
 from ...nn.gates import Gated
 from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
-from ..evidence import Evidence
+from ..view import EvidenceView
 
 __all__ = ["ProjectionLoss"]
 
@@ -33,7 +33,7 @@ class ProjectionLoss:
         data: yields ``(input, target)``; re-iterable. A part of the data is scaled up.
     """
 
-    def __init__(self, evidence: Evidence, data: Iterable[Any]) -> None:
+    def __init__(self, evidence: EvidenceView, data: Iterable[Any]) -> None:
         self._evidence, self._data = evidence, data
         self._model: nn.Module = copy_module(evidence.model).eval()
         for part in self._model.modules():

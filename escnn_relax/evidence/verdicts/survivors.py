@@ -18,7 +18,8 @@ from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
 from ...symmetry.decision import check_evidence
 from ...symmetry.kernels.pathway import SWITCHED_OFF
-from ..evidence import CONSTANT, Evidence
+from ..terms import CONSTANT
+from ..view import EvidenceView
 from .joint_curvature import JointCurvature
 from .layer_reading import BesideConvolution, Gains, bounded_survivor, layer_survivor
 from .layer_survivor import LayerSurvivor
@@ -33,7 +34,7 @@ PATIENCE = 3.0
 
 def survivors(
     model: nn.Module,
-    evidence: Evidence | None = None,
+    evidence: EvidenceView | None = None,
     *,
     data: Iterable[Any] | None = None,
     energy: float = SWITCHED_OFF,
@@ -147,7 +148,7 @@ def _all(living: dict[str, BesideConvolution]) -> BesideConvolution:
 class _Reader:
     """Reads layers by whatever is known: energy, evidence, data."""
 
-    def __init__(self, evidence: Evidence | None, data: Iterable[Any] | None, energy: float) -> None:
+    def __init__(self, evidence: EvidenceView | None, data: Iterable[Any] | None, energy: float) -> None:
         self.energy = energy
         self.gain: Gains | None = None
         self.also: Gains | None = None
