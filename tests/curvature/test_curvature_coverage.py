@@ -569,3 +569,18 @@ def test_the_users_data_gets_no_gradient():
     x.requires_grad_()
     Curvature(model, "categorical")([(x, y)])
     assert x.grad is None
+
+
+def test_a_layer_that_is_told_more_than_its_input_is_refused():
+    class Sized(nn.Module):
+        def __init__(self, **options):
+            super().__init__()
+            self.up, self.options = nn.ConvTranspose2d(1, 3, 3, stride=2), options
+
+        def forward(self, x):
+            return self.up(x, **self.options).mean((2, 3))
+
+    alone = Curvature(Sized().double(), "categorical", "exact")(images())
+    assert set(alone.factors) == {"up.weight", "up.bias"}
+    with pytest.raises(UnsupportedModuleError, match="up: .*only input, got Tensor, output_size=; call.*input alone"):
+        Curvature(Sized(output_size=(12, 12)).double(), "categorical", "exact")(images())

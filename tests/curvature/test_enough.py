@@ -214,3 +214,12 @@ def test_a_part_gives_the_precisions_of_all(count, fields, noise):
     evidence.log_precision.update(start)
     last = evidence.refresh(batches, enough=Enough(math.inf, max(1, math.ceil(LAST / count)))).total
     assert last == pytest.approx(evidence.refresh(batches).total, rel=0.005)
+
+
+@pytest.mark.parametrize("samples, found, drawn", [("auto", 3, 3), ("auto", 8, 8), (None, 3, None), (2, 3, 2)])
+def test_columns_are_drawn_where_that_is_less_than_all(samples, found, drawn):
+    """Ten classes have nine columns, since a softmax has one direction less than outputs."""
+    curvature = Curvature(relax(Net(classes=10)), "categorical", "expand", samples=samples)
+    assert curvature._draws(torch.zeros(4, 10), Enough(columns=found)) == drawn
+    assert curvature._draws(torch.zeros(4, 10), Enough(columns=9)) == (drawn if samples == 2 else None)
+    assert curvature._draws(torch.zeros(4, 10), None) == (drawn if samples == 2 else None)

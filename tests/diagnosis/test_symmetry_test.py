@@ -355,6 +355,9 @@ def test_no_path_to_the_output_is_not_testable():
     found = symmetry_test(model, loader(pictures(600)), progress=False)
     for t in each(found.tests):
         assert t.testable == (t.layer == "last") and (t.testable or "path" in t.reason)
+    for decision in each(found.decisions.layers):
+        said = [reason for reason in decision.reasons if "could not test" in reason]
+        assert said == [] if decision.layer == "last" else "path" in said[0]
 
 
 def test_off_centre_images_are_named():
