@@ -8,7 +8,7 @@ from planted_data import filtered, hold, labelled, plane_type, planted_kernel, r
 from whole_irreps import by_whole_irreps, listed
 
 from escnn_relax import project, restrict, survivors
-from escnn_relax.evidence.verdicts import subgroup_cost as demanding
+from escnn_relax.evidence.verdicts import fixed_coefficients
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.nn.measured.stabiliser import stabiliser
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
@@ -52,7 +52,7 @@ def test_planted_in_labels(name, id, monkeypatch):
         id == 3
     ):  # the grid gives C3's kernels a part in irrep 1, which nothing opened: the broken twin finds none of them then
         assert "irrep_1" in learned.model.layer.closed
-        monkeypatch.setattr(demanding, "OPEN", 1 - 1e-10)
+        monkeypatch.setattr(fixed_coefficients, "OPEN", 1 - 1e-10)
         twin = found_in(learned)
         assert twin.subgroup < kept and not twin.candidates and twin.margin > 50
 

@@ -3,7 +3,9 @@ a pipeline."""
 
 import math
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from nonempty import each
@@ -207,10 +209,7 @@ class Flat(nn.Module):
 
 def digits(padded):
     """Digits of 28 x 28 pixels, each turned by a random quarter turn before they are padded on one side."""
-    import numpy as np
-    from test_readme import ROOT
-
-    archive = np.load(ROOT / "examples/data/digits8.npz", allow_pickle=False)
+    archive = np.load(Path(__file__).parents[2] / "examples/data/digits8.npz", allow_pickle=False)
     x, y = torch.from_numpy(archive["x"]).float()[:800, None] / 16, torch.from_numpy(archive["y"]).long()[:800]
     x = nn.functional.interpolate(x, size=(20, 20), mode="bilinear", align_corners=False)
     x = nn.functional.pad(x, (4, 4, 4, 4))
