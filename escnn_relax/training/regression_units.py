@@ -6,14 +6,13 @@ the targets' mean m and standard deviation s, :math:`W \to s W`, :math:`b \to s 
 s, and the steps of W and b are s times as long: with this, training is the same as with targets :math:`(y - m) / s`,
 and the outputs are in the users' units. Of several outputs m and s are those of each, but the steps are as long as the
 geometric mean of all s says: where these differ by more than about 100, targets are better standardised before. An
-optimiser of the users' own keeps its own steps.
+optimizer of the users' own keeps its own steps.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,11 +27,10 @@ from ..curvature.likelihood.weights import broadcast_weight, split_weight
 from ..curvature.processes import sum_processes
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
+from .last_layer import last_layer
 
-__all__ = ["Units", "foreign", "last_layer", "settle_units"]
+__all__ = ["Units", "foreign", "settle_units", "settled_units"]
 
-#: Layers that end in a constant for each output.
-AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: Targets of a standard deviation within this factor of one are in the network's own units.
 NATURAL = 10.0
 #: A network whose mean squared error is below this share of the targets' variance has their units.
@@ -64,7 +62,7 @@ class Units:
         evidence.prior = replace(evidence.prior, bounds=(low + min(moves), high + max(moves)))
 
     def groups(self, model: nn.Module, lr: float, parameters: Sequence[Any] | None = None) -> list[dict[str, Any]]:
-        """The parameters in two groups for an optimiser; the last layer's with steps in the units of the targets."""
+        """The parameters in two groups for an optimizer; the last layer's with steps in the units of the targets."""
         of_layer = {id(p) for p in model.get_submodule(self.layer).parameters()} if self.layer else set()
         everything = list(model.parameters()) if parameters is None else list(parameters)
         return [
@@ -79,51 +77,6 @@ def foreign(mean: Tensor, scale: Tensor) -> bool:
         float((mean.abs() / scale).max()) > NATURAL
         or not 1 / NATURAL <= float(scale.min()) <= float(scale.max()) <= NATURAL
     )
-
-
-def last_layer(model: nn.Module, input: Any) -> str | None:
-    """Name of the affine layer whose output is what the model puts out for this input; ``None`` if it does more, if the
-    layer's weights are another layer's too or come from a parametrisation, or if its outputs are not dimension 1.
-
-    >>> last_layer(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.ones(1, 3))
-    '2'
-    """
-    outputs: list[tuple[str, Any]] = []
-    used = Counter(id(p) for m in model.modules() for p in m._parameters.values())
-    layers = {
-        n: [m._parameters.get(key) for key in ("weight", "bias")]
-        for n, m in model.named_modules()
-        if isinstance(m, AFFINE)
-    }
-    names = {
-        id(model.get_submodule(n)): n
-        for n, weights in layers.items()
-        if all(p is not None and used[id(p)] == 1 for p in weights)
-    }
-    hooks = [
-        m.register_forward_hook(lambda m, _, out: outputs.append((names[id(m)], out)))
-        for m in model.modules()
-        if id(m) in names
-    ]
-    mode = model.training
-    try:
-        with torch.no_grad():
-            output = answer(model.eval(), input)
-    finally:
-        model.train(mode)
-        for hook in hooks:
-            hook.remove()
-    users = [name for name, value in outputs if value is output and _ends(model.get_submodule(name), output)]
-    again = [name for name, _ in outputs if users and name == users[0]]
-    if len(users) != 1 or len(again) != 1:
-        return None
-    frozen = not all(p.requires_grad for p in model.get_submodule(users[0]).parameters())
-    return None if frozen else users[0]
-
-
-def _ends(layer: nn.Module, output: Tensor) -> bool:
-    """Whether the outputs of a layer are dimension 1; those of a Linear are the last one."""
-    return not isinstance(layer, nn.Linear) or output.dim() == 2
 
 
 def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Units | None:
