@@ -100,10 +100,10 @@ def test_singular_systems_are_reported():
     assert torch.isfinite(matrix).all()
 
 
-@pytest.mark.parametrize("options", [{"scale": 0.0}, {"noise": -1.0}, {"omega": torch.tensor(-1.0)}])
+@pytest.mark.parametrize("options", [{"amplitude": 0.0}, {"noise": -1.0}, {"omega": torch.tensor(-1.0)}])
 def test_interpolation_refuses_bad_numbers(options):
     options = {"omega": torch.tensor(1.0), **options}
-    with pytest.raises(ArgumentError, match="a positive scale and omega"):
+    with pytest.raises(ArgumentError, match="a positive amplitude and omega"):
         interpolation(torch.zeros(1, 2), torch.zeros(1, 2), **options)
 
 

@@ -16,15 +16,15 @@ from ..grid.field_action import acts_on_grid
 __all__ = ["EquivarianceError", "default_elements", "grid_elements", "relative"]
 
 
-def relative(difference: float, scale: float) -> float:
-    """``difference / scale``; 0 where there is nothing at all, NaN where either is not finite.
+def relative(difference: float, reference: float) -> float:
+    """``difference / reference``; 0 where there is nothing at all, NaN where either is not finite.
 
     >>> relative(0.0, 0.0), relative(math.nan, math.nan)
     (0.0, nan)
     """
-    if not (math.isfinite(difference) and math.isfinite(scale)):
+    if not (math.isfinite(difference) and math.isfinite(reference)):
         return math.nan
-    return difference / scale if scale > 0 else 0.0
+    return difference / reference if reference > 0 else 0.0
 
 
 @dataclass(frozen=True)

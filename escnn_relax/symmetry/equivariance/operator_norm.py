@@ -61,21 +61,21 @@ def operator_norm(kernel: Tensor, stride: Sequence[int] = (), dilation: Sequence
         return Norm(math.nan, math.nan)
     if any(s > 1 for s in stride):  # without a stride a dilation only renames frequencies
         kernel = _phases(_dilate(kernel, dilation or (1,) * d), stride)
-    scale = float(kernel.abs().max()) if kernel.numel() else 0.0
-    if scale == 0:
+    largest_entry = float(kernel.abs().max()) if kernel.numel() else 0.0
+    if largest_entry == 0:
         return Norm(0.0, 0.0)
-    kernel = kernel / scale
+    kernel = kernel / largest_entry
     small, large = sorted(kernel.shape[:2])
     degrees = [n // 2 for n in kernel.shape[2:]]
     for fineness in FINENESS:
         points = [max(1, fineness * r) for r in degrees]
         if _cost(kernel.shape, points) <= work or not d:
-            reached = scale * _largest(kernel, points)
+            reached = largest_entry * _largest(kernel, points)
             share = math.prod(math.cos(math.pi * r / n) for r, n in zip(degrees, points))
             return Norm(reached, reached / share * (1 + ROUNDING))
     sums = kernel.abs().flatten(2).sum(-1)
-    bound = scale * math.sqrt(float(sums.sum(0).max() * sums.sum(1).max()))
-    return Norm(scale * float(kernel.flatten(2).sum(-1).norm()) / math.sqrt(small), bound * (1 + ROUNDING))
+    bound = largest_entry * math.sqrt(float(sums.sum(0).max() * sums.sum(1).max()))
+    return Norm(largest_entry * float(kernel.flatten(2).sum(-1).norm()) / math.sqrt(small), bound * (1 + ROUNDING))
 
 
 def affordable(shape: Sequence[int], stride: Sequence[int], work: float) -> bool:

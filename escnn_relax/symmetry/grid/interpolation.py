@@ -29,7 +29,7 @@ def interpolation(
     anchors: Tensor,
     sites: Tensor,
     omega: Tensor,
-    scale: float = 1.0,
+    amplitude: float = 1.0,
     noise: float = 0.01,
     layer: str | type = "interpolation",
 ) -> Tensor:
@@ -38,7 +38,7 @@ def interpolation(
     Args:
         anchors, sites: shapes ``(P, d)`` and ``(S, d)`` (pixels).
         omega: inverse length scale, a positive scalar (1 / pixels).
-        scale: s.
+        amplitude: s.
         noise: standard deviation of the values at the anchors; keeps the system solvable.
         layer: the class of the layer that asks, for errors and warnings.
 
@@ -46,7 +46,7 @@ def interpolation(
     warning says how much.
 
     Raises:
-        ArgumentError: half precision, a scale, noise or ``omega`` that is not positive and finite (noise may be 0), an
+        ArgumentError: half precision, an amplitude, noise or ``omega`` that is not positive and finite (noise may be 0), an
             ``omega`` below 1e-6 or above 1e6.
 
     >>> line = torch.tensor([[-1.0], [0.0], [1.0]])
@@ -55,19 +55,19 @@ def interpolation(
             [0., 1., 0.],
             [0., 0., 1.]])
     """
-    sufficient = sufficient_noise(anchors, omega, scale, noise, layer)
+    sufficient = sufficient_noise(anchors, omega, amplitude, noise, layer)
     if sufficient != noise:
         warnings.warn(
             f"{layer_name(layer)}: singular with noise {noise:.3g}; {sufficient:.3g} is used instead", stacklevel=2
         )
     z, x = anchors.double(), sites.double()  # the system is nearly singular where anchors crowd
-    anchor_covariance, cross_covariance = _covariance(z, z, omega, scale), _covariance(x, z, omega, scale)
+    anchor_covariance, cross_covariance = _covariance(z, z, omega, amplitude), _covariance(x, z, omega, amplitude)
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)
     return torch.linalg.solve(anchor_covariance + sufficient**2 * identity, cross_covariance.T).T.to(anchors.dtype)
 
 
 def sufficient_noise(
-    anchors: Tensor, omega: Tensor, scale: float = 1.0, noise: float = 0.01, layer: str | type = "interpolation"
+    anchors: Tensor, omega: Tensor, amplitude: float = 1.0, noise: float = 0.01, layer: str | type = "interpolation"
 ) -> float:
     """The noise with which the system can be solved: the given one, or that raised tenfold until it can.
 
@@ -81,27 +81,27 @@ def sufficient_noise(
         remedy = "keep the layer in float32, under autocast where that is too slow"
         raise ArgumentError(layer, expected="float32 or float64", got=anchors.dtype, remedy=remedy)
     value = float(omega.detach())
-    if not (0 < scale < math.inf and 0 <= noise < math.inf and RANGE[0] <= value <= RANGE[1]):
-        got = {"scale": scale, "noise": noise, "omega": value}
-        expected = f"a positive scale and omega, omega between {RANGE[0]:g} and {RANGE[1]:g}, noise >= 0"
+    if not (0 < amplitude < math.inf and 0 <= noise < math.inf and RANGE[0] <= value <= RANGE[1]):
+        got = {"amplitude": amplitude, "noise": noise, "omega": value}
+        expected = f"a positive amplitude and omega, omega between {RANGE[0]:g} and {RANGE[1]:g}, noise >= 0"
         remedy = "if omega ran away in training, let the evidence move it (fit) instead of the loss"
         raise ArgumentError(layer, expected=expected, got=got, remedy=remedy)
     rounding = torch.finfo(torch.float64).eps / SOLVABLE
-    if noise**2 >= rounding * len(anchors) * _amplitude(scale):  # the trace bounds the largest eigenvalue
+    if noise**2 >= rounding * len(anchors) * _variance(amplitude):  # the trace bounds the largest eigenvalue
         return noise
     with torch.no_grad():
         z = anchors.double()
-        values = torch.linalg.eigvalsh(_covariance(z, z, omega.detach(), scale))
+        values = torch.linalg.eigvalsh(_covariance(z, z, omega.detach(), amplitude))
     sufficient, threshold = noise, rounding * float(values[-1])
     while float(values[0]) + sufficient**2 < threshold:
-        sufficient = max(10 * sufficient, 1e-4 * scale)
+        sufficient = max(10 * sufficient, 1e-4 * amplitude)
     return sufficient
 
 
-def _amplitude(scale: float) -> float:
-    return scale**2 + 1e-6
+def _variance(amplitude: float) -> float:
+    return amplitude**2 + 1e-6
 
 
-def _covariance(a: Tensor, b: Tensor, omega: Tensor, scale: float) -> Tensor:
+def _covariance(a: Tensor, b: Tensor, omega: Tensor, amplitude: float) -> Tensor:
     squares = (a[:, None] - b[None]).square().sum(-1)
-    return _amplitude(scale) * torch.exp(-0.5 * omega.double() ** 2 * squares)
+    return _variance(amplitude) * torch.exp(-0.5 * omega.double() ** 2 * squares)
