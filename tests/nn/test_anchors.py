@@ -246,7 +246,7 @@ def test_a_scale_that_ran_away(value):
     model, x = sparse(learn=True)
     with torch.no_grad():
         model[0].sites["sparse_C4"].source.anchors.log_omega.fill_(value)
-    with pytest.raises(ArgumentError, match="^0: expected a positive scale and omega.*let the evidence move it"):
+    with pytest.raises(ArgumentError, match="^0: expected a positive amplitude and omega.*let the evidence move it"):
         model(x)
     repr(model)
 

@@ -46,8 +46,8 @@ def interpolation(
     warning says how much.
 
     Raises:
-        ArgumentError: half precision, an amplitude, noise or ``omega`` that is not positive and finite (noise may be 0), an
-            ``omega`` below 1e-6 or above 1e6.
+        ArgumentError: half precision; an amplitude, noise or ``omega`` that is not positive and finite (noise may be
+            0); an ``omega`` below 1e-6 or above 1e6.
 
     >>> line = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> interpolation(line, line, torch.tensor(3.0), noise=0.0).round(decimals=3).abs()
