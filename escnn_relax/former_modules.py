@@ -149,7 +149,9 @@ FORMER_MODULES = {
     "symmetry.stabiliser": "symmetry.kernels.fixed_kernels symmetry.kernels.subgroup_search symmetry.kernels.positions",
     "symmetry.strides": "symmetry.grid.strides",
     "symmetry.subgroup": "symmetry.groups.subgroup",
-    "symmetry.subgroup_ids": "symmetry.groups.subgroup_ids symmetry.groups.subgroup_embedding symmetry.groups.subgroup_list",
+    "symmetry.subgroup_ids": (
+        "symmetry.groups.subgroup_ids symmetry.groups.subgroup_embedding symmetry.groups.subgroup_list"
+    ),
     "symmetry.subgroup_lookup": "symmetry.groups.subgroup_lookup",
     "symmetry.subgroup_names": "symmetry.groups.subgroup_names",
     "symmetry.subgroups": "symmetry.groups.lattice",

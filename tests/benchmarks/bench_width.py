@@ -429,8 +429,8 @@ def peers():
 
 
 def memory():
-    """Beside what the process takes before: tensors of the network, libraries, a batch. A smaller bound than one chunk needs comes
-    first, and is refused."""
+    """Beside what the process takes before: tensors of the network, libraries, a batch. A smaller bound than one chunk
+    needs comes first, and is refused."""
     model, batches = relax(Tutorial()), [images(16, 29)]
     print(
         "| memory (MiB) | what came | processor time (s) | process before, after (GiB) |", "|---|---|---|---|", sep="\n"

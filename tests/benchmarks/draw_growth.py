@@ -1,4 +1,4 @@
-"""How the cost of a refresh and of a training step grows, as a figure: ``growth.png`` from the numbers in ``growth.jsonl``.
+"""How the cost of a refresh and of a training step grows, as a figure: ``growth.png`` from ``growth.jsonl``.
 
     python tests/benchmarks/draw_growth.py
 

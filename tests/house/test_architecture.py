@@ -76,7 +76,7 @@ def intrusions(source: str, path: str) -> list[str]:
 
 
 def private_names(source: str) -> set[str]:
-    """The private names that a file defines: its functions and classes, fields, and what it sets on ``self`` or ``cls``."""
+    """The private names that a file defines: functions, classes, fields, and what it sets on ``self`` or ``cls``."""
     tree = ast.parse(source)
     nodes = list(ast.walk(tree))
     stores = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)]

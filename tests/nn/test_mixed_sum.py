@@ -101,7 +101,11 @@ def test_matrices_are_those_of_the_state(kernel):
     """What is loaded later takes effect; the indices do not lie in the state."""
     kernel, weights = copy.deepcopy(kernel), drawn(kernel)
     before = kernel.combine(weights)
-    tables = [n for n in kernel.state_dict() if n.startswith(("tables.", "block_tables.")) and not n.endswith(("taken", "placed"))]
+    tables = [
+        n
+        for n in kernel.state_dict()
+        if n.startswith(("tables.", "block_tables.")) and not n.endswith(("taken", "placed"))
+    ]
     assert tables and not any("sums" in n for n in kernel.state_dict())
     changed = {n: 2 * v if n in tables else v for n, v in kernel.state_dict().items()}
     kernel.load_state_dict(changed)

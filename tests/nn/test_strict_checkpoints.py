@@ -163,11 +163,27 @@ def of_layout_1(state):
 
 
 LAYERS = {
-    "by sections": (lambda s, f, g: RelaxedR2Conv(f, f, 5), lambda: gspaces.rot2dOnR2(8), ("sectioned_0.section_0", "basis_0")),
-    "by pairs of irreps": (lambda s, f, g: RelaxedR3Conv(f, f, 3), gspaces.octaOnR3, ("composed_0.products.matrix_0", "basis_0")),
-    "mixture": (lambda s, f, g: MixedR2Conv(f, f, 3, subgroups=[2, 1]), lambda: gspaces.rot2dOnR2(4), ("table_0_0_0", "union.basis_0")),
-    "mixture by pairs": (lambda s, f, g: MixedR3Conv(f, f, 3, subgroups=[(False, 4)]), gspaces.octaOnR3, ("table_1_0_1.matrix_0",)),
-}  # fmt: skip
+    "by sections": (
+        lambda s, f, g: RelaxedR2Conv(f, f, 5),
+        lambda: gspaces.rot2dOnR2(8),
+        ("sectioned_0.section_0", "basis_0"),
+    ),
+    "by pairs of irreps": (
+        lambda s, f, g: RelaxedR3Conv(f, f, 3),
+        gspaces.octaOnR3,
+        ("composed_0.products.matrix_0", "basis_0"),
+    ),
+    "mixture": (
+        lambda s, f, g: MixedR2Conv(f, f, 3, subgroups=[2, 1]),
+        lambda: gspaces.rot2dOnR2(4),
+        ("table_0_0_0", "union.basis_0"),
+    ),
+    "mixture by pairs": (
+        lambda s, f, g: MixedR3Conv(f, f, 3, subgroups=[(False, 4)]),
+        gspaces.octaOnR3,
+        ("table_1_0_1.matrix_0",),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", LAYERS)
