@@ -8,8 +8,8 @@ of the prior to the loss of a batch, ``refresh`` looks at the curvature, ``step`
 any framework whose loop has a hook at the end of an epoch. Of Lightning's, ``training_step`` returns
 ``evidence.loss(...)``, ``on_train_epoch_end`` refreshes and steps, and ``on_save_checkpoint`` and
 ``on_load_checkpoint`` carry ``evidence.state_dict()``; other frameworks call them otherwise. The class below has that
-shape but needs no Lightning: eight lines stand in for its trainer. All three loops end with the same weights and
-precisions, to the last bit. About 20 seconds on a core.
+shape but needs no Lightning: eight lines stand in for its trainer. With the same optimizer (``fit`` takes the fused
+Adam) all three loops end with the same weights and precisions, to the last bit. About 20 seconds on a core.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
         "burn_in": FIRST,
         "refresh_every": EVERY,
         "evidence_loader": evidence_loader,
+        "share": 1.0,
         "progress": False,
     }
     constant = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)
@@ -49,18 +50,19 @@ def by_hand(model: nn.Module, loader, evidence_loader, epochs: int):
     evidence = escnn_relax.Evidence(
         model, num_data=len(loader.dataset), curvature=escnn_relax.CurvatureSettings(samples=1)
     )
-    optimiser, losses = torch.optim.Adam(model.parameters(), lr=LR), []
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=LR, fused=True), []
     for epoch in range(epochs):
         total = 0.0
         for x, y in loader:
             loss = evidence.loss(model(x), y)  # or cross_entropy(model(x), y) + evidence.penalty()
-            optimiser.zero_grad(), loss.backward(), optimiser.step()
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
             total += float(loss.detach()) * len(y)
         losses.append(total / len(loader.dataset))
         if epoch >= FIRST and (epoch - FIRST) % EVERY == 0:
             evidence.refresh(evidence_loader)
             evidence.step(6)
     evidence.refresh(evidence_loader)  # of the trained weights, for the report
+    evidence.step(6)
     return evidence, losses
 
 
@@ -80,7 +82,7 @@ class RelaxedModule(nn.Module):
         return self.evidence.loss(self.model(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.model.parameters(), lr=LR)
+        return torch.optim.Adam(self.model.parameters(), lr=LR, fused=True)
 
     def on_train_epoch_end(self) -> None:
         if self.current_epoch >= FIRST and (self.current_epoch - FIRST) % EVERY == 0:
@@ -89,6 +91,7 @@ class RelaxedModule(nn.Module):
 
     def on_train_end(self) -> None:
         self.evidence.refresh(self.evidence_loader)
+        self.evidence.step(6)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["evidence"] = self.evidence.state_dict()
@@ -100,12 +103,12 @@ class RelaxedModule(nn.Module):
 def by_hooks(model: nn.Module, loader, evidence_loader, epochs: int):
     """A trainer that knows nothing of the evidence."""
     module, losses = RelaxedModule(model, len(loader.dataset), evidence_loader), []
-    optimiser = module.configure_optimizers()
+    optimizer = module.configure_optimizers()
     for module.current_epoch in range(epochs):
         total = 0.0
         for index, batch in enumerate(loader):
             loss = module.training_step(batch, index)
-            optimiser.zero_grad(), loss.backward(), optimiser.step()
+            optimizer.zero_grad(), loss.backward(), optimizer.step()
             total += float(loss.detach()) * len(batch[1])
         losses.append(total / len(loader.dataset))
         module.on_train_epoch_end()

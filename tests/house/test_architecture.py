@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,35 @@ def test_one_loop_descends():
     """``fit`` and both searches train by the same loop over batches."""
     rooms = [path for path in SOURCES if path.split("/")[1] in ("training", "search")]
     assert [path for path in rooms if ".backward()" in read(path)] == ["escnn_relax/training/epochs.py"]
+
+
+def circle(sources: dict[str, str]) -> list[str]:
+    """Files that import each other in a circle, imports for type checkers included; none is an empty list."""
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in sources}
+
+    def file(name: str) -> str | None:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return modules.get(name)
+
+    graph = {path: {file(name) for _, name in imported(text, path)} - {None, path} for path, text in sources.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_nothing_imports_in_a_circle():
+    # the package's front door and the rooms' stand above their files, and are imported for their names
+    assert circle({path: read(path) for path in SOURCES if not path.endswith("__init__.py")}) == []
+
+
+def test_a_circle_is_found():
+    circular = {
+        "escnn_relax/nn/a.py": "from .b import B",
+        "escnn_relax/nn/b.py": "if TYPE_CHECKING:\n    from .a import A",
+        "escnn_relax/nn/c.py": "from .a import A",
+    }
+    assert set(circle(circular)) == {"escnn_relax/nn/a.py", "escnn_relax/nn/b.py"}
+    assert circle(circular | {"escnn_relax/nn/b.py": "import math"}) == []
