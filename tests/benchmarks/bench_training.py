@@ -25,7 +25,8 @@ from bench_gates import setting
 from torch.utils.data import DataLoader, TensorDataset
 
 import escnn_relax
-from escnn_relax.training import gate_policy as gates
+from escnn_relax.training.evidence_training import EvidenceTraining
+from escnn_relax.training.gate_policy import Gates
 
 fitting = sys.modules["escnn_relax.training.fit"]  # the function hides it
 QUESTIONS = [
@@ -38,8 +39,8 @@ QUESTIONS = [
 ]
 #: Part of fit: where it is called, and its name.
 PARTS = {
-    "epochs": (fitting, "_epoch"),
-    "tests": (gates.Gates, "_test"),
+    "epochs": (EvidenceTraining, "_descend"),
+    "tests": (Gates, "_test"),
     "refreshes": (escnn_relax.Evidence, "refresh"),
     "updates": (escnn_relax.Evidence, "step"),
     "rehearsal": (fitting, "rehearse"),
