@@ -58,17 +58,13 @@ def learn(name: str, samples: int = 30, epochs: int = 150, noise: float = 0.05):
     scalar = enn.FieldType(space, [space.trivial_repr])
     strict = enn.R2Conv(scalar, scalar, 7, padding=3, padding_mode="circular", bias=False)
     model = Tensors(escnn_relax.relax(strict, frequencies=4))
-    options = {
-        "likelihood": "gaussian",
-        "lr": 2e-2,
-        "burn_in": 5,
-        "refresh_every": 2,
+    options = {"likelihood": "gaussian", "lr": 2e-2, "burn_in": 5, "refresh_every": 2}
+    options |= {
         "curvature": escnn_relax.CurvatureSettings(samples=8),
+        "noise": escnn_relax.NoiseSettings(log_noise=-1.0),
     }
-    options["noise"] = escnn_relax.NoiseSettings(log_noise=-1.0)
-    options["gates"] = (
-        False  # thirty samples are few for a test; one layer may have all its pathways open from the start
-    )
+    # thirty samples are few for a test; one layer may have all its pathways open from the start
+    options["gates"] = False
     loader = DataLoader(TensorDataset(x, y), 10, shuffle=True)
     history = escnn_relax.fit(model, loader, epochs=epochs, progress=False, **options)
     return model, history.evidence, survivors(model, history.evidence).network

@@ -141,9 +141,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     keeps, breaks = sweep(0.0), sweep(1.0)
     for name in keeps:
-        print(
-            f"{name}: breaking C4 gains {gain(keeps[name]):.2f} nats where it holds, {gain(breaks[name]):.1f} where not"
-        )
+        print(f"{name}: breaking C4 gains {gain(keeps[name]):.2f} nats where it holds, else {gain(breaks[name]):.1f}")
     draw(keeps, breaks, given.out / "evidence_exact.png")
     check(keeps, breaks)
 

@@ -85,18 +85,11 @@ def learn(epochs: int) -> dict:
     torch.manual_seed(0)
     data = task("turn", 0)
     model = escnn_relax.relax(DigitNet(data.classes, fields=4))
-    options = {
-        "evidence_loader": data.evidence_loader(),
-        "curvature": escnn_relax.CurvatureSettings(samples=1),
-        "burn_in": 5,
-        "progress": False,
-    }
-    escnn_relax.fit(model, data.loader(), epochs=epochs, **options)
-    final, hardening = escnn_relax.harden(
-        model.eval(), energy=1e-6, return_report=True
-    )  # so little that outputs stay as they are
-    final.eval()
-    plain, example = Plain(final).eval(), data.test[0][:4]
+    options = {"curvature": escnn_relax.CurvatureSettings(samples=1), "burn_in": 5, "progress": False}
+    escnn_relax.fit(model, data.loader(), epochs=epochs, evidence_loader=data.evidence_loader(), **options)
+    # so little energy that outputs stay as they are
+    final, hardening = escnn_relax.harden(model.eval(), energy=1e-6, return_report=True)
+    plain, example = Plain(final.eval()).eval(), data.test[0][:4]
     forms: dict[str, Callable] = {"relaxed": model, "hardened": final, "plain": plain}
     forms |= {"torch.export": exported(plain, example), "TorchScript": scripted(plain, example)}
     if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
@@ -133,8 +126,7 @@ def draw(result: dict, path: Path) -> None:
         text = f" outputs differ by {result['errors'][name]:.0e}" if name != "relaxed" else " (the reference)"
         axes.text(result["times"][name], row, text, va="center", fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5 * max(result["times"].values()))
-    axes.set_xlabel("time for 100 digits (ms, one thread)")
+    axes.set(xlim=(0, 1.5 * max(result["times"].values())), xlabel="time for 100 digits (ms, one thread)")
     axes.set_title("One network as it leaves Python\n(largest difference of a logit, relative to the largest)")
     figure.savefig(path, dpi=110)
 

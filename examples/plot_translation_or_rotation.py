@@ -97,15 +97,8 @@ def learn(job: tuple) -> dict:
         escnn_relax.relax(strict, layers="last"), train[0][:2], ["factored", ("factored", "free")], layers="last"
     )
     loader = DataLoader(TensorDataset(*train), 100, shuffle=True, generator=torch.Generator().manual_seed(0))
-    escnn_relax.fit(
-        model,
-        loader,
-        epochs=epochs,
-        curvature=escnn_relax.CurvatureSettings(samples=1),
-        share=0.5,
-        progress=False,
-        lr=1e-2,
-    )
+    options = {"curvature": escnn_relax.CurvatureSettings(samples=1), "share": 0.5, "lr": 1e-2, "progress": False}
+    escnn_relax.fit(model, loader, epochs=epochs, **options)
     model.eval()
     with torch.no_grad():
         right = float((model(test[0]).argmax(1) == test[1]).float().mean())

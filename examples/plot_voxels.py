@@ -28,8 +28,6 @@ from escnn import gspaces, nn as enn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from escnn_relax.evidence import survivors  # noqa: E402
-
 
 def furniture(kind: int, random: np.random.Generator) -> np.ndarray:
     """A table (0), a chair (1) or a cupboard (2) of 10×10×10 voxels, the first axis pointing up."""
@@ -66,8 +64,7 @@ def task(count: int, data: Path | None, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class VoxelNet(nn.Module):
-    """Two steerable convolutions of fields on the six directions of the axes; invariant under the rotations of a
-    cube."""
+    """Two steerable convolutions of fields on the six directions of the axes; invariant under a cube's rotations."""
 
     def __init__(self, classes: int, fields: int = 4) -> None:
         super().__init__()
@@ -90,9 +87,8 @@ def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
     x, y = task(count + 150, data)
     strict = VoxelNet(2)
     model = escnn_relax.relax(strict)
-    loader = DataLoader(
-        TensorDataset(x[:count], y[:count]), 50, shuffle=True, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(x[:count], y[:count]), 50, shuffle=True, generator=generator)
     train_strict(strict, loader, epochs)
     options = {"refresh_every": 4, "curvature": escnn_relax.CurvatureSettings(samples=1), "lr": 1e-2, "progress": False}
     history = escnn_relax.fit(model, loader, epochs=epochs, **options)
@@ -100,7 +96,7 @@ def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
         "strict": accuracy(strict, (x[count:], y[count:])),
         "relaxed": accuracy(model, (x[count:], y[count:])),
         "report": escnn_relax.report(model, history.evidence, subgroups=False),
-        "kept": survivors(model, history.evidence).network,
+        "kept": escnn_relax.survivors(model, history.evidence).network,
         "shapes": [x[list(y).index(head), 0] for head in (0, 1)],
     }
 
