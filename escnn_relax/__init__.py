@@ -21,7 +21,7 @@ except metadata.PackageNotFoundError:  # sources that are not installed
 _escnn.make_picklable()
 find_former_modules()
 
-from .curvature.reader import Batches  # noqa: E402
+from .curvature.batch_format import Batches  # noqa: E402
 from .deprecation import former_names  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402

@@ -147,7 +147,7 @@ class Approximation(ABC):
         """Add up the sums of all processes; called only where there are several."""
         problem = f"the sums of several processes are not added up under {self.name!r}"
         raise CurvatureError(
-            self.layer_name, problem, remedy="define its gather() by escnn_relax.curvature.processes.sum_processes"
+            self.layer_name, problem, remedy="define its gather() by escnn_relax.curvature.distributed.sum_processes"
         )
 
     def rehearse(self) -> dict[str, tuple[Factor, ...]]:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, DataError
 from .approximation import Approximation
 from .approximation_choice import AUTOMATIC, LARGEST_PATCH, known_approximations, patch_sizes, recipe
-from .batches import check_weights
-from .budget import Budget
+from .checked_batches import check_weights
 from .data_pass import DataPass, Totals
-from .enough import Enough
+from .distributed import check_alike
+from .enough_data import Enough
 from .estimate import CurvatureEstimate
 from .factors import Factor
 from .layer_curvature import LayerCurvature
@@ -29,7 +29,7 @@ from .layers.probe import check_samples
 from .layers.wrappers import unwrap
 from .likelihood import Likelihood
 from .likelihood import likelihood as likelihood_named
-from .processes import check_alike
+from .memory_budget import Budget
 
 __all__ = ["Curvature"]
 
@@ -58,9 +58,10 @@ class Curvature:
         bias: ``"exact"``, or ``"kronecker"`` for laplace-torch's convention.
         normalisation: cover the scales and shifts of batch normalisation too.
         apart: take each output by itself (dimension 1 of the outputs; Gaussian likelihood).
-        memory: what a refresh may take beside what is there already (MiB); see :mod:`.budget` for what is counted.
-            Minibatches are cut so that it holds. With ``"auto"`` the smallest parameters become exact, as many as fit
-            into a part of it; see :func:`~.approximation_choice.recipe`.
+        memory: what a refresh may take beside what is there already (MiB); see
+            :mod:`~escnn_relax.curvature.memory_budget` for what is counted. Minibatches are cut so that it holds. With
+            ``"auto"`` the smallest parameters become exact, as many as fit into a part of it; see
+            :func:`~.approximation_choice.recipe`.
 
     Attributes:
         covered: names of the parameters that get factors.

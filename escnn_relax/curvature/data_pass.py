@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LikelihoodError
-from .batches import batches, detach_input, drop_uncounted, first, halves
-from .budget import Budget
+from .batch_format import Weighted
+from .checked_batches import batches, detach_input, drop_uncounted, first, halves
 from .conventions import DECOMPOSED, FACTOR_BYTES
-from .enough import Enough
+from .distributed import check_batches, drop_padding, several, sum_processes
+from .enough_data import Enough
 from .layer_curvature import LayerCurvature
 from .layers.coverage import Coverage, LayerWeights
 from .layers.extraction import Extraction
 from .layers.probe import probe
 from .likelihood import Likelihood
 from .likelihood.weights import broadcast_weight, split_weight
-from .processes import check_batches, drop_padding, several, sum_processes
-from .reader import Weighted
+from .memory_budget import Budget
 
 __all__ = ["DataPass", "Totals"]
 

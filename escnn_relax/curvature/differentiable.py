@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .batches import batches, detach_input, drop_uncounted, halves
+from .checked_batches import batches, detach_input, drop_uncounted, halves
 from .curvature import Curvature
 from .factors import Factor
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..errors import LikelihoodError
 from .approximation import Batch
-from .batches import detach_input
+from .batch_format import map_tensors
+from .checked_batches import detach_input
 from .curvature import Curvature
 from .layers.coverage import LayerWeights
 from .layers.known_layers import linear_map
 from .layers.linear_map import LinearMap
-from .reader import map_tensors
 from .sums.contraction import pull_back
 
 __all__ = ["jacobian", "rows"]

@@ -12,8 +12,8 @@ from escnn.gspaces import GSpace
 from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor
 
-from ..curvature.batches import batches
-from ..curvature.reader import Weighted, input_tensors, map_tensors, select_samples
+from ..curvature.batch_format import Weighted, input_tensors, map_tensors, select_samples
+from ..curvature.checked_batches import batches
 from ..errors import DataError
 from .action import LayerAction
 from .centre import Centre

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import _escnn
-from ..curvature.batches import answer
+from ..curvature.batch_format import Weighted
+from ..curvature.checked_batches import answer
 from ..curvature.likelihood import Likelihood
-from ..curvature.reader import Weighted
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..morphism.module_tree import copy_module
 from ..morphism.relax import relax

@@ -9,7 +9,7 @@ from escnn.group import GroupElement
 from escnn.gspaces import GSpace
 from torch import Tensor
 
-from ..curvature.reader import input_tensors, select_samples
+from ..curvature.batch_format import input_tensors, select_samples
 from .exact_group import ExactGroup
 from .strictness import Motion
 

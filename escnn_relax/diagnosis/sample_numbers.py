@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
-from ..curvature.reader import Batches
+from ..curvature.batch_format import Batches
 
 __all__ = ["NumberedLoader", "number_samples", "sample_identity"]
 

@@ -10,7 +10,7 @@ import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor
 
-from ..curvature.reader import Batches, Weighted, input_tensors, map_tensors, read, select_samples
+from ..curvature.batch_format import Batches, Weighted, input_tensors, map_tensors, read, select_samples
 from ..errors import ArgumentError, DataError
 from .effect import Sizes
 

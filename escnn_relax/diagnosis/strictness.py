@@ -11,7 +11,7 @@ from escnn.gspaces import GSpace
 from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
-from ..curvature.reader import Weighted, input_tensors, map_tensors, select_samples
+from ..curvature.batch_format import Weighted, input_tensors, map_tensors, select_samples
 from ..nn.steerable import SteerableConvolution
 from ..symmetry.grid.field_action import axes_matrix, fiber_matrix, move_points, transform_field
 from ..symmetry.grid.kernel_action import grid_permutation

@@ -14,7 +14,7 @@ import torch
 from escnn.nn import FieldType
 from torch import Tensor, nn
 
-from ..curvature.batches import batches, check_weights
+from ..curvature.checked_batches import batches, check_weights
 from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
 from ..curvature.likelihood import likelihood as likelihood_named

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.approximation import Approximation
+from ..curvature.batch_format import Weighted
 from ..curvature.curvature import Curvature
-from ..curvature.enough import Enough
+from ..curvature.distributed import broadcast_first, several
+from ..curvature.enough_data import Enough
 from ..curvature.estimate import CurvatureEstimate
 from ..curvature.layers.coverage import join
 from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
-from ..curvature.processes import broadcast_first, several
-from ..curvature.reader import Weighted
 from ..diagnosis import SymmetryTest
 from ..errors import ArgumentError, CoverageError, DataError
 from ..nn.evidence_record import Recorded
@@ -88,7 +88,7 @@ class Evidence:
             ``"auto"`` or an :class:`~escnn_relax.curvature.approximation.Approximation` of your own.
         num_data: size of the training set, to which a refresh on fewer samples is scaled up. May be left out if
             ``refresh`` comes before ``penalty``: then it is the largest number of different samples that a refresh has
-            seen (see :func:`~escnn_relax.evidence.distinct.draws`).
+            seen (see :func:`~escnn_relax.evidence.distinct_samples.draws`).
         prior: a :class:`~escnn_relax.evidence.PriorSettings`: where the precisions start, and how they may move.
         noise: a :class:`~escnn_relax.evidence.NoiseSettings`, or its ``kind``, ``"shared"`` or ``"output"``.
         relaxed_only: refuse a model without relaxed layers, which is usually a forgotten call of ``relax``.
@@ -348,8 +348,8 @@ class Evidence:
             keep: what is left of the weight of older samples beside new ones (fraction), for a running average over
                 parts: the mean over all samples seen, those of the last refresh but one ``keep`` times as heavy as the
                 last ones.
-            enough: ends the pass early, see :class:`~escnn_relax.curvature.enough.Enough`; ``num_data`` has to be known
-                then.
+            enough: ends the pass early, see :class:`~escnn_relax.curvature.enough_data.Enough`; ``num_data`` has to be
+                known then.
 
         If the pass fails (see :class:`~escnn_relax.curvature.curvature.Curvature` for the errors), all is left as it
         was.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..curvature.batches import batches
+from ..curvature.checked_batches import batches
 from ..curvature.curvature import Curvature
 from ..curvature.jacobian import jacobian
 from ..errors import ArgumentError, DataError, LikelihoodError

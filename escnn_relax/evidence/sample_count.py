@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..curvature.processes import distributed, several
-from .distinct import draws
-from .recurring import Recurring
+from ..curvature.distributed import distributed, several
+from .distinct_samples import draws
+from .recurring_samples import Recurring
 
 __all__ = ["SampleCount"]
 

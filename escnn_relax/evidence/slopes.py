@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..curvature.processes import sum_processes
+from ..curvature.distributed import sum_processes
 from ..nn.last_decision import fingerprint
 from ..nn.steerable import SteerableConvolution
 from .view import EvidenceView

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..curvature.distributed import broadcast_first
 from ..curvature.estimate import CurvatureEstimate
-from ..curvature.processes import broadcast_first
 from ..errors import CurvatureError
 from .noise import Noise
 from .terms import EvidenceTerms, complexity, effective_dimension

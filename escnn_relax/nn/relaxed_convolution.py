@@ -15,8 +15,8 @@ from ..errors import EmptyBasisError, NothingToRelaxError, layer_name
 from ..symmetry.kernels import kernel_cache
 from ..symmetry.kernels.irrep_pairs import Kernels
 from ..symmetry.kernels.pathway import EQUIVARIANT
+from ..symmetry.kernels.pathway_kernels import Relaxation
 from ..symmetry.kernels.plan import Freedom, plan
-from ..symmetry.kernels.relaxation import Relaxation
 from ..symmetry.kernels.sampling import Band, FiberBand
 from .kernels.pathway_sum import PathwaySum
 from .pathway_weights import PathwayWeights

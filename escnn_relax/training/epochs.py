@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..curvature.batches import batches, check_weights
+from ..curvature.checked_batches import batches, check_weights
 from ..errors import DataError
 
 __all__ = ["EpochLoss", "Training", "run_epochs", "train_epoch"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..curvature.batches import answer
-from ..curvature.processes import sum_processes
+from ..curvature.checked_batches import answer
+from ..curvature.distributed import sum_processes
 from ..errors import DataError, RelaxError
 from ..evidence.slopes import Slopes
 from .epochs import train_epoch

@@ -17,6 +17,7 @@ from ..evidence.settings import EvidenceKeywords
 from ..evidence.terms import CONSTANT
 from . import checkpoint as disk
 from .arguments import check_evidence_options, check_numbers, residuals_given
+from .dry_run import rehearse
 from .epochs import run_epochs
 from .evidence_training import EvidenceTraining
 from .gate_policy import Gates
@@ -25,7 +26,6 @@ from .learning_rate import adam, cosine
 from .length_scales import LengthScales
 from .loaders import data_size
 from .regression_units import Units, settled_units
-from .rehearsal import rehearse
 from .run_state import Run
 from .schedule import Schedule, first
 from .weight_decay import warn_of_decay
@@ -86,9 +86,9 @@ def fit(
             ``num_data`` must say how large that is (the curvature of a part is scaled up).
         share: how many of its batches each refresh looks at (fraction), one part after the other; the last refresh of
             all looks at every batch. By default as many batches, with one Monte-Carlo column a sample, as show the
-            scale of every block of the curvature to 10 % (:class:`~escnn_relax.curvature.enough.Enough`): about 200
-            samples, however many there are. Where ``samples`` is given, as many columns as that; all data where length
-            scales are learned.
+            scale of every block of the curvature to 10 % (:class:`~escnn_relax.curvature.enough_data.Enough`): about
+            200 samples, however many there are. Where ``samples`` is given, as many columns as that; all data where
+            length scales are learned.
         keep: what a refresh leaves of the weight of the samples before it (fraction), for a running average over such
             parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.

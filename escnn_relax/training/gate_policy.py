@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 
-from ..curvature.processes import gather_processes, processes
+from ..curvature.distributed import gather_processes, processes
 from ..diagnosis import symmetry_test
 from ..diagnosis.exact_group import exact_group
 from ..diagnosis.strictness import stabiliser

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature.batches import answer
+from ..curvature.checked_batches import answer
 
 __all__ = ["last_layer"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch.utils.data import SequentialSampler
 
-from ..curvature.batches import batches, check_iterable
-from ..curvature.processes import check_batches, distributed, sum_processes
+from ..curvature.checked_batches import batches, check_iterable
+from ..curvature.distributed import check_batches, distributed, sum_processes
 from ..errors import ArgumentError, DataError
-from ..evidence.distinct import draws
+from ..evidence.distinct_samples import draws
 from ..evidence.random_state import generators, random_state, set_random_state
-from ..evidence.recurring import Recurring
+from ..evidence.recurring_samples import Recurring
 
 __all__ = ["Onward", "LoaderPart", "Replayed", "data_size"]
 

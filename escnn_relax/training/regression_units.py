@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature.batches import answer, batches
+from ..curvature.checked_batches import answer, batches
+from ..curvature.distributed import sum_processes
 from ..curvature.layers.coverage import join
 from ..curvature.likelihood import Gaussian
 from ..curvature.likelihood.weights import broadcast_weight, split_weight
-from ..curvature.processes import sum_processes
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
 from .last_layer import last_layer

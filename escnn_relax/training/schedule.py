@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..curvature.enough import SAMPLES, Enough
-from ..curvature.processes import processes
+from ..curvature.distributed import processes
+from ..curvature.enough_data import SAMPLES, Enough
 from .loaders import LoaderPart, Onward
 
 __all__ = ["Schedule", "first", "tested"]
@@ -72,7 +72,7 @@ class Schedule:
         num_data: int | None = None,
     ) -> Schedule:
         """Where nothing is said: geometrically spaced, each as much of the data as
-        :class:`~escnn_relax.curvature.enough.Enough` asks for.
+        :class:`~escnn_relax.curvature.enough_data.Enough` asks for.
 
         Args:
             share: of the batches; ``None`` for what is enough, which presupposes that ``num_data`` is known.

@@ -24,7 +24,7 @@ from escnn import nn as enn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, relax
-from escnn_relax.curvature.enough import Enough
+from escnn_relax.curvature.enough_data import Enough
 
 REPEATS = 5
 

@@ -16,10 +16,10 @@ from torch.autograd.profiler import profile
 
 from escnn_relax import Evidence, relax
 from escnn_relax.curvature import data_pass
-from escnn_relax.curvature.budget import MIB, Budget, cut
+from escnn_relax.curvature.memory_budget import MIB, Budget, cut
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.data_pass import DataPass
-from escnn_relax.curvature.reader import Weighted
+from escnn_relax.curvature.batch_format import Weighted
 from escnn_relax.errors import ArgumentError, MemoryLimitError
 from escnn_relax.evidence import CurvatureSettings
 

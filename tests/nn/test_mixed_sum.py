@@ -11,7 +11,7 @@ from escnn.nn import FieldType
 
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv
 from escnn_relax.nn.kernels.block_products import BlockProducts
-from escnn_relax.symmetry.kernels import relaxation
+from escnn_relax.symmetry.kernels import pathway_kernels as relaxation
 from escnn_relax.symmetry.groups.irreps import irreps_up_to
 
 #: float64, the same numbers added in another order

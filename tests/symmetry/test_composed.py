@@ -13,7 +13,7 @@ from tolerances import accumulated
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.kernels.block_products import BlockProducts, Blocks
 from escnn_relax.nn.kernels.pair_sum import ComposedBasis
-from escnn_relax.symmetry.kernels import kernel_cache, patterns, relaxation
+from escnn_relax.symmetry.kernels import kernel_cache, patterns, pathway_kernels as relaxation
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.irrep_pairs import BlockKernels
 from escnn_relax.symmetry.kernels.plan import plan

@@ -5,7 +5,7 @@ import torch
 from escnn import gspaces, nn
 from fields import outside, same_spans, space
 
-from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, relaxation
+from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, pathway_kernels as relaxation
 from escnn_relax.symmetry.kernels.plan import plan
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.input_irreps import Splitting

@@ -14,7 +14,7 @@ from escnn.nn import FieldType
 from fields import field_type, kernels_of
 
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.symmetry.kernels import kernel_cache, relaxation
+from escnn_relax.symmetry.kernels import kernel_cache, pathway_kernels as relaxation
 from escnn_relax.symmetry.kernels.cache_key import cache_key
 
 

@@ -11,7 +11,7 @@ from escnn.nn import FieldType
 from fields import SAMPLING, field_type, kernels_of
 
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR3Conv
-from escnn_relax.symmetry.kernels import cache_key, kernel_cache, relaxation
+from escnn_relax.symmetry.kernels import cache_key, kernel_cache, pathway_kernels as relaxation
 
 #: For each version of the kernels what :func:`values` gave. A new version adds an entry and leaves the others as they
 #: are: ``python -c 'import json, test_kernel_version as t; print(json.dumps(t.values(), indent=1))'`` in this folder.

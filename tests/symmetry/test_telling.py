@@ -12,7 +12,7 @@ from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.groups.subgroup import subgroup
 from escnn_relax.symmetry.groups.lattice import subgroups
-from escnn_relax.symmetry.kernels.telling_frequency import kernel_count, telling_frequency, telling_size
+from escnn_relax.symmetry.kernels.distinguishing_frequency import kernel_count, telling_frequency, telling_size
 
 
 def solved(kept, in_repr, out_repr, highest):

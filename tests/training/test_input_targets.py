@@ -277,6 +277,6 @@ def test_weights_that_do_not_fit(shape):
 
 
 def _read(data):
-    from escnn_relax.curvature.batches import batches
+    from escnn_relax.curvature.checked_batches import batches
 
     return list(batches(data, torch.device("cpu")))

@@ -20,7 +20,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ...errors import CoverageError, UnsupportedModuleError
-from ..batches import answer
+from ..checked_batches import answer
 from .row_layout import RowLayouts
 
 __all__ = ["Extraction", "Use"]

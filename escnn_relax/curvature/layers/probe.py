@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ...errors import UnsupportedModuleError
-from ..reader import map_tensors
+from ..batch_format import map_tensors
 
 __all__ = ["check_samples", "probe"]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...deprecation import former_method
 from ...errors import DataError, LikelihoodError
-from ..reader import Weighted
+from ..batch_format import Weighted
 from .weights import broadcast_weight, broadcasts, split_weight
 
 __all__ = ["Likelihood"]

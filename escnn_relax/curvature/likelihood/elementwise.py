@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import DataError, LikelihoodError
-from ..reader import Weighted
+from ..batch_format import Weighted
 from .base import Likelihood
 from .weights import broadcast_weight, split_weight
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..reader import Weighted
+from ..batch_format import Weighted
 
 __all__ = ["broadcast_weight", "broadcasts", "split_weight"]
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..approximation import Approximation
 from ..conventions import FACTOR_DTYPE
+from ..distributed import broadcast_first, sum_processes
 from ..factors import EigenFactor, Factor, KroneckerFactor
 from ..factors.eigenvalue_clusters import clusters, turn_clusters
 from ..layers.linear_map import WeightBlock
-from ..processes import broadcast_first, sum_processes
 from .accumulation import Expand
 from .exact import Samplewise
 

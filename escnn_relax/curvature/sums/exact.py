@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..approximation import Approximation, Batch
 from ..conventions import DECOMPOSED, FACTOR_BYTES, FACTOR_DTYPE
+from ..distributed import gather_processes, sum_processes
 from ..factors import DenseFactor, DiagonalFactor, Factor, GramFactor
 from ..layers.linear_map import WeightBlock
-from ..processes import gather_processes, sum_processes
 from .contraction import pull_back
 from .moments import Moments
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import sum_processes
 from ..layers.input_positions import Window
 from ..layers.linear_map import LinearMap, Piece, WeightBlock
-from ..processes import sum_processes
 from .contraction import row_basis
 from .moments import at_least_single, number, weigh_samples
 from .patch_moments import PatchMoments

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..conventions import FACTOR_DTYPE
+from ..distributed import sum_processes
 from ..layers.linear_map import LinearMap
-from ..processes import sum_processes
 
 __all__ = ["Moments", "MeanPatchMoments", "at_least_single", "weigh_samples", "number"]
 

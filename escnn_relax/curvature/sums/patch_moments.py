@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..conventions import FACTOR_DTYPE
+from ..distributed import sum_processes
 from ..layers.input_positions import Places, Window
 from ..layers.linear_map import LinearMap
-from ..processes import sum_processes
 from .moments import Moments, number, weigh_samples
 
 __all__ = ["PatchMoments", "RowMoments"]

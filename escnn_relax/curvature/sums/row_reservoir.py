@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..distributed import gather_processes, rank, sum_processes
 from ..layers.linear_map import LinearMap
-from ..processes import gather_processes, rank, sum_processes
 from .moments import number, weigh_samples
 
 __all__ = ["RowReservoir"]

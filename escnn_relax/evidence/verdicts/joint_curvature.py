@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...curvature.batches import batches
+from ...curvature.checked_batches import batches
 from ...curvature.jacobian import rows
 from ...errors import CurvatureError, DataError
 from ..view import EvidenceView

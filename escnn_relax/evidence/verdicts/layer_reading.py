@@ -15,9 +15,9 @@ from ...nn.measured.stabiliser import stabiliser, subgroup_search
 from ...symmetry.groups.lattice import Subgroup, common_subgroup, subgroup
 from ...symmetry.kernels.subgroup_search import SubgroupSearch
 from ..laplace_approximation import LaplaceApproximation
-from .blurred import blurred
 from .joint_curvature import JointCurvature
 from .layer_survivor import LayerSurvivor
+from .pixel_candidates import blurred
 from .subgroup_cost import Demands
 
 __all__ = ["BesideConvolution", "Gains", "bounded_survivor", "layer_survivor"]

@@ -45,7 +45,7 @@ class LayerSurvivor:
         grid: what the pixels lose of the difference between H and smaller subgroups, or candidates, the most first;
             empty where H and these move pixels to pixels.
         blurred: candidates that the evidence prefers H to, by no more than the pixels may have lost, see
-            :mod:`escnn_relax.evidence.verdicts.blurred`.
+            :mod:`escnn_relax.evidence.verdicts.pixel_candidates`.
 
     >>> from escnn import gspaces
     >>> from escnn_relax.symmetry.groups.lattice import subgroup

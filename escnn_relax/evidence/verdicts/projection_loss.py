@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...curvature.batches import answer, batches
+from ...curvature.checked_batches import answer, batches
 from ...errors import DataError
 from ...morphism.module_tree import copy_module
 from ...nn.gates import Gated

@@ -22,7 +22,7 @@ from ...symmetry.groups.lattice import Subgroup, subgroup
 from ...symmetry.kernels.pathway import EQUIVARIANT
 from ..trial_run import Trial
 from .layer_report import HardenedLayer
-from .stabilise import by_depth, by_layer
+from .subgroup_layer import by_depth, by_layer
 from .translation import inside, only_living, refuse_living
 
 __all__ = ["to_subgroups"]

@@ -12,7 +12,7 @@ from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ..module_tree import copy_module, replace_modules
 from .layer_report import HardenedLayer
-from .merge_kernels import can_merge, merge_kernels
+from .merged_layer import can_merge, merge_kernels
 
 __all__ = ["harden_translation", "inside", "only_living", "refuse_living"]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import DataError, UnsupportedModuleError
 from ...symmetry.groups.lattice import Subgroup, subgroup
+from ...symmetry.kernels.distinguishing_frequency import telling_frequency
 from ...symmetry.kernels.fixed_kernels import FixedKernels
 from ...symmetry.kernels.grid_loss import grid_loss, irrep_multiplicities
 from ...symmetry.kernels.pathway import EQUIVARIANT, Pathway
@@ -20,7 +21,6 @@ from ...symmetry.kernels.position_search import TurningKernels
 from ...symmetry.kernels.ring_geometry import LossSums
 from ...symmetry.kernels.sampling import Band
 from ...symmetry.kernels.subgroup_search import SubgroupSearch
-from ...symmetry.kernels.telling_frequency import telling_frequency
 from ..relaxed_convolution import RelaxedConvolution
 
 __all__ = ["KernelSymmetry"]
@@ -120,7 +120,7 @@ class KernelSymmetry:
         return all(len(self.fixed(pair, first)) == len(self.fixed(pair, second)) for pair in self.pairs)
 
     def telling_frequency(self, first: Subgroup, second: Subgroup) -> int | None:
-        """See :func:`~escnn_relax.symmetry.kernels.telling_frequency.telling_frequency`."""
+        """See :func:`~escnn_relax.symmetry.kernels.distinguishing_frequency.telling_frequency`."""
         ins, outs = ({r.name: r for r in fields} for fields in self.layer._kernel_fields())
         return telling_frequency(first, second, [(a, b) for a in ins.values() for b in outs.values()])
 

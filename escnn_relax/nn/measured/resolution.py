@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...symmetry.groups.lattice import Subgroup
+from ...symmetry.kernels.distinguishing_frequency import telling_size
 from ...symmetry.kernels.grid_loss import NEGLIGIBLE, GridLoss, sufficient_size, turning_error
 from ...symmetry.kernels.ring_geometry import ROUNDING
 from ...symmetry.kernels.sampling import Band
 from ...symmetry.kernels.subgroup_search import SubgroupSearch
-from ...symmetry.kernels.telling_frequency import telling_size
 from .kernel_symmetry import KernelSymmetry
 
 __all__ = ["Alike", "Resolution", "alike", "lost_on_the_grid", "resolution"]

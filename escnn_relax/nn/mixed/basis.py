@@ -24,8 +24,8 @@ from ...symmetry.kernels.graded import fixed_vectors
 from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ...symmetry.kernels.linear_algebra import orthonormal
 from ...symmetry.kernels.pathway import EQUIVARIANT
+from ...symmetry.kernels.pathway_kernels import Relaxation
 from ...symmetry.kernels.plan import plan
-from ...symmetry.kernels.relaxation import Relaxation
 from ...symmetry.kernels.sampling import Band, FiberBand
 from ..kernels.block_products import Blocks
 from .pair_basis import Sections

@@ -10,7 +10,7 @@ import torch
 from escnn.nn import EquivariantModule
 from torch import nn
 
-from ...curvature.batches import batches, call
+from ...curvature.checked_batches import batches, call
 from ...errors import DataError, UnsupportedModuleError
 from ...evidence.random_state import random_state_kept
 from ...morphism.module_tree import copy_module

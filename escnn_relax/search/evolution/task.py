@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...curvature.batches import call
+from ...curvature.checked_batches import call
 from ...errors import ArgumentError, CurvatureError, DataError
 from ...evidence import Evidence
 from ...evidence.random_state import generators

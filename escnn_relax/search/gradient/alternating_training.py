@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...curvature.batches import answer, batches
+from ...curvature.checked_batches import answer, batches
 from ...errors import DataError
 from ...evidence import Evidence
 from ...evidence.random_state import generators

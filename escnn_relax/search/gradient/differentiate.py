@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ...curvature.batches import batches, call
+from ...curvature.checked_batches import batches, call
 from ...errors import ArgumentError, naming
 from ...evidence import Evidence
 from ...evidence.settings import with_ties

@@ -59,8 +59,8 @@ def cache_key(
     out_repr: Representation,
     equivariant: Tensor,
 ) -> str:
-    """A hash of all that :meth:`Relaxation.bases <escnn_relax.symmetry.kernels.relaxation.Relaxation.bases>` depends
-    on.
+    """A hash of all that :meth:`Relaxation.bases <escnn_relax.symmetry.kernels.pathway_kernels.Relaxation.bases>`
+    depends on.
 
     Groups, subgroups and representations enter by their matrices on generating elements, to six digits, and the
     equivariant kernels by value; names alone would not tell one axis from another, and a group's irreps are determined

@@ -21,8 +21,8 @@ from ..groups.subgroup import Subgroup
 from .graded import fixed_kernels, fixed_vectors, isotypic_tuples
 from .linear_algebra import orthonormal, orthonormal_sections, singular_values
 from .pathway import Pathway
+from .pathway_kernels import Relaxation
 from .position_search import TurningKernels
-from .relaxation import Relaxation
 from .sampling import Band, FiberBand
 
 __all__ = ["FixedKernels"]

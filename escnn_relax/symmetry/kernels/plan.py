@@ -15,7 +15,7 @@ from ..groups.irreps import check_frequency, frequency, irreps_up_to, select_irr
 from ..groups.lattice import Subgroup, subgroup
 from ..groups.subgroup import group_size
 from .pathway import BREAKING_OFF_BAND, EQUIVARIANT, OFF_BAND, Pathway
-from .relaxation import Relaxation
+from .pathway_kernels import Relaxation
 
 __all__ = ["BASES", "Freedom", "plan"]
 

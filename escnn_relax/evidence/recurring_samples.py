@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..curvature.reader import input_tensors, read
+from ..curvature.batch_format import input_tensors, read
 from ..errors import RelaxError
 
 __all__ = ["Recurring"]

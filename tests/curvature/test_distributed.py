@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from escnn_relax import Evidence, fit
-from escnn_relax.curvature.batches import batches
-from escnn_relax.curvature.processes import drop_padding
+from escnn_relax.curvature.checked_batches import batches
+from escnn_relax.curvature.distributed import drop_padding
 from escnn_relax.curvature.layers.wrappers import unwrap
 from escnn_relax.errors import ArgumentError, RelaxError, UnsupportedModuleError
 from escnn_relax.evidence import CurvatureSettings

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import MemoryLimitError
-from .reader import Weighted, input_tensors, map_tensors
+from .batch_format import Weighted, input_tensors, map_tensors
 
 __all__ = ["Budget", "MIB", "cut"]
 

@@ -11,7 +11,7 @@ from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..errors import DataError, FieldTypeError
-from .reader import Query, Weighted, input_tensors, map_tensors, read, select_samples
+from .batch_format import Query, Weighted, input_tensors, map_tensors, read, select_samples
 
 __all__ = [
     "answer",
@@ -149,7 +149,8 @@ def batches(
     """Pairs of input and target on ``device``: the one way in which all of the package reads data.
 
     The input may be several tensors, see :func:`answer`; the target is :class:`~.reader.Weighted` where samples have
-    weights. Raises ``DataError`` for batches that cannot be read (:mod:`.reader`) or are not finite.
+    weights. Raises ``DataError`` for batches that cannot be read (:mod:`~escnn_relax.curvature.batch_format`) or are
+    not finite.
     """
     check_iterable(loader)
     for index, batch in enumerate(progress(loader) if progress else loader):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from escnn_relax import Evidence, fit, relax
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.curvature.enough import ROWS, SAMPLES, Enough
+from escnn_relax.curvature.enough_data import ROWS, SAMPLES, Enough
 from escnn_relax.training.loaders import Onward
 from escnn_relax.training.schedule import LAST, Schedule, first
 

@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
-from ..curvature.reader import read
+from ..curvature.batch_format import read
 from ..diagnosis.sample_numbers import sample_identity
 from ..errors import RelaxError
 from .random_state import random_state_kept

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from ..curvature.batches import answer, batches, check_weights
-from ..curvature.enough import Enough
+from ..curvature.checked_batches import answer, batches, check_weights
+from ..curvature.enough_data import Enough
 from ..evidence.evidence import Evidence
 from ..evidence.random_state import random_state_kept
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import fit, relax, survivors
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings
-from escnn_relax.evidence.verdicts.blurred import budget
+from escnn_relax.evidence.verdicts.pixel_candidates import budget
 
 
 class Tensors(torch.nn.Module):

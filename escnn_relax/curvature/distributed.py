@@ -12,7 +12,7 @@ from torch import distributed as dist
 from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import DataError
-from .reader import select_samples
+from .batch_format import select_samples
 
 __all__ = [
     "broadcast_first",
