@@ -112,7 +112,7 @@ def layer(
         nn.init.zeros_(convolution.bias)
         return halved(convolution)
     if kind == "S-CONV":
-        options = {"padding_mode": "circular", "fraction": 0.8 if alone else 0.5, "kept": "free", "seed": seed}
+        options = {"padding_mode": "circular", "fraction": 0.8 if alone else 0.5, "subgroup": "free", "seed": seed}
         return halved(OnTensors(SparseR2Conv(*shapes[:2], 3, 1, **options)))
     made = {"FC": DensePathway, "F-FC": FactoredPathway, "S-FC": FactoredPathway}[kind]
     pathway = made(*shapes, fraction=0.5 if kind == "S-FC" else None, seed=seed)
