@@ -11,7 +11,7 @@ from escnn.nn import FieldType
 
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv
 from escnn_relax.nn.kernels.block_products import BlockProducts
-from escnn_relax.symmetry.kernels import pathway_kernels as relaxation
+from escnn_relax.symmetry.kernels import pathway_kernels
 from escnn_relax.symmetry.groups.irreps import irreps_up_to
 
 #: float64, the same numbers added in another order
@@ -43,7 +43,7 @@ def by_pairs_of_irreps():
     space = gspaces.flipRot2dOnR2(4)
     fields = FieldType(space, 2 * [space.regular_repr])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(relaxation, "BLOCK_THRESHOLD", 0)
+        patch.setattr(pathway_kernels, "BLOCK_THRESHOLD", 0)
         return MixedR2Conv(fields, fields, 3, subgroups=[(None, 2), (1, 1), (None, 1)])
 
 

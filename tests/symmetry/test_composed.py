@@ -13,7 +13,7 @@ from tolerances import accumulated
 from escnn_relax.nn import MixedR2Conv, MixedR3Conv, RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.kernels.block_products import BlockProducts, Blocks
 from escnn_relax.nn.kernels.pair_sum import ComposedBasis
-from escnn_relax.symmetry.kernels import kernel_cache, patterns, pathway_kernels as relaxation
+from escnn_relax.symmetry.kernels import kernel_cache, patterns, pathway_kernels
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.irrep_pairs import BlockKernels
 from escnn_relax.symmetry.kernels.plan import plan
@@ -31,8 +31,8 @@ def empty(monkeypatch):
 
 def solved(monkeypatch, composed, gspace, in_repr, out_repr, equivariant=None, **how):
     """Kernels of each pathway between two representations, 3 x 3 (x 3), by pairs of irreps or at once."""
-    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 0 if composed else 10**12)
-    monkeypatch.setattr(relaxation, "SPATIAL_THRESHOLD", 10**12)
+    monkeypatch.setattr(pathway_kernels, "BLOCK_THRESHOLD", 0 if composed else 10**12)
+    monkeypatch.setattr(pathway_kernels, "SPATIAL_THRESHOLD", 10**12)
     kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
     conv = kind(FieldType(gspace, [in_repr]), FieldType(gspace, [out_repr]), 3, initialize=False, recompute=True)
@@ -115,10 +115,10 @@ def test_patterns_of_another_axis_are_others():
 
 def both(monkeypatch, make):
     """A layer whose kernels are composed, and the same one with dense kernels."""
-    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 0)
+    monkeypatch.setattr(pathway_kernels, "BLOCK_THRESHOLD", 0)
     composed = make()
-    monkeypatch.setattr(relaxation, "BLOCK_THRESHOLD", 10**12)
-    monkeypatch.setattr(relaxation, "SPATIAL_THRESHOLD", 10**12)
+    monkeypatch.setattr(pathway_kernels, "BLOCK_THRESHOLD", 10**12)
+    monkeypatch.setattr(pathway_kernels, "SPATIAL_THRESHOLD", 10**12)
     return composed, make()
 
 

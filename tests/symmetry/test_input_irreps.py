@@ -5,7 +5,7 @@ import torch
 from escnn import gspaces, nn
 from fields import outside, same_spans, space
 
-from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, pathway_kernels as relaxation
+from escnn_relax.symmetry.kernels import input_irreps, kernel_cache, pathway_kernels
 from escnn_relax.symmetry.kernels.plan import plan
 from escnn_relax.symmetry.kernels.sampling import Band
 from escnn_relax.symmetry.kernels.input_irreps import Splitting
@@ -18,7 +18,7 @@ SAMPLING, ROUNDING = 1e-5, 1e-10
 def parts(monkeypatch, above, gspace, in_repr, out_repr, basis="band-limited", size=3):
     monkeypatch.setattr(input_irreps, "SECTION_THRESHOLD", above)
     for name in ("BLOCK_THRESHOLD", "SPATIAL_THRESHOLD"):
-        monkeypatch.setattr(relaxation, name, 10**12)
+        monkeypatch.setattr(pathway_kernels, name, 10**12)
     kernel_cache.clear()
     kind = nn.R2Conv if gspace.dimensionality == 2 else nn.R3Conv
     conv = kind(

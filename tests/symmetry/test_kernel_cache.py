@@ -14,7 +14,7 @@ from escnn.nn import FieldType
 from fields import field_type, kernels_of
 
 from escnn_relax.nn import RelaxedR2Conv
-from escnn_relax.symmetry.kernels import kernel_cache, pathway_kernels as relaxation
+from escnn_relax.symmetry.kernels import kernel_cache, pathway_kernels
 from escnn_relax.symmetry.kernels.cache_key import cache_key
 
 
@@ -32,8 +32,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def builds(monkeypatch):
     """How often kernels were built."""
-    calls, build = [], relaxation.Relaxation._split
-    monkeypatch.setattr(relaxation.Relaxation, "_split", lambda self, *a: calls.append(1) or build(self, *a))
+    calls, build = [], pathway_kernels.Relaxation._split
+    monkeypatch.setattr(pathway_kernels.Relaxation, "_split", lambda self, *a: calls.append(1) or build(self, *a))
     return calls
 
 
@@ -72,8 +72,8 @@ def test_another_process_reads_what_this_one_wrote(folder):
     script = """
 import sys, torch
 sys.path[:0] = ["tests", "tests/symmetry"]
-from escnn_relax.symmetry.kernels import relaxation
-relaxation.Relaxation._split = None  # building would fail
+from escnn_relax.symmetry.kernels import pathway_kernels
+pathway_kernels.Relaxation._split = None  # building would fail
 from test_kernel_cache import rows
 torch.save(rows(), sys.argv[1])
 """

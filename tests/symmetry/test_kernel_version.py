@@ -11,7 +11,7 @@ from escnn.nn import FieldType
 from fields import SAMPLING, field_type, kernels_of
 
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv, RelaxedR3Conv
-from escnn_relax.symmetry.kernels import cache_key, kernel_cache, pathway_kernels as relaxation
+from escnn_relax.symmetry.kernels import cache_key, kernel_cache, pathway_kernels
 
 #: For each version of the kernels what :func:`values` gave. A new version adds an entry and leaves the others as they
 #: are: ``python -c 'import json, test_kernel_version as t; print(json.dumps(t.values(), indent=1))'`` in this folder.
@@ -79,7 +79,7 @@ def test_other_kernels_would_be_noticed(monkeypatch):
     def unsplit(self, band, in_repr, out_repr, equivariant):
         return {p.name: self._kernels(p, band, in_repr, out_repr) for p in self.residual}
 
-    monkeypatch.setattr(relaxation.Relaxation, "_split", unsplit)
+    monkeypatch.setattr(pathway_kernels.Relaxation, "_split", unsplit)
     layer = {"C8": layers()["C8"]}
     assert differing(
         values(layer), {n: v for n, v in RECORDED[str(cache_key.KERNEL_VERSION)].items() if n.startswith("C8")}
