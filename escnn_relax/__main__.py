@@ -67,7 +67,14 @@ def _test(options: argparse.Namespace) -> int:
     if not isinstance(model, nn.Module):
         raise ArgumentError(options.model, expected="a factory of an nn.Module", got=type(model).__name__, remedy=CALL)
     if options.weights:
-        model.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
+        try:
+            model.load_state_dict(torch.load(options.weights, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError) as error:
+            remedy = "save them by torch.save(model.state_dict(), file), of a network of this factory"
+            raise ArgumentError("--weights", str(error), remedy=remedy) from error
+    for file in filter(None, (options.plot, options.json)):
+        if not Path(file).absolute().parent.is_dir():
+            raise ArgumentError(file, "there is no such folder", remedy="make it, or name a file in another one")
     loader = loaded(options.data, options.batch, options.grey)
     flags = {"initialisations": options.initialisations, "gains": options.gains, "inputs": options.inputs}
     test = symmetry_test(model, loader, likelihood=options.likelihood, progress=sys.stderr.isatty(), **flags)
@@ -98,7 +105,7 @@ def imported(name: str, what: str) -> Any:
         factory = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ArgumentError(what, f"{name} cannot be imported: {error}", remedy=CALL) from error
-    return factory()
+    return factory() if callable(factory) else factory
 
 
 def loaded(source: str, batch: int, grey: bool) -> Iterable[Any]:

@@ -170,6 +170,13 @@ FORMER_MODULES = {
 }
 
 
+class _FormerModule(ModuleType):
+    """Stands where a file was; called, it is the function of its name, which importing the file may have hidden."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return getattr(self, self.__name__.rpartition(".")[2])(*args, **options)
+
+
 class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules of the table, after everything that exists."""
 
@@ -180,7 +187,7 @@ class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self) if package == PACKAGE and name in FORMER_MODULES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return None
+        return _FormerModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         homes = FORMER_MODULES[module.__name__.partition(".")[2]].split()

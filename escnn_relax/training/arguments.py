@@ -54,4 +54,5 @@ def check_evidence_options(
 def residuals_given(options: Mapping[str, Any]) -> bool:
     """Whether residual pathways are to start at a precision of the user's."""
     prior = options.get("prior")
-    return "residual_log_precision" in options or (prior is not None and prior.residual_log_precision is not None)
+    given = options.get("residual_log_precision")
+    return given is not None or getattr(prior, "residual_log_precision", None) is not None

@@ -56,7 +56,7 @@ class EvidenceTraining:
             undo()
             raise
         anneal(self.run.scheduler, loss)
-        if gates is not None and epoch == tested(self.epochs):
+        if gates is not None and epoch == tested(self.epochs) and epoch < self.epochs - 1:
             evidence = self.run.evidence
             # a loss with a noise is in other units than the constant's
             learned = not evidence.likelihood.noisy and has_learned(evidence.temperature * loss, constant)
@@ -108,8 +108,9 @@ class EvidenceTraining:
             run.length_scales.step(data, self.keep)
             if gates is not None:
                 notes.append(gates.prune(run.optimizer))
-        if gates is not None and (waits or epoch == self.schedule.again(self.epochs)):
-            notes.append(gates.test(has_learned(evidence.mean_loss, constant)))
+        if gates is not None and tested(self.epochs) <= epoch < self.epochs - 1:  # what opens is yet to be trained
+            if waits or not gates.tested or epoch == self.schedule.again(self.epochs):
+                notes.append(gates.test(has_learned(evidence.mean_loss, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)
         return EpochRecord(epoch, loss, terms, logs, gammas, _joined(notes), run.length_scales.values())
 

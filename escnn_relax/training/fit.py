@@ -144,7 +144,9 @@ def fit(
     check_evidence_options(evidence, model, evidence_options, inspect.signature(fit))
     burn_in = first(epochs) if burn_in is None else burn_in
     if epochs and epochs <= burn_in:
-        warnings.warn(f"burn_in={burn_in} leaves none of {epochs} epochs: no precision will move", stacklevel=2)
+        warnings.warn(
+            f"burn_in={burn_in} leaves none of {epochs} epochs: precisions move once, after the last", stacklevel=2
+        )
     gates = evidence is None and not residuals_given(evidence_options) if gates is None else gates
     data = train_loader if evidence_loader is None else evidence_loader
     if share is not None:

@@ -115,7 +115,15 @@ class Gates:
         Args:
             learned: what is opened has to gain :data:`GAIN` nats, too.
         """
-        return self._test(learned) if self.evidence.closed and not self.note and self._symmetric() else ""
+        if not self.evidence.closed or self.note:
+            return ""
+        if self._symmetric():
+            return self._test(learned)
+        if self.tested or not self.otherwise:
+            return ""  # what is open left no element to test by
+        self.evidence.open(self.otherwise)
+        self.note = "no symmetry test (no element is left that is exact on the grid): all pathways are open"
+        return self.note
 
     def _symmetric(self) -> bool:
         """Whether open pathways leave any element but the identity; the same in all processes, as weights are."""

@@ -100,6 +100,12 @@ def test_what_is_wrong_is_said(folder, model, data, says, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_weights_and_places_that_are_not_there(folder, capsys):
+    command = ["test", "networks_of_mine:make", "--data", "data.npz"]
+    assert main([*command, "--weights", "absent.pt"]) == 2 and "--weights" in capsys.readouterr().err
+    assert main([*command, "--plot", "absent/out.png"]) == 2 and "no such folder" in capsys.readouterr().err
+
+
 def test_images_of_two_sizes_are_refused(folder):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(folder / "pictures" / "lies" / "large.png")
     with pytest.raises(RelaxError, match="different shapes"):

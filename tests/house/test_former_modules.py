@@ -71,3 +71,11 @@ def test_what_never_was_is_not_found():
         importlib.import_module("escnn_relax.nn.absent")
     with pytest.raises(AttributeError, match="absent"):
         importlib.import_module("escnn_relax.nn.convolution").absent
+
+
+def test_a_path_that_hides_a_function_can_be_called():
+    importlib.import_module("escnn_relax.search.differentiate")
+    from escnn_relax import search
+
+    with pytest.warns(DeprecationWarning), pytest.raises(TypeError, match="positional argument"):
+        search.differentiate()
