@@ -545,7 +545,7 @@ def test_what_no_test_can_clear_is_open():
 
 
 def test_a_group_without_exact_elements_opens_at_the_first_test():
-    """No turn of C3 moves pixels to pixels, so nothing can be tested: what no test can clear is open, and it is said."""
+    """No turn of C3 moves pixels to pixels: nothing can be tested; what no test can clear is open, and it is said."""
     space = gspaces.rot2dOnR2(3)
     gray, fields = enn.FieldType(space, [space.trivial_repr]), enn.FieldType(space, 2 * [space.regular_repr])
 
