@@ -97,7 +97,7 @@ def gated(rank):
     loader = DataLoader(data, 30, sampler=DistributedSampler(data, 2, rank, seed=0))
     torch.manual_seed(0)
     net = DistributedDataParallel(Invariant().double(), find_unused_parameters=True)
-    history = fit(net, loader, epochs=2, burn_in=1, refresh_every=1, progress=False)
+    history = fit(net, loader, epochs=3, burn_in=1, refresh_every=1, progress=False)
     weights = sum(float(p.detach().sum()) for p in net.parameters())
     return history.evidence.closed, history.records[1].note, weights
 
