@@ -159,7 +159,7 @@ nothing is learned; the other ways were defaults before, or were tried. *Before 
 updates after it. *At 3/10* and *at epoch 4*: the evidence is at the best precisions for the final weights. *Refreshed
 often*: each second or third epoch from epoch 10 (5 where there are 20 passes), on 1300 images with one column each,
 tested before training. Static networks are trained as long, without priors, by the same optimizer and schedule. Every
-run is a line of `gates.jsonl`. Of the default as it is now there is one run, *plain Adam*, which differs by rounding.
+run is a line of `gates.jsonl`.
 
 """
 
