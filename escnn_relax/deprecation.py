@@ -6,9 +6,13 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["former_attribute", "former_method", "former_names", "warn_former"]
+__all__ = ["former_attribute", "former_keyword", "former_method", "former_names", "warn_former"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 PACKAGE = __name__.partition(".")[0]
 
@@ -88,3 +92,24 @@ def former_attribute(former: str, instead: str) -> property:
         return getattr(self, instead)
 
     return property(read)
+
+
+def former_keyword(former: str, instead: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """A decorator for a function one of whose arguments was called otherwise.
+
+    Args:
+        former: the old keyword, which still does.
+        instead: the argument's name.
+    """
+
+    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        @wraps(function)
+        def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+            if former in options:
+                warn_former(f"{function.__name__}({former}=)", f"{function.__name__}({instead}=)")
+                options[instead] = options.pop(former)
+            return function(*args, **options)
+
+        return call
+
+    return decorate

@@ -17,6 +17,7 @@ from escnn.nn import EquivariantModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..deprecation import former_keyword
 from ..errors import ArgumentError, UnsupportedModuleError, naming
 from .restrict.intertwiner import bias_map, block_maps, carry_weights
 from .restrict.layer import STEERABLE
@@ -30,6 +31,7 @@ SQUARED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum")
 Carry = Callable[[Tensor, bool], Tensor]
 
 
+@former_keyword("optimiser", "optimizer")
 def carry_optimizer(optimizer: Optimizer, old: nn.Module, new: nn.Module) -> Optimizer:
     """The optimizer of ``old`` as one of ``new``, a model that ``restrict`` or ``relax`` made of it.
 

@@ -121,3 +121,13 @@ def test_the_former_spelling_works_and_says_so():
 
     with pytest.warns(DeprecationWarning, match="carry_optimizer"):
         assert escnn_relax.carry_optimiser is carry_optimizer
+
+
+def test_the_former_keyword_does_for_one_more_release():
+    net = torch.nn.Linear(2, 1)
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.warns(DeprecationWarning, match=r"carry_optimizer\(optimizer=\)"):
+        former = carry_optimizer(optimiser=sgd, old=net, new=net)
+    assert former.param_groups[0]["lr"] == 0.1
+    with pytest.raises(TypeError, match="optimizer"):
+        carry_optimizer(optimizing=sgd, old=net, new=net)
