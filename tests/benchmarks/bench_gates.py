@@ -97,6 +97,18 @@ def setting(question: str, seed: int, folder: Path):
     return ImageNet(normed), train, test, PASSES[len(train[0])]
 
 
+def train_strictly(net: torch.nn.Module, loader: DataLoader, passes: int) -> None:
+    """Without a prior, by the optimizer and the schedule of ``fit``."""
+    descent = torch.optim.Adam(net.parameters(), 5e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, passes, eta_min=1e-4)
+    for _ in range(passes):
+        for x, y in loader:
+            descent.zero_grad()
+            torch.nn.functional.cross_entropy(net(x), y).backward()
+            descent.step()
+        schedule.step()
+
+
 def run(question: str, way: str, seed: int, folder: Path) -> dict:
     net, train, test, passes = setting(question, seed, folder)
     size = 100 if len(train[0]) > 1000 else 25
@@ -111,14 +123,7 @@ def run(question: str, way: str, seed: int, folder: Path) -> dict:
         history = escnn_relax.fit(net, loader, epochs=passes, evidence=strict, progress=False)
         evidence = -history.evidence.terms().total / len(train[0])
     elif way.startswith("static"):
-        descent = torch.optim.Adam(net.parameters(), 5e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, passes, eta_min=1e-4)
-        for _ in range(passes):
-            for x, y in loader:
-                descent.zero_grad()
-                torch.nn.functional.cross_entropy(net(x), y).backward()
-                descent.step()
-            schedule.step()
+        train_strictly(net, loader, passes)
     else:
         net = escnn_relax.relax(net)
         options: dict = {}

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from bench_gates import setting
+from bench_gates import setting, train_strictly
 from torch.utils.data import DataLoader, TensorDataset
 
 import escnn_relax
@@ -68,17 +68,6 @@ def shares() -> Iterator[dict[str, float]]:
         yield found
 
 
-def strictly(net: torch.nn.Module, loader: DataLoader, passes: int) -> None:
-    descent = torch.optim.Adam(net.parameters(), 5e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, passes, eta_min=1e-4)
-    for _ in range(passes):
-        for x, y in loader:
-            descent.zero_grad()
-            torch.nn.functional.cross_entropy(net(x), y).backward()
-            descent.step()
-        schedule.step()
-
-
 def measure(question: str, passes: int, seed: int, folder: Path) -> dict:
     seconds = {}
     for kind in ("strict", "relaxed"):
@@ -90,7 +79,7 @@ def measure(question: str, passes: int, seed: int, folder: Path) -> dict:
         with shares() as parts:
             start = time.process_time()
             if kind == "strict":
-                strictly(net, loader, passes)
+                train_strictly(net, loader, passes)
             else:
                 history = escnn_relax.fit(net, loader, epochs=passes, progress=False)
             seconds[kind] = time.process_time() - start
