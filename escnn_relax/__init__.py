@@ -26,6 +26,7 @@ from .deprecation import former_names  # noqa: E402
 from .errors import RelaxError  # noqa: E402
 from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
 from .evidence import CurvatureSettings, Evidence, EvidenceTerms, NoiseSettings, PriorSettings  # noqa: E402
+from .training import EvidenceCallback  # noqa: E402
 from .training import History  # noqa: E402
 from .training import fit  # noqa: E402
 from .evidence import survivors  # noqa: E402
@@ -39,6 +40,7 @@ __all__ = [
     "Batches",
     "CurvatureSettings",
     "Evidence",
+    "EvidenceCallback",
     "EvidenceTerms",
     "History",
     "NoiseSettings",

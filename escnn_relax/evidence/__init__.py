@@ -2,6 +2,7 @@
 
 from ..deprecation import former_names
 from .evidence import Evidence, EvidenceTerms
+from .scalars import evidence_scalars
 from .settings import CurvatureSettings, NoiseSettings, PriorSettings
 from .verdicts.survivors import LayerSurvivor, Survivors, survivors
 
@@ -13,6 +14,7 @@ __all__ = [
     "NoiseSettings",
     "PriorSettings",
     "Survivors",
+    "evidence_scalars",
     "survivors",
 ]
 

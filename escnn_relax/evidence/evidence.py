@@ -297,6 +297,11 @@ class Evidence:
             raise CoverageError("evidence", "no curvature yet", remedy="call refresh(loader) first")
         return self._spectrum
 
+    @property
+    def has_curvature(self) -> bool:
+        """Whether there was a refresh, or a state dict of one."""
+        return self._spectrum is not None
+
     def approximation(self, where: str = "evidence", complete: bool = True) -> LaplaceApproximation:
         """The Laplace approximation of the last refresh, at the present precisions and noise.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..curvature.distributed import sum_processes
 from ..nn.last_decision import fingerprint
@@ -37,14 +37,29 @@ class Slopes:
 
     def add(self, count: int) -> None:
         """The gradients of :meth:`Evidence.loss` that so many samples have left in the parameters."""
-        self._count += count
+        self.add_samples(count)
         for name, p in self._parameters.items():
-            delta = self._evidence.log_precision[name]
-            if p.grad is None or delta == math.inf:
-                continue
-            prior = math.exp(delta) / (self._evidence.num_data or 1) * p.detach()
-            part = count * (p.grad.detach() - prior).double()
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+            if p.grad is not None:
+                self.add_gradient(name, p.grad.detach(), count)
+
+    def add_gradient(self, name: str, gradient: Tensor, count: int) -> None:
+        """One parameter's gradient of :meth:`Evidence.loss`, averaged over so many samples, which :meth:`add_samples`
+        has counted."""
+        delta, p = self._evidence.log_precision[name], self._parameters[name]
+        if delta == math.inf:
+            return
+        prior = math.exp(delta) / (self._evidence.num_data or 1) * p.detach()
+        part = count * (gradient - prior).double()
+        self._sums[name] = self._sums[name] + part if name in self._sums else part
+
+    def add_samples(self, count: int) -> None:
+        """So many samples whose gradients are added one by one."""
+        self._count += count
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The weights whose slopes are taken, by name."""
+        return self._parameters
 
     def end(self) -> None:
         """The training has ended, in all processes: these are the weights."""

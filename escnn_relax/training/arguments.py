@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from ..curvature.layers.wrappers import unwrap
 from ..errors import ArgumentError, nearest
 from ..evidence.evidence import Evidence
 from ..evidence.settings import FormerKeywords
+from .schedule import first
 
-__all__ = ["check_evidence_options", "check_numbers", "residuals_given"]
+__all__ = ["check_evidence_options", "check_numbers", "residuals_given", "warn_of_burn_in"]
 
 
 def check_numbers(
@@ -56,3 +58,13 @@ def residuals_given(options: Mapping[str, Any]) -> bool:
     prior = options.get("prior")
     given = options.get("residual_log_precision")
     return given is not None or getattr(prior, "residual_log_precision", None) is not None
+
+
+def warn_of_burn_in(epochs: int, burn_in: int | None, stacklevel: int = 3) -> None:
+    """A ``UserWarning`` where no epoch is left for a refresh."""
+    burn_in = first(epochs) if burn_in is None else burn_in
+    if epochs and epochs <= burn_in:
+        warnings.warn(
+            f"burn_in={burn_in} leaves none of {epochs} epochs: precisions move once, after the last",
+            stacklevel=stacklevel,
+        )

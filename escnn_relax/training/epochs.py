@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..curvature.checked_batches import batches, check_weights
+from ..curvature.distributed import sum_processes
+from ..curvature.likelihood import Likelihood
 from ..errors import DataError
 
 __all__ = ["EpochLoss", "Training", "run_epochs", "train_epoch"]
@@ -46,6 +48,19 @@ class EpochLoss:
         for loss, size in zip(self.losses, self.sizes):
             start += loss * size
         return start
+
+    def means(self, likelihood: Likelihood) -> tuple[float, float]:
+        """Loss averaged over the samples of all processes, and what the best constant output would have (nats).
+
+        Raises:
+            DataError: no sample was seen.
+        """
+        if not self.count:
+            raise DataError("train_loader", "it yields no batch", remedy="pass a non-empty, re-iterable loader")
+        constant = likelihood.joint_constant_loss(self.targets)
+        sums = torch.tensor([self.total(), constant * self.count, self.count], dtype=torch.float64)
+        total, constant_total, count = sum_processes(sums).tolist()
+        return total / count, constant_total / count
 
 
 class Training(Protocol[Record]):

@@ -16,19 +16,13 @@ from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
 from ..evidence.terms import CONSTANT
 from . import checkpoint as disk
-from .arguments import check_evidence_options, check_numbers, residuals_given
-from .dry_run import rehearse
+from .arguments import check_evidence_options, check_numbers, warn_of_burn_in
 from .epochs import run_epochs
+from .evidence_policy import EvidencePolicy
 from .evidence_training import EvidenceTraining
-from .gate_policy import Gates
 from .history import EpochRecord, History
 from .learning_rate import adam, cosine
-from .length_scales import LengthScales
-from .loaders import data_size
-from .regression_units import Units, settled_units
 from .run_state import Run
-from .schedule import Schedule, first
-from .weight_decay import warn_of_decay
 
 __all__ = ["fit"]
 
@@ -142,51 +136,47 @@ def fit(
     """
     check_numbers(epochs, burn_in, refresh_every, hypersteps, share)
     check_evidence_options(evidence, model, evidence_options, inspect.signature(fit))
-    burn_in = first(epochs) if burn_in is None else burn_in
-    if epochs and epochs <= burn_in:
-        warnings.warn(
-            f"burn_in={burn_in} leaves none of {epochs} epochs: precisions move once, after the last", stacklevel=2
-        )
-    gates = evidence is None and not residuals_given(evidence_options) if gates is None else gates
-    data = train_loader if evidence_loader is None else evidence_loader
-    if share is not None:
-        Schedule.plan(data, epochs, burn_in, refresh_every, share)  # to fail before anything is trained
+    warn_of_burn_in(epochs, burn_in)
+    policy = EvidencePolicy(
+        model,
+        train_loader,
+        epochs=epochs,
+        likelihood=likelihood,
+        evidence=evidence,
+        burn_in=burn_in,
+        refresh_every=refresh_every,
+        hypersteps=hypersteps,
+        evidence_loader=evidence_loader,
+        share=share,
+        keep=keep,
+        omega_rate=omega_rate,
+        gates=gates,
+        **evidence_options,
+    )
     stored = checkpoint is not None and Path(checkpoint).exists()
-    units: Units | None = None
-    if evidence is None:
-        evidence_options.setdefault("num_data", data_size(train_loader))
-        evidence = Evidence(model, likelihood, **evidence_options)
-        units = settled_units(evidence, train_loader, disk.settings(checkpoint) if checkpoint and stored else {})
-    scales = LengthScales(evidence, omega_rate)
-    in_parts = not scales and evidence.curvature.passes == 1
-    schedule = Schedule.plan(data, epochs, burn_in, refresh_every, share, evidence.num_data if in_parts else None)
-    shut = set(evidence.closed)  # what opens later is the optimizer's as well; what is closed has no gradient
-    parameters = scales.others(p for n, p in evidence.model.named_parameters() if p.requires_grad or n in shut)
+    policy.settle(disk.settings(checkpoint) if checkpoint and stored else {})
+    evidence, units, scales = policy.evidence, policy.units, policy.length_scales
+    parameters = policy.parameters()  # what opens later is the optimizer's as well; what is closed has no gradient
     if optimizer is None:
         groups = parameters if units is None else units.groups(evidence.model, lr, parameters)
         optimizer = adam(groups, lr)
     elif not isinstance(optimizer, Optimizer):
         optimizer = optimizer(parameters)
-    scales.refuse_in(optimizer)
-    warn_of_decay(optimizer, evidence)
+    policy.check(optimizer)
     annealing = cosine(optimizer, epochs) if scheduler is None else scheduler(optimizer)
-    settings: dict[str, Any] = {"epochs": epochs, "burn_in": burn_in, "refresh_every": refresh_every}
-    settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gates}
-    settings["units"] = None if units is None else [units.layer, units.step, units.size]
-    settings["lr"] = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    policy = Gates(evidence, train_loader, model) if gates else None
-    run = Run(model, optimizer, annealing, evidence, (train_loader, evidence_loader), settings, scales, policy)
-    training = EvidenceTraining(run, schedule, epochs, hypersteps, keep)
+    settings = policy.settings | {"lr": [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]}
+    loaders = (train_loader, evidence_loader)
+    run = Run(model, optimizer, annealing, evidence, loaders, settings, scales, policy.gates)
     history = History(evidence)
     if checkpoint is not None and stored:
         history.records = run.load(checkpoint)
     left = range(len(history.records), epochs)
-    if not history.records and epochs > burn_in:
-        rehearse(evidence, train_loader, evidence_loader, schedule.look(0).enough)
+    if not history.records:
+        policy.rehearse()
     options: dict[str, Any] = {"checkpoint": checkpoint, "callback": callback, "progress": progress}
-    run_epochs(training, left, history.records, title="fit", shown=_shown, **options)
+    run_epochs(EvidenceTraining(run, policy), left, history.records, title="fit", shown=_shown, **options)
     if epochs:
-        training.end()
+        policy.end()
         if not evidence.learned:
             warnings.warn(f"after {epochs} epochs the network is {CONSTANT}", stacklevel=2)
     return history

@@ -97,13 +97,13 @@ class Gates:
 
     def start(self) -> None:
         """Close what is zero."""
-        known = self._free()
+        known = self.movable()
         silent = [name for name, (layer, pathway) in known.items() if not bool(layer.weights[pathway].any())]
         before = {name: self.evidence.log_precision[name] for name in silent}
         self.evidence.close(silent)
-        self.otherwise = {n: v for n, v in before.items() if v != math.inf}
+        self.otherwise |= {n: v for n, v in before.items() if v != math.inf}
 
-    def _free(self) -> dict[str, tuple[Gated, str]]:
+    def movable(self) -> dict[str, tuple[Gated, str]]:
         """What can be closed, but for what has a precision that is fixed."""
         prior = self.evidence.prior
         fixed = {name for group in prior.fixed for name in prior.groups[group]}
@@ -166,11 +166,12 @@ class Gates:
         opened = self.evidence.open({n: v for n, v in starts.items() if n in shut})
         return f"opened {', '.join(opened)}" if opened else ""
 
-    def prune(self, optimizer: Optimizer) -> str:
-        """Close what the evidence has switched off; to be called after its precisions moved."""
+    def prune(self, *optimizers: Optimizer) -> str:
+        """Close what the evidence has switched off, and what optimizers remember of it; to be called after its
+        precisions moved."""
         gammas = self.evidence.effective_dimension()
         gone = []
-        for name, (layer, pathway) in self._free().items():
+        for name, (layer, pathway) in self.movable().items():
             if pathway in layer.closed:
                 continue
             weights = layer.weights[pathway]
@@ -180,11 +181,13 @@ class Gates:
             self.idle[name] = self.idle.get(name, 0) + 1 if dead and bool(weights.any()) else 0
             if self.idle[name] >= PATIENCE:
                 gone.append(name)
-                optimizer.state.pop(weights, None)
+                for optimizer in optimizers:
+                    optimizer.state.pop(weights, None)
         if gone:
             self.evidence.close(gone)
-            if isinstance(optimizer, LBFGS):
-                optimizer.state.clear()  # its former steps would move what has no gradient any more
+            for optimizer in optimizers:
+                if isinstance(optimizer, LBFGS):
+                    optimizer.state.clear()  # its former steps would move what has no gradient any more
             for name in gone:
                 del self.idle[name]
         return f"closed {', '.join(gone)}" if gone else ""

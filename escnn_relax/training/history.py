@@ -9,7 +9,7 @@ from typing import Any
 from ..evidence.evidence import Evidence, EvidenceTerms
 from ..evidence.terms import CONSTANT
 
-__all__ = ["EpochRecord", "History"]
+__all__ = ["EpochRecord", "History", "read_record"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ class EpochRecord:
     effective_dimension: dict[str, float] = field(default_factory=dict)
     note: str = ""
     omega: dict[str, float] = field(default_factory=dict)
+
+
+def read_record(entry: dict[str, Any]) -> EpochRecord:
+    """A record of what ``dataclasses.asdict`` made of it.
+
+    >>> read_record(asdict(EpochRecord(4, 0.31))) == EpochRecord(4, 0.31)
+    True
+    """
+    terms = entry["evidence"]
+    return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})
 
 
 @dataclass

@@ -112,7 +112,7 @@ def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Units | None:
             f"targets of mean {float(mean.mean()):.4g} and standard deviation {units.step:.3g}, and a network that does"
             " not end in a Linear or convolution with a bias of its own, to be trained: train it on (target - mean) /"
             " standard deviation",
-            stacklevel=4,
+            stacklevel=5,
         )
     return units
 

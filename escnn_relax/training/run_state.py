@@ -14,10 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..evidence.evidence import Evidence
-from ..evidence.terms import EvidenceTerms
 from . import checkpoint as disk
 from .gate_policy import Gates
-from .history import EpochRecord
+from .history import EpochRecord, read_record
 from .length_scales import LengthScales
 
 __all__ = ["Run", "Undo"]
@@ -98,7 +97,7 @@ class Run:
         if self.gates is not None:
             self.gates.load_state_dict(state.get("gates", {}))
         disk.restore_random_numbers(state, self.device, self.loaders)
-        return [_record(entry) for entry in state["records"]]
+        return [read_record(entry) for entry in state["records"]]
 
 
 class Undo:
@@ -124,8 +123,3 @@ class Undo:
             for module, training in self.modes:  # parents before children
                 if module.training != training:
                     module.train(training)
-
-
-def _record(entry: dict[str, Any]) -> EpochRecord:
-    terms = entry["evidence"]
-    return EpochRecord(**{**entry, "evidence": None if terms is None else EvidenceTerms(**terms)})

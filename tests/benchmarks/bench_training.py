@@ -12,7 +12,6 @@ Each repeat trains both, one after the other; ratios are of processor seconds wi
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,10 +24,10 @@ from bench_gates import setting, train_strictly
 from torch.utils.data import DataLoader, TensorDataset
 
 import escnn_relax
+from escnn_relax.training import evidence_policy
 from escnn_relax.training.evidence_training import EvidenceTraining
 from escnn_relax.training.gate_policy import Gates
 
-fitting = sys.modules["escnn_relax.training.fit"]  # the function hides it
 QUESTIONS = [
     "rot",
     "mirrored or not?",
@@ -43,7 +42,7 @@ PARTS = {
     "tests": (Gates, "_test"),
     "refreshes": (escnn_relax.Evidence, "refresh"),
     "updates": (escnn_relax.Evidence, "step"),
-    "rehearsal": (fitting, "rehearse"),
+    "rehearsal": (evidence_policy, "rehearse"),
 }
 
 
