@@ -71,6 +71,7 @@ class EvidenceCallback:
 
     With the same batches and the same optimizer all numbers are those of ``fit``:
 
+    >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> from escnn import gspaces, nn as enn
     >>> from escnn_relax.nn import RelaxedR2Conv
