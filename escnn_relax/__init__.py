@@ -69,4 +69,4 @@ __all__ = [
 ]
 
 #: In torch's spelling now.
-__getattr__ = former_names(__name__, {"carry_optimiser": "escnn_relax:carry_optimizer"})
+__getattr__ = former_names(__name__)

@@ -311,7 +311,7 @@ def blocks(expansion: Any) -> Iterator[tuple[str, str, Tensor, tuple[int, int]]]
         yield pair[0], pair[1], block.sampled_basis, expansion._weights_ranges[pair]
 
 
-def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
+def band_limit(convolution: Any, cutoff: Any = None) -> Limit:
     """Largest angular frequency on each ring of an escnn convolution: ``((radius, frequency), ...)``.
 
     escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with what the
@@ -380,7 +380,7 @@ def band_limit(convolution: Any, where: str = "", cutoff: Any = None) -> Limit:
         if explains(limit):
             return tuple(limit.items())
     raise UnsupportedModuleError(
-        where or type(convolution),
+        type(convolution),
         "the layer's basis_filter is no limit on the frequency by radius, so relaxed kernels cannot share it",
         remedy="build the layer with frequencies_cutoff instead, or leave this layer out",
     )

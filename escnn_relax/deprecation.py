@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["former_attribute", "former_keyword", "former_method", "former_names", "warn_former"]
+from .errors import naming
+from .former_names import FORMER_NAMES
+
+__all__ = [
+    *("former_attribute", "former_keyword", "former_method", "former_name", "former_names", "former_where"),
+    "warn_former",
+]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -33,25 +39,32 @@ def warn_former(former: str, instead: str) -> None:
     warnings.warn(message, DeprecationWarning, stacklevel=level)
 
 
-def former_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A ``__getattr__`` for a module whose names have others now.
-
-    Args:
-        names: by the old name the new one, with the module that it is in: ``"escnn_relax.search:EvolutionResult"``.
-    """
+def former_names(module: str) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a module some of whose names have others now, see :data:`FORMER_NAMES`."""
+    names = FORMER_NAMES[module.partition(".")[2]]
 
     def former(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        home, _, new = names[name].partition(":")
-        warn_former(f"{module}.{name}", f"{home}.{new}")
-        return getattr(importlib.import_module(home), new)
+        return former_name(f"{module}.{name}", names[name])
 
     return former
 
 
+def former_name(former: str, instead: str) -> Any:
+    """What an old name, all of it with its module, stands for; warns.
+
+    Args:
+        instead: path and name of what it is now, as in :data:`FORMER_NAMES`.
+    """
+    path, _, name = instead.partition(":")
+    home = f"{PACKAGE}.{path}".rstrip(".")
+    warn_former(former, f"{home}.{name}")
+    return getattr(importlib.import_module(home), name)
+
+
 def former_method(former: str, instead: str) -> Callable[..., Any]:
-    """A method of the former name, which warns and calls the one that it has become.
+    """A method of the former name, which warns and calls the one that it has become; of a class in ``classmethod()``.
 
     >>> class Layer:
     ...     def width(self):
@@ -65,7 +78,7 @@ def former_method(former: str, instead: str) -> Callable[..., Any]:
     """
 
     def method(self: Any, *arguments: Any, **options: Any) -> Any:
-        kind = type(self).__name__
+        kind = self.__name__ if isinstance(self, type) else type(self).__name__
         warn_former(f"{kind}.{former}", f"{kind}.{instead}")
         return getattr(self, instead)(*arguments, **options)
 
@@ -106,10 +119,40 @@ def former_keyword(former: str, instead: str) -> Callable[[Callable[Arguments, R
         @wraps(function)
         def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
             if former in options:
-                warn_former(f"{function.__name__}({former}=)", f"{function.__name__}({instead}=)")
+                name = _called(function, args)
+                warn_former(f"{name}({former}=)", f"{name}({instead}=)")
                 options[instead] = options.pop(former)
             return function(*args, **options)
 
         return call
 
     return decorate
+
+
+def former_where(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A decorator for a function that was told by ``where=`` which layer its errors are about.
+
+    >>> @former_where
+    ... def width():
+    ...     return 3
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     _ = width(where="conv1")
+    >>> print(caught[0].message)
+    width(where=) is an old spelling and goes with the next release; write errors.naming(...) around
+    """
+
+    @wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        if "where" not in options:
+            return function(*args, **options)
+        warn_former(f"{_called(function, args)}(where=)", "errors.naming(...) around")
+        with naming(str(options.pop("where"))):
+            return function(*args, **options)
+
+    return call
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """How a caller writes the name of a function; of a class where the function constructs one."""
+    return type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__

@@ -1,6 +1,6 @@
 """Where the modules of the last version went: their old paths import for one more release.
 
-A former module has the names that it had, as far as they exist, and says where each is now.
+A former module has the names that it had, as far as they exist, and says where each is now and what it is called.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from .deprecation import PACKAGE, warn_former
+from .deprecation import PACKAGE, former_name, warn_former
+from .former_names import FORMER_NAMES
 
 __all__ = ["FORMER_MODULES", "find_former_modules"]
 
@@ -33,13 +34,14 @@ FORMER_MODULES = {
     "curvature.extraction": "curvature.layers.extraction",
     "curvature.layer": "curvature.layer_curvature",
     "curvature.linear_map": "curvature.layers.linear_map",
+    "curvature.losses": "curvature.likelihood.known",
     "curvature.moments": "curvature.sums.moments",
     "curvature.patch_moments": "curvature.sums.patch_moments",
     "curvature.places": "curvature.layers.input_positions",
     "curvature.probe": "curvature.layers.probe",
     "curvature.processes": "curvature.distributed",
     "curvature.reader": "curvature.batch_format",
-    "curvature.recipe": "curvature.approximation_choice curvature.curvature evidence.distinct_samples",
+    "curvature.recipe": "curvature.approximation_choice curvature.curvature",
     "curvature.row_moments": "curvature.sums.patch_moments",
     "curvature.row_sample": "curvature.sums.row_reservoir",
     "curvature.rows": "curvature.layers.row_layout",
@@ -190,9 +192,12 @@ class _FormerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _FormerModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = FORMER_MODULES[module.__name__.partition(".")[2]].split()
+        path = module.__name__.partition(".")[2]
+        homes, renamed = FORMER_MODULES[path].split(), FORMER_NAMES.get(path, {})
 
         def former(name: str) -> Any:
+            if name in renamed:
+                return former_name(f"{module.__name__}.{name}", renamed[name])
             if not name.startswith("__"):
                 for home in homes:
                     module_now = importlib.import_module(f"{PACKAGE}.{home}")

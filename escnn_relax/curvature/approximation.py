@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ..deprecation import former_method
 from ..errors import CurvatureError
 from .factors import Factor
 from .layers.extraction import Use
@@ -162,9 +163,11 @@ class Approximation(ABC):
         """Number of rows so far, and of the directions that they have; zeros where it is not rows that are summed."""
         return 0, 0
 
-    def where(self, parameter: str) -> str:
+    def parameter_name(self, parameter: str) -> str:
         """The parameter as error messages call it."""
         return f"{self.layer_name}.{parameter}" if self.layer_name else parameter
+
+    where = former_method("where", "parameter_name")
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -10,7 +10,6 @@ from ..errors import ArgumentError
 from .approximation import Approximation
 from .conventions import DECOMPOSED
 from .layers.coverage import Coverage
-from .layers.known_layers import linear_map
 from .layers.linear_map import width
 from .sums.accumulation import Expand, Reduce
 from .sums.eigenvalue_corrected import EigenvalueCorrected
@@ -52,7 +51,7 @@ def patch_sizes(coverage: Coverage) -> dict[str, int]:
     sizes = {}
     with torch.no_grad():
         for part in coverage.weights:
-            layer = linear_map(coverage.layers[part.layer], part.layer)
+            layer = coverage.linear_map(part.layer)
             widths = {block.parameter: sum(width(piece) for piece in block.pieces) for block in layer.blocks}
             sizes.update({name: widths[inside] for inside, name in part.parameters.items() if inside in widths})
     return sizes

@@ -10,7 +10,7 @@ import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, naming
 
 __all__ = ["Batch", "Batches", "Query", "Weighted", "input_tensors", "map_tensors", "read", "select_samples"]
 
@@ -91,7 +91,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         for index, batch in enumerate(self.loader):
-            entries = read(batch, f"batch {index}") if self.read is None else self.read(batch)
+            with naming(f"batch {index}"):
+                entries = read(batch) if self.read is None else self.read(batch)
             if not isinstance(entries, (tuple, list)) or len(entries) not in (2, 3):
                 expected = "(input, target) or (input, target, weight) from the function that reads batches"
                 remedy = "let the function given as read= return such a tuple"
@@ -132,31 +133,31 @@ class Weighted:
         return cls(torch.cat([p.target for p in parts]), torch.cat([p.weight for p in parts]))
 
 
-def read(batch: Any, where: str) -> Batch:
+def read(batch: Any) -> Batch:
     """A batch by its form and the names in it; ``DataError`` where these do not tell what is what."""
     if isinstance(batch, Batch):
         return batch
     if hasattr(batch, "_asdict"):  # a named tuple
         named = batch._asdict()
-        return _read_named(named, where) if any(name in named for name in TARGETS) else _read_pair(batch, where)
+        return _read_named(named) if any(name in named for name in TARGETS) else _read_pair(batch)
     if isinstance(batch, Mapping):
-        return _read_named(batch, where)
-    return _read_pair(batch, where)
+        return _read_named(batch)
+    return _read_pair(batch)
 
 
-def _read_pair(batch: Any, where: str) -> Batch:
+def _read_pair(batch: Any) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         got = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise DataError(where, expected="a pair (input, target)", got=got, remedy=_REMEDY)
+        raise DataError("", expected="a pair (input, target)", got=got, remedy=_REMEDY)
     return Batch(*batch)
 
 
-def _read_named(batch: Mapping[str, Any], where: str) -> Batch:
+def _read_named(batch: Mapping[str, Any]) -> Batch:
     targets, weights = ([name for name in names if name in batch] for names in (TARGETS, WEIGHTS))
     inputs = {n: v for n, v in batch.items() if n not in (*targets, *weights, *NUMBERS)}
     if len(targets) != 1 or len(weights) > 1 or not inputs:
         expected = f"one entry named as in {TARGETS}, at most one as in {WEIGHTS}, and an input"
-        raise DataError(where, expected=expected, got=f"entries {list(batch)}", remedy=_REMEDY)
+        raise DataError("", expected=expected, got=f"entries {list(batch)}", remedy=_REMEDY)
     input = next(iter(inputs.values())) if len(inputs) == 1 else inputs
     return Batch(input, batch[targets[0]], batch[weights[0]] if weights else None)
 

@@ -10,7 +10,7 @@ import torch
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
-from ..errors import DataError, FieldTypeError
+from ..errors import DataError, FieldTypeError, naming
 from .batch_format import Query, Weighted, input_tensors, map_tensors, read, select_samples
 
 __all__ = [
@@ -154,34 +154,34 @@ def batches(
     """
     check_iterable(loader)
     for index, batch in enumerate(progress(loader) if progress else loader):
-        where = f"batch {index}"
-        input, target, weight = read(batch, where)
-        parts = input_tensors(input)
-        if not parts or not all(isinstance(part, Tensor) for part in (*parts, target)):
-            got = f"({', '.join(type(part).__name__ for part in parts)}), {type(target).__name__}"
-            remedy = "convert them by torch.as_tensor, or read them by escnn_relax.Batches"
-            raise DataError(where, expected="tensors", got=got, remedy=remedy)
-        if not target.dim() or not len(target):
-            raise DataError(where, "no samples in it", remedy="leave empty batches out")
-        if any(part.layout is not torch.strided for part in (*parts, target)):
-            raise DataError(where, "sparse tensors", remedy="convert them by .to_dense()")
-        input, target = map_tensors(input, lambda part: part.to(device)), target.to(device)
-        for tensor in input_tensors(input):
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise DataError(where, "NaN or infinite inputs", remedy="clean the data")
-        yield (
-            input,
-            target if weight is None else Weighted(target, _check_weight(weight, len(target), where).to(device)),
-        )
+        with naming(f"batch {index}"):
+            checked = _checked(batch, device)
+        yield checked
 
 
-def _check_weight(weight: Any, samples: int, where: str) -> Tensor:
+def _checked(batch: Any, device: torch.device) -> tuple[Any, Any]:
+    input, target, weight = read(batch)
+    parts = input_tensors(input)
+    if not parts or not all(isinstance(part, Tensor) for part in (*parts, target)):
+        got = f"({', '.join(type(part).__name__ for part in parts)}), {type(target).__name__}"
+        remedy = "convert them by torch.as_tensor, or read them by escnn_relax.Batches"
+        raise DataError("", expected="tensors", got=got, remedy=remedy)
+    if not target.dim() or not len(target):
+        raise DataError("", "no samples in it", remedy="leave empty batches out")
+    if any(part.layout is not torch.strided for part in (*parts, target)):
+        raise DataError("", "sparse tensors", remedy="convert them by .to_dense()")
+    input, target = map_tensors(input, lambda part: part.to(device)), target.to(device)
+    for tensor in input_tensors(input):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DataError("", "NaN or infinite inputs", remedy="clean the data")
+    return input, target if weight is None else Weighted(target, _check_weight(weight, len(target)).to(device))
+
+
+def _check_weight(weight: Any, samples: int) -> Tensor:
     if not isinstance(weight, Tensor) or not weight.dim() or len(weight) != samples:
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         remedy = "pass one weight of at least 0 for each sample, as the third entry of a batch"
-        raise DataError(where, expected=f"a tensor of weights for {samples} samples", got=got, remedy=remedy)
+        raise DataError("", expected=f"a tensor of weights for {samples} samples", got=got, remedy=remedy)
     if not torch.isfinite(weight).all() or (weight < 0).any():
-        raise DataError(
-            where, "weights that are negative or not finite", remedy="leave samples out by a weight of zero"
-        )
+        raise DataError("", "weights that are negative or not finite", remedy="leave samples out by a weight of zero")
     return weight.to(torch.get_default_dtype()) if not weight.is_floating_point() else weight

@@ -56,6 +56,8 @@ from __future__ import annotations
 
 import torch
 
+from ..deprecation import former_names
+
 __all__ = ["DECOMPOSED", "FACTOR_BYTES", "FACTOR_DTYPE"]
 
 #: Factors are summed and decomposed in float64, whatever the network's own precision.
@@ -65,3 +67,6 @@ FACTOR_BYTES = 8
 
 #: Bytes for each entry of a matrix while it is decomposed: symmetrised, copied, eigenvectors, working space.
 DECOMPOSED = 5 * FACTOR_BYTES
+
+
+__getattr__ = former_names(__name__)

@@ -23,7 +23,6 @@ from .factors import Factor
 from .layer_curvature import LayerCurvature
 from .layers.coverage import LayerWeights, coverage
 from .layers.extraction import Extraction
-from .layers.known_layers import linear_map
 from .layers.linear_map import LinearMap
 from .layers.probe import check_samples
 from .layers.wrappers import unwrap
@@ -233,7 +232,7 @@ class Curvature:
 
     def layer_curvature(self, part: LayerWeights, layer: LinearMap | None = None) -> LayerCurvature:
         """Empty sums for a part of what is covered."""
-        layer = linear_map(self.coverage.layers[part.layer], part.layer) if layer is None else layer
+        layer = self.coverage.linear_map(part.layer) if layer is None else layer
         order = [*self._known]
         names = sorted(part.parameters, key=lambda name: order.index(self.recipe[part.parameters[name]]))
         chosen = {name: self._known[self.recipe[part.parameters[name]]] for name in names}

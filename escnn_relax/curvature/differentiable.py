@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..deprecation import warn_former
 from .checked_batches import batches, detach_input, drop_uncounted, halves
 from .curvature import Curvature
 from .factors import Factor
@@ -60,3 +61,11 @@ def differentiable_curvature(
                 losses = likelihood.losses(output, target)
                 loss = (weights.to(losses) * losses).sum()
             yield BatchCurvature(loss, factors, len(targets))
+
+
+def _differentiable(self: Curvature, *arguments: Any, **options: Any) -> Iterator[BatchCurvature]:
+    warn_former("Curvature.differentiable", f"{__name__}.differentiable_curvature")
+    return differentiable_curvature(self, *arguments, **options)
+
+
+setattr(Curvature, "differentiable", _differentiable)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..deprecation import former_method
 from ..errors import CoverageError
 from .factors import Factor
 
@@ -116,3 +117,6 @@ class CurvatureEstimate:
         loss = share * ratio * previous["loss"] + (1 - share) * self.loss
         constant = share * ratio * previous.get("constant", self.constant / ratio) + (1 - share) * self.constant
         return replace(self, factors=factors, loss=loss, constant=constant, weight=weight)
+
+
+setattr(CurvatureEstimate, "of", classmethod(former_method("of", "weighted_sum")))

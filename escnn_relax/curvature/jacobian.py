@@ -14,7 +14,6 @@ from .batch_format import map_tensors
 from .checked_batches import detach_input
 from .curvature import Curvature
 from .layers.coverage import LayerWeights
-from .layers.known_layers import linear_map
 from .layers.linear_map import LinearMap
 from .sums.contraction import pull_back
 
@@ -52,9 +51,7 @@ def rows(
     Args:
         columns: from the outputs to the columns, each of the shape of the outputs.
     """
-    layers = {
-        part: linear_map(curvature.coverage.layers[part.layer], part.layer) for part in curvature.coverage.weights
-    }
+    layers = {part: curvature.coverage.linear_map(part.layer) for part in curvature.coverage.weights}
     device = next(curvature.model.parameters()).device
     derivatives: dict[str, list[Tensor]] = {n: [] for n in curvature.covered if names is None or n in names}
     with curvature.extraction.open(curvature.model):

@@ -96,17 +96,14 @@ class LayerAction:
             orthogonal.
     """
 
-    def __init__(
-        self, layer: RelaxedConvolution, elements: Sequence[GroupElement], generator: torch.Generator, where: str = ""
-    ) -> None:
-        self.where = where
+    def __init__(self, layer: RelaxedConvolution, elements: Sequence[GroupElement], generator: torch.Generator) -> None:
         in_reprs, out_reprs = ({r.name: r for r in fields} for fields in layer._kernel_fields())
         self.pairs: list[_Pair] = []
         permutations = [grid_permutation(layer.space, ~g, layer.band.points) for g in elements]
         self._products = products(elements)
         if any(p is None for p in permutations):
             raise UnsupportedModuleError(
-                where, "its kernel's grid is not mapped onto itself", remedy="leave it out by layers="
+                type(layer), "its kernel's grid is not mapped onto itself", remedy="leave it out by layers="
             )
         for in_name, out_name in layer.kernel.pairs:
             channels = layer.kernel.in_fields[in_name].channels.cpu(), layer.kernel.out_fields[out_name].channels.cpu()
@@ -161,9 +158,7 @@ class LayerAction:
                 problem = (
                     f"the group does not act orthogonally on the kernels of {name} ({float(outside):.1e} leave them)"
                 )
-                raise UnsupportedModuleError(
-                    self.where, problem, remedy="use orthogonal representations, or leave it out"
-                )
+                raise UnsupportedModuleError("", problem, remedy="use orthogonal representations, or leave it out")
         return PathwayAction(name, norm * flat, matrices)
 
     @property

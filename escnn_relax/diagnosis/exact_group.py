@@ -46,7 +46,7 @@ class ExactGroup:
         """Whether these are all elements of the layer's group."""
         return bool(self.gspace.fibergroup.order() == self.order)
 
-    def counterparts(self, gspace: GSpace, where: str = "") -> tuple[GroupElement, ...]:
+    def counterparts(self, gspace: GSpace) -> tuple[GroupElement, ...]:
         """The same elements in the group of another layer.
 
         Raises:
@@ -58,7 +58,7 @@ class ExactGroup:
             f"its group {gspace.fibergroup.name} and {self.gspace.fibergroup.name} of other layers have no known"
             " embedding"
         )
-        error = UnsupportedModuleError(where, problem, remedy="leave the layer out by layers=")
+        error = UnsupportedModuleError("", problem, remedy="leave the layer out by layers=")
         if not gspace.dimensionality or gspace.dimensionality != self.gspace.dimensionality:
             raise error
         candidates = exact_group(gspace).elements

@@ -14,6 +14,7 @@ from .. import _escnn
 from ..curvature.batch_format import Weighted
 from ..curvature.checked_batches import answer
 from ..curvature.likelihood import Likelihood
+from ..deprecation import former_names
 from ..errors import ArgumentError, DataError, UnsupportedModuleError
 from ..morphism.module_tree import copy_module
 from ..morphism.relax import relax
@@ -172,3 +173,6 @@ class Probe:
         with torch.no_grad():
             column = next(iter(self.objective.columns(tensor, 1, target)))
         return (column * tensor).sum()
+
+
+__getattr__ = former_names(__name__)

@@ -10,6 +10,7 @@ from escnn.gspaces import GSpace
 from torch import Tensor
 
 from ..curvature.batch_format import input_tensors, select_samples
+from ..errors import naming
 from .exact_group import ExactGroup
 from .strictness import Motion
 
@@ -37,7 +38,8 @@ class Orbit:
             for n in range(group.order):
 
                 def element(gspace: GSpace) -> GroupElement:
-                    return group.counterparts(gspace, "input")[n]
+                    with naming("input"):
+                        return group.counterparts(gspace)[n]
 
                 members.append(motion.input(first, element))
         self.members = torch.cat([self._flat(member, 1) for member in members])

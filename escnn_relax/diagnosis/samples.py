@@ -11,7 +11,8 @@ from escnn.nn import GeometricTensor
 from torch import Tensor
 
 from ..curvature.batch_format import Batches, Weighted, input_tensors, map_tensors, read, select_samples
-from ..errors import ArgumentError, DataError
+from ..deprecation import former_names
+from ..errors import ArgumentError, DataError, naming
 from .effect import Sizes
 
 __all__ = ["Grouping", "group_size", "concatenate", "raw"]
@@ -46,9 +47,14 @@ def group_size(loader: Any, groups: int, units: Sequence[Hashable] | None = None
         if isinstance(collection, Sized)
     ]
     if not counts and isinstance(loader.loader if isinstance(loader, Batches) else loader, (list, tuple)):
-        targets = [read(batch, f"batch {index}").target for index, batch in enumerate(loader)]
+        targets = [_target(batch, index) for index, batch in enumerate(loader)]
         counts = [sum(len(collection) for collection in targets if isinstance(collection, Tensor) and collection.dim())]
     return max(1, min(counts) // groups) if counts else UNKNOWN
+
+
+def _target(batch: Any, index: int) -> Any:
+    with naming(f"batch {index}"):
+        return read(batch).target
 
 
 class Grouping:
@@ -171,3 +177,6 @@ def concatenate(inputs: Sequence[Any], targets: Sequence[Any]) -> tuple[Any, Any
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+__getattr__ = former_names(__name__)

@@ -12,6 +12,8 @@ from escnn.nn import FieldType, GeometricTensor
 from torch import Tensor, nn
 
 from ..curvature.batch_format import Weighted, input_tensors, map_tensors, select_samples
+from ..deprecation import former_names
+from ..errors import naming
 from ..nn.steerable import SteerableConvolution
 from ..symmetry.grid.field_action import axes_matrix, fiber_matrix, move_points, transform_field
 from ..symmetry.grid.kernel_action import grid_permutation
@@ -87,7 +89,8 @@ def stabiliser(layers: Mapping[str, SteerableConvolution], group: ExactGroup) ->
             kernel = layer.kernel(open_).double()
         ins, outs = layer._kernel_fields()
         types = FieldType(layer.space, list(ins)), FieldType(layer.space, list(outs))
-        elements = group.counterparts(layer.space, name)
+        with naming(name):
+            elements = group.counterparts(layer.space)
         for n in list(positions):
             permutation = grid_permutation(layer.space, elements[n], layer.band.points)
             out_matrix = fiber_matrix(types[1], elements[n], kernel)
@@ -175,7 +178,8 @@ def law_errors(
             continue
 
         def element(gspace: GSpace, n: int = n) -> GroupElement:
-            return group.counterparts(gspace, "input or output")[n]
+            with naming("input or output"):
+                return group.counterparts(gspace)[n]
 
         loss = probe.loss(probe.forward(motion.input(input, element)), motion.target(target, element))
         gradients = probe.gradients(loss)
@@ -186,3 +190,6 @@ def law_errors(
             size = max(sum(float(e.square().sum()) for e, _ in pairs), ROUNDING**2 * reference[name][1]) ** 0.5
             errors[name] = max(errors[name], gap / size if size > 0 else 0.0)
     return errors
+
+
+__getattr__ = former_names(__name__)

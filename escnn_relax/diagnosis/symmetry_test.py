@@ -18,7 +18,7 @@ from ..curvature.checked_batches import batches, check_weights
 from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
 from ..curvature.likelihood import likelihood as likelihood_named
-from ..errors import ArgumentError
+from ..errors import ArgumentError, naming
 from .action import LayerAction
 from .exact_group import ExactGroup, exact_group
 from .features import Plan, collect
@@ -146,9 +146,10 @@ def symmetry_test(
             quotients = whole.quotients[index][:, index]
             quotients = torch.tensor([[positions.index(int(q)) for q in row] for row in quotients])
             group = ExactGroup(whole.gspace, tuple(whole.elements[k] for k in positions), quotients)
-        actions = {
-            n: LayerAction(layer, group.counterparts(layer.space, n), generator, n) for n, layer in layers.items()
-        }
+        actions = {}
+        for name, layer in layers.items():
+            with naming(name or type(layer).__name__):
+                actions[name] = LayerAction(layer, group.counterparts(layer.space), generator)
         opened = len(positions) < whole.order
         plan = Plan(groups, units, in_type, out_type, inputs, curvature=gains, turned=not group.whole and not opened)
         sums = collect(probes, actions, group, loader, plan, generator, bar)

@@ -19,11 +19,4 @@ __all__ = [
 ]
 
 #: What has a room of its own now.
-__getattr__ = former_names(
-    __name__,
-    {
-        "fit": "escnn_relax.training:fit",
-        "History": "escnn_relax.training:History",
-        "EpochRecord": "escnn_relax.training:EpochRecord",
-    },
-)
+__getattr__ = former_names(__name__)

@@ -82,7 +82,7 @@ def _of_batches(loader: Sequence[Any]) -> Draws | None:
     if len(different) == len(loader):
         return None
     try:
-        sizes = {key: len(read(batch, "").target) for key, batch in different.items()}
+        sizes = {key: len(read(batch).target) for key, batch in different.items()}
     except (RelaxError, TypeError):  # which is said where the batch is used
         return None
     return Draws(sum(sizes.values()), sum(sizes[id(batch)] for batch in loader))

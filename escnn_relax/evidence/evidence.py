@@ -30,8 +30,9 @@ from ..curvature.estimate import CurvatureEstimate
 from ..curvature.layers.coverage import join
 from ..curvature.layers.wrappers import unwrap
 from ..curvature.likelihood import Likelihood
+from ..deprecation import former_method, former_where
 from ..diagnosis import SymmetryTest
-from ..errors import ArgumentError, CoverageError, DataError
+from ..errors import ArgumentError, CoverageError, DataError, naming
 from ..nn.evidence_record import Recorded
 from ..nn.steerable import SteerableConvolution
 from ..symmetry.decision import Decisions
@@ -302,11 +303,11 @@ class Evidence:
         """Whether there was a refresh, or a state dict of one."""
         return self._spectrum is not None
 
-    def approximation(self, where: str = "evidence", complete: bool = True) -> LaplaceApproximation:
+    @former_where
+    def approximation(self, *, complete: bool = True) -> LaplaceApproximation:
         """The Laplace approximation of the last refresh, at the present precisions and noise.
 
         Args:
-            where: who asks, for the errors.
             complete: refuse one without the pathways that were opened since.
 
         Raises:
@@ -315,10 +316,10 @@ class Evidence:
         """
         remedy = "call evidence.refresh(loader) first"
         if self.estimate is None or self.num_data is None:
-            raise CoverageError(where, "no curvature yet", remedy=remedy)
+            raise CoverageError(type(self), "no curvature yet", remedy=remedy)
         for name in self.parameters if complete else ():
             if name not in self.estimate.factors:
-                raise CoverageError(where, f"no curvature of {name}, opened since", remedy=remedy)
+                raise CoverageError(type(self), f"no curvature of {name}, opened since", remedy=remedy)
         return LaplaceApproximation(
             self.estimate, dict(self.log_precision), self.noise.at(self.noise.log), self.num_data
         )
@@ -402,11 +403,13 @@ class Evidence:
 
     def posterior(self) -> Posterior:
         """The Laplace posterior of the last refresh at the present precisions and noise, for predictions."""
-        return Posterior(self.approximation("posterior"), self.curvature)
+        with naming("posterior"):
+            return Posterior(self.approximation(), self.curvature)
 
     def to_laplace(self) -> Any:
         """The same as a fitted ``laplace.KronLaplace``, see :func:`~escnn_relax.evidence.laplace_torch.to_laplace`."""
-        return to_laplace(self.approximation("to_laplace"), self.curvature)
+        with naming("to_laplace"):
+            return to_laplace(self.approximation(), self.curvature)
 
     def hypergradient(
         self, loader: Iterable[Any], parameters: Sequence[nn.Parameter], refreshed: bool = False
@@ -428,7 +431,9 @@ class Evidence:
         check_differentiable(self.model, self.curvature, parameters)
         if not refreshed:
             self.refresh(loader)
-        return hypergradient(self.approximation("hypergradient", complete=False), self.curvature, loader, parameters)
+        with naming("hypergradient"):
+            approximation = self.approximation(complete=False)
+        return hypergradient(approximation, self.curvature, loader, parameters)
 
     def gradient(self) -> dict[str, float]:
         r"""Derivative of the evidence in every log precision, and in ``"log_noise"`` for a Gaussian likelihood
@@ -535,3 +540,6 @@ class Evidence:
     def squares(self) -> dict[str, float]:
         """:math:`|w|^2` of each parameter with a prior."""
         return {n: float(p.detach().double().square().sum()) for n, p in self.parameters.items()}
+
+
+setattr(Evidence, "kept", former_method("kept", "refresh_undone"))

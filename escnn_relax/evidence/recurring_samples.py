@@ -63,7 +63,7 @@ class Recurring:
 def _contents(batch: Any) -> list[Any] | None:
     """What tells the samples of a batch apart; ``None`` where it is not known what belongs to which."""
     try:
-        input, target, _ = read(batch, "")
+        input, target, _ = read(batch)
         parts: list[Any] = [*input_tensors(input), target]
     except RelaxError:  # which is said where the batch is used
         return None

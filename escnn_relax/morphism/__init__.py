@@ -25,4 +25,4 @@ __all__ = [
 ]
 
 #: In torch's spelling now.
-__getattr__ = former_names(__name__, {"carry_optimiser": "escnn_relax.morphism:carry_optimizer"})
+__getattr__ = former_names(__name__)

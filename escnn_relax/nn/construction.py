@@ -12,6 +12,7 @@ import torch
 from escnn.nn import EquivariantModule, FieldType
 
 from .. import _escnn
+from ..deprecation import former_where
 from ..errors import ArgumentError, EmptyBasisError, naming
 from ..symmetry.groups.irreps import highest_frequency, instantiate
 from ..symmetry.kernels.sampling import Band, FiberBand, layer_band
@@ -60,6 +61,7 @@ class EscnnConstruction(EquivariantModule):
         self._expansion: Any = None
 
     @classmethod
+    @former_where
     def from_strict(cls, convolution: EquivariantModule, **freedom: Any) -> Any:
         """A layer with the function and weights of an escnn convolution, which is left alone, and more freedom.
 

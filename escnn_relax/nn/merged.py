@@ -9,6 +9,7 @@ import torch
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn  # noqa: F401 - nn for the doctest
 
+from ..deprecation import former_method
 from .field_types import PlainLayer, check_input
 from .steerable import SteerableConvolution
 
@@ -64,3 +65,6 @@ class MergedConvolution(EquivariantModule):
     def export(self) -> PlainLayer:
         """A copy of the plain torch convolution, in eval mode."""
         return copy.deepcopy(self.convolution).eval()
+
+
+setattr(MergedConvolution, "of", classmethod(former_method("of", "from_layer")))

@@ -13,6 +13,7 @@ from escnn.group import Representation
 from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
+from ..deprecation import former_where
 from ..errors import ArgumentError, DataError
 from ..symmetry.kernels.pathway import Pathway
 from .construction import EscnnConstruction
@@ -86,6 +87,7 @@ class SteerableConvolution(Gated, Recorded, EscnnSurface, EscnnConstruction):
         """The part of the kernel that one pathway contributes, in the shape of the whole kernel."""
         return self._as_filter(self.kernel({name: self.weights[name]}))
 
+    @former_where
     def energies(self) -> dict[str, float]:
         r"""Share of the kernel's energy in each pathway, :math:`|W_p|^2 / \sum_q |W_q|^2` (fractions that sum to 1).
 

@@ -42,7 +42,7 @@ def _steerable(name: str, layer: SteerableConvolution) -> LayerReport:
         with torch.no_grad():
             kernel = layer.kernel(layer.weights)
         kernel = kernel.view(*kernel.shape[:2], *(layer.kernel_size,) * layer.d) if layer.d else kernel.squeeze(-1)
-        error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements, where=name).max
+        error = kernel_equivariance_error(kernel, in_type, out_type, elements=elements).max
     certified = certify(layer, name)
     return LayerReport(
         name or "model",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..curvature.layers.wrappers import unwrap
-from ..errors import ArgumentError, UnsupportedModuleError, nearest
+from ..errors import ArgumentError, UnsupportedModuleError, naming, nearest
 from ..evidence import Evidence, survivors
 from ..evidence.terms import CONSTANT
 from ..nn.evidence_record import Recorded
@@ -125,7 +125,8 @@ def report(
         raise UnsupportedModuleError(
             type(model).__name__, "no relaxed layer in it", remedy="pass escnn_relax.relax(model)"
         )
-    check_evidence(evidence, model, "report")
+    with naming("report"):
+        check_evidence(evidence, model)
     layers = {n: layer_report(n, m) for n, m in relaxed.items()}
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
     note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"

@@ -25,10 +25,4 @@ __all__ = [
 ]
 
 #: What the results of the searches were called.
-__getattr__ = former_names(
-    __name__,
-    {
-        "Differentiated": "escnn_relax.search:GradientSearchResult",
-        "Evolved": "escnn_relax.search:EvolutionResult",
-    },
-)
+__getattr__ = former_names(__name__)

@@ -187,13 +187,13 @@ class Decides(Protocol):
     def decide(self, data: Iterable[Any] | None = None, energy: float = ...) -> Decisions: ...
 
 
-def check_evidence(evidence: Any, model: Any, where: str) -> None:
+def check_evidence(evidence: Any, model: Any) -> None:
     """Raise ``ArgumentError`` for what is no evidence, or one of another model; ``None`` is none.
 
-    >>> check_evidence(3, None, "survivors")
+    >>> check_evidence(3, None)
     Traceback (most recent call last):
         ...
-    escnn_relax.errors.ArgumentError: survivors: expected an Evidence, got int; make one by Evidence(model), and refresh
+    escnn_relax.errors.ArgumentError: expected an Evidence, got int; make one by Evidence(model), and refresh
     it
     """
     if evidence is None:
@@ -201,8 +201,6 @@ def check_evidence(evidence: Any, model: Any, where: str) -> None:
     if not isinstance(evidence, Decides):
         wrapper = isinstance(getattr(evidence, "evidence", None), Decides)
         remedy = "pass its .evidence" if wrapper else "make one by Evidence(model), and refresh it"
-        raise ArgumentError(where, expected="an Evidence", got=type(evidence).__name__, remedy=remedy)
+        raise ArgumentError("", expected="an Evidence", got=type(evidence).__name__, remedy=remedy)
     if evidence.model is not model:
-        raise ArgumentError(
-            where, "an evidence of another model", remedy="pass the one that this model was fitted with"
-        )
+        raise ArgumentError("", "an evidence of another model", remedy="pass the one that this model was fitted with")

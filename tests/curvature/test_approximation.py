@@ -39,7 +39,7 @@ class DenseSums(Approximation):
             self.totals[name] = self.totals[name] + self.scale * rows.T @ rows
 
     def factors(self):
-        return {name: (DenseFactor(self.where(name), total),) for name, total in self.totals.items()}
+        return {name: (DenseFactor(self.parameter_name(name), total),) for name, total in self.totals.items()}
 
 
 class ReadsItself(Approximation):
@@ -58,7 +58,9 @@ class ReadsItself(Approximation):
 
     def factors(self):
         (block,) = self.blocks
-        factor = KroneckerFactor(self.where("weight"), self.A / self.count, self.B, block.positions, self.count)
+        factor = KroneckerFactor(
+            self.parameter_name("weight"), self.A / self.count, self.B, block.positions, self.count
+        )
         return {"weight": (factor,)}
 
 

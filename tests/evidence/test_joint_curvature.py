@@ -95,7 +95,7 @@ def test_the_best_precisions():
     assert -best.fun - 0.02 < at(present, (-10.0, 10.0)) <= -best.fun + 1e-4 and at(present) < -best.fun - 0.1
     assert evidence_of_coupled(known.curvature, known.linear, {names[0]: torch.zeros(0, 3)}, {}) == 0
     with pytest.raises(ArgumentError, match="coupled coefficients, expected at most 5000"):
-        evidence_of_coupled(known.curvature, known.linear, {names[0]: torch.zeros(5001, 1)}, {}, where="conv")
+        evidence_of_coupled(known.curvature, known.linear, {names[0]: torch.zeros(5001, 1)}, {})
 
 
 class Net(nn.Module):

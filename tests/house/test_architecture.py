@@ -14,7 +14,7 @@ FRONT_DOOR, ADAPTER = f"{PACKAGE}/__init__.py", f"{PACKAGE}/_escnn.py"
 
 #: The rooms, low to high. A file may import from its own room and from those before it.
 ROOMS = (
-    *("deprecation", "former_modules", "errors", "_clebsch_gordan", "_wigner", "_escnn"),
+    *("errors", "former_names", "deprecation", "former_modules", "_clebsch_gordan", "_wigner", "_escnn"),
     *("symmetry", "nn", "morphism", "curvature", "diagnosis"),
     *("evidence", "training", "search", "report", "__main__"),
 )

@@ -8,7 +8,7 @@ from nonempty import each
 
 import escnn_relax
 from escnn_relax import Subgroup, harden, mix, relax, report, restrict, subgroup, subgroups, survivors
-from escnn_relax.errors import SubgroupError, nearest
+from escnn_relax.errors import SubgroupError, naming, nearest
 from escnn_relax.nn import MixedR2Conv, RelaxedLinear, RelaxedR2Conv, SparseR2Conv
 
 SPACES = {
@@ -58,8 +58,8 @@ def test_turns_in_space_beyond_the_list():
     [("C8", "c4", "C4"), ("D4", "D2_0", "D2_0deg"), ("O2", "D1_90", "D1_90deg"), ("octahedral", "octahedral", "Octa")],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(space, wrong, right):
-    with pytest.raises(SubgroupError, match=f"conv: .*no subgroup '{wrong}'.*; did you mean '{right}'"):
-        subgroup(SPACES[space](), wrong, where="conv")
+    with pytest.raises(SubgroupError, match=f"conv: .*no subgroup '{wrong}'.*; did you mean '{right}'"), naming("conv"):
+        subgroup(SPACES[space](), wrong)
 
 
 def test_a_subgroup_of_another_group():

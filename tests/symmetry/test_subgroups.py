@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nonempty import each
 
-from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError
+from escnn_relax.errors import ArgumentError, FieldTypeError, SubgroupError, naming
 from escnn_relax.symmetry.groups.decomposition import decompose, generating_elements
 from escnn_relax.symmetry.groups.restriction import restriction
 from escnn_relax.symmetry.groups.lattice import subgroup, subgroups
@@ -216,8 +216,8 @@ def test_continuous_relations():
     ],
 )
 def test_bad_ids(space, id):
-    with pytest.raises(SubgroupError, match="conv1") as caught:
-        subgroup((FINITE | CONTINUOUS)[space], id, where="conv1")
+    with pytest.raises(SubgroupError, match="conv1") as caught, naming("conv1"):
+        subgroup((FINITE | CONTINUOUS)[space], id)
     assert "expected" in str(caught.value) and repr(id) in str(caught.value)
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...errors import naming
 from .factor import Factor, check_finite, clamp_roundings, eigenvalues, same_kind, weighted_total
 
 __all__ = ["DenseFactor", "DiagonalFactor", "GramFactor"]
@@ -18,7 +19,7 @@ __all__ = ["DenseFactor", "DiagonalFactor", "GramFactor"]
 class DenseFactor(Factor):
     """The exact block."""
 
-    where: str
+    name: str
     H: Tensor
 
     @property
@@ -27,7 +28,8 @@ class DenseFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return eigenvalues(self.H, self.where)
+        with naming(self.name):
+            return eigenvalues(self.H)
 
     def dense(self) -> Tensor:
         return self.H
@@ -37,11 +39,11 @@ class DenseFactor(Factor):
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Factor:
         (H,) = tensors
-        return DenseFactor(self.where, H)
+        return DenseFactor(self.name, H)
 
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
-        return DenseFactor(factors[0].where, weighted_total([factor.dense() for factor in factors], weights))
+        return DenseFactor(factors[0].name, weighted_total([factor.dense() for factor in factors], weights))
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class GramFactor(Factor):
     tensor([25.,  0.], dtype=torch.float64)
     """
 
-    where: str
+    name: str
     V: Tensor
 
     @property
@@ -63,7 +65,8 @@ class GramFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        values = eigenvalues(self.V @ self.V.T, self.where)
+        with naming(self.name):
+            values = eigenvalues(self.V @ self.V.T)
         return torch.cat([values, values.new_zeros(self.dimension - len(values))])
 
     def dense(self) -> Tensor:
@@ -74,18 +77,18 @@ class GramFactor(Factor):
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Factor:
         (H,) = tensors
-        return DenseFactor(self.where, H)
+        return DenseFactor(self.name, H)
 
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
         roots = [factor.V for factor in factors if isinstance(factor, cls)]
         if len(roots) < len(factors) or sum(map(len, roots)) >= factors[0].dimension:
             return DenseFactor.weighted_sum(factors, weights)
-        return cls(factors[0].where, torch.cat([V * w**0.5 for V, w in zip(roots, weights)]))
+        return cls(factors[0].name, torch.cat([V * w**0.5 for V, w in zip(roots, weights)]))
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         Q, R = torch.linalg.qr(self.V.T.to("cpu", torch.float64))  # Q spans what V reads, however small a row of it is
-        axes = Q @ DenseFactor(self.where, R @ R.T).eigensystem[1]
+        axes = Q @ DenseFactor(self.name, R @ R.T).eigensystem[1]
         squares = [(factor.V.to(axes) @ axes).square().sum(0) for factor in same_kind(GramFactor, factors)]
         return torch.nn.functional.pad(torch.stack(squares), (0, self.dimension - len(R)))
 
@@ -100,7 +103,7 @@ class DiagonalFactor(Factor):
     tensor([4., 6.])
     """
 
-    where: str
+    name: str
     diagonal: Tensor
 
     @property
@@ -113,7 +116,8 @@ class DiagonalFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return clamp_roundings(check_finite(self.diagonal, self.where), self.where)
+        with naming(self.name):
+            return clamp_roundings(check_finite(self.diagonal))
 
     def dense(self) -> Tensor:
         return torch.diag(self.diagonal)
@@ -130,7 +134,7 @@ class DiagonalFactor(Factor):
 
     def rebuild(self, tensors: Sequence[Tensor]) -> Factor:
         (diagonal,) = tensors
-        return DiagonalFactor(self.where, diagonal)
+        return DiagonalFactor(self.name, diagonal)
 
     def smooth_spectrum(self, tensors: Sequence[Tensor]) -> Tensor:
         (diagonal,) = tensors
@@ -139,7 +143,7 @@ class DiagonalFactor(Factor):
     @classmethod
     def weighted_sum(cls, factors: Sequence[Factor], weights: Sequence[float]) -> Factor:
         first, *others = same_kind(cls, factors)
-        return cls(first.where, weighted_total([factor.diagonal for factor in (first, *others)], weights))
+        return cls(first.name, weighted_total([factor.diagonal for factor in (first, *others)], weights))
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         return torch.stack([factor.diagonal for factor in same_kind(DiagonalFactor, factors)]).to("cpu", torch.float64)

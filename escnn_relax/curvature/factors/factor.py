@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError, CoverageError, CurvatureError
+from ...errors import ArgumentError, CoverageError, CurvatureError, naming
 from ...symmetry.kernels.linear_algebra import LinAlgError
 
 __all__ = [
@@ -43,12 +43,12 @@ class Factor(ABC):
     takes the dense matrix, or refuses. What a factor can do cheaper, or at all, it overrides.
 
     Attributes:
-        where: names the weights in error messages.
+        name: of the parameter whose weights they are, as errors call it.
         positions: which weights of the flattened parameter the block holds; ``None`` for all, in order.
         sums: for each of :meth:`tensors`, whether it is a sum over samples; else it is a mean over rows.
     """
 
-    where: str
+    name: str
     positions: Tensor | None = None
     sums: tuple[bool, ...] = (True,)
 
@@ -81,8 +81,9 @@ class Factor(ABC):
     @cached_property
     def eigensystem(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues ``(P,)``, and the eigenvectors in columns, of the block as one matrix."""
-        values, vectors = decompose(torch.linalg.eigh, self.dense(), self.where)
-        return clamp_roundings(values, self.where), vectors
+        with naming(self.name):
+            values, vectors = decompose(torch.linalg.eigh, self.dense())
+            return clamp_roundings(values), vectors
 
     @property
     def axis_values(self) -> Tensor:
@@ -144,7 +145,7 @@ class Factor(ABC):
         Raises:
             CurvatureError: a block without :attr:`output_axes`.
         """
-        raise CurvatureError(self.where, f"no outputs apart in a {type(self).__name__}", remedy="take its dense matrix")
+        raise CurvatureError(self.name, f"no outputs apart in a {type(self).__name__}", remedy="take its dense matrix")
 
     # --- as tensors ---------------------------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class Factor(ABC):
         if [old.shape for old in previous] != [new.shape for new in present]:
             remedy = "refresh once with keep=0, or take the same curvature as before"
             raise CoverageError(
-                "running average", f"the previous curvature of {self.where} has another form", remedy=remedy
+                "running average", f"the previous curvature of {self.name} has another form", remedy=remedy
             )
         grown = [ratio if summed else 1.0 for summed in self.sums]
         return self.rebuild(  # what comes from a checkpoint lies on the CPU
@@ -199,7 +200,7 @@ class Factor(ABC):
             CurvatureError: blocks that have no such sum, or are of several kinds.
         """
         problem = f"outputs cannot be told apart in an {cls.__name__}"
-        raise CurvatureError(factors[0].where, problem, remedy="use 'expand'")
+        raise CurvatureError(factors[0].name, problem, remedy="use 'expand'")
 
     def diagonals(self, factors: Sequence[Factor]) -> Tensor:
         r"""Diagonals :math:`d_{c,i} = u_i^\top H_c u_i` of single outputs' blocks in this one's eigenbasis, which is
@@ -219,7 +220,7 @@ def same_kind(kind: type[Kind], factors: Sequence[Factor]) -> list[Kind]:
     if len(alike) < len(factors):
         got = sorted({type(factor).__name__ for factor in factors})
         remedy = "take one curvature for all outputs, or noise='shared'"
-        raise CurvatureError(factors[0].where, expected=f"a {kind.__name__} for each output", got=got, remedy=remedy)
+        raise CurvatureError(factors[0].name, expected=f"a {kind.__name__} for each output", got=got, remedy=remedy)
     return alike
 
 
@@ -234,42 +235,40 @@ def rayleigh(matrix: Tensor, axes: Tensor) -> Tensor:
     return (axes * (matrix.to(axes) @ axes)).sum(0).clamp(min=0)
 
 
-def eigenvalues(matrix: Tensor, where: str) -> Tensor:
+def eigenvalues(matrix: Tensor) -> Tensor:
     """Eigenvalues of a symmetric positive semi-definite matrix, float64 on the CPU, clamped at 0."""
-    return clamp_roundings(decompose(torch.linalg.eigvalsh, matrix, where), where)
+    return clamp_roundings(decompose(torch.linalg.eigvalsh, matrix))
 
 
-def eigenvectors(matrix: Tensor, where: str) -> Tensor:
+def eigenvectors(matrix: Tensor) -> Tensor:
     """Its eigenvectors, in columns, float64 on the CPU."""
-    return decompose(torch.linalg.eigh, matrix, where)[1]
+    return decompose(torch.linalg.eigh, matrix)[1]
 
 
-def decompose(decomposition: Callable[[Tensor], Any], matrix: Tensor, where: str) -> Any:
+def decompose(decomposition: Callable[[Tensor], Any], matrix: Tensor) -> Any:
     """What ``decomposition`` makes of a symmetric matrix, float64 on the CPU; ``CurvatureError`` where it fails."""
-    matrix = check_finite(matrix, where)
+    matrix = check_finite(matrix)
     try:
         return decomposition((matrix + matrix.T) / 2)
     except LinAlgError as error:
-        raise CurvatureError(
-            where, f"the eigendecomposition failed: {error}", remedy="lower the learning rate"
-        ) from error
+        raise CurvatureError("", f"the eigendecomposition failed: {error}", remedy="lower the learning rate") from error
 
 
-def check_finite(matrix: Tensor, where: str) -> Tensor:
+def check_finite(matrix: Tensor) -> Tensor:
     """In float64 on the CPU; ``CurvatureError`` for entries that are not finite."""
     matrix = matrix.detach().to("cpu", torch.float64)
     if not torch.isfinite(matrix).all():
         raise CurvatureError(
-            where, "the curvature is not finite", remedy="look for NaN or huge weights, inputs or activations"
+            "", "the curvature is not finite", remedy="look for NaN or huge weights, inputs or activations"
         )
     return matrix
 
 
-def clamp_roundings(values: Tensor, where: str) -> Tensor:
+def clamp_roundings(values: Tensor) -> Tensor:
     """Eigenvalues without negative roundings; ``CurvatureError`` for those that are clearly negative."""
     if len(values) and values.min() < -max(INDEFINITE_TOLERANCE * float(values.max()), VANISHING):
         raise CurvatureError(
-            where,
+            "",
             f"the curvature has the negative eigenvalue {float(values.min()):.3g} (largest {float(values.max()):.3g})",
             remedy="a factor must be positive semi-definite; report this unless you built it yourself",
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...errors import naming
 from .factor import Factor, check_finite, clamp_roundings, decompose, eigenvalues, rayleigh, same_kind, weighted_total
 
 __all__ = ["EigenFactor", "KroneckerFactor"]
@@ -25,7 +26,7 @@ class KroneckerFactor(Factor):
     tensor([3., 6.], dtype=torch.float64)
     """
 
-    where: str
+    name: str
     A: Tensor
     B: Tensor
     positions: Tensor | None = None
@@ -43,14 +44,16 @@ class KroneckerFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return torch.outer(eigenvalues(self.B, self.where), eigenvalues(self.A, self.where)).flatten()
+        with naming(self.name):
+            return torch.outer(eigenvalues(self.B), eigenvalues(self.A)).flatten()
 
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous(), self.A.contiguous())
 
     @cached_property
     def _eigensystems(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        return tuple(decompose(torch.linalg.eigh, matrix, self.where) for matrix in (self.A, self.B))
+        with naming(self.name):
+            return tuple(decompose(torch.linalg.eigh, matrix) for matrix in (self.A, self.B))
 
     @property
     def eigenvalues(self) -> tuple[Tensor, Tensor]:
@@ -119,7 +122,7 @@ class KroneckerFactor(Factor):
 class EigenFactor(Factor):
     r""":math:`H = (U_B \otimes U_A) \,\mathrm{diag}\, (U_B \otimes U_A)^\top` with ``values`` of shape ``(O, D)``."""
 
-    where: str
+    name: str
     U_A: Tensor
     U_B: Tensor
     values: Tensor
@@ -135,7 +138,8 @@ class EigenFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return clamp_roundings(check_finite(self.values.flatten(), self.where), self.where)
+        with naming(self.name):
+            return clamp_roundings(check_finite(self.values.flatten()))
 
     def dense(self) -> Tensor:
         U = torch.kron(self.U_B.contiguous(), self.U_A.contiguous())

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ...errors import naming
 from .factor import Factor, eigenvalues, eigenvectors, rayleigh, same_kind, weighted_total
 from .sketch import Sketch
 
@@ -23,7 +24,7 @@ class SketchedFactor(Factor):
     The spectrum has all that the sketch knows. All else takes the mean of A's smaller eigenvalues for all of them.
     """
 
-    where: str
+    name: str
     A: Sketch
     B: Tensor
     positions: Tensor | None = None
@@ -35,7 +36,8 @@ class SketchedFactor(Factor):
 
     @cached_property
     def spectrum(self) -> Tensor:
-        return torch.outer(eigenvalues(self.B, self.where), self.A.values).flatten()
+        with naming(self.name):
+            return torch.outer(eigenvalues(self.B), self.A.values).flatten()
 
     def dense(self) -> Tensor:
         return torch.kron(self.B.contiguous().cpu(), self.A.dense())
@@ -43,7 +45,8 @@ class SketchedFactor(Factor):
     @cached_property
     def output_axes(self) -> Tensor:
         """Eigenvectors of B, in columns."""
-        return eigenvectors(self.B, self.where)
+        with naming(self.name):
+            return eigenvectors(self.B)
 
     @cached_property
     def output_values(self) -> Tensor:

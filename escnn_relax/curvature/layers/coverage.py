@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from ...errors import CoverageError
+from ...errors import CoverageError, naming
 from ...nn.mixed.kernel import MixtureKernel
 from ...nn.translation.anchors import Anchors
-from .known_layers import alike, obstacle
+from .known_layers import alike, linear_map, obstacle
+from .linear_map import LinearMap
 
 __all__ = ["Coverage", "LayerWeights", "check_built", "coverage", "join"]
 
@@ -48,6 +49,11 @@ class Coverage:
     weights: tuple[LayerWeights, ...]
     parameters: dict[str, int]
     uncovered: dict[str, str]
+
+    def linear_map(self, layer: str) -> LinearMap:
+        """That of one of the layers, by its name; ``UnsupportedModuleError`` where it has none."""
+        with naming(layer or type(self.layers[layer])):
+            return linear_map(self.layers[layer])
 
 
 def coverage(model: nn.Module, normalisation: bool = False) -> Coverage:

@@ -26,14 +26,14 @@ __all__ = ["alike", "linear_map", "obstacle"]
 
 
 @singledispatch
-def linear_map(module: nn.Module, where: str = "") -> LinearMap:
+def linear_map(module: nn.Module) -> LinearMap:
     """The linear map of a supported layer; ``UnsupportedModuleError`` for others.
 
     >>> linear_map(nn.Linear(3, 2)).blocks[0].channels.shape
     torch.Size([2, 1])
     """
     raise UnsupportedModuleError(
-        where, f"no curvature is known for a {type(module).__name__}", remedy="freeze its parameters"
+        type(module), f"no curvature is known for a {type(module).__name__}", remedy="freeze its parameters"
     )
 
 
@@ -92,7 +92,7 @@ def _tensors(block: WeightBlock) -> list[torch.Tensor | None]:
 
 
 @linear_map.register
-def _(module: nn.Linear, where: str = "") -> LinearMap:
+def _(module: nn.Linear) -> LinearMap:
     positions = torch.arange(module.weight.numel()).view(1, module.out_features, -1)
     return _plain(module, module.out_features, module.in_features, positions, Everywhere(), 1)
 
@@ -100,7 +100,7 @@ def _(module: nn.Linear, where: str = "") -> LinearMap:
 @linear_map.register(nn.Conv1d)
 @linear_map.register(nn.Conv2d)
 @linear_map.register(nn.Conv3d)
-def _(module: Any, where: str = "") -> LinearMap:
+def _(module: Any) -> LinearMap:
     padding = module.padding
     if padding == "valid":
         padding = (0,) * len(module.kernel_size)
@@ -108,7 +108,7 @@ def _(module: Any, where: str = "") -> LinearMap:
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size)]
         if any(t % 2 for t in total):
             raise UnsupportedModuleError(
-                where, "padding='same' is lopsided for an even kernel", remedy="pad by hand before the layer"
+                type(module), "padding='same' is lopsided for an even kernel", remedy="pad by hand before the layer"
             )
         padding = tuple(t // 2 for t in total)
     places = Window(module.kernel_size, module.stride, module.dilation, padding, module.padding_mode)
@@ -120,7 +120,7 @@ def _(module: Any, where: str = "") -> LinearMap:
 @linear_map.register(nn.ConvTranspose1d)
 @linear_map.register(nn.ConvTranspose2d)
 @linear_map.register(nn.ConvTranspose3d)
-def _(module: Any, where: str = "") -> LinearMap:
+def _(module: Any) -> LinearMap:
     places = TransposedWindow(module.kernel_size, module.stride, module.dilation, module.padding, module.output_padding)
     groups = module.groups
     positions = torch.arange(module.weight.numel())  # torch keeps these weights as (in, out / groups, S)
@@ -140,7 +140,7 @@ def _plain(module: Any, outputs: int, inputs: int, positions: Tensor, places: Pl
 @linear_map.register(nn.BatchNorm1d)
 @linear_map.register(nn.BatchNorm2d)
 @linear_map.register(nn.BatchNorm3d)
-def _(module: Any, where: str = "") -> LinearMap:
+def _(module: Any) -> LinearMap:
     # in evaluation mode a product with one weight a channel: a convolution of as many groups, after normalisation
     channels = module.num_features
     single = torch.zeros(1, 1, dtype=torch.long)
@@ -155,7 +155,7 @@ def _(module: Any, where: str = "") -> LinearMap:
 
 
 @linear_map.register
-def _(module: GroupedLinear, where: str = "") -> LinearMap:
+def _(module: GroupedLinear) -> LinearMap:
     order = module.order
     into = torch.arange(module.inputs * order).view(module.inputs, order)
     onto = torch.arange(module.outputs * order).view(module.outputs, order)
@@ -174,7 +174,7 @@ def _(module: GroupedLinear, where: str = "") -> LinearMap:
 
 
 @linear_map.register
-def _(module: SteerableConvolution, where: str = "") -> LinearMap:
+def _(module: SteerableConvolution) -> LinearMap:
     open_pathways = [
         p.name for p in module.pathways if p.name not in module.closed
     ]  # of the others no kernel is even looked at
@@ -187,7 +187,7 @@ def _(module: SteerableConvolution, where: str = "") -> LinearMap:
 @linear_map.register(R2ConvTransposed)
 @linear_map.register(R3ConvTransposed)
 @linear_map.register(Linear)
-def _(module: Any, where: str = "") -> LinearMap:
+def _(module: Any) -> LinearMap:
     groups = getattr(module, "groups", 1)
     in_reprs, out_reprs = module.in_type.representations, module.out_type.representations
     if _is_transposed(module):
@@ -201,7 +201,7 @@ def _(module: Any, where: str = "") -> LinearMap:
 
 @linear_map.register(SparseR2Conv)
 @linear_map.register(SparseR3Conv)
-def _(module: Any, where: str = "") -> LinearMap:
+def _(module: Any) -> LinearMap:
     return _steerable_map(module, _steerable(module, "weights", module.kernel, "equivariant", module.anchors.matrix()))
 
 

@@ -93,7 +93,7 @@ class Expand(Approximation):
             self._input_factors[rows] = [contract(mean[block.group], block, self.reduce) for block in self.blocks]
         for block, A in zip(self.blocks, self._input_factors[rows]):
             B = self._output_moments.total(block)
-            factor = KroneckerFactor(self.where(block.parameter), A, B, block.positions, rows)
+            factor = KroneckerFactor(self.parameter_name(block.parameter), A, B, block.positions, rows)
             factors[block.parameter] = (*factors.get(block.parameter, ()), factor)
         return factors
 
@@ -132,7 +132,7 @@ class Bias(Approximation):
         return (self._moments,)
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
-        return {"bias": (DenseFactor(self.where("bias"), self._moments.total),)}
+        return {"bias": (DenseFactor(self.parameter_name("bias"), self._moments.total),)}
 
 
 def _output(block: WeightBlock) -> tuple[Any, ...]:

@@ -60,9 +60,9 @@ class _Diagonal(Samplewise):
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         factors: dict[str, tuple[Factor, ...]] = {}
         for parameter, blocks in self._by_parameter().items():
-            where, parts = self.where(parameter), zip(blocks, self.second[parameter])
+            name, parts = self.parameter_name(parameter), zip(blocks, self.second[parameter])
             factors[parameter] = tuple(
-                EigenFactor(where, *second.diagonal(), block.positions) for block, second in parts
+                EigenFactor(name, *second.diagonal(), block.positions) for block, second in parts
             )
         return factors
 

@@ -87,10 +87,10 @@ class Exact(Samplewise):
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         factors: dict[str, tuple[Factor, ...]] = {
-            name: (DenseFactor(self.where(name), H.total),) for name, H in self._H.items()
+            name: (DenseFactor(self.parameter_name(name), H.total),) for name, H in self._H.items()
         }
         for name, columns in self._columns.items():
-            factors[name] = (GramFactor(self.where(name), torch.cat(columns).to(FACTOR_DTYPE)),)
+            factors[name] = (GramFactor(self.parameter_name(name), torch.cat(columns).to(FACTOR_DTYPE)),)
         return factors
 
 
@@ -111,7 +111,7 @@ class Diagonal(Samplewise):
         self._squares = {name: sum_processes(s) for name, s in self._squares.items()}
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
-        return {name: (DiagonalFactor(self.where(name), s),) for name, s in self._squares.items()}
+        return {name: (DiagonalFactor(self.parameter_name(name), s),) for name, s in self._squares.items()}
 
 
 def in_order(blocks: list[WeightBlock], gradients: list[Tensor]) -> Tensor:

@@ -90,7 +90,11 @@ class Sketched(Approximation):
         factors: dict[str, tuple[Factor, ...]] = {}
         for block, input_sketch in zip(self.blocks, self._sketches[rows], strict=True):
             factor = SketchedFactor(
-                self.where(block.parameter), input_sketch, self._output_moments.total(block), block.positions, rows
+                self.parameter_name(block.parameter),
+                input_sketch,
+                self._output_moments.total(block),
+                block.positions,
+                rows,
             )
             factors[block.parameter] = (*factors.get(block.parameter, ()), factor)
         return factors

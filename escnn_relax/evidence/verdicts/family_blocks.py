@@ -62,8 +62,8 @@ def family_blocks(
     for pathway in members:
         name, slopes = pathway.name, layer.slopes.get(pathway.name)
         for factor in layer.factors[name]:
-            where: Any = factor.positions  # there are some, see above
-            positions, columns = where.cpu(), []
+            everything: Any = factor.positions  # there are some, see above
+            positions, columns = everything.cpu(), []
             for position in positions[0].tolist():
                 block = next(b for b in relaxed.kernel.blocks[name] if b.start <= position < b.stop)
                 field, k = divmod(position - block.start, block.stop_row - block.row)
@@ -95,7 +95,7 @@ def family_matrices(
     total = sum(fields[pair] * len(fixed[pair]) for pair in symmetry.pairs)
     if total > LARGEST:
         raise ArgumentError(
-            symmetry.where,
+            symmetry.title,
             f"{total} coupled coefficients to drop",
             expected=f"at most {LARGEST}",
             remedy="take the curvature 'expand', which has a Kronecker form",

@@ -80,19 +80,18 @@ class FamilyModes:
         return nats, gammas, sizes
 
 
-def family_modes(blocks: Sequence[FamilyBlock], scale: float, where: str) -> FamilyModes:
+def family_modes(blocks: Sequence[FamilyBlock], scale: float) -> FamilyModes:
     """The modes of blocks with the same c, which may share precisions.
 
     Args:
         scale: h, what one unit of the likelihood counts.
-        where: the layer, for error messages.
 
     Raises:
         ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
         DataError: weights that are not finite.
     """
     for block in blocks:
-        check_weights(block.weights, where or block.factor.where)
+        check_weights(block.weights, block.factor.name)
     rows, n = len(blocks[0].weights), len(blocks[0].matrix)
     axes = [block.factor.output_axes for block in blocks]
     first = axes[0]
@@ -103,16 +102,16 @@ def family_modes(blocks: Sequence[FamilyBlock], scale: float, where: str) -> Fam
     )
     size = n if shared else rows * n
     if size > LARGEST:
-        raise too_large(size, where)
+        raise too_large(size)
     if shared:
-        curvature, factors, linear = _joined([_turned(block, scale) for block in blocks], where)
+        curvature, factors, linear = _joined([_turned(block, scale) for block in blocks])
         return FamilyModes(curvature, linear, _overlaps(blocks, [b.matrix @ b.matrix.T for b in blocks]), factors)
     eye = torch.eye(rows, dtype=torch.float64)
     curvature = torch.zeros(size, size, dtype=torch.float64)
     linear, overlaps = torch.zeros(1, size, dtype=torch.float64), []
     for block in blocks:
         if block.factor.dimension > LARGEST:
-            raise too_large(block.factor.dimension, where)
+            raise too_large(block.factor.dimension)
         H, N = block.factor.dense().detach().to(linear), torch.kron(eye, block.matrix)
         weights = block.weights.flatten()
         curvature += scale * N @ H @ N.T
@@ -147,7 +146,7 @@ def _turned(block: FamilyBlock, scale: float) -> TurnedBlock:
     return TurnedBlock(curvature, rows, linear - back)
 
 
-def _joined(blocks: Sequence[TurnedBlock], where: str) -> TurnedBlock:
+def _joined(blocks: Sequence[TurnedBlock]) -> TurnedBlock:
     """The sum of the blocks, with one curvature for all rows where those of the blocks have proportional outputs."""
     linear = torch.stack([f.linear for f in blocks]).sum(0)
     rows = [f.rows for f in blocks if f.rows is not None]
@@ -157,21 +156,21 @@ def _joined(blocks: Sequence[TurnedBlock], where: str) -> TurnedBlock:
         if all(torch.allclose(r, c * most, rtol=1e-9, atol=1e-12 * float(most.max())) for r, c in zip(rows, shares)):
             return TurnedBlock(torch.stack([c * f.curvature for c, f in zip(shares, blocks)]).sum(0), most, linear)
     if len(linear) * linear.shape[1] ** 2 > LARGEST**2:
-        raise too_large(linear.numel(), where)
+        raise too_large(linear.numel())
     each = [f.curvature if f.rows is None else f.rows[:, None, None] * f.curvature for f in blocks]
     return TurnedBlock(torch.stack(each).sum(0), None, linear)
 
 
-def check_weights(weights: Tensor, where: str) -> None:
+def check_weights(weights: Tensor, name: str) -> None:
     """Raise ``DataError`` for weights that are not finite."""
     if not torch.isfinite(weights).all():
-        raise DataError(where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
+        raise DataError(name, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
 
 
-def too_large(size: int, where: str) -> ArgumentError:
+def too_large(size: int) -> ArgumentError:
     """What is said of a matrix that is too large to be decomposed."""
     remedy = (
         "take the curvature 'expand', which has a Kronecker form, or read the kernel by energy alone: without the"
         " evidence"
     )
-    return ArgumentError(where, f"{size} coupled coefficients", expected=f"at most {LARGEST}", remedy=remedy)
+    return ArgumentError("", f"{size} coupled coefficients", expected=f"at most {LARGEST}", remedy=remedy)

@@ -57,7 +57,7 @@ def evidence_of_all(
     (6.8, 6.81)
     """
     for factor, weights, _ in blocks:
-        check_weights(weights, factor.where)
+        check_weights(weights, factor.name)
     modes = []
     for n, (factor, weights, log_precision) in enumerate(blocks):
         slope = torch.zeros_like(weights) if slopes is None else slopes[n].to(weights)
@@ -75,7 +75,7 @@ def evidence_of_all(
 
 
 def evidence_of_family(
-    blocks: Sequence[Sequence[FamilyBlock]], scale: float, bounds: tuple[float, float] | None = None, where: str = ""
+    blocks: Sequence[Sequence[FamilyBlock]], scale: float, bounds: tuple[float, float] | None = None
 ) -> float:
     """The log evidence (nats) of the weights that the families of some blocks span, relative to all of them being zero.
 
@@ -83,13 +83,12 @@ def evidence_of_family(
         blocks: lists of blocks with the same O and the same n each; the lists are independent but for their precisions.
         scale: h, what one unit of the likelihood counts.
         bounds: of the log precisions, for the best ones within; those of the blocks without.
-        where: the layer, for error messages.
 
     Raises:
         ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
         DataError: weights that are not finite.
     """
-    families = [family_modes(of_family, scale, where) for of_family in blocks if len(of_family[0].matrix)]
+    families = [family_modes(of_family, scale) for of_family in blocks if len(of_family[0].matrix)]
     start = {block.name: block.log_precision for of_family in blocks for block in of_family}
     return _evidence_of(families, start, bounds)
 
@@ -100,7 +99,6 @@ def evidence_of_coupled(
     matrices: Mapping[str, Tensor],
     log_precision: Mapping[str, float],
     bounds: tuple[float, float] | None = None,
-    where: str = "",
 ) -> float:
     r"""The log evidence (nats) of the weights :math:`w = B^\top c`, relative to all of them being zero, with a
     likelihood :math:`\exp(b^\top w - \tfrac12 w^\top H w)` that couples all of them.
@@ -109,7 +107,6 @@ def evidence_of_coupled(
         curvature, linear: H ``(P, P)``, the likelihood's scale included, and b ``(P,)``.
         matrices: B by the name of the parameter, each ``(n, its size)``, in the order of the weights.
         log_precision, bounds: as of :func:`evidence_of_family`.
-        where: the layer, for error messages.
 
     Raises:
         ArgumentError: a matrix of more than :data:`LARGEST` rows would have to be decomposed.
@@ -118,7 +115,7 @@ def evidence_of_coupled(
     if not len(B):
         return 0.0
     if len(B) > LARGEST:
-        raise too_large(len(B), where)
+        raise too_large(len(B))
     overlaps = {name: N @ N.T for name, N in matrices.items()}
     family = FamilyModes(B @ curvature @ B.T, (B @ linear).unsqueeze(0), overlaps)
     return _evidence_of([family], dict(log_precision), bounds)

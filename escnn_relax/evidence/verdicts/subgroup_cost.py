@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...curvature.factors import Factor
 from ...curvature.layers.coverage import join
-from ...errors import CoverageError, CurvatureError
+from ...errors import CoverageError, CurvatureError, naming
 from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
 from .family_blocks import OpenPathways, family_blocks, family_matrices, of_factor
@@ -68,7 +68,7 @@ class Demands:
         missing = [n for n in names.values() if n not in factors or n not in log_precision]
         if missing:
             problem, remedy = f"no curvature of {missing[0]}", "only covered weights have a margin"
-            raise CoverageError(symmetry.where, problem, remedy=remedy)
+            raise CoverageError(symmetry.title, problem, remedy=remedy)
         self.symmetry, self.scale, self.bounds = symmetry, scale, bounds
         opened = tuple(p for p in symmetry.residual if p.name in names)
         slopes_known = {} if slopes is None else slopes
@@ -97,11 +97,12 @@ class Demands:
             CurvatureError: an evidence that is not finite.
         """
         if demanded.id not in self._gains:
-            gain = self._gain(demanded)
+            with naming(self.symmetry.title):
+                gain = self._gain(demanded)
             if not math.isfinite(gain):  # would be neither refuted nor preferred
                 problem = f"the evidence of {demanded.name} is not finite"
                 remedy = "look for NaN or huge weights, inputs or precisions"
-                raise CurvatureError(self.symmetry.where, problem, got=gain, remedy=remedy)
+                raise CurvatureError(self.symmetry.title, problem, got=gain, remedy=remedy)
             self._gains[demanded.id] = gain
         return self._gains[demanded.id]
 
@@ -121,7 +122,7 @@ class Demands:
                 continue  # H leaves all of it
             if any(len(rows) for rows in fixed.values()):
                 blocks = family_blocks(self.layer, members, fixed)
-                total += evidence_of_family(blocks, self.scale, self.bounds, symmetry.where)
+                total += evidence_of_family(blocks, self.scale, self.bounds)
             total -= sum(self._all_of(p.name) for p in members)
         return total
 
@@ -140,8 +141,7 @@ class Demands:
         return self._evidence(marginal, {p.name: part for p, part in zip(self.layer.pathways, parts)})
 
     def _evidence(self, marginal: Marginal, matrices: Mapping[str, Tensor]) -> float:
-        logs, where = self.layer.log_precision, self.symmetry.where
-        return evidence_of_coupled(marginal.curvature, marginal.linear, matrices, logs, self.bounds, where)
+        return evidence_of_coupled(marginal.curvature, marginal.linear, matrices, self.layer.log_precision, self.bounds)
 
     def _all_of(self, name: str) -> float:
         """The log evidence of all weights of a pathway, relative to their being zero."""

@@ -85,7 +85,8 @@ def survivors(
     ['D4', 'D2_0deg']
     """
     model = unwrap(model)
-    check_evidence(evidence, model, "survivors")
+    with naming("survivors"):
+        check_evidence(evidence, model)
     if data is not None and evidence is None:
         raise ArgumentError(
             "survivors", "data without an evidence", remedy="pass the evidence too: it knows the likelihood"
@@ -160,7 +161,7 @@ class _Reader:
         slopes = None if evidence.slopes is None else evidence.slopes.read()
         if evidence.estimate is not None:
             joint = None if data is None else JointCurvature(evidence, data)
-            approximation = evidence.approximation("survivors", complete=False)
+            approximation = evidence.approximation(complete=False)
             self.gain = Gains(approximation, evidence.prior.bounds, joint)
             if joint is not None or slopes is not None:
                 self.also = Gains(approximation, evidence.prior.bounds, joint, slopes or {})

@@ -3,9 +3,4 @@
 from ...deprecation import former_names
 
 #: What this path gave before it held more than one file.
-__getattr__ = former_names(
-    __name__,
-    {
-        "harden": "escnn_relax.morphism:harden",
-    },
-)
+__getattr__ = former_names(__name__)

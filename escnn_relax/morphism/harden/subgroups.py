@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from escnn.gspaces import GSpace
 from torch import nn
 
-from ...errors import ArgumentError, UnsupportedModuleError, nearest
+from ...errors import ArgumentError, UnsupportedModuleError, naming, nearest
 from ...nn.last_decision import remembered
 from ...nn.measured.certificate import certify_weights, weights_norm
 from ...nn.measured.kernel_symmetry import KernelSymmetry
@@ -65,7 +66,7 @@ def to_subgroups(
     chosen_by = decided.select(per) if isinstance(decided, Decisions) else decided
     subgroups = _given(chosen_by, symmetries, [titles.get(name, name) for name in names])
     if per != "layer":  # one group may act on several base spaces: images, and features without any
-        subgroups = [subgroup(subgroups[0].gspace, k, s.where) for k, s in zip(subgroups, symmetries)]
+        subgroups = [_subgroup(s, subgroups[0].gspace, k) for k, s in zip(subgroups, symmetries)]
     if per == "network" and any(not k <= subgroups[0] or not subgroups[0] <= k for k in subgroups):
         raise ArgumentError(
             "per", expected="one subgroup for all layers", got=[k.name for k in subgroups], remedy="per='depth'"
@@ -135,7 +136,8 @@ def _decided(
             raise ArgumentError(
                 "harden", "both decisions and an evidence to decide by", remedy="pass one: to= or evidence="
             )
-        check_evidence(evidence, model, "harden")
+        with naming("harden"):
+            check_evidence(evidence, model)
         return evidence.decide(data, energy)
     if data is not None:
         raise ArgumentError("data", "data without an evidence", remedy="pass the evidence too: it knows the likelihood")
@@ -155,7 +157,7 @@ def _by_energy(symmetries: list[KernelSymmetry], names: list[str], per: str, ene
     for name, s, survivor in zip(names, symmetries, deep):
         remainder = s.remainder(survivor.subgroup)
         reason = f"all but {remainder:.1e} of the kernel's energy is equivariant under {survivor.subgroup.name}"
-        group = subgroup(s.layer.space, survivor.subgroup, s.where)  # one group may act on several base spaces
+        group = _subgroup(s, s.layer.space, survivor.subgroup)  # one group may act on several base spaces
         told = resolution([s], group, subgroup_search([s]))
         reasons, lost = (reason, *told.describe(group)), told.lost(group)
         made.append(Decision(name, survivor.subgroup, survivor.subgroup, "energy", reasons, remainder, lost=lost))
@@ -176,7 +178,13 @@ def _given(to: Mapping[str, Any], symmetries: list[KernelSymmetry], names: list[
     for name in to:
         if name not in names:
             raise ArgumentError("to", f"no relaxed layer {name!r} in the model", remedy=nearest(name, names))
-    return [subgroup(s.layer.space, to[name], s.where) for s, name in zip(symmetries, names)]
+    return [_subgroup(s, s.layer.space, to[name]) for s, name in zip(symmetries, names)]
+
+
+def _subgroup(symmetry: KernelSymmetry, gspace: GSpace, id: Any) -> Subgroup:
+    """The subgroup that an id says; errors name the layer."""
+    with naming(symmetry.title):
+        return subgroup(gspace, id)
 
 
 def _record(name: str, symmetry: KernelSymmetry, group: Subgroup) -> HardenedLayer:

@@ -75,7 +75,8 @@ def refuse_living(model: nn.Module, subgroups: Mapping[str, Subgroup], everywher
         if not isinstance(module, RelaxedTranslation):
             continue
         chosen = subgroups.get(inside(name), current)
-        wanted = None if chosen is None else subgroup(module.space, chosen.id, name)
+        with naming(name):
+            wanted = None if chosen is None else subgroup(module.space, chosen.id)
         groups = {n: pathway.subgroup for n, pathway in module.sites.items()}
         if (wanted is None or wanted.index == 1) and all(group.index == 1 for group in groups.values()):
             continue

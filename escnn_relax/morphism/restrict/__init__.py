@@ -3,9 +3,4 @@
 from ...deprecation import former_names
 
 #: What this path gave before it held more than one file.
-__getattr__ = former_names(
-    __name__,
-    {
-        "restrict": "escnn_relax.morphism:restrict",
-    },
-)
+__getattr__ = former_names(__name__)

@@ -9,6 +9,7 @@ from escnn.gspaces import GSpace
 from escnn.nn import FieldType
 from torch import nn
 
+from ...deprecation import former_where
 from ...errors import ArgumentError, FieldTypeError, SubgroupError, UnsupportedModuleError, layer_name, naming
 from ...symmetry.groups.lattice import subgroup
 from ..example_inputs import first_type
@@ -21,6 +22,7 @@ from .tree import restrict_tree
 __all__ = ["restrict"]
 
 
+@former_where
 def restrict(module: nn.Module, subgroup_id: Any, from_layer: str | None = None, *, example: Any = None) -> nn.Module:
     """A new module on the subgroup's G-space, computing the same function; the given one is left alone.
 

@@ -11,7 +11,7 @@ import torch
 from escnn.group import IrreducibleRepresentation
 from torch import Tensor
 
-from ...errors import DataError, UnsupportedModuleError
+from ...errors import DataError, UnsupportedModuleError, naming
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ...symmetry.kernels.distinguishing_frequency import telling_frequency
 from ...symmetry.kernels.fixed_kernels import FixedKernels
@@ -54,10 +54,10 @@ class KernelSymmetry:
     """
 
     def __init__(self, layer: RelaxedConvolution, name: str = "") -> None:
-        self.name, self.where = name, name or type(layer).__name__
+        self.name, self.title = name, name or type(layer).__name__
         if not isinstance(layer, RelaxedConvolution):
             raise UnsupportedModuleError(
-                self.where, f"the summands of a {type(layer).__name__} overlap", remedy="merge it first, or use relax"
+                self.title, f"the summands of a {type(layer).__name__} overlap", remedy="merge it first, or use relax"
             )
         self.layer = layer
         self.residual: tuple[Pathway, ...] = tuple(p for p in layer.pathways if p != EQUIVARIANT)
@@ -78,7 +78,7 @@ class KernelSymmetry:
         with torch.no_grad():
             self.energy = energies + float(layer.pathway_kernel(EQUIVARIANT.name).double().square().sum())
         if not math.isfinite(self.energy):
-            raise DataError(self.where, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
+            raise DataError(self.title, "NaN or infinite weights", remedy="go back to a checkpoint with finite weights")
         self._fixed: dict[tuple[Pair, object], Tensor] = {}
         #: searches that end with this layer, by the layers that they are for
         self.searches: dict[tuple[int, ...], tuple[tuple[KernelSymmetry, ...], SubgroupSearch]] = {}
@@ -101,7 +101,8 @@ class KernelSymmetry:
             if (
                 group.gspace != self.layer.space
             ):  # the same group may act on another base space elsewhere in the network
-                group = subgroup(self.layer.space, group.id, self.where)
+                with naming(self.title):
+                    group = subgroup(self.layer.space, group.id)
             self._fixed[key] = self.pairs[pair].fixed(group)
             if len(self._fixed) > 64 * len(self.pairs):  # a search for an axis asks for many
                 self._fixed.pop(next(iter(self._fixed)))
@@ -128,7 +129,8 @@ class KernelSymmetry:
         """See :func:`~escnn_relax.symmetry.kernels.grid_loss.grid_loss`."""
         if not isinstance(self.layer.band, Band):
             return LossSums(0, 0.0, 1.0)
-        smaller, larger = (subgroup(self.layer.space, h, self.where) for h in (smaller, larger))
+        with naming(self.title):
+            smaller, larger = (subgroup(self.layer.space, h) for h in (smaller, larger))
         return grid_loss(self.layer.band, smaller, larger, self.irreps)
 
     @cached_property

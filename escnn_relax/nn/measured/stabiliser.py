@@ -127,8 +127,8 @@ def stabiliser(
     for other in layers:
         if other.layer.space.fibergroup != group:
             raise UnsupportedModuleError(
-                other.where,
-                f"its group is {other.layer.space.fibergroup.name}, that of {layers[0].where} {group.name}",
+                other.title,
+                f"its group is {other.layer.space.fibergroup.name}, that of {layers[0].title} {group.name}",
                 remedy="read the parts of the network on different groups by themselves",
             )
     search = subgroup_search(layers)

@@ -3,9 +3,4 @@
 from ...deprecation import former_names
 
 #: What this path gave before it held more than one file.
-__getattr__ = former_names(
-    __name__,
-    {
-        "MixedConvolution": "escnn_relax.nn.mixed.convolution:MixedConvolution",
-    },
-)
+__getattr__ = former_names(__name__)

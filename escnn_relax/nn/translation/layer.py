@@ -11,6 +11,7 @@ import torch
 from escnn.nn import EquivariantModule, GeometricTensor
 from torch import Tensor, nn
 
+from ...deprecation import former_keyword, former_where
 from ...errors import ArgumentError, DataError, FieldTypeError, RelaxError, layer_name, naming
 from ...symmetry.groups.subgroup import Subgroup
 from ...symmetry.kernels.pathway import SWITCHED_OFF
@@ -158,6 +159,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         themselves."""
         return (CONVOLUTION, *(name for name, pathway in self.sites.items() if pathway.stationary))
 
+    @former_where
     def energies(self) -> dict[str, float]:
         r"""Share of the energy of the whole map in each summand, ``"convolution"`` first (fractions that sum to 1).
 
@@ -194,6 +196,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
             output: Tensor = pathway(next(pathway.parameters()).new_zeros(1, self.in_type.size, *self.in_shape))
         return output[0]
 
+    @former_where
     def switched_off(self, energy: float = SWITCHED_OFF, determined: float = DETERMINED) -> tuple[list[str], float]:
         """The pathways beside the convolution that are switched off, and the share of the energy in them (fraction).
 
@@ -206,6 +209,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
         del fractions[CONVOLUTION]
         return switched_off(self.energies(), fractions, energy, determined)
 
+    @former_where
     def living(self, energy: float = SWITCHED_OFF, determined: float = DETERMINED) -> dict[str, Subgroup]:
         """The other pathways, each with the group that it keeps."""
         off, _ = self.switched_off(energy, determined)
@@ -228,6 +232,7 @@ class RelaxedTranslation(Recorded, EquivariantModule):
     def extra_repr(self) -> str:
         return f"{self.in_shape} -> {self.out_shape}, divided by {self.divisor}"
 
+    @former_keyword("kept", "names")
     def reduced(self, convolution: EquivariantModule, names: Sequence[str]) -> EquivariantModule:
         """A layer with another convolution, to be used up, and only some of the pathways; no more than the convolution
         if there are none. What its bias can say of the others' constants is added to it, and what an average divides by

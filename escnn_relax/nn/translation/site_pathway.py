@@ -11,6 +11,7 @@ from escnn.gspaces import GSpace
 from escnn.nn import FieldType
 from torch import Tensor
 
+from ...deprecation import former_keyword, former_where
 from ...errors import ArgumentError, FieldTypeError, SubgroupError, naming
 from ...symmetry.groups.subgroup import Subgroup
 from ...symmetry.groups.subgroup import subgroup as find_subgroup
@@ -47,6 +48,8 @@ class SitePathway(SignalPathway):
         SubgroupError: a continuous subgroup, one of another G-space, or one that does not permute the pixels.
     """
 
+    @former_where
+    @former_keyword("kept", "subgroup")
     def __init__(
         self,
         in_type: FieldType,

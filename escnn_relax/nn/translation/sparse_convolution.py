@@ -14,7 +14,7 @@ from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...deprecation import former_attribute, warn_former
+from ...deprecation import former_attribute, former_keyword, former_where, warn_former
 from ...errors import ArgumentError, naming, nearest
 from ...symmetry.grid.sites import Sites, largest_grid_subgroup
 from ...symmetry.groups.lattice import subgroup as find_subgroup
@@ -77,6 +77,7 @@ class SparseConvolution(EquivariantModule):
     bias: nn.Parameter | None
     bias_expansion: Tensor
 
+    @former_where
     def __init__(
         self,
         in_type: FieldType,
@@ -186,6 +187,7 @@ class SparseConvolution(EquivariantModule):
             if self.bias is not None:
                 self.bias.zero_()
 
+    @former_keyword("kept", "subgroup")
     def between(self, in_type: FieldType, out_type: FieldType, subgroup: Subgroup) -> SparseConvolution:
         """The same kernel and bias between fields of the same sizes, with the weights of a layer that keeps a smaller
         group.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from ...deprecation import warn_former
 from ...errors import ArgumentError
 from .individual import Individual
 
@@ -71,24 +72,32 @@ class Conditions:
     progress: bool = True
     callback: Callable[[Individual], None] | None = None
 
-    def check(self, where: str, score: Any) -> None:
+    def check(self, score: Any) -> None:
         """Raise ``ArgumentError`` for values that make no sense."""
         if self.selection not in SELECTIONS:
             remedy = "leave it out for the default"
             raise ArgumentError(
-                where, expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection), remedy=remedy
+                "", expected=f"selection to be one of {SELECTIONS}", got=repr(self.selection), remedy=remedy
             )
         if not self.epochs >= 0 or self.workers < 1 or self.retries < 0:
             got = {"epochs": self.epochs, "workers": self.workers, "retries": self.retries}
             remedy = "leave out what should have its default"
-            raise ArgumentError(where, expected="epochs, retries >= 0 and workers >= 1", got=got, remedy=remedy)
+            raise ArgumentError("", expected="epochs, retries >= 0 and workers >= 1", got=got, remedy=remedy)
         if score is None and self.selection != "evidence":
             raise ArgumentError(
-                where, f"selection={self.selection!r} needs a score", remedy="pass a function of the model"
+                "", f"selection={self.selection!r} needs a score", remedy="pass a function of the model"
             )
         if score is not None and not callable(score):
             remedy = "pass a function from a model to a number, or leave it out"
-            raise ArgumentError(where, expected="score to be a function of the model", got=repr(score), remedy=remedy)
+            raise ArgumentError("", expected="score to be a function of the model", got=repr(score), remedy=remedy)
+
+
+def _of(cls: type[Conditions], title: str, given: dict[str, Any]) -> Conditions:
+    warn_former("Conditions.of(where, given)", "Conditions(**given)")
+    return cls(**given)
+
+
+setattr(Conditions, "of", classmethod(_of))
 
 
 class ConditionKeywords(TypedDict, total=False):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from ...errors import ArgumentError, nearest
+from ...errors import ArgumentError, naming, nearest
 from .conditions import Conditions, SearchKeywords, SelectionKeywords
 from .generations import Generations
 from .individual import Individual
@@ -120,7 +120,8 @@ def evolve(
         evidence_loader=evidence_loader, evidence_options=evidence_options, hypersteps=hypersteps, optimizer=optimizer,
         lr=lr, seed=seed, workers=workers, retries=retries, checkpoint=checkpoint, progress=progress, callback=callback,
     )  # fmt: skip
-    given.check("evolve", score)
+    with naming("evolve"):
+        given.check(score)
     if not isinstance(population, int) or population < 1:
         problem = "an empty population has no winner" if population == 0 else ""
         remedy = "pass how many candidates survive each generation"
@@ -190,7 +191,8 @@ def static(
             raise ArgumentError("static", f"it has no argument {name!r}", remedy=nearest(name, known, most=30))
     conditions.setdefault("epochs", 10)
     given = Conditions(**conditions)
-    given.check("static", score)
+    with naming("static"):
+        given.check(score)
     if isinstance(genomes, int) and genomes < 1 or not isinstance(genomes, int) and not list(genomes):
         remedy = "pass tuples of subgroup names, one for each stage"
         raise ArgumentError("static", expected="at least one genome", got=genomes, remedy=remedy)

@@ -9,7 +9,7 @@ from typing import Any
 
 from escnn.gspaces import GSpace
 
-from ...errors import ArgumentError, SubgroupError
+from ...errors import ArgumentError, SubgroupError, naming
 from ...symmetry.groups.lattice import Subgroup, subgroup, subgroups
 from ...symmetry.groups.subgroup import group_size
 
@@ -48,7 +48,8 @@ class Ladder:
             if isinstance(ids, str):
                 remedy = "pass a list such as [4, 2, 1]"
                 raise SubgroupError("groups", expected="a list of subgroup ids", got=repr(ids), remedy=remedy)
-            members = [subgroup(gspace, id, "groups") for id in ids]
+            with naming("groups"):
+                members = [subgroup(gspace, id) for id in ids]
             for n, h in enumerate(members):
                 if any(h <= k and k <= h for k in members[:n]):
                     raise SubgroupError("groups", f"the subgroup {h.id!r} is named twice", remedy="name each once")

@@ -23,7 +23,6 @@ def kernel_equivariance_error(
     out_type: FieldType,
     points: Tensor | None = None,
     elements: Iterable[GroupElement] | None = None,
-    where: str = "kernel",
 ) -> EquivarianceError:
     r"""Relative distance of a kernel from its transforms, without any interpolation.
 
@@ -61,8 +60,8 @@ def kernel_equivariance_error(
     sizes = (out_type.size, in_type.size)
     if isinstance(kernel, Tensor) and (kernel.shape[:2] != sizes or kernel.ndim not in (2, 2 + d)):
         raise ArgumentError(
-            where,
-            expected=f"shape ({out_type.size}, {in_type.size}, *{d} axes)",
+            "",
+            expected=f"a kernel of shape ({out_type.size}, {in_type.size}, *{d} axes)",
             got=tuple(kernel.shape),
             remedy="pass the kernel as expand_parameters() returns it",
         )
@@ -77,7 +76,7 @@ def kernel_equivariance_error(
                 image = kernel(points @ matrix)  # rows: g^{-1} x
             elif not acts_on_grid(gspace, g):
                 raise ArgumentError(
-                    where, f"{g} does not map the grid onto itself", remedy="pass the kernel as a function of points"
+                    "", f"{g} does not map the grid onto itself", remedy="pass the kernel as a function of points"
                 )
             else:
                 image = move_points(kernel, axes_matrix(gspace, g)) if kernel.ndim > 2 else kernel

@@ -13,6 +13,7 @@ from escnn.gspaces import GSpace
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import Tensor
 
+from ...deprecation import former_where
 from ...errors import ArgumentError, FieldTypeError, NotEquivariantError
 from ..grid.field_action import acts_on_grid, axes_matrix, fiber_matrix, move_points, transform_field
 from ..grid.strides import watch_strides
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+@former_where
 def equivariance_error(
     module: Callable[..., Any],
     input: GeometricTensor | Tensor | None = None,
@@ -37,7 +39,6 @@ def equivariance_error(
     in_type: FieldType | None = None,
     out_type: FieldType | None = None,
     size: int | None = None,
-    where: str = "",
 ) -> EquivarianceError:
     r"""Relative error of equivariance on the sampling grid, for each group element.
 
@@ -59,7 +60,6 @@ def equivariance_error(
         in_type: type of the input of a model that takes a plain tensor.
         out_type: type of the output, where a plain tensor is more than invariant.
         size: side of the default input.
-        where: name for error messages.
 
     Raises:
         FieldTypeError: the input's type is not known.
@@ -71,12 +71,12 @@ def equivariance_error(
     >>> print(equivariance_error(nn.R2Conv(type, type, 3)).max < 1e-5)
     True
     """
-    where = where or type(module).__name__
+    kind = type(module)
     plain = in_type is not None and not isinstance(module, EquivariantModule)
     declared = in_type or (input.type if isinstance(input, GeometricTensor) else getattr(module, "in_type", None))
     if not isinstance(declared, FieldType):
         raise FieldTypeError(
-            where, "the type of the input is not known", remedy="pass a GeometricTensor, or in_type= for a plain tensor"
+            kind, "the type of the input is not known", remedy="pass a GeometricTensor, or in_type= for a plain tensor"
         )
     coords = input.coords if isinstance(input, GeometricTensor) else None
     tensor = input.tensor if isinstance(input, GeometricTensor) else input
@@ -86,12 +86,12 @@ def equivariance_error(
     elements = default_elements(gspace) if elements is None else list(elements)
     if not elements:
         remedy = "leave elements out for those that act on the grid"
-        raise ArgumentError(where, expected="at least one element", got="none", remedy=remedy)
+        raise ArgumentError(kind, expected="at least one element", got="none", remedy=remedy)
     for g in elements:
         if g.group != gspace.fibergroup:
             remedy = "take them from gspace.fibergroup of the input's type"
             raise ArgumentError(
-                where, expected=f"elements of {gspace.fibergroup.name}", got=f"one of {g.group.name}", remedy=remedy
+                kind, expected=f"elements of {gspace.fibergroup.name}", got=f"one of {g.group.name}", remedy=remedy
             )
     exact = coords is not None or all(acts_on_grid(gspace, g) for g in elements)
     if tensor is None:
@@ -105,9 +105,7 @@ def equivariance_error(
     state = _statistics(module)
     try:
         with torch.no_grad(), watch_strides(module) as uneven:
-            errors = [
-                _element_error(call, tensor, coords, declared, out_type, g, exact, where, state) for g in elements
-            ]
+            errors = [_element_error(call, tensor, coords, declared, out_type, g, exact, kind, state) for g in elements]
     finally:
         _restore(state)
     return EquivarianceError(tuple(elements), tuple(errors), exact, gspace, tuple(uneven.items()))
@@ -121,7 +119,7 @@ def _element_error(
     out_type: FieldType | None,
     g: GroupElement,
     exact: bool,
-    where: str,
+    kind: type,
     state: list[tuple[Tensor, Tensor]],
 ) -> float:
     gspace = in_type.gspace
@@ -146,7 +144,7 @@ def _element_error(
         d = gspace.dimensionality
         expected = move_points(output, axes_matrix(gspace, g)) if d and output.ndim == 2 + d else output
     else:
-        h = g if type_.gspace.fibergroup == gspace.fibergroup else _counterpart(type_.gspace, gspace, g, where)
+        h = g if type_.gspace.fibergroup == gspace.fibergroup else _counterpart(type_.gspace, gspace, g, kind)
         if coords is None:
             expected = transform_field(output, type_, h)
         else:
@@ -158,7 +156,7 @@ def _element_error(
     return relative((expected - image_output).norm().item(), (expected.norm() + image_output.norm()).item() / 2)
 
 
-def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -> GroupElement:
+def _counterpart(space: GSpace, original: GSpace, g: GroupElement, kind: type) -> GroupElement:
     """The element of the output's (smaller) group that moves points as ``g`` does."""
     if space.dimensionality == original.dimensionality and space.dimensionality > 0:
         matrix = np.asarray(original.basespace_action(g))
@@ -167,7 +165,7 @@ def _counterpart(space: GSpace, original: GSpace, g: GroupElement, where: str) -
             if np.abs(np.asarray(space.basespace_action(h)) - matrix).max() < 1e-6:
                 return h
     raise ArgumentError(
-        where,
+        kind,
         f"{g} acts on the input but is not known to the output's group {space.fibergroup.name}",
         remedy="pass elements= that lie in both groups",
     )
@@ -206,6 +204,7 @@ def _restore(state: list[tuple[Tensor, Tensor]]) -> None:
                 buffer.copy_(value)
 
 
+@former_where
 def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **arguments: Any) -> EquivarianceError:
     """:func:`equivariance_error`, raising :class:`~escnn_relax.errors.NotEquivariantError`, which is an
     ``AssertionError`` too, when it exceeds ``tolerance`` or is not finite.
@@ -226,12 +225,12 @@ def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **ar
     Raises:
         ArgumentError: a tolerance that is no number of 0 or more.
     """
-    where = arguments.get("where") or type(module).__name__
+    kind = type(module)
     if not isinstance(tolerance, (int, float)):
         remedy = "pass the input by its name, input="
-        raise ArgumentError(where, expected="a tolerance, a number", got=type(tolerance).__name__, remedy=remedy)
+        raise ArgumentError(kind, expected="a tolerance, a number", got=type(tolerance).__name__, remedy=remedy)
     if not tolerance >= 0:
-        raise ArgumentError(where, expected="a tolerance of 0 or more", got=tolerance, remedy="1e-4 is the default")
+        raise ArgumentError(kind, expected="a tolerance of 0 or more", got=tolerance, remedy="1e-4 is the default")
     error = equivariance_error(module, **arguments)
     if not error.max <= tolerance:
         if not math.isfinite(error.max):
@@ -239,5 +238,5 @@ def assert_equivariant(module: Callable[..., Any], tolerance: float = 1e-4, **ar
         else:
             problem = f"relative error {error.max:.2e} under {error.worst}, tolerance {tolerance:.0e}"
             remedy = "print(report(model)) shows which layer breaks the symmetry"
-        raise NotEquivariantError(where, f"not equivariant: {problem}", remedy=remedy)
+        raise NotEquivariantError(kind, f"not equivariant: {problem}", remedy=remedy)
     return error

@@ -159,7 +159,7 @@ def orbit_points(subgroup: Subgroup, shape: Sequence[int], count: int, generator
     return np.concatenate(orbits)
 
 
-def largest_grid_subgroup(gspace: GSpace, shape: Sequence[int], where: str = "") -> Subgroup:
+def largest_grid_subgroup(gspace: GSpace, shape: Sequence[int]) -> Subgroup:
     """The largest finite subgroup, as escnn counts them, that permutes the pixels of a grid.
 
     >>> from escnn import gspaces
@@ -169,7 +169,7 @@ def largest_grid_subgroup(gspace: GSpace, shape: Sequence[int], where: str = "")
     candidates = [h for h in subgroups(gspace) if permutes(h, shape)]
     if not candidates:
         remedy = "take a square grid, or cubic in space"
-        raise ArgumentError(where, f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}", remedy=remedy)
+        raise ArgumentError("", f"no subgroup of {gspace.name} permutes a grid of {tuple(shape)}", remedy=remedy)
     return max(candidates, key=lambda h: h.order)
 
 

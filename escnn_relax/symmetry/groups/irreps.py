@@ -102,7 +102,7 @@ def instantiate(group: Group, highest: int) -> None:
         irreps_up_to(group, highest)
 
 
-def select_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[IrreducibleRepresentation]:
+def select_irreps(group: Group, ids: Sequence[Any]) -> list[IrreducibleRepresentation]:
     """The irreps with these ids, in the group's own order.
 
     Args:
@@ -117,31 +117,31 @@ def select_irreps(group: Group, ids: Sequence[Any], where: str = "") -> list[Irr
     [(2,), (4,)]
     """
     if isinstance(ids, (str, Representation)) or not isinstance(ids, Iterable):
-        raise ArgumentError(where, expected="a list of irrep ids", got=repr(ids), remedy=f"irreps=[{ids!r}]?")
-    irreps = [_irrep(group, id, where) for id in ids]
+        raise ArgumentError("", expected="a list of irrep ids", got=repr(ids), remedy=f"irreps=[{ids!r}]?")
+    irreps = [_irrep(group, id) for id in ids]
     if not irreps:
-        raise ArgumentError(where, "irreps=[] leaves nothing to relax", remedy="name some, or leave irreps out")
+        raise ArgumentError("", "irreps=[] leaves nothing to relax", remedy="name some, or leave irreps out")
     for psi in irreps:
         if psi.is_trivial():
             raise ArgumentError(
-                where,
+                "",
                 f"irrep {psi.id} of {group.name} is the trivial one, whose kernels are the equivariant ones",
                 remedy="name non-trivial irreps only",
             )
     if len({psi.id for psi in irreps}) < len(irreps):
-        raise ArgumentError(where, f"an irrep is named twice in {list(ids)!r}", remedy="name each once")
+        raise ArgumentError("", f"an irrep is named twice in {list(ids)!r}", remedy="name each once")
     if not group.continuous:
         return [psi for psi in group.irreps() if psi in irreps]
     order = [psi.id for psi in irreps_up_to(group, max(_irrep_frequency(group, psi.id) for psi in irreps))]
     return sorted(irreps, key=lambda psi: order.index(psi.id))
 
 
-def _irrep(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
+def _irrep(group: Group, id: Any) -> IrreducibleRepresentation:
     if isinstance(id, IrreducibleRepresentation):
         if id.group != group:
             remedy = "take it from the same fibergroup"
             raise ArgumentError(
-                where, expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}", remedy=remedy
+                "", expected=f"an irrep of {group.name}", got=f"{id.name} of {id.group.name}", remedy=remedy
             )
         return id
     id = (int(id),) if isinstance(id, Integral) and not isinstance(id, bool) else id
@@ -155,7 +155,7 @@ def _irrep(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
                 return group.irrep(*candidate)
     some = [psi.id for psi in irreps_up_to(group, 2 if group.continuous else None)]
     raise ArgumentError(
-        where,
+        "",
         f"{group.name} has no such irrep",
         expected=f"ids like {some}" if group.continuous else f"ids out of {some}",
         got=f"{id!r}",
@@ -163,7 +163,7 @@ def _irrep(group: Group, id: Any, where: str) -> IrreducibleRepresentation:
     )
 
 
-def check_frequency(value: object, where: str = "") -> int | None:
+def check_frequency(value: object) -> int | None:
     """A cutoff as the user gave it: ``None``, or an int of 0 or more.
 
     Raises:
@@ -173,5 +173,5 @@ def check_frequency(value: object, where: str = "") -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
         remedy = "leave it out for all that kernels can contain"
-        raise ArgumentError(where, expected="frequencies, an int of 0 or more", got=repr(value), remedy=remedy)
+        raise ArgumentError("", expected="frequencies, an int of 0 or more", got=repr(value), remedy=remedy)
     return int(value)

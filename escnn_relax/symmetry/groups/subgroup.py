@@ -14,6 +14,7 @@ from typing import Any
 from escnn import group as g
 from escnn import gspaces
 
+from ...deprecation import former_where
 from ...errors import ArgumentError, SubgroupError
 from .finite_groups import group_elements, group_order
 from .subgroup_embedding import embedding
@@ -221,7 +222,8 @@ def _component_representatives(group: g.Group) -> list[g.GroupElement]:
     return [group.identity]
 
 
-def subgroup(gspace: gspaces.GSpace, id: Any, where: str = "") -> Subgroup:
+@former_where
+def subgroup(gspace: gspaces.GSpace, id: Any) -> Subgroup:
     """The subgroup of ``gspace.fibergroup`` that an id, a printed name or a :class:`Subgroup` says; the trivial one and
     G itself are valid. Wherever this package takes a subgroup, it takes all three.
 
@@ -229,7 +231,6 @@ def subgroup(gspace: gspaces.GSpace, id: Any, where: str = "") -> Subgroup:
         gspace: a G-space of escnn.
         id: in the form that the group takes, see :mod:`escnn_relax.symmetry.groups.subgroup_ids`; or a name, as reports
             and ``print(subgroups(gspace))`` have them; or a subgroup of the same group, on this G-space or another.
-        where: the layer to name in an error.
 
     Raises:
         SubgroupError: the id has the wrong form for this group, or names no subgroup of it.
@@ -237,10 +238,10 @@ def subgroup(gspace: gspaces.GSpace, id: Any, where: str = "") -> Subgroup:
     >>> from escnn import gspaces
     >>> subgroup(gspaces.rot2dOnR2(8), 4).name, subgroup(gspaces.rot2dOnR2(8), "C2").id
     ('C4', 2)
-    >>> subgroup(gspaces.rot2dOnR2(8), 3, where="conv1")
+    >>> subgroup(gspaces.rot2dOnR2(8), 3)
     Traceback (most recent call last):
     ...
-    escnn_relax.errors.SubgroupError: conv1: C8 has no such subgroup in escnn, expected an int out of [1, 2, 4, 8], \
+    escnn_relax.errors.SubgroupError: C8 has no such subgroup in escnn, expected an int out of [1, 2, 4, 8], \
 got 3 of type int; names are trivial, C2, C4, C8; ...
     """
     whole = gspace.fibergroup
@@ -249,19 +250,19 @@ got 3 of type int; names are trivial, C2, C4, C8; ...
             return id
         if id.gspace.fibergroup != whole:
             raise SubgroupError(
-                where,
+                "",
                 expected=f"a subgroup of {whole.name}",
                 got=f"{id.name}, one of {id.gspace.fibergroup.name}",
                 remedy=f"make it by subgroup(gspace, id) with gspace = {gspace}",
             )
         id = id.id
     if isinstance(id, str):
-        id = lookup_id(gspace, id, where)
+        id = lookup_id(gspace, id)
     try:
-        group, embed, pull = embedding(whole, id, where)
+        group, embed, pull = embedding(whole, id)
     except SubgroupError as error:
         raise SubgroupError(
-            where, error.problem, expected=error.expected, got=error.got, remedy=remedy(gspace, id)
+            "", error.problem, expected=error.expected, got=error.got, remedy=remedy(gspace, id)
         ) from None
     id = canonical_id(whole, id)
     action = moves(gspace, embed)

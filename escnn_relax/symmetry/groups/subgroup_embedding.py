@@ -17,7 +17,7 @@ from .twisted import twisted_embedding
 __all__ = ["embedding"]
 
 
-def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
+def embedding(group: g.Group, id: Any) -> Embedding:
     """The subgroup H with the maps H -> G and G -> H (None outside H).
 
     Raises:
@@ -27,7 +27,7 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
     got = f"{id!r} of type {type(id).__name__}"
     if canonical is None:
         raise SubgroupError(
-            where,
+            "",
             f"{group.name} has no subgroup id of this form",
             expected=accepted_ids(group),
             got=got,
@@ -56,11 +56,11 @@ def embedding(group: g.Group, id: Any, where: str = "") -> Embedding:
         return subgroup, embed, pull
     except SubgroupError as error:  # of a factor of a product
         remedy = "print(subgroups(gspace)) lists names and ids"
-        raise SubgroupError(where, f"{id!r} names no subgroup of {group.name}: {error}", remedy=remedy) from None
+        raise SubgroupError("", f"{id!r} names no subgroup of {group.name}: {error}", remedy=remedy) from None
     except (AssertionError, ValueError, NotImplementedError, KeyError, TypeError, IndexError, ZeroDivisionError):
         # escnn answers an impossible id with whatever breaks first
         raise SubgroupError(
-            where,
+            "",
             f"{group.name} has no such subgroup in escnn",
             expected=accepted_ids(group),
             got=got,

@@ -27,7 +27,7 @@ _NAMES: dict[int, tuple[gspaces.GSpace, dict[str, Any]]] = {}
 TURNS = 8
 
 
-def lookup_id(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
+def lookup_id(gspace: gspaces.GSpace, name: str) -> Any:
     """The id that ``subgroup(gspace, id).name`` belongs to.
 
     Of a continuous group any number of turns has a name, with any axis. An angle in a name is rounded to a hundredth of
@@ -62,7 +62,7 @@ def lookup_id(gspace: gspaces.GSpace, name: str, where: str = "") -> Any:
         embedding(group, name)
     except SubgroupError:
         raise SubgroupError(
-            where,
+            "",
             f"{group.name} has no subgroup {name!r}",
             expected=f"a printed name or {accepted_ids(group)}",
             remedy=remedy(gspace, name),

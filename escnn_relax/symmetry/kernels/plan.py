@@ -53,7 +53,6 @@ def plan(
     relaxation: str = "graded",
     subgroups: Sequence[Any] | None = None,
     basis: str = "band-limited",
-    where: str = "",
     *,
     frequencies: int | None = None,
     irreps: Sequence[Any] | None = None,
@@ -64,7 +63,6 @@ def plan(
     Args:
         gspace: the G-space of the layer.
         relaxation, subgroups, basis, frequencies, irreps: see :class:`Freedom`.
-        where: the layer's name, for error messages.
         reach: the highest frequency that kernels of the layer can contain, for continuous groups.
 
     Raises:
@@ -83,28 +81,28 @@ def plan(
     """
     if basis not in BASES:
         remedy = "leave it out for the default"
-        raise ArgumentError(where, expected=f"basis to be one of {BASES}", got=repr(basis), remedy=remedy)
+        raise ArgumentError("", expected=f"basis to be one of {BASES}", got=repr(basis), remedy=remedy)
     if relaxation != "graded":
         raise ArgumentError(
-            where, expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"
+            "", expected="relaxation='graded'", got=repr(relaxation), remedy="or name subgroups=[...] instead"
         )
     group = gspace.fibergroup
     if group.order() == 1 and subgroups is None and irreps is None and basis == "band-limited":
         return Relaxation(gspace, (EQUIVARIANT,), basis)
     if group.order() == 1 and basis != "pixel":
         raise ArgumentError(
-            where, f"{gspace.name} has no symmetry to relax", remedy="name no subgroups and no irreps for it"
+            "", f"{gspace.name} has no symmetry to relax", remedy="name no subgroups and no irreps for it"
         )
-    cutoff = _cutoff(group, frequencies, irreps, subgroups, reach, where)
+    cutoff = _cutoff(group, frequencies, irreps, subgroups, reach)
     if subgroups is not None:
-        ladder = _ladder(gspace, subgroups, where)
+        ladder = _ladder(gspace, subgroups)
         residual = [Pathway(s.name, "subgroup", True, subgroup=s.id) for s in ladder]
     else:
-        selection = irreps_up_to(group, cutoff) if irreps is None else select_irreps(group, irreps, where)
+        selection = irreps_up_to(group, cutoff) if irreps is None else select_irreps(group, irreps)
         residual = [Pathway(psi.name, "irrep", True, irrep=psi.id) for psi in selection if not psi.is_trivial()]
         if not residual:
             problem = f"{group.name} has no irrep up to frequency {cutoff} that would break the symmetry"
-            raise ArgumentError(where, problem, remedy="allow higher frequencies")
+            raise ArgumentError("", problem, remedy="allow higher frequencies")
     if basis == "pixel":
         if not group.continuous and all(acts_on_grid(gspace, g) for g in group.elements):
             residual.insert(0, OFF_BAND)
@@ -119,40 +117,35 @@ def _cutoff(
     irreps: Sequence[Any] | None,
     subgroups: Sequence[Any] | None,
     reach: int | None,
-    where: str,
 ) -> int | None:
-    highest = check_frequency(frequencies, where)
+    highest = check_frequency(frequencies)
     if irreps is not None and (highest is not None or subgroups is not None):
         argument = "subgroups" if subgroups is not None else "frequencies"
-        raise ArgumentError(where, f"irreps and {argument} both say which kernels to have", remedy="give one of them")
+        raise ArgumentError("", f"irreps and {argument} both say which kernels to have", remedy="give one of them")
     if highest is None:
         if group.continuous and reach is None and irreps is None:
-            raise ArgumentError(
-                where, f"{group.name} is continuous", remedy="give the highest frequency: frequencies=..."
-            )
+            raise ArgumentError("", f"{group.name} is continuous", remedy="give the highest frequency: frequencies=...")
         return reach if group.continuous else None
     if any(frequency(group, psi.id) is None for psi in irreps_up_to(group, 0 if group.continuous else None)):
-        raise ArgumentError(
-            where, f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]"
-        )
+        raise ArgumentError("", f"the irreps of {group.name} have no frequency", remedy="choose them by irreps=[...]")
     return highest
 
 
-def _ladder(gspace: GSpace, ids: Sequence[Any], where: str) -> tuple[Subgroup, ...]:
+def _ladder(gspace: GSpace, ids: Sequence[Any]) -> tuple[Subgroup, ...]:
     if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise SubgroupError(where, expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
+        raise SubgroupError("", expected="a list of subgroup ids", got=repr(ids), remedy=f"subgroups=[{ids!r}]?")
     ids = list(ids)
-    members = [subgroup(gspace, id, where) for id in ids]
+    members = [subgroup(gspace, id) for id in ids]
     if not members:
-        raise SubgroupError(where, "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
+        raise SubgroupError("", "no subgroup named", remedy="e.g. the trivial one, or relaxation='graded'")
     for s in members:
         if s.index == 1:
             raise SubgroupError(
-                where,
+                "",
                 f"{s.id!r} is the whole group {gspace.fibergroup.name}: nothing would be relaxed",
                 remedy="name proper subgroups only",
             )
     for n, s in enumerate(members):
         if any(group_size(s.group) == group_size(t.group) and s <= t for t in members[:n]):
-            raise SubgroupError(where, f"a subgroup is named twice in {ids!r}", remedy="name each once")
+            raise SubgroupError("", f"a subgroup is named twice in {ids!r}", remedy="name each once")
     return tuple(sorted(members, key=lambda s: group_size(s.group), reverse=True))

@@ -60,7 +60,7 @@ class Band:
         return abs(element["irrep:frequency"]) <= self.cutoff(element["radius"])
 
     @classmethod
-    def from_layer(cls, convolution: EquivariantModule, where: str = "", cutoff: Any = None) -> Band:
+    def from_layer(cls, convolution: EquivariantModule, cutoff: Any = None) -> Band:
         """Read the rule off an escnn convolution.
 
         escnn keeps rings and widths but forgets the band limit, so that is recovered from the elements the layer
@@ -68,12 +68,12 @@ class Band:
         :class:`~escnn_relax.errors.UnsupportedModuleError` when no limit on the frequency by radius explains them (a
         custom ``basis_filter``), and :class:`~escnn_relax.errors.ReflectionAxisError` as :func:`check_axis` does.
         """
-        check_axis(convolution, where)
+        check_axis(convolution)
         return cls(
             rings=tuple(convolution._rings),
             sigma=tuple(convolution._sigma),
             maximum_frequency=int(convolution._maximum_frequency),
-            limit=_escnn.band_limit(convolution, where, cutoff),
+            limit=_escnn.band_limit(convolution, cutoff),
             points=convolution.basisexpansion.points,
         )
 
@@ -116,7 +116,7 @@ class FiberBand:
         return _escnn.sample_intertwiners(gspace, in_repr, out_repr).to(torch.float64)
 
 
-def check_axis(layer: EquivariantModule, where: str = "") -> None:
+def check_axis(layer: EquivariantModule) -> None:
     """Refuse a layer on O(2) to which escnn gave the kernels of another reflection axis.
 
     Raises:
@@ -126,7 +126,7 @@ def check_axis(layer: EquivariantModule, where: str = "") -> None:
     if axes is not None:
         expected, got = (f"{math.degrees(axis):.4g} degrees" for axis in axes)
         raise ReflectionAxisError(
-            where,
+            type(layer),
             "escnn gave this layer the kernels of an O(2) that was used before it, so that it is not equivariant",
             expected=f"reflections on the axis at {expected}, as in its G-space",
             got=f"those at {got}",
@@ -134,6 +134,6 @@ def check_axis(layer: EquivariantModule, where: str = "") -> None:
         )
 
 
-def layer_band(layer: EquivariantModule, where: str = "", cutoff: Any = None) -> Band | FiberBand:
+def layer_band(layer: EquivariantModule, cutoff: Any = None) -> Band | FiberBand:
     """The sampling rule of an escnn convolution or linear layer."""
-    return FiberBand() if isinstance(layer, Linear) else Band.from_layer(layer, where, cutoff)
+    return FiberBand() if isinstance(layer, Linear) else Band.from_layer(layer, cutoff)
