@@ -317,6 +317,6 @@ class EvidenceCallback:
         if self._watch is not None:
             self._watch.close()
 
-    def _require(self, ready: bool, where: str, remedy: str) -> None:
+    def _require(self, ready: bool, method: str, remedy: str) -> None:
         if not ready:
-            raise ArgumentError(where, "called out of turn", remedy=f"call {remedy}")
+            raise ArgumentError(method, "called out of turn", remedy=f"call {remedy}")
