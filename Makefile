@@ -4,6 +4,7 @@
 #   make test-all   the same and the tests marked slow
 #   make demo       examples/demo.py; its figure goes to examples/output
 #   make bench      the benchmarks in tests/benchmarks
+#   make benchmark  one row of examples/benchmark anew, all methods at one degree of breaking, in some minutes
 #   make docs       the gallery and the interface as a site, in examples/output/site; no network once the tools are there
 #   make lint       format and style by ruff, the type hints by mypy
 #   make types      only the type hints
@@ -18,6 +19,9 @@
 # Read each time:
 #   JOBS       how many processes share the tests: 2 unless given, 0 for this one alone
 #
+# Of make benchmark:
+#   QUESTION    smoke unless given; DEGREE of breaking, 0.5 unless given; DATA, a folder that some questions need
+#
 # Of make docs:
 #   GALLERY=no  show the examples without running them, which takes a quarter of an hour on 2 CPU cores
 #   ONLY        run only the examples whose path matches this regular expression, e.g. ONLY=five_lines
@@ -26,6 +30,8 @@ PYTHON   ?= python3
 TORCH    ?= torch==2.13.0
 PIP_ARGS ?=
 JOBS     ?= 2
+QUESTION ?= smoke
+DEGREE   ?= 0.5
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -44,7 +50,7 @@ PINNED := $(BIN)/python -c 'import sys, tomllib; \
 # An interpreter that the caller named is used or refused, never silently replaced.
 CANDIDATES := $(strip $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11))
 
-.PHONY: venv test test-all lint types demo bench docs clean
+.PHONY: venv test test-all lint types demo bench benchmark docs clean
 
 venv: $(READY)
 
@@ -69,6 +75,11 @@ bench: $(READY)
 	@set -e; for script in $(wildcard tests/benchmarks/bench_*.py); do \
 	    echo "== $$script"; $(BIN)/python $$script; \
 	done
+
+benchmark: $(READY)
+	mkdir -p examples/output
+	$(BIN)/python -W ignore examples/benchmark/run.py --question $(QUESTION) --degrees $(DEGREE) --seeds 1 \
+	    $(if $(DATA),--data $(DATA)) --runs examples/output/benchmark_$(QUESTION).jsonl
 
 # Each example writes its figure to examples/output as well. Any warning is an error.
 docs: $(DOCS)
