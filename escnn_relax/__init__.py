@@ -28,7 +28,7 @@ from .diagnosis import PathwayTest, SymmetryTest, symmetry_test  # noqa: E402
 from .evidence import CurvatureSettings, Evidence, EvidenceTerms, NoiseSettings, PriorSettings  # noqa: E402
 from .training import EvidenceCallback  # noqa: E402
 from .training import History  # noqa: E402
-from .training import fit  # noqa: E402
+from .training import fit, lightning_callback  # noqa: E402
 from .evidence import survivors  # noqa: E402
 from .morphism import carry_optimizer, equivariant_state, harden, merge, mix, project  # noqa: E402
 from .morphism import relax, relax_translation, restrict  # noqa: E402
@@ -55,6 +55,7 @@ __all__ = [
     "equivariant_state",
     "fit",
     "harden",
+    "lightning_callback",
     "merge",
     "mix",
     "project",

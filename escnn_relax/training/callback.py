@@ -252,6 +252,11 @@ class EvidenceCallback:
         return loss
 
     @property
+    def inside(self) -> bool:
+        """Whether an epoch has begun and not ended."""
+        return self._inside
+
+    @property
     def noted(self) -> int:
         """How many losses came in this epoch."""
         return len(self._seen.losses)
