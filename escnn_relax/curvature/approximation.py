@@ -33,11 +33,14 @@ class Batch:
 
     Args:
         counts: how often each sample counts, ``(N,)``; each once where there is none.
+        total: how many samples the pass will read, if that is known, and if rows of some of them are enough.
     """
 
-    def __init__(self, layer: LinearMap, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
+    def __init__(
+        self, layer: LinearMap, inputs: Sequence[Tensor], counts: Tensor | None = None, total: int | None = None
+    ) -> None:
         self.layer, self.inputs = layer, tuple(layer.prepare(at_least_single(x)) for x in inputs)
-        self.counts = counts
+        self.counts, self.total = counts, total
 
     @cached_property
     def patches(self) -> Tensor:

@@ -95,6 +95,7 @@ class Curvature:
             raise ArgumentError("samples", expected=expected, got=repr(samples), remedy="leave it out for 'auto'")
         model = unwrap(model)
         self.model, self.likelihood = model, likelihood_named(likelihood)
+        self._given = approximation
         self.approximation = approximation.name if isinstance(approximation, Approximation) else approximation
         self.samples, self.exact_bias, self.apart, self.memory = samples, bias == "exact", apart, memory
         self.coverage = coverage(model, normalisation)
@@ -143,18 +144,10 @@ class Curvature:
         and dropout passes all. What a model draws even then (functional dropout without ``training=``) makes the
         curvature that of one draw.
         """
-        check_weights(self.model)
-        check_alike(self.model)
-        check_samples(self.model)
-        with torch.no_grad():  # a basis may depend on a parameter
-            layers = {part: self.layer_curvature(part) for part in self.coverage.weights}
-        budget = None if self.memory is None else Budget(self.memory)
+        layers, budget = self._begin()
         with budget or nullcontext(), self.extraction.open(self.model):
             totals = self._pass.run(loader, layers, progress, budget, enough)
-            if not totals.num_data:
-                raise DataError(
-                    "loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator"
-                )
+            _refuse_empty(totals)
             unfinished = {name: layer for name, layer in layers.items() if layer.second_pass()}
             if unfinished:
                 again = self._pass.run(loader, unfinished, progress, budget, enough, "again")
@@ -167,6 +160,25 @@ class Curvature:
                         remedy="pass a loader without random augmentation, or another curvature",
                     )
             return self._estimate(layers, totals)
+
+    def rehearse(self, loader: Iterable[Any], enough: Enough | None = None) -> None:
+        """Whether a call works with such data, by its exceptions. What only ends in factors of ours is left out: they
+        depend on no data, and for one minibatch they would be most of the cost."""
+        if self.passes > 1 or isinstance(self._given, Approximation):
+            self(loader, enough=enough)
+            return
+        layers, budget = self._begin()
+        with budget or nullcontext(), self.extraction.open(self.model):
+            _refuse_empty(self._pass.run(loader, layers, None, budget, enough))
+
+    def _begin(self) -> tuple[dict[LayerWeights, LayerCurvature], Budget | None]:
+        """Empty sums, and what they may take; raises for weights of which no curvature can be taken."""
+        check_weights(self.model)
+        check_alike(self.model)
+        check_samples(self.model)
+        with torch.no_grad():  # a basis may depend on a parameter
+            layers = {part: self.layer_curvature(part) for part in self.coverage.weights}
+        return layers, None if self.memory is None else Budget(self.memory)
 
     def _estimate(self, layers: dict[LayerWeights, LayerCurvature], totals: Totals) -> CurvatureEstimate:
         """What the sums end in."""
@@ -237,3 +249,8 @@ class Curvature:
         names = sorted(part.parameters, key=lambda name: order.index(self.recipe[part.parameters[name]]))
         chosen = {name: self._known[self.recipe[part.parameters[name]]] for name in names}
         return LayerCurvature(part.layer, layer, chosen, self.exact_bias)
+
+
+def _refuse_empty(totals: Totals) -> None:
+    if not totals.num_data:
+        raise DataError("loader", "it yields no batch", remedy="pass a non-empty loader, not an exhausted iterator")

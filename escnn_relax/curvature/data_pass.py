@@ -141,6 +141,7 @@ class DataPass:
                     samples,
                     counts,
                     index % len(losses) if self.apart else 0,
+                    None if enough is None else enough.total,
                 )
         self.extraction.forget()
         for layer in layers.values():

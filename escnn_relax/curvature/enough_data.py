@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Enough", "SAMPLES", "ROWS"]
+__all__ = ["Enough", "PLENTY", "ROWS", "SAMPLES"]
 
 #: Samples that count, see below. The scale of every block is then known to 10 %; a log precision that is off by that
 #: costs :math:`\gamma / 400` nats of evidence, where :math:`\gamma` directions are determined, less than one per cent
@@ -17,6 +17,8 @@ SAMPLES = 100.0
 #: Rows for each number that a kernel sees at a place: eigenvalues of a sample covariance are off by the root of its
 #: inverse, and their logarithms on average by half of it (Marchenko and Pastur, 1967).
 ROWS = 4.0
+#: Rows for each such number, where all the data are read: more change the logarithms of eigenvalues by less than 1 %.
+PLENTY = 50.0
 
 
 class _Read(Protocol):
@@ -34,6 +36,8 @@ class Enough:
         samples: effective number of samples; infinite to go on to the end.
         columns: how many are drawn for each sample where the choice is left to ``samples="auto"``; ``None`` for all of
             them.
+        total: how many samples there are, where all of them are looked at: layers that read more than :data:`PLENTY`
+            rows for each of their directions then read of evenly spaced samples only.
 
     >>> import torch
     >>> enough = Enough(2.5)
@@ -47,8 +51,8 @@ class Enough:
     (4.01, True)
     """
 
-    def __init__(self, samples: float = SAMPLES, columns: int | None = 1) -> None:
-        self.samples, self.columns = samples, columns
+    def __init__(self, samples: float = SAMPLES, columns: int | None = 1, total: int | None = None) -> None:
+        self.samples, self.columns, self.total = samples, columns, total
         self._total = self._squares = 0.0
 
     @property

@@ -54,7 +54,7 @@ class LayerCurvature:
             sums.append(Bias(shared).start(self.name, self.layer, ("bias",)))
         return sums
 
-    def _new_batch(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None) -> Batch:
+    def _new_batch(self, inputs: Sequence[Tensor], samples: int, counts: Tensor | None, total: int | None) -> Batch:
         for input in inputs:
             if len(input) != samples:
                 raise UnsupportedModuleError(
@@ -62,14 +62,19 @@ class LayerCurvature:
                     f"the layer sees {len(input)} samples where the network has {samples}",
                     remedy="keep the batch dimension first and to itself",
                 )
-        return Batch(self.layer, inputs, counts)
+        return Batch(self.layer, inputs, counts, total)
 
     def _follow(self, sums: list[Approximation]) -> None:
         for approximation, leader in zip(sums, self._sums[0], strict=True):
             approximation.follow(leader, self._batch)
 
     def add(
-        self, uses: Sequence[Use], samples: int | None = None, counts: Tensor | None = None, output: int = 0
+        self,
+        uses: Sequence[Use],
+        samples: int | None = None,
+        counts: Tensor | None = None,
+        output: int = 0,
+        total: int | None = None,
     ) -> None:
         """What one column of the loss Hessian's square root sends to all uses of the layer; never in a lower precision.
 
@@ -78,10 +83,11 @@ class LayerCurvature:
             samples: with the first column of a minibatch, how many of them the network has: the inputs of the uses are
                 read.
             counts: how often each of them counts.
+            total: of a :class:`~.approximation.Batch`.
         """
         with torch.autocast(uses[0].input.device.type, enabled=False):
             if samples is not None:
-                self._batch = self._new_batch([use.input for use in uses], samples, counts)
+                self._batch = self._new_batch([use.input for use in uses], samples, counts, total)
                 for approximation in self._sums[0]:
                     approximation.read(self._batch)
                 for others in self._sums[1:]:

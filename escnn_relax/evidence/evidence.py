@@ -165,6 +165,7 @@ class Evidence:
         self.estimate: CurvatureEstimate | None = None
         self._averaged: dict[str, Any] | None = None
         self._spectrum: Spectrum | None = None
+        self._penalty: tuple[tuple[Any, ...], Tensor] | None = None
         self.slopes: Slopes | None = None
         if shut:
             self.close(shut)
@@ -490,9 +491,18 @@ class Evidence:
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
         self._follow()
-        squares = torch.stack([torch.dot(flat, flat) for flat in (p.reshape(-1) for p in self.parameters.values())])
-        halves = [math.exp(self.log_precision[n]) / (2 * self.num_data) for n in self.parameters]
-        return squares.dot(squares.new_tensor(halves))  # one sum, since it is taken at each step of a training
+        flat = torch.cat([p.reshape(-1) for p in self.parameters.values()])
+        return torch.dot(flat * self._halves(flat), flat)  # one product, since it is taken at each step of a training
+
+    def _halves(self, like: Tensor) -> Tensor:
+        """Half the precision of each single weight, for each sample; kept until a precision moves."""
+        key = (*(self.log_precision[n] for n in self.parameters), self.num_data, like.dtype, like.device)
+        if self._penalty is None or self._penalty[0] != key:
+            halves = [math.exp(self.log_precision[n]) / (2 * (self.num_data or 1)) for n in self.parameters]
+            sizes = torch.tensor([p.numel() for p in self.parameters.values()])
+            each = torch.tensor(halves, dtype=torch.float64).repeat_interleave(sizes)
+            self._penalty = key, each.to(like)
+        return self._penalty[1]
 
     def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
         """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N.

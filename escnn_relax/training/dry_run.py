@@ -44,7 +44,7 @@ def rehearse(
             for input, target in batches(islice(iter(loader), 1), device):
                 evidence.loss(answer(evidence.model, input), target)
             first = islice(iter(loader if evidence_loader is None else evidence_loader), 1)
-            evidence.new_curvature()(list(first), enough=enough)
+            evidence.new_curvature().rehearse(list(first), enough)
     finally:
         for module, mode in training:  # parents before children
             if module.training != mode:

@@ -107,6 +107,8 @@ def train_epoch(
     """
     check_weights(model)
     model.train()
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    others = [p for p in model.parameters() if id(p) not in held]
     seen = EpochLoss([], [], [])
     for index, (input, target) in enumerate(batches(loader, next(model.parameters()).device)):
         if index == steps:
@@ -114,7 +116,8 @@ def train_epoch(
 
         def closure() -> Any:  # a tensor, where torch's annotations have a number
             optimizer.zero_grad()
-            model.zero_grad()  # of what the optimizer does not hold
+            for p in others:
+                p.grad = None
             value = loss(input, target)
             if not torch.isfinite(value):
                 raise DataError(f"batch {index}", "the loss is not finite", remedy="lower the learning rate")

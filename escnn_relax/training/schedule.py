@@ -28,9 +28,9 @@ END = 0.1
 STRICT, PART = 4, 1 / 10
 #: It is tested again at the first refresh past this part of the training.
 AGAIN = 0.3
-#: Effective columns of the last refresh, by samples or by several for each: what the evidence says in the end is more
-#: precise.
-LAST = 4000
+#: Columns of the last refresh, by samples or by several for each: what the evidence says in the end is more precise
+#: (1300 upright digits of MNIST: off by 0.5 % with 4000, 1 % with 1300).
+LAST = 2000
 
 
 class Look(NamedTuple):
@@ -97,8 +97,10 @@ class Schedule:
                 return Look(Onward(loader, index), Enough(SAMPLES / several))
             return Look(loader if share is None or share == 1 else LoaderPart(loader, share, index), None)
 
-        columns = max(1, math.ceil(LAST / num_data)) if num_data else None
-        return Schedule(tuple(at), look, Look(loader, Enough(math.inf, columns) if parts else None))
+        last: Enough | None = None
+        if parts and num_data is not None:
+            last = Enough(math.inf, max(1, math.ceil(LAST / num_data)), math.ceil(num_data / several))
+        return Schedule(tuple(at), look, Look(loader, last))
 
 
 def tested(epochs: int) -> int:

@@ -56,6 +56,20 @@ def test_sampled_columns_have_the_hessian_as_covariance(name):
     assert ((found - expected).abs() <= 5 * products.std(0) / 20000**0.5 + 1e-12).all()
 
 
+def test_sampled_columns_of_sure_samples_scatter_little():
+    """Drawn labels, which have the same covariance, are almost always the sure one's: hardly any draw says anything."""
+    torch.manual_seed(0)
+    output = torch.tensor([[5.0, 0.0, 0.0]]).double()
+    p = output.softmax(1)
+    norms = torch.stack(list(Categorical().columns(output, 4000))).square().sum(2).flatten() * 4000
+    labels = torch.eye(3).double()[torch.multinomial(p[0], 4000, replacement=True)] - p
+    trace = float((p - p.square()).sum())
+    assert norms.mean() == pytest.approx(trace, rel=0.05) and labels.square().sum(1).mean() == pytest.approx(
+        trace, rel=0.5
+    )
+    assert norms.std() < trace and labels.square().sum(1).std() > 5 * trace
+
+
 def test_categorical_columns_agree_with_backpack():
     output = torch.randn(5, 4).double() * 3
     module = nn.CrossEntropyLoss(reduction="sum")

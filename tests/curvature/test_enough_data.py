@@ -9,10 +9,12 @@ from escnn import gspaces
 from escnn import nn as enn
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from nonempty import each
 
 from escnn_relax import Evidence, fit, relax
 from escnn_relax.curvature.curvature import Curvature
-from escnn_relax.curvature.enough_data import ROWS, SAMPLES, Enough
+from escnn_relax.curvature.enough_data import PLENTY, ROWS, SAMPLES, Enough
+from escnn_relax.curvature.factors import KroneckerFactor
 from escnn_relax.training.loaders import Onward
 from escnn_relax.training.schedule import LAST, Schedule, first
 
@@ -107,6 +109,27 @@ def test_enough_never_comes_at_the_end():
     loader = data(200)
     enough = Enough(math.inf, 2)
     assert Curvature(Net())(loader, enough=enough).num_data == 200 and enough.effective > 0
+
+
+def test_where_all_is_read_plenty_of_rows_of_evenly_spaced_samples_do():
+    """Not of the first: a loader may be sorted. A layer that has no more than plenty reads all."""
+    torch.manual_seed(0)
+    loader = data(3000)
+    ordered = [(x + 3 * (k > len(loader) // 2), y) for k, (x, y) in enumerate(loader)]
+    model = Net()
+    every, some = (Curvature(model)(ordered, enough=Enough(math.inf, total=n)) for n in (None, 3000))
+    assert every.num_data == some.num_data == 3000 and some.loss == every.loss
+    pairs = [pair for name in every.factors for pair in zip(every.factors[name], some.factors[name])]
+    kronecker = [(whole, thinned) for whole, thinned in pairs if isinstance(whole, KroneckerFactor)]
+    for whole, thinned in each(kronecker):
+        assert min(whole.rows, 0.9 * PLENTY * len(thinned.A)) <= thinned.rows <= whole.rows
+        assert (thinned.A - whole.A).norm() < 0.15 * whole.A.norm()
+    assert any(thinned.rows < whole.rows / 2 for whole, thinned in kronecker), "something was left out"
+    few, whole = (Curvature(model)(ordered[:1], enough=Enough(math.inf, total=n)) for n in (20, None))
+    for name in each(few.factors):
+        assert [getattr(f, "rows", 1) for f in few.factors[name]] == [
+            getattr(f, "rows", 1) for f in whole.factors[name]
+        ]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 8, 20, 40, 100, 1000])

@@ -10,7 +10,7 @@ from fields import ROUNDING, distance, field_type, kernels_of, randomise, space
 from nonempty import each
 
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
-from escnn_relax.nn.kernels import sectioned
+from escnn_relax.nn.kernels import dense_copy, sectioned
 from escnn_relax.nn.kernels.sectioned import SectionedBasis
 from tolerances import accumulated
 
@@ -37,6 +37,7 @@ def stack(rows=40, seed=0):
 @pytest.fixture
 def always(monkeypatch):
     monkeypatch.setattr(sectioned, "WORTHWHILE", 0)
+    monkeypatch.setattr(dense_copy, "DENSE", 0)
 
 
 def test_expansion_and_rows(always):
@@ -142,3 +143,61 @@ def test_octahedral_fields_take_a_fraction_of_the_dense_stack():
     numbers = sum(b.numel() for b in layer.kernel.buffers())
     dense = sum(layer.kernel.dimensions.values()) * 24 * 27 * 15  # the mean size of the two output fields
     assert numbers < dense / 4
+
+
+def expanded_both_ways(layer, monkeypatch):
+    """By one dense product, and by irrep."""
+    kernels = []
+    for most in (dense_copy.DENSE, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(dense_copy, "DENSE", most)
+            kernels.append(layer.expand_parameters()[0])
+    return kernels
+
+
+def small_layer(seed=0):
+    torch.manual_seed(seed)
+    fields = field_type("D4", "regular", 2)
+    layer = randomise(RelaxedR2Conv(fields, fields, 3))
+    assert any(isinstance(g, SectionedBasis) for g in layer.kernel.graded.values())
+    return layer
+
+
+def test_a_small_layer_expands_by_one_dense_product_that_follows_its_buffers(monkeypatch):
+    monkeypatch.setattr(sectioned, "WORTHWHILE", 0)
+    layer = small_layer()
+    dense, by_irrep = expanded_both_ways(layer, monkeypatch)
+    assert layer.kernel._copies and 0 < distance(dense, by_irrep) < LEFT_OUT, "two ways, one kernel"
+    layer.close(layer.pathways[1].name)  # other rows
+    assert distance(*expanded_both_ways(layer, monkeypatch)) < LEFT_OUT
+    state = {name: 2 * value if "sections" in name else value for name, value in layer.state_dict().items()}
+    layer.load_state_dict(state)  # written in place
+    doubled, wanted = expanded_both_ways(layer, monkeypatch)
+    assert distance(doubled, wanted) < LEFT_OUT < distance(doubled, dense)
+    layer.double()  # other tensors
+    assert (
+        distance(*expanded_both_ways(layer, monkeypatch)) < LEFT_OUT
+        and layer.expand_parameters()[0].dtype is torch.float64
+    )
+    assert not copy.deepcopy(layer).kernel._copies
+
+
+def test_the_dense_product_is_not_kept_of_transformed_buffers(monkeypatch):
+    monkeypatch.setattr(sectioned, "WORTHWHILE", 0)
+    layer = small_layer()
+    buffers = {
+        name: torch.stack([b, 3 * b]) for name, b in layer.named_buffers() if "bases" in name or "sections" in name
+    }
+    call = lambda changed: torch.func.functional_call(layer, changed, (), {"probe": True})
+    forward = layer.forward
+    layer.forward = lambda probe: layer.expand_parameters()[0]
+    once, thrice = torch.vmap(call)(buffers)
+    layer.forward = forward
+    assert distance(thrice, 3 * once) < LEFT_OUT and not layer.kernel._copies.get(0, dense_copy.DenseCopy())._made
+    with torch.autocast("cpu", torch.bfloat16):
+        layer.expand_parameters()
+    (made,) = [c._made for c in layer.kernel._copies.values()]
+    assert made[3].dtype is torch.float32
+    with torch.inference_mode():
+        assert distance(layer.expand_parameters()[0], expanded_both_ways(layer, monkeypatch)[1]) < LEFT_OUT
+    layer.expand_parameters()[0].sum().backward()

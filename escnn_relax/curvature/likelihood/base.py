@@ -16,7 +16,7 @@ from ...errors import DataError, LikelihoodError
 from ..batch_format import Weighted
 from .weights import broadcast_weight, broadcasts, split_weight
 
-__all__ = ["Likelihood"]
+__all__ = ["Likelihood", "signs"]
 
 
 class Likelihood(ABC):
@@ -73,7 +73,8 @@ class Likelihood(ABC):
     @abstractmethod
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
         r"""Draws with that Hessian as their covariance, each divided by :math:`\sqrt{samples}`; shape ``(samples, N,
-        C)``."""
+        C)``. The less their squared norms scatter the better: :math:`S s` for random signs s, and no drawn labels, of
+        which a rare one has all that a sure sample has."""
 
     def columns(self, output: Tensor, samples: int | None = None, target: Any = None) -> Iterable[Tensor]:
         """Columns of the shape of the outputs, one after the other; with targets, each times the root of its
@@ -209,6 +210,17 @@ class Likelihood(ABC):
     @abstractmethod
     def _check(self, output: Tensor, target: Tensor) -> None:
         """:meth:`check` of targets without weights."""
+
+
+def signs(samples: int, like: Tensor) -> Tensor:
+    """Plus or minus one, independent, ``(samples, *like.shape)``.
+
+    >>> signs(3, torch.zeros(2)).abs()
+    tensor([[1., 1.],
+            [1., 1.],
+            [1., 1.]])
+    """
+    return 2 * torch.randint(2, (samples, *like.shape), device=like.device).to(like) - 1
 
 
 def _places_last(output: Tensor) -> Tensor:

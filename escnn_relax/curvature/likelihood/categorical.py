@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import ArgumentError, DataError, LikelihoodError
-from .base import Likelihood
+from .base import Likelihood, signs
 
 __all__ = ["Categorical"]
 
@@ -84,9 +84,10 @@ class Categorical(Likelihood):
         return columns[..., :-1].permute(2, 0, 1)
 
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        # the C columns sqrt(p_c) (e_c - p), added up with random signs
         p = output.detach().softmax(1)
-        drawn = torch.multinomial(p, samples, replacement=True).T
-        return (F.one_hot(drawn, p.shape[1]).to(p) - p) / samples**0.5
+        weighted = p.sqrt() * signs(samples, p)
+        return (weighted - p * weighted.sum(2, keepdim=True)) / samples**0.5
 
     def probabilities(self, output: Tensor) -> Tensor:
         return output.softmax(-1)

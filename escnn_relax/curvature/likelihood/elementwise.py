@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...errors import DataError, LikelihoodError
 from ..batch_format import Weighted
-from .base import Likelihood
+from .base import Likelihood, signs
 from .weights import broadcast_weight, split_weight
 
 __all__ = ["Bernoulli", "Gaussian", "Heteroscedastic"]
@@ -28,6 +28,9 @@ class _Elementwise(Likelihood):
 
     def exact_columns(self, output: Tensor) -> Tensor:
         return torch.diag_embed(self._root(output)).permute(2, 0, 1)
+
+    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
+        return self._root(output.detach()) * signs(samples, output) / samples**0.5
 
     def _check(self, output: Tensor, target: Tensor) -> None:
         observed = self._observed(output)
@@ -54,10 +57,6 @@ class Bernoulli(_Elementwise):
 
     def _root(self, output: Tensor) -> Tensor:
         return (output.sigmoid() * (-output).sigmoid()).sqrt()
-
-    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
-        p = output.detach().sigmoid().expand(samples, *output.shape)
-        return (torch.bernoulli(p) - p) / samples**0.5
 
     def probabilities(self, output: Tensor) -> Tensor:
         return output.sigmoid()
@@ -105,9 +104,6 @@ class Gaussian(_Elementwise):
     def _root(self, output: Tensor) -> Tensor:
         return torch.ones_like(output)
 
-    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
-        return torch.randn(samples, *output.shape, dtype=output.dtype, device=output.device) / samples**0.5
-
     def _constant(self, target: Tensor, counts: Tensor) -> float:
         mean = (counts * target.double()).sum(0) / counts.sum(0).clamp(min=1e-300)
         return 0.5 * float((counts * (target.double() - mean).square()).sum())
@@ -150,11 +146,6 @@ class Heteroscedastic(_Elementwise):
     def _root(self, output: Tensor) -> Tensor:
         mean, log_variance = output.chunk(2, 1)
         return torch.cat([(-0.5 * log_variance).exp(), torch.full_like(mean, 0.5**0.5)], 1)
-
-    def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
-        mean, log_variance = output.detach().chunk(2, 1)
-        drawn = torch.randn(samples, *mean.shape, dtype=mean.dtype, device=mean.device)
-        return torch.cat([drawn * (-0.5 * log_variance).exp(), (drawn.square() - 1) / 2], 2) / samples**0.5
 
     def _observed(self, output: Tensor) -> Tensor:
         return output[:, : output.shape[1] // 2]

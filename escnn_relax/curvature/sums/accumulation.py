@@ -65,7 +65,7 @@ class Expand(Approximation):
         ] = {}  # A of each block by the number of rows, shared with followers
 
     def read(self, batch: Batch) -> None:
-        self._input_moments.add(batch.inputs, batch.counts)
+        self._input_moments.add(batch.inputs, batch.counts, batch.total)
 
     def follow(self, leader: Any, batch: Batch) -> None:
         self._input_moments, self._input_factors = leader._input_moments, leader._input_factors

@@ -85,18 +85,18 @@ class MeanPatchMoments:
         self._moments = Moments()
         self.rows = 0.0  # how many samples there were, each as often as it counts
 
-    def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
+    def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None, total: int | None = None) -> None:
         """Add one minibatch: the inputs of all uses of the layer, whose places are averaged together; see
-        :func:`weigh_samples`."""
-        total = torch.zeros(())
+        :func:`weigh_samples`. All samples, however many there are in ``total``: each is but one row."""
+        sums = torch.zeros(())
         places = 0
         for input in inputs:
             shape = self._layer.places.shape(input)
             reads = self._layer.places.counts(shape).to(input)
             places += self._layer.places.table(shape).shape[1]
-            total = total + (self._layer.places.flatten(input) @ reads).flatten(1)
+            sums = sums + (self._layer.places.flatten(input) @ reads).flatten(1)
         # in float64 from the start, since the mean over a field cancels most of the kernels that break the symmetry
-        mean = weigh_samples((total / places).to(FACTOR_DTYPE), counts)
+        mean = weigh_samples((sums / places).to(FACTOR_DTYPE), counts)
         self.rows += number(mean, counts)
         self.side = mean.shape[1] // self._layer.groups
         self._moments.add(mean.unflatten(1, (self._layer.groups, -1)).permute(1, 2, 0))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..conventions import FACTOR_DTYPE
 from ..distributed import sum_processes
+from ..enough_data import PLENTY
 from ..layers.input_positions import Places, Window
 from ..layers.linear_map import LinearMap
 from .moments import Moments, number, weigh_samples
@@ -37,6 +38,7 @@ class PatchMoments:
         self._layer = layer
         self._sums: dict[tuple[Any, ...], _Patches | _Whole | RowMoments] = {}
         self.rows, self.side = 0.0, 0
+        self._seen = 0
         self._gathered: Tensor | None = None
 
     def gather(self) -> None:
@@ -44,19 +46,30 @@ class PatchMoments:
         self._gathered = sum_processes(self._total)
         self.rows = float(sum_processes(torch.tensor(self.rows, dtype=FACTOR_DTYPE)))
 
-    def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None) -> None:
-        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.weigh_samples`."""
-        for input in inputs:
-            shape = self._layer.places.shape(input)
+    def add(self, inputs: Sequence[Tensor], counts: Tensor | None = None, total: int | None = None) -> None:
+        """Add one minibatch: the inputs of all uses of the layer; see :func:`~.moments.weigh_samples`.
+
+        Args:
+            total: samples of all minibatches; where these are plenty, evenly spaced ones are taken.
+        """
+        first, self._seen = self._seen, self._seen + len(inputs[0])
+        for whole in inputs:
+            shape = self._layer.places.shape(whole)
             if shape not in self._sums:
-                self._sums[shape] = self._cheapest(input, shape)
+                self._sums[shape] = self._cheapest(whole, shape)
             width, count = self._layer.places.table(shape).shape
-            self.rows += number(input, counts) * count
-            channels = self._layer.places.flatten(input[:1]).shape[1]
+            channels = self._layer.places.flatten(whole[:1]).shape[1]
             self.side = max(self.side, channels // self._layer.groups * width)
+            step = 1 if total is None else max(1, int(total * count / (PLENTY * self.side)))
+            input, weights = whole[-first % step :: step], counts
+            if counts is not None:
+                weights = counts[-first % step :: step]
+            if not len(input):
+                continue
+            self.rows += number(input, weights) * count
             patches = channels * width * count  # of a sample, if all are formed
             size = max(1, LARGEST_PART // patches)
-            part_counts = [None] * len(input) if counts is None else counts.split(size)
+            part_counts = [None] * len(input) if weights is None else weights.split(size)
             for part, part_count in zip(input.split(size), part_counts):
                 self._sums[shape].add(weigh_samples(part, part_count))
 

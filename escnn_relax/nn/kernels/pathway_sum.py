@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...symmetry.kernels.irrep_pairs import BlockKernels, Kernels
 from ...symmetry.kernels.pathway import EQUIVARIANT
 from ..buffer_dict import BufferDict, rename_entries
+from .dense_copy import DenseCopy
 from .pair_sum import ComposedBasis
 from .sectioned import SectionedBasis
 
@@ -110,6 +111,7 @@ class PathwaySum(nn.Module):
             if graded is not None:
                 self.graded[str(index)] = graded
         self.dimensions = rows
+        self._copies: dict[int, DenseCopy] = {}
         self.register_buffer("_gather", self._channel_order(), persistent=False)
 
     def basis(self, block: Block) -> Tensor:
@@ -151,6 +153,12 @@ class PathwaySum(nn.Module):
         rows = torch.cat([rows, rows.new_zeros(1, self.sites)])
         return rows[self._gather].view(self.out_size, self.in_size, self.sites)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copies": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_copies": {}, **state})  # type: ignore[no-untyped-call]  # older pickles have none
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.out_size} x {self.in_size} channels, {self.sites} places)"
 
@@ -161,12 +169,20 @@ class PathwaySum(nn.Module):
     def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
         """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
         basis, graded = self.bases[str(index)], self._graded(index)
+        if isinstance(graded, SectionedBasis):
+            ranges = tuple((block.row, block.stop_row) for block, _ in parts)
+            kernels = self._copies.setdefault(index, DenseCopy()).rows(basis, graded, ranges, len(parts[0][1]))
+            if kernels is not None:
+                coefficients = torch.cat([c for _, c in parts], dim=1) if len(parts) > 1 else parts[0][1]
+                return (coefficients @ kernels).view(-1, *basis.shape[1:])
         plain = parts if graded is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
         dense = None
         if plain:
             coefficients = torch.cat([c for _, c in plain], dim=1) if len(plain) > 1 else plain[0][1]
             rows = basis
-            if coefficients.shape[1] < len(basis):
+            if len(plain) == 1:
+                rows = basis[plain[0][0].row : plain[0][0].stop_row]
+            elif coefficients.shape[1] < len(basis):
                 rows = torch.cat([basis[b.row : b.stop_row] for b, _ in plain])
             dense = coefficients, rows
         if dense is not None and len(plain) == len(parts):
