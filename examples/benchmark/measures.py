@@ -33,6 +33,7 @@ def calibration_error(output: Tensor, target: Tensor) -> float:
     """Expected calibration error (fraction): how far confidence is from accuracy, in bins of equal width, weighted by
     what is in them (Guo et al., *On calibration of modern neural networks*, 2017).
 
+    >>> import torch
     >>> logits = torch.tensor([[50.0, 0.0], [50.0, 0.0]])
     >>> round(calibration_error(logits, torch.tensor([0, 1])), 6)
     0.5

@@ -15,7 +15,7 @@ from benchmark.cell import Cell
 from benchmark.measures import calibration_error, measured
 from benchmark.methods import CNN, FIT, methods, slim_fields
 from benchmark.networks import field_network, reinitialised, weights
-from benchmark.questions import QUESTIONS, animals, diffusion, digits, smoke
+from benchmark.questions import QUESTIONS, animals, cells, diffusion, digits, smoke
 from benchmark.regret import Place, gathered, regret
 from benchmark.training import Counted, train
 from benchmark.turns import OF_C4, OF_D4, TURNS, Element, Moves, moved, scattered
@@ -214,6 +214,8 @@ def tiny_animals(tmp_path):
         arrays[f"y_{part}"] = random.integers(0, 10, count, dtype=np.uint8)
     for name in (animals.STORED, digits.STORED):
         np.savez(tmp_path / name, **arrays)
+    of_cells = {name: np.stack(3 * [a], -1) if a.ndim > 1 else a % 3 for name, a in arrays.items()}
+    np.savez(tmp_path / cells.STORED, **of_cells)
     return tmp_path
 
 
