@@ -5,16 +5,21 @@
 #   make demo       examples/demo.py; its figure goes to examples/output
 #   make bench      the benchmarks in tests/benchmarks
 #   make benchmark  one row of examples/benchmark anew, all methods at one degree of breaking, in some minutes
+#   make matrix     a selection of the tests beside other versions of Python, torch, numpy and escnn; hours at first, resumable
+#   make dist       the wheel and the source archive, in dist, checked by twine
 #   make docs       the gallery and the interface as a site, in examples/output/site; no network once the tools are there
 #   make lint       format and style by ruff, the type hints by mypy
 #   make types      only the type hints
 #   make venv       only the virtual environment
 #   make clean      remove all of it
 #
-# Variables, read when .venv is made (to change one later: make clean first):
+# Variables of .venv. One that is given and was another when .venv was made has it made anew; without any, it stays as it is:
 #   PYTHON     a Python from 3.11 on; unless given, python3, python3.12 and python3.11 are tried in this order
 #   TORCH      what pip is asked for, e.g. TORCH=torch==2.12.1
+#   NUMPY      the same, e.g. NUMPY=numpy==2.4.6, in place of the pin in pyproject.toml
+#   ESCNN      the same, e.g. ESCNN=escnn-escience==1.0.14, a maintained fork
 #   PIP_ARGS   more options for pip, e.g. PIP_ARGS='--extra-index-url URL' for a torch built for another device
+#   VENV       another folder, so that several can stand side by side
 #
 # Read each time:
 #   JOBS       how many processes share the tests: 2 unless given, 0 for this one alone
@@ -28,6 +33,8 @@
 
 PYTHON   ?= python3
 TORCH    ?= torch==2.13.0
+NUMPY    ?=
+ESCNN    ?=
 PIP_ARGS ?=
 JOBS     ?= 2
 QUESTION ?= smoke
@@ -39,18 +46,29 @@ READY := $(VENV)/.ready
 DOCS  := $(VENV)/.docs
 TYPES := $(VENV)/.types
 LINT  := $(VENV)/.lint
+BUILD := $(VENV)/.build
 SITE  := examples/output/site
 
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS)
 # The pinned versions stand in pyproject.toml, under [dependency-groups]. They are read from there by hand because the
 # pip that a new virtual environment contains is too old for `pip install --group`.
-PINNED := $(BIN)/python -c 'import sys, tomllib; \
-	print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]])'
+# What follows the group's name is left out of it: the caller asks for another version.
+PINNED := $(BIN)/python -c 'import re, sys, tomllib; \
+	pins = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]]; \
+	print(*[pin for pin in pins if re.split("[=<>;]", pin)[0] not in sys.argv[2:]])'
 
 # An interpreter that the caller named is used or refused, never silently replaced.
 CANDIDATES := $(strip $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.12 python3.11))
 
-.PHONY: venv test test-all lint types demo bench benchmark docs clean
+# What .venv was made with, and what the caller asks for otherwise.
+CHOICES := PYTHON TORCH NUMPY ESCNN
+CHOSEN  := $(foreach name,$(CHOICES),$(if $(filter command,$(origin $(name))),$(name)=$($(name))))
+STALE   := $(filter-out $(shell cat $(VENV)/.choices 2>/dev/null),$(CHOSEN))
+
+.PHONY: venv test test-all lint types demo bench benchmark matrix docs dist clean
+ifneq ($(STALE),)
+.PHONY: $(VENV)/.python
+endif
 
 venv: $(READY)
 
@@ -81,6 +99,15 @@ benchmark: $(READY)
 	$(BIN)/python -W ignore examples/benchmark/run.py --question $(QUESTION) --degrees $(DEGREE) --seeds 1 \
 	    $(if $(DATA),--data $(DATA)) --runs examples/output/benchmark_$(QUESTION).jsonl
 
+# The environments lie in a folder of their own and go as they come; what ran is not run again (tests/benchmarks/matrix.jsonl).
+matrix: $(VENV)/.python
+	$(BIN)/python tests/benchmarks/matrix.py --pip-args "$(PIP_ARGS)"
+
+dist: $(BUILD)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+
 # Each example writes its figure to examples/output as well. Any warning is an error.
 docs: $(DOCS)
 	mkdir -p $(SITE)
@@ -101,13 +128,14 @@ $(VENV)/.python:
 	fi; \
 	echo "making $(VENV) with $$($$found --version)"; \
 	rm -rf $(VENV) && $$found -m venv $(VENV) && touch $@
+	@echo $(foreach name,$(CHOICES),"$(name)=$($(name))") >$(VENV)/.choices
 
 # escnn and BackPACK come without the dependencies they declare (py3nj needs a Fortran compiler, torchvision is unused);
 # those they really have are among the pins. The package itself is built by the pinned setuptools, so pip need not
 # fetch a second one into an isolated build environment. The import at the end proves the installation.
 $(READY): $(VENV)/.python pyproject.toml
-	$(PIP) "$(TORCH)" $$($(PINNED) pinned)
-	$(PIP) --no-deps $$($(PINNED) without-dependencies) $$($(PINNED) oracles)
+	$(PIP) "$(TORCH)" $(if $(NUMPY),"$(NUMPY)") $$($(PINNED) pinned $(if $(NUMPY),numpy))
+	$(PIP) --no-deps $(if $(ESCNN),"$(ESCNN)") $$($(PINNED) without-dependencies $(if $(ESCNN),escnn)) $$($(PINNED) oracles)
 	$(PIP) --no-deps --no-build-isolation --editable .
 	$(BIN)/python -W ignore -c 'import escnn_relax'
 	@touch $@
@@ -120,11 +148,15 @@ $(LINT): $(READY)
 	$(PIP) $$($(PINNED) lint)
 	@touch $@
 
+$(BUILD): $(READY)
+	$(PIP) $$($(PINNED) build)
+	@touch $@
+
 $(DOCS): $(READY)
 	$(PIP) $$($(PINNED) docs)
 	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist escnn_relax.egg-info examples/output .pytest_cache .hypothesis .mypy_cache
-	rm -rf examples/site/api examples/site/gallery
+	rm -rf examples/site/api examples/site/gallery examples/site/gallery_sections
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

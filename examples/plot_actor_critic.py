@@ -1,18 +1,24 @@
 """An actor and a critic that learn where up is, from a strict checkpoint to an export
 ===================================================================================
 
-    python examples/plot_actor_critic.py [--out examples/output]
-
 One network sees an image and a velocity, and has two heads: a policy over the four directions and a value. It pays to
 go up, wherever one looks, and the value is the velocity upwards: an equivariant network can know neither. Relaxed from
 its checkpoint, two heads and vector inputs included, it learns both, says which layers broke C4, and leaves as
 TorchScript. Twenty seconds on a core.
+
+    python examples/plot_actor_critic.py [--out examples/output]
 """
 
 import torch
 from networks import ActorCritic, bars, exported, folder
 
 import escnn_relax
+
+
+# %%
+# A policy gradient in ten lines
+# ------------------------------
+# The return is the velocity upwards, and going up pays a bonus. The loss knows nothing of symmetry.
 
 
 def train(model: torch.nn.Module, steps: int) -> tuple[float, float]:  # P(up), what the critic misses of the variance
@@ -31,6 +37,13 @@ def train(model: torch.nn.Module, steps: int) -> tuple[float, float]:  # P(up), 
     return float(policy.softmax(1)[:, 0].mean()), float((returns - value).square().mean() / returns.var())
 
 
+# %%
+# From a checkpoint to an export
+# ------------------------------
+# The relaxed network takes the strict one's ``state_dict`` as it is. After training, ``harden`` and TorchScript leave
+# plain layers.
+
+
 def learn(steps: int = 60) -> dict:
     torch.manual_seed(0)
     strict = ActorCritic(width=2)
@@ -44,10 +57,21 @@ def learn(steps: int = 60) -> dict:
         return result | {"broken": broken, "export": max(float((a - b).abs().max()) for a, b in pairs)}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     assert result["relaxed"][0] > 0.8 > 0.5 > result["C4"][0], f"only the relaxed one goes up: {result}"
     assert result["relaxed"][1] < 0.2 < 0.5 < result["C4"][1], f"and knows its value: {result}"
     assert result["export"] < 1e-4, f"exported it is the same function: {result['export']:.1e}"
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """Which symmetry does a medium leave?
 ===================================
 
-    python examples/plot_anisotropic_diffusion.py [--out examples/output]
-
 The spectrum of one layer names what a medium breaks. A scalar spreads on a torus of 16×16 pixels: in an isotropic
 medium, in one whose fibres lie at 30° (it spreads four times faster along them), and in one with wind at 30° besides. A
 single O(2)-equivariant filter, relaxed, learns one time step from 30 noisy pairs of pictures. Its spectrum shows
 frequency 2 for the fibres, and odd frequencies only for the wind; the subgroup that survives has the mirror axis of the
 medium, which nobody told it. About 40 seconds on a core.
+
+    python examples/plot_anisotropic_diffusion.py [--out examples/output]
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ MEDIA = {"isotropic": (0.6, 0.6, 0.0), "fibres": (0.9, 0.225, 0.0), "fibres and 
 EXPECTED = {"isotropic": "O2", "fibres": "D2", "fibres and wind": "D1"}
 
 
+# %%
+# The medium
+# ----------
+# Diffusion that may be faster along one direction, and wind. On a torus each Fourier mode decays and moves by itself,
+# so one time step is exact.
+
+
 def step(u: torch.Tensor, along: float, across: float, wind: float) -> torch.Tensor:
     """One time step of u_t = div(D grad u) - v·grad u on a torus, exact for every Fourier mode; ``(..., side,
     side)``."""
@@ -45,6 +52,13 @@ def step(u: torch.Tensor, along: float, across: float, wind: float) -> torch.Ten
     parallel, normal = c * kx + s * ky, c * ky - s * kx
     decay = torch.exp(-along * parallel**2 - across * normal**2 - 1j * wind * parallel)
     return torch.fft.ifft2(torch.fft.fft2(u.double()) * decay).real.float()
+
+
+# %%
+# One layer learns a time step
+# ----------------------------
+# The filter starts with the symmetry O(2), of all turns and mirrors. What it needs beyond that, it takes from irreps
+# of O(2) that the data pay for; ``survivors`` then says which subgroup is left.
 
 
 def learn(name: str, samples: int = 30, epochs: int = 150, noise: float = 0.05):
@@ -70,6 +84,12 @@ def learn(name: str, samples: int = 30, epochs: int = 150, noise: float = 0.05):
     return model, history.evidence, survivors(model, history.evidence).network
 
 
+# %%
+# Where the mirror lies
+# ---------------------
+# A dihedral subgroup has an axis. It is read off the surviving subgroup and compared with that of the medium.
+
+
 def mirror(kept) -> float:
     """The angle of the mirror line of a dihedral subgroup (degrees, modulo 180; of several the first)."""
     for g in kept.elements:
@@ -84,6 +104,12 @@ def off_axis(kept) -> float:
     period = 180 / (kept.order // 2)
     distance = (mirror(kept) - ANGLE) % period
     return min(distance, period - distance)
+
+
+# %%
+# The figure
+# ----------
+# The learned kernels above with the mirror line that was found, their spectra below.
 
 
 def draw(results: dict, path: Path) -> None:
@@ -116,6 +142,12 @@ def draw(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(results: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     for name, (model, _, found) in results.items():
@@ -127,6 +159,11 @@ def check(results: dict) -> None:
         assert (energies["irrep_1,2"] > 1e-3) == ("fibres" in name), f"{name}: frequency 2 is the fibres'"
         if name != "isotropic":
             assert off_axis(found.subgroup) < 2, f"{name}: the axis is {off_axis(found.subgroup):.1f}° off"
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

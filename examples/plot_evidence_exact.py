@@ -1,14 +1,14 @@
 """The evidence against the exact marginal likelihood
 ==================================================
 
-    python examples/plot_evidence_exact.py [--out examples/output]
-
 A small net whose marginal likelihood is known exactly: a random first layer that stays as it is, a relaxed layer that
 is learned, the mean over the image, and Gaussian noise. Its output is linear in what is learned, so the marginal
 likelihood is one Gaussian density, computed below from the network's outputs alone. Two data sets, one that keeps C4
 and one that breaks it. Whatever the approximation of the curvature, the evidence prefers the same side as the exact
 value: a residual that is switched off in the first case, one that is alive in the second. With exact blocks it is a
 lower bound, for all that it leaves out is the correlation of pathways. About 20 seconds on a core.
+
+    python examples/plot_evidence_exact.py [--out examples/output]
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ GRID = [float(d) for d in range(-4, 13)]
 CURVATURES = {"exact": "exact blocks", "expand": "expand (default)", "reduce": "reduce", "diagonal": "diagonal"}
 
 
+# %%
+# A network that is linear in what is learned
+# -------------------------------------------
+# The first layer is random and stays as it is. Then the marginal likelihood is one Gaussian density, and no
+# approximation is needed.
+
+
 class SmallNet(nn.Module):
     """Random features, a relaxed convolution to one scalar field, the mean over the image."""
 
@@ -48,6 +55,13 @@ class SmallNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.learned(self.activation(self.first(self.scalar(x)))).tensor.mean((-2, -1))
+
+
+# %%
+# The exact value
+# ---------------
+# The outputs with one weight at one and the others at zero are the columns of the design matrix. Prior and noise are
+# Gaussian, so the density of the data follows from it, and so do the most probable weights.
 
 
 def design(model: SmallNet, x: Tensor) -> dict[str, Tensor]:
@@ -75,6 +89,13 @@ def exact(columns: dict[str, Tensor], y: Tensor, log_precision: dict[str, float]
     density = torch.distributions.MultivariateNormal(torch.zeros_like(y), covariance).log_prob(y)
     weights = variance * (J.T @ torch.linalg.solve(covariance, y))
     return float(density), dict(zip(columns, weights.split([c.shape[1] for c in columns.values()])))
+
+
+# %%
+# The evidence beside it
+# ----------------------
+# The precision of what breaks the symmetry goes over a grid; for each approximation of the curvature the evidence is
+# taken at the same most probable weights.
 
 
 def sweep(breaking: float, samples: int = 150) -> dict[str, list[float]]:
@@ -106,6 +127,12 @@ def gain(values: list[float]) -> float:
     return max(values) - values[-1]
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(keeps: dict, breaks: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     for found in (keeps, breaks):
@@ -115,6 +142,12 @@ def check(keeps: dict, breaks: dict) -> None:
         assert gain(breaks[name]) > 10, f"{name}: breaking one that does not gains {gain(breaks[name]):.1f} nats only"
         apart = abs(breaks[name].index(max(breaks[name])) - breaks["truth"].index(max(breaks["truth"])))
         assert apart <= 2, f"{name}: the best log precision is {apart} away from the exact one"
+
+
+# %%
+# The figure
+# ----------
+# Evidence over the precision: to the right the residual is switched off, to the left it is free.
 
 
 def draw(keeps: dict, breaks: dict, path: Path) -> None:
@@ -132,6 +165,11 @@ def draw(keeps: dict, breaks: dict, path: Path) -> None:
     axes[0].set_ylabel("log evidence, relative to\na residual switched off (nats)")
     axes[0].legend(loc="lower right")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """Harden a network and export it, with equal outputs
 ==================================================
 
-    python examples/plot_export.py [--out examples/output] [--epochs 25]
-
 A relaxed network is trained, hardened, and handed over in the forms in which networks leave Python: ``torch.export``,
 TorchScript, and ONNX where the package ``onnx`` is there. Hardened layers are one convolution each: escnn's own where
 the symmetry was kept, a free one where it was broken. Like escnn's convolutions they have a method ``export``, which
 gives the plain torch module: so nothing of escnn is left in the program, and its outputs are those of the relaxed
 network. About 20 seconds on a core.
+
+    python examples/plot_export.py [--out examples/output] [--epochs 25]
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ import escnn_relax
 BATCH = {0: torch.export.Dim("batch", min=2, max=4096)}
 
 
+# %%
+# Plain tensors in, plain tensors out
+# -----------------------------------
+# Hardened layers have ``export``, as escnn's have: the module inside knows nothing of groups.
+
+
 class Plain(nn.Module):
     """A hardened ``DigitNet`` on plain tensors."""
 
@@ -44,6 +50,13 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.features(x).unflatten(1, (-1, self.size)).amax(2)  # escnn's GroupPooling
         return self.linear(pooled.mean((-2, -1)))
+
+
+# %%
+# Three ways out of Python
+# ------------------------
+# Each returns a function of a batch, read back from what was saved. ONNX needs the package ``onnx``, and is left out
+# without it.
 
 
 def exported(model: nn.Module, example: Tensor) -> Callable:
@@ -74,9 +87,21 @@ def onnx(model: nn.Module, example: Tensor) -> Callable:
     return lambda x: torch.from_numpy(evaluator.run(None, {name: x.numpy()})[0])
 
 
+# %%
+# Time
+# ----
+# The median of some calls; the relaxed network is timed beside the forms that it leaves in.
+
+
 def milliseconds(model: Callable, x: Tensor, repeats: int = 15) -> float:
     """Median time of a call."""
     return 1000 * statistics.median(timeit.repeat(lambda: model(x), number=1, repeat=repeats))
+
+
+# %%
+# Train, harden, export
+# ---------------------
+# The outputs of every form are compared with those of the relaxed network.
 
 
 def learn(epochs: int) -> dict:
@@ -105,6 +130,12 @@ def learn(epochs: int) -> dict:
     return found | {"errors": errors, "between": between, "times": times}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     assert result["errors"]["hardened"] < 0.02, f"hardening keeps the outputs: {result['errors']['hardened']:.1e}"
@@ -113,6 +144,12 @@ def check(result: dict) -> None:
         assert between < 1e-5, f"{name} computes what the hardened network does: {between:.1e}"
     assert result["kinds"][-1] == "MergedConvolution", f"the last layer has broken its symmetry: {result['kinds']}"
     assert result["accuracy"] > 0.5, f"it is worth exporting: {result['accuracy']:.0%}"
+
+
+# %%
+# The figure
+# ----------
+# A bar for each form, with its largest deviation beside it.
 
 
 def draw(result: dict, path: Path) -> None:
@@ -129,6 +166,11 @@ def draw(result: dict, path: Path) -> None:
     axes.set(xlim=(0, 1.5 * max(result["times"].values())), xlabel="time for 100 digits (ms, one thread)")
     axes.set_title("One network as it leaves Python\n(largest difference of a logit, relative to the largest)")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

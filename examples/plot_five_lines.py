@@ -1,12 +1,12 @@
 """Relax an escnn network in five lines
 ====================================
 
-    python examples/plot_five_lines.py [--out examples/output] [--epochs 40]
-
 Is an 8×8 digit lying on its side (turned by 90° or 270°) or not? A C4-invariant network must answer by chance. Five
 lines later the same network, with the same settings, answers right, and says what it gave up for it: the irrep that a
 half turn keeps is alive, the one that it does not keep is off in every layer, and what remains is C2, the symmetry that
 the question has. Half a minute on a core.
+
+    python examples/plot_five_lines.py [--out examples/output] [--epochs 40]
 """
 
 from __future__ import annotations
@@ -18,6 +18,14 @@ import torch
 from digits import DigitNet, accuracy, task, train_strict
 
 import escnn_relax
+
+
+# %%
+# Five lines
+# ----------
+# ``relax`` returns a network with the same function and more freedom; ``fit`` trains its weights and the precisions
+# of their priors together; ``report`` says what each layer kept, and ``harden`` gives plain escnn layers back. The
+# strict network is trained beside it for comparison.
 
 
 def learn(epochs: int) -> dict:
@@ -47,6 +55,12 @@ def learn(epochs: int) -> dict:
     }
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     assert result["before"] < 1e-4, f"relaxing keeps the function, it changed by {result['before']:.1e}"
@@ -58,6 +72,12 @@ def check(result: dict) -> None:
     assert result["change"] < 0.05, f"hardening keeps the outputs, they changed by {result['change']:.1%}"
 
 
+# %%
+# The figure
+# ----------
+# A row for each layer, a column for each pathway: the share of the kernel's energy that it has.
+
+
 def draw(result: dict, path: Path) -> None:
     """The heat map of the report."""
     import matplotlib.pyplot as plt
@@ -67,6 +87,12 @@ def draw(result: dict, path: Path) -> None:
     result["report"].plot(axes, f"On its side, or not? What each layer kept of C4\n{scores}")
     axes.set_xticks(range(3), ["equivariant\nkeeps C4", "ψ1\nbreaks even C2", "ψ2\nkeeps C2"])
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
+# Half a minute. What is printed is the same as in the figure, in numbers.
 
 
 def main() -> None:

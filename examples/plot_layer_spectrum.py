@@ -1,14 +1,14 @@
 """The spectrum of a layer
 =======================
 
-    python examples/plot_layer_spectrum.py [--out examples/output]
-
 The kernels of a relaxed SO(2) layer carry a representation of the group, and each irrep of it is a frequency. A kernel
 with n-fold symmetry has energy at multiples of n only. One relaxed filter, which starts rotationally symmetric, learns
 blossoms with one to six petals from noisy pairs of pictures. Which frequencies the evidence leaves alive says how many
 petals there are, three and six too, which return no grid of pixels to
 itself (all that the grid does is to lend a little of frequency 6 to 2, since they differ by 4). About 40 seconds on a
 core.
+
+    python examples/plot_layer_spectrum.py [--out examples/output]
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ HIGHEST = 6
 ALIVE = 0.02
 
 
+# %%
+# Kernels with petals
+# -------------------
+# A ring whose brightness goes up and down n times. With n petals it is symmetric under turns by 360/n degrees, and
+# its Fourier series in the angle has multiples of n only.
+
+
 def blossom(petals: int, size: int = 9, angle: float = 20.0) -> torch.Tensor:
     """A kernel ``(1, 1, size, size)`` with so many petals: a ring whose brightness is 1 + cos n(θ - angle), norm 1."""
     axis = torch.arange(size) - (size - 1) / 2
@@ -42,6 +49,13 @@ def blossom(petals: int, size: int = 9, angle: float = 20.0) -> torch.Tensor:
     ring = torch.exp(-(((x**2 + y**2).sqrt() - 3) ** 2) / 2)
     kernel = ring * (1 + torch.cos(petals * (torch.atan2(y, x) - math.radians(angle))))
     return (kernel / kernel.norm()).view(1, 1, size, size)
+
+
+# %%
+# One relaxed filter learns them
+# ------------------------------
+# It starts with all rotations and sees eight noisy pairs of pictures, before and after the unknown filter. Its
+# pathways are the frequencies.
 
 
 def learn(petals: int, samples: int = 8, epochs: int = 40, noise: float = 0.3) -> tuple[torch.Tensor, list[float]]:
@@ -67,11 +81,23 @@ def learn(petals: int, samples: int = 8, epochs: int = 40, noise: float = 0.3) -
     return model.layer.expand_parameters()[0].detach()[0, 0], list(energies.values())
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(spectra: dict[int, list[float]]) -> None:
     """The claims; AssertionError with the first that does not hold."""
     for petals, energies in spectra.items():
         alive = [f for f, energy in enumerate(energies) if energy > ALIVE]
         assert alive == [0, petals], f"{petals} petals: frequencies {alive} are alive, energies {energies}"
+
+
+# %%
+# The figure
+# ----------
+# The learned kernels above, and the share of energy of each frequency below.
 
 
 def draw(kernels: dict[int, torch.Tensor], spectra: dict[int, list[float]], path: Path) -> None:
@@ -94,6 +120,11 @@ def draw(kernels: dict[int, torch.Tensor], spectra: dict[int, list[float]], path
     axes[1, 0].set_ylabel("share of kernel energy\n(grey: below 2 %)")
     figure.suptitle("The spectrum of one relaxed layer counts the petals of what it has learned")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

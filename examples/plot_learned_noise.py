@@ -1,12 +1,12 @@
 """Regression: the noise of each output is learned, and the training residual would underestimate it
 =================================================================================================
 
-    python examples/plot_learned_noise.py [--out examples/output]
-
 Two scalar fields on a torus, filtered from one, each with a noise of its own, and so few pictures that the weights fit
 part of the noise. The root mean square of the residuals on the training data is then too small. The evidence knows how
 many weights the data determine for each output, and corrects for them: σ² = 2L / (N − γ). It needs no held-out data,
 and the same correction widens the error bars of predictions. A few seconds on a core.
+
+    python examples/plot_learned_noise.py [--out examples/output]
 """
 
 from __future__ import annotations
@@ -31,11 +31,24 @@ NOISES = (0.05, 0.1, 0.2, 0.5)
 SECOND = 0.3
 
 
+# %%
+# Two outputs, each with a noise of its own
+# -----------------------------------------
+# One convolution from a scalar field to two. There are so few pictures that it can follow part of the noise.
+
+
 def layer() -> enn.R2Conv:
     """A 7×7 convolution equivariant under quarter turns, from one scalar field to two."""
     space = gspaces.rot2dOnR2(4)
     one, two = (enn.FieldType(space, n * [space.trivial_repr]) for n in (1, 2))
     return enn.R2Conv(one, two, 7, padding=3, padding_mode="circular", bias=False)
+
+
+# %%
+# What the evidence says, and what the residuals say
+# --------------------------------------------------
+# The true noise is known here. The residuals on the training data are too small by what the weights took from the
+# noise; those on new data show what would have been seen with more.
 
 
 def learn(noise: float, samples: int = 2, side: int = 9) -> dict:
@@ -68,6 +81,12 @@ def learn(noise: float, samples: int = 2, side: int = 9) -> dict:
     }
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(results: list[dict]) -> None:
     """The claims; AssertionError with the first that does not hold."""
     for result in results:
@@ -76,6 +95,12 @@ def check(results: list[dict]) -> None:
             assert abs(math.log(learned / true)) < 2 * error, f"noise {true}: learned {learned:.3f}, ± {error:.0%}"
             assert train < 0.9 * true, f"noise {true}: the residuals are too small, {train:.3f}"
             assert abs(math.log(learned / true)) < abs(math.log(train / true)), "the evidence is nearer"
+
+
+# %%
+# The figure
+# ----------
+# What the evidence learned lies on the line of the true noise, the residuals on the training data lie below.
 
 
 def draw(results: list[dict], path: Path) -> None:
@@ -108,6 +133,11 @@ def draw(results: list[dict], path: Path) -> None:
     panels[0].legend()
     figure.suptitle("Two outputs, two noises, learned without held-out data")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

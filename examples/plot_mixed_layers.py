@@ -1,13 +1,13 @@
 """[G]-mixed layers: shares of several groups in one convolution
 =============================================================
 
-    python examples/plot_mixed_layers.py [--out examples/output] [--epochs 60]
-
 The shares say which of the groups a question needs. A C4 network for 8×8 digits has layers that mix C4, C2 and no
 symmetry at all. Filters learn from one half of the training digits, architecture weights from the other. Where the
 question is which digit it is, turned at random, every layer comes to C4; where it is by how much the digit was turned,
 the early layers do, and the last one gives C4 up. In the end each layer merges into one plain convolution with the same
 outputs. About a minute on 2 CPU cores.
+
+    python examples/plot_mixed_layers.py [--out examples/output] [--epochs 60]
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ QUESTIONS = {"rot": "which digit, turned at random?", "turn": "by how much is it
 CHANCE = {"rot": 0.1, "turn": 0.25}
 
 
+# %%
+# Two halves of the data
+# ----------------------
+# Filters learn from the one, the shares of the groups from the other, or the largest freedom would always win.
+
+
 def halves(name: str, seed: int):
     """Loaders of two halves of the training digits, the test set, and the number of classes."""
     data = task(name, seed)
@@ -40,6 +46,13 @@ def halves(name: str, seed: int):
         chosen = TensorDataset(x[start : start + 650], y[start : start + 650])
         loaders.append(DataLoader(chosen, 50, shuffle=True, generator=generator))
     return loaders, data.test, data.classes
+
+
+# %%
+# Search the shares
+# -----------------
+# ``mix`` gives every layer the kernels of C4, C2 and no symmetry, with a share for each; ``differentiate`` moves
+# weights and shares in turn, and ``merge`` adds each layer up into one plain convolution.
 
 
 def learn(arguments: tuple[str, int, int]) -> dict:
@@ -68,6 +81,12 @@ def learn(arguments: tuple[str, int, int]) -> dict:
     }
 
 
+# %%
+# The figure
+# ----------
+# The shares over the steps: a row for each question, a panel for each layer.
+
+
 def draw(results: dict[str, dict], path: Path) -> None:
     """Shares over the steps: one row a question, one panel a layer."""
     import matplotlib.pyplot as plt
@@ -80,6 +99,12 @@ def draw(results: dict[str, dict], path: Path) -> None:
         extra.remove()
     figure.suptitle("Which symmetry does each layer want? Shares of the groups in three [G]-mixed layers")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
+# Two processes, one for each question.
 
 
 def main() -> None:
@@ -101,6 +126,12 @@ def main() -> None:
     draw(results, given.out / "mixed_layers.png")
     print(f"\n{time.time() - start:.0f} s; figure in {given.out / 'mixed_layers.png'}")
     check(results)
+
+
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
 
 
 def check(results: dict[str, dict]) -> None:

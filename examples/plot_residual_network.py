@@ -1,12 +1,12 @@
 """A residual network on three groups, from a strict checkpoint to an export
 =========================================================================
 
-    python examples/plot_residual_network.py [--out examples/output]
-
 Does a noisy image get lighter upwards or downwards? A residual network on D4 says the same of an image and of its
 mirror image, so it answers by chance. From its checkpoint goes a network that keeps D4 in the first stage, C4 in the
 second and C2 in the third, the same function at first. Relaxed, each stage may break what it has; hardened and
 exported, plain layers are left. Half a minute on a core.
+
+    python examples/plot_residual_network.py [--out examples/output]
 """
 
 import torch
@@ -15,9 +15,22 @@ from networks import ResidualNet, bars, exported, folder
 import escnn_relax
 
 
+# %%
+# Lighter upwards or downwards
+# ----------------------------
+# A ramp from top to bottom, or from bottom to top, under noise: mirrored, the answer is the other one.
+
+
 def data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels, ramp = torch.randint(2, (count,)), torch.linspace(-1, 1, 13).view(1, 1, 13, 1)
     return ramp * (2 * labels - 1).view(-1, 1, 1, 1) + 0.5 * torch.randn(count, 1, 13, 13), labels
+
+
+# %%
+# Three groups in one network
+# ---------------------------
+# ``restrict`` acts from a layer on, so the second stage gets C4 and the third C2, with the function unchanged;
+# ``relax`` then frees each from what it has. The loop is an ordinary one.
 
 
 def learn(steps: int = 20) -> dict:
@@ -45,11 +58,22 @@ def learn(steps: int = 20) -> dict:
     return {"same": same, "mirrored": mirrored, "export": export, "score": score, "broken": broken}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     assert result["same"] < 1e-4 and result["export"] < 1e-4, (
         f"restricted and exported it is the same function: {result}"
     )
     assert result["mirrored"] < 1e-4 and result["score"] > 0.9, f"the answer needs up and down: {result}"
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
 """A trained C8 network goes on as a C4 network
 ============================================
 
-    python examples/plot_restrict_and_train.py [--out examples/output] [--epochs 20]
-
 A scalar field has to be turned into another, as a network does that keeps quarter turns and no more. One with the
 symmetry C8 learns it as well as it can. ``restrict`` re-expresses the trained network on C4: the same function to
 rounding, the optimiser's moments carried along, and twice as many directions to go on in. The loss does not jump where
 the C4 network takes over, and falls below what the C8 network, trained as long, comes to. The new network is no longer
 equivariant under 45°, but exactly under quarter turns. About 10 seconds on a core.
+
+    python examples/plot_restrict_and_train.py [--out examples/output] [--epochs 20]
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from escnn import gspaces, nn as enn
 from planted import Tensors
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+
+# %%
+# A C8 network, and data that have C4
+# -----------------------------------
+# The data come from an unknown network with the symmetry C4, so eight-fold symmetry is too much.
 
 
 def network(group: int) -> nn.Module:
@@ -42,6 +48,12 @@ def fields(count: int) -> tuple[Tensor, Tensor]:
     return x, (y - y.mean()) / y.std()
 
 
+# %%
+# A plain training loop
+# ---------------------
+# Nothing of it knows about symmetry: the restricted network is an ordinary escnn network, and so is its optimiser.
+
+
 def train(model: nn.Module, optimiser: torch.optim.Optimizer, loader: DataLoader, epochs: int) -> list[float]:
     """Mean squared error averaged over each epoch."""
     losses = []
@@ -57,6 +69,12 @@ def train(model: nn.Module, optimiser: torch.optim.Optimizer, loader: DataLoader
     return losses
 
 
+# %%
+# How far from C8
+# ---------------
+# The share of the kernels that is outside C8's says how much of the new freedom is used.
+
+
 def left(restricted: nn.Module, original: nn.Module) -> float:
     """The largest share of a kernel's norm that is not of C8's kernels (fraction)."""
     shares = []
@@ -66,6 +84,13 @@ def left(restricted: nn.Module, original: nn.Module) -> float:
             nearest = escnn_relax.project(restricted.get_submodule(name), like=layer).expand_parameters()[0]
             shares.append(float((kernel - nearest).detach().norm() / kernel.detach().norm()))
     return max(shares)
+
+
+# %%
+# Two ways on
+# -----------
+# After the first epochs one copy goes on as it is, the other is restricted to C4 and takes the optimiser's moments
+# along by ``carry_optimizer``.
 
 
 def learn(epochs: int) -> dict:
@@ -92,6 +117,12 @@ def learn(epochs: int) -> dict:
     return result | {"left": left(on_c4, as_it_was), "change": change}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     assert result["same"] < 1e-4, f"restricting keeps the function, it changed by {result['same']:.1e}"
@@ -103,6 +134,12 @@ def check(result: dict) -> None:
     assert result["change"] < 1e-4, (
         f"but exactly C4's: the outputs change by {result['change']:.1e} under quarter turns"
     )
+
+
+# %%
+# The figure
+# ----------
+# Training losses of both: no jump where the C4 network takes over.
 
 
 def draw(result: dict, path: Path) -> None:
@@ -125,6 +162,11 @@ def draw(result: dict, path: Path) -> None:
     axes.set_title("A C8 network becomes a C4 network in mid-training")
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """Two architecture searches find that the late layers must give their symmetry up
 ===============================================================================
 
-    python examples/plot_searches.py [--out examples/output] [--quick]
-
 By how much is an 8×8 digit turned? A C4-invariant network stays at chance. ``evolve`` lets a population of networks
 step down the lattice of subgroups, layer by layer, selected by a score on held-out digits; ``differentiate`` moves the
 shares of mixed layers by gradient. Prints the family tree and the shares, and draws both. About a minute and a half on
 2 CPU cores.
+
+    python examples/plot_searches.py [--out examples/output] [--quick]
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax.search import differentiate, evolve
+
+
+# %%
+# The network to search in
+# ------------------------
+# ``evolve`` exchanges the groups of layers from some depth on, so it needs each module used once, in the order of
+# registration.
 
 
 class SearchNet(nn.Module):
@@ -48,6 +55,12 @@ class SearchNet(nn.Module):
         return self.linear(x.tensor.mean((-2, -1)))
 
 
+# %%
+# The score
+# ---------
+# What is selected by: the share of right answers on digits held out of training. The test digits are a third set.
+
+
 class Accuracy:
     """Share of right answers on given data (fraction); a class, so that workers can be sent one."""
 
@@ -68,6 +81,12 @@ def loaders(seed: int = 0):
     return train, held_out, Accuracy(x[1000:], y[1000:]), Accuracy(*data.test)
 
 
+# %%
+# The figure
+# ----------
+# The family tree and the front of the evolution above, the shares of the gradient search below.
+
+
 def draw(evolved, differentiated, path: Path) -> None:
     """Family tree and front above, shares below."""
     import matplotlib.pyplot as plt
@@ -79,6 +98,12 @@ def draw(evolved, differentiated, path: Path) -> None:
     differentiated.plot(below.subplots(1, 3, sharey=True))
     below.suptitle("differentiate: shares of the groups in mixed layers")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
+# First the evolution, then the search by gradient, both from the same strict network.
 
 
 def main() -> None:
@@ -108,6 +133,12 @@ def main() -> None:
     print(f"{time.time() - start:.0f} s; figure in {given.out / 'searches.png'}")
     if not given.quick:
         check(evolved, found, scores)
+
+
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
 
 
 def check(evolved, found, scores: dict[str, float]) -> None:

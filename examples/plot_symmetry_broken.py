@@ -1,14 +1,14 @@
 """Symmetry that does not hold is broken, and where in depth
 =========================================================
 
-    python examples/plot_symmetry_broken.py [--out examples/output] [--epochs 50]
-
 Two questions whose answers have no symmetry under quarter turns. By how much is a digit turned? What the early layers
 look for, edges and strokes, may come in all four orientations; only the last layer must know which way they point.
 Which digit is it, none of them turned? There the early layers profit already. The relaxed C4 network, with the same
 settings for both questions, says so: the first breaks its symmetry late, keeping C4 in the first layer, the second
 breaks it from the first layer on. (``gates=False``: every pathway of every layer starts open, under one and the same
 prior, so that where the evidence ends is its own choice.) Under a minute on each of 2 CPU cores.
+
+    python examples/plot_symmetry_broken.py [--out examples/output] [--epochs 50]
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from digits import DigitNet, accuracy, task, train_strict
 import escnn_relax
 
 QUESTIONS = {"turn": "by how much is it turned?", "upright": "which digit, none turned?"}
+
+
+# %%
+# Both networks, on one question
+# ------------------------------
+# The strict network shows what the symmetry costs; the relaxed one has the same start, the same data and as many
+# epochs.
 
 
 def learn(arguments: tuple[str, int]) -> dict:
@@ -49,9 +56,22 @@ def learn(arguments: tuple[str, int]) -> dict:
     }
 
 
+# %%
+# Where in depth
+# --------------
+# The share of each layer's kernel that breaks C4 is all that is compared. It says which layers gave their symmetry
+# up.
+
+
 def broken(result: dict) -> list[float]:
     """The breaking energy of each layer (fraction)."""
     return [layer.breaking_energy for layer in result["report"].layers]
+
+
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
 
 
 def check(results: dict[str, dict]) -> None:
@@ -63,6 +83,12 @@ def check(results: dict[str, dict]) -> None:
     assert gained > 0, f"it knows upright digits at least as well: {gained:.1%} better"
     assert turn[0] < 0.003 and turn[-1] > 0.005 and turn[-1] > 5 * turn[0], f"the turn is read late: {turn}"
     assert min(upright) > 0.01 and upright[0] > 5 * turn[0], f"upright digits are broken up from the start: {upright}"
+
+
+# %%
+# The figure
+# ----------
+# Two bars a layer, one for each question.
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
@@ -84,6 +110,12 @@ def draw(results: dict[str, dict], path: Path) -> None:
     axes.set_title("Where in depth two questions make a C4 network give up its symmetry")
     axes.legend(loc="upper center")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
+# Two processes, one for each question.
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """Planted symmetry is found
 =========================
 
-    python examples/plot_symmetry_discovery.py [--out examples/output] [--runs examples/symmetry_discovery.jsonl]
-
 From C8, D8, SO(2) or O(2) to the subgroup that the data have, by the evidence alone.
 The confusion matrix of all runs of `symmetry_discovery_runs.py` (the numbers stand in `symmetry_discovery.md`), one run
 made now, with the heat map of its layers, and why the pixels themselves leave less than C8: turned by an odd multiple
 of 45 degrees, kernels of a C8 layer do not return to themselves. About 20 seconds on a core.
+
+    python examples/plot_symmetry_discovery.py [--out examples/output] [--runs examples/symmetry_discovery.jsonl]
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ LEARNED = [("D4", "D4"), ("D4", "C2"), ("D4", "D1"), ("D4", "C1"), ("C8", "C4"),
 FOUND = ("C1", "D1", "C2", "D2", "C4", "C8", "D4", "D8", "SO2", "O2", "other")
 
 
+# %%
+# Many runs, stored
+# -----------------
+# Planted data are filtered by a kernel that has just the planted symmetry. The runs took hours and are read from a
+# file; a matrix counts what was found for what was planted.
+
+
 def confusion(records: list[dict], data: str) -> tuple[list[str], np.ndarray]:
     """Rows: start and planted group; columns: :data:`FOUND`; entries: runs."""
     ran = {(r["data"], r["start"], r["planted"]) for r in records}
@@ -41,6 +48,12 @@ def confusion(records: list[dict], data: str) -> tuple[list[str], np.ndarray]:
                 cases.index((r["start"], r["planted"])), FOUND.index(r["found"] if r["found"] in FOUND else "other")
             ] += 1
     return [f"{start} ⊃ {name}" for start, name in cases], table
+
+
+# %%
+# One run, made now
+# -----------------
+# A filter of symmetry C4 is learned by a layer that starts with all rotations.
 
 
 def live(seed: int = 0):
@@ -57,6 +70,13 @@ def live(seed: int = 0):
     }
     history = escnn_relax.fit(case.model, case.loader(seed), progress=False, **options)
     return escnn_relax.report(case.model, history.evidence), survivors(case.model, history.evidence).network
+
+
+# %%
+# What the pixels leave
+# ---------------------
+# On a grid even a C8 layer is equivariant under quarter turns only. That is measured here, so that nobody takes it
+# for what the data say.
 
 
 def grid_changes() -> list[float]:
@@ -76,6 +96,12 @@ def grid_changes() -> list[float]:
         turned = np.tensordot(vector.representation(g), turned, 1)
         changes.append(float(np.linalg.norm(turned - kernel) / np.linalg.norm(kernel)))
     return changes
+
+
+# %%
+# The figure
+# ----------
+# On the left the confusion matrices, on the right the run of now and the loss of the grid.
 
 
 def draw(records: list[dict], learned, found, changes: list[float], path: Path) -> None:
@@ -115,6 +141,12 @@ def draw(records: list[dict], learned, found, changes: list[float], path: Path) 
     figure.savefig(path, dpi=105)
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(records: list[dict], found, changes: list[float]) -> None:
     """The claims; AssertionError with the first that does not hold."""
     assert found.subgroup.name == "C4" and found.margin > 100, f"the live run found {found.subgroup.name}"
@@ -123,6 +155,11 @@ def check(records: list[dict], found, changes: list[float]) -> None:
         claimed = data == "fields" or (start, name) in LEARNED
         assert not claimed or of.count(name) >= 0.9 * len(of), f"{data}, {start}, {name}: found {sorted(of)}"
     assert max(changes[::2]) < 1e-4 < 0.1 < min(changes[1::2]), "the grid keeps quarter turns and breaks the others"
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """Symmetry that holds is kept
 ===========================
 
-    python examples/plot_symmetry_kept.py [--out examples/output] [--epochs 60]
-
 Which digit is it, turned at random by multiples of 90°? The answer has the symmetry C4. A relaxed C4 network is free to
 break it and tries: while it trains, its kernels leave the equivariant ones, since every batch of digits looks lopsided.
 But the data determine hardly any of the weights that break the symmetry, so the evidence switches them off, layer by
 layer, and the network ends as invariant as it began. No validation data are used. (``gates=False``: everything is open
 from the start. By default ``fit`` opens only what the symmetry test finds broken, and here that is nothing.) About 40
 seconds on a core.
+
+    python examples/plot_symmetry_kept.py [--out examples/output] [--epochs 60]
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ import escnn_relax
 LAYERS = ("conv1", "conv2", "conv3")
 #: A layer with less breaking energy than this keeps its symmetry (fraction).
 KEPT = 0.01
+
+
+# %%
+# Train, and watch the symmetry
+# -----------------------------
+# Here every pathway is open from the start, and a callback writes down after each epoch how much of each kernel
+# breaks C4. The evidence is told of half of the data, which is enough for the curvature.
 
 
 def learn(epochs: int, name: str = "rot", fields: int = 4) -> dict:
@@ -53,6 +60,12 @@ def learn(epochs: int, name: str = "rot", fields: int = 4) -> dict:
     }
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     last = result["energies"][-1]
@@ -60,6 +73,13 @@ def check(result: dict) -> None:
     assert max(last) < KEPT, f"every layer keeps C4 in the end: breaking energies {last}"
     assert result["change"] < 0.15, f"the logits hardly change under turns: {result['change']:.1%}"
     assert result["accuracy"] > 0.8, f"the network has learned the digits: {result['accuracy']:.0%}"
+
+
+# %%
+# The figure
+# ----------
+# The breaking energy of each layer over the epochs, on a logarithmic axis: it rises while the weights follow the
+# batches, and falls once the evidence sets the precisions.
 
 
 def draw(result: dict, path: Path) -> None:
@@ -82,6 +102,11 @@ def draw(result: dict, path: Path) -> None:
     axes.set_title("Share of each layer's kernel that breaks C4, where the question keeps it")
     axes.legend(loc="upper right")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

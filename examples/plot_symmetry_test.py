@@ -1,14 +1,14 @@
 """Which symmetry a question breaks, before anything is trained
 ============================================================
 
-    python examples/plot_symmetry_test.py [--out examples/output] [--seed 0]
-
 Three questions about digits turned by random quarter turns: which digit is it, does it lie on its side, by how much is
 it turned? One C4 network with random weights, one pass of gradients over the data for each: in a strictly equivariant
 network the mean gradient of a pathway that breaks the symmetry is zero unless the answer needs it broken, whatever the
 weights. So the test tells for each layer and irrep which question needs what: nothing, the sign that half turns keep,
 everything. Its p-values come from turning the samples at random once more, and are exact. A few seconds on one CPU
 core.
+
+    python examples/plot_symmetry_test.py [--out examples/output] [--seed 0]
 """
 
 from __future__ import annotations
@@ -30,11 +30,24 @@ QUESTIONS = {
 }
 
 
+# %%
+# One pass of gradients
+# ---------------------
+# The network has random weights. In a strictly equivariant network the mean gradient of what breaks the symmetry is
+# zero unless the data want it broken, so nothing needs to be trained.
+
+
 def examine(name: str, seed: int = 0) -> escnn_relax.SymmetryTest:
     """The test of one question by a network with random weights."""
     data = task(name, seed)
     torch.manual_seed(seed)
     return escnn_relax.symmetry_test(DigitNet(data.classes), data.loader(), gains=True, progress=False)
+
+
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
 
 
 def check(results: dict[str, escnn_relax.SymmetryTest]) -> None:
@@ -50,6 +63,12 @@ def check(results: dict[str, escnn_relax.SymmetryTest]) -> None:
         assert test.network.name == left, f"{name}: {left} is left, not {test.network.name}"
 
 
+# %%
+# The figure
+# ----------
+# One heat map a question. A star marks what is broken at the 5 % level, corrected for all pathways of the network.
+
+
 def draw(results: dict[str, escnn_relax.SymmetryTest], path: Path) -> None:
     """A heat map for each question."""
     import matplotlib.pyplot as plt
@@ -60,6 +79,12 @@ def draw(results: dict[str, escnn_relax.SymmetryTest], path: Path) -> None:
         ax.set_title(f"{QUESTIONS[name][0]}\n{test.network.name} is left of {test.group}", fontsize=11)
     figure.suptitle("Read off a network with random weights (* broken)")
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
+# Three questions, one after the other; each is answered in a second or two.
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 """Three loops, one result: fit, a loop of your own, and Lightning's hooks
 =======================================================================
 
-    python examples/plot_training_loops.py [--out examples/output] [--epochs 12]
-
 ``escnn_relax.fit`` is a convenience. All it does is done by an ``Evidence`` beside the model: ``loss`` adds the penalty
 of the prior to the loss of a batch, ``refresh`` looks at the curvature, ``step`` moves the precisions. So it fits into
 any framework whose loop has a hook at the end of an epoch. Of Lightning's, ``training_step`` returns
@@ -10,6 +8,8 @@ any framework whose loop has a hook at the end of an epoch. Of Lightning's, ``tr
 ``on_load_checkpoint`` carry ``evidence.state_dict()``; other frameworks call them otherwise. The class below has that
 shape but needs no Lightning: eight lines stand in for its trainer. All three loops end with the same weights and
 precisions, to the last bit. About 20 seconds on a core.
+
+    python examples/plot_training_loops.py [--out examples/output] [--epochs 12]
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ FIRST, EVERY, ADAM = 4, 2, partial(torch.optim.Adam, lr=5e-3)
 SAMPLED = escnn_relax.CurvatureSettings(samples=1)
 
 
+# %%
+# By fit
+# ------
+# The loop that comes with the package.
+
+
 def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
     """The evidence and the penalised loss of each epoch."""
     evidence = escnn_relax.Evidence(model, num_data=len(loader.dataset), curvature=SAMPLED)
@@ -35,6 +41,13 @@ def by_fit(model: nn.Module, loader, evidence_loader, epochs: int):
     options |= {"optimizer": ADAM, "scheduler": partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0)}
     history = escnn_relax.fit(model, loader, epochs=epochs, evidence_loader=evidence_loader, **options)
     return evidence, history.losses
+
+
+# %%
+# By hand
+# -------
+# The same in a loop of one's own: an ``Evidence`` beside the model adds its penalty to the loss, and looks at the
+# curvature now and then.
 
 
 def by_hand(model: nn.Module, loader, evidence_loader, epochs: int):
@@ -53,6 +66,12 @@ def by_hand(model: nn.Module, loader, evidence_loader, epochs: int):
             evidence.step(6)
     evidence.refresh(evidence_loader), evidence.learned and evidence.step(6)  # at the trained weights, for the report
     return evidence, losses
+
+
+# %%
+# By hooks
+# --------
+# In the shape of a ``LightningModule``. What it holds for the evidence goes into checkpoints with it.
 
 
 class RelaxedModule(nn.Module):
@@ -86,6 +105,12 @@ class RelaxedModule(nn.Module):
         self.evidence.load_state_dict(checkpoint["evidence"])
 
 
+# %%
+# A trainer for it
+# ----------------
+# Eight lines that call the hooks in the order in which Lightning does.
+
+
 def by_hooks(model: nn.Module, loader, evidence_loader, epochs: int):
     """A trainer that knows nothing of the evidence."""
     module, losses = RelaxedModule(model, len(loader.dataset), evidence_loader), []
@@ -102,6 +127,12 @@ def by_hooks(model: nn.Module, loader, evidence_loader, epochs: int):
     return module.evidence, losses
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(results: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     (first, losses), *others = results.values()
@@ -113,6 +144,12 @@ def check(results: dict) -> None:
         assert evidence.log_precision == first.log_precision, "so are the precisions"
         pairs = zip(first.model.parameters(), evidence.model.parameters())
         assert all(torch.equal(a, b) for a, b in pairs), "and the weights, to the last bit"
+
+
+# %%
+# The figure
+# ----------
+# Three losses, one on top of the other.
 
 
 def draw(results: dict, path: Path) -> None:
@@ -127,6 +164,11 @@ def draw(results: dict, path: Path) -> None:
     axes.set_title("Three loops, one result: equal to the last bit")
     axes.legend()
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

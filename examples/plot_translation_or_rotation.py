@@ -1,12 +1,12 @@
 """Translation and rotation are given up independently
 ===================================================
 
-    python examples/plot_translation_or_rotation.py [--out examples/output] [--epochs 40]
-
 Four questions about an 8×8 digit on a 16×16 canvas whose borders meet. Each needs another symmetry to be broken: of
 quarter turns, of translations, of both, or of none. One small C4 network answers all four. Its last layer has four ways
 to leave the equivariant convolution: kernels that break C4 (the irreps), a map between whole images that keeps C4 about
 the centre, and one that keeps nothing. The evidence chooses. One to two minutes on two CPU cores.
+
+    python examples/plot_translation_or_rotation.py [--out examples/output] [--epochs 40]
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ PARTS = {
 ALIVE = 0.005
 
 
+# %%
+# Four questions
+# --------------
+# One digit on a canvas whose borders meet. Which digit it is needs no symmetry broken, how it is turned needs quarter
+# turns broken, whether it stands in the middle needs translations broken, and in which quadrant it stands needs both.
+
+
 def data(question: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Images (count, 1, 16, 16) and labels."""
     archive = np.load(Path(digits.__file__).parent / "data" / "digits8.npz", allow_pickle=False)
@@ -66,6 +73,12 @@ def data(question: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return canvas, dict(zip(QUESTIONS, (y, turns, middle, places)))[question]
 
 
+# %%
+# One network
+# -----------
+# Three convolutions on a torus, blind to quarter turns and to translations. Its last layer gets pathways for both.
+
+
 class Net(nn.Module):
     """Three convolutions on a torus, invariant under C4 and translations."""
 
@@ -84,6 +97,12 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.end(self.last(self.features(self.gray(x)))).tensor.mean((-2, -1)))
+
+
+# %%
+# Train it on one question
+# ------------------------
+# The energy of the last layer is split by what each of its pathways breaks.
 
 
 def learn(job: tuple) -> dict:
@@ -108,6 +127,12 @@ def learn(job: tuple) -> dict:
     return {"accuracy": right, **shares, "translations": summands["factored_C4"], "both": summands["factored_free"]}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(results: dict[str, dict]) -> None:
     """A symmetry is broken where the question needs it, and by the pathway that breaks nothing else."""
     for question, (turns, translations, _) in QUESTIONS.items():
@@ -115,6 +140,12 @@ def check(results: dict[str, dict]) -> None:
         assert found["accuracy"] > 0.7, (question, found)
         assert (found["turns"] + found["both"] > ALIVE) == turns, (question, found)
         assert (found["translations"] + found["both"] > ALIVE) == translations, (question, found)
+
+
+# %%
+# The figure
+# ----------
+# For each question the accuracy, and the parts of the last layer.
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
@@ -130,6 +161,11 @@ def draw(results: dict[str, dict], path: Path) -> None:
     axes.set(xlabel="energy of the last layer, %", xlim=(0, 100), title="What breaks which symmetry")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.25), ncols=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

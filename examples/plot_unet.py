@@ -1,18 +1,24 @@
 """A U-Net sees edges from left to right, from a strict checkpoint to an export
 ============================================================================
 
-    python examples/plot_unet.py [--out examples/output]
-
 At each pixel: is it lighter than the one to its left? A C4 U-Net with transposed convolutions and skips cannot know
 where left is; by the pixel's own brightness it is right at three quarters of them, at most. Relaxed, it is the same
 network at first, loads the same checkpoint, learns the question in a training loop of one's own, and leaves as
 TorchScript. Half a minute on a core.
+
+    python examples/plot_unet.py [--out examples/output]
 """
 
 import torch
 from networks import UNet, bars, exported, folder
 
 import escnn_relax
+
+
+# %%
+# An ordinary loop
+# ----------------
+# Cross entropy at each pixel; it serves the strict network and the relaxed one alike.
 
 
 def train(model: torch.nn.Module, images: torch.Tensor, masks: torch.Tensor, steps: int) -> torch.nn.Module:
@@ -22,6 +28,12 @@ def train(model: torch.nn.Module, images: torch.Tensor, masks: torch.Tensor, ste
         torch.nn.functional.cross_entropy(model(images), masks).backward()
         optimiser.step()
     return model.eval()
+
+
+# %%
+# Relax, load, train, export
+# --------------------------
+# The relaxed U-Net loads the strict one's checkpoint, learns, and leaves as TorchScript with the same outputs.
 
 
 def learn(steps: int = 25) -> dict:
@@ -45,11 +57,22 @@ def learn(steps: int = 25) -> dict:
         return {"same": same, "export": export, "C4": right(strict), "relaxed": right(final), "broken": broken}
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     assert result["same"] < 1e-4 and result["export"] < 1e-4, f"relaxed and exported it is the same function: {result}"
     assert result["C4"] < 0.76 and result["relaxed"] > 0.8, (
         f"the question breaks C4: {result['C4']}, {result['relaxed']}"
     )
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

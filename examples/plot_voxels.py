@@ -1,14 +1,14 @@
 """A network for voxels discovers which way is up
 ==============================================
 
-    python examples/plot_voxels.py [--out examples/output] [--data modelnet10_30.npz]
-
 Pieces of furniture stand on their feet or on their heads, turned about the vertical axis by any multiple of 90°. A
 network that is invariant under all 24 rotations of a cube cannot tell which; relaxed, it learns to. The irreps that
 single out an axis come alive, that of a direction (irrep 1) among them, the other two stay next to nothing, and the
 subgroup that survives is C4 about the vertical axis, which nobody told the network. The shapes are generated; with
 ``--data`` they are those of ModelNet10 (an archive with ``x_train``, 30×30×30 voxels a shape). About a minute on a
 core.
+
+    python examples/plot_voxels.py [--out examples/output] [--data modelnet10_30.npz]
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ import escnn_relax  # noqa: E402, F401, I001  # before escnn, which may need wha
 from escnn import gspaces, nn as enn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
+
+
+# %%
+# Furniture of voxels
+# -------------------
+# Tables, chairs and cupboards, with random sizes. Each stands on its feet or on its head, and is turned about the
+# vertical axis at random.
 
 
 def furniture(kind: int, random: np.random.Generator) -> np.ndarray:
@@ -63,6 +70,13 @@ def task(count: int, data: Path | None, seed: int = 0) -> tuple[Tensor, Tensor]:
     return (x - x.mean()) / x.std(), torch.from_numpy(heads)
 
 
+# %%
+# A network for the cube's rotations
+# ----------------------------------
+# Its fields live on the six directions of the axes, and in the end it pools over all of them: so it cannot know which
+# way is up.
+
+
 class VoxelNet(nn.Module):
     """Two steerable convolutions of fields on the six directions of the axes; invariant under a cube's rotations."""
 
@@ -79,6 +93,12 @@ class VoxelNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.shrink(self.activation(self.conv1(self.scalar(x))))
         return self.linear(self.pool(self.activation(self.conv2(x))).tensor.mean((-3, -2, -1)))
+
+
+# %%
+# Strict and relaxed
+# ------------------
+# Both learn from the same shapes; ``survivors`` says which rotations of the cube are left.
 
 
 def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
@@ -101,6 +121,12 @@ def learn(data: Path | None, count: int = 300, epochs: int = 30) -> dict:
     }
 
 
+# %%
+# The claim
+# ---------
+# What was said above, as assertions: the script fails where one of them does not hold.
+
+
 def check(result: dict) -> None:
     """The claims; AssertionError with the first that does not hold."""
     assert result["strict"] < 0.65, f"the strict network cannot tell: {result['strict']:.0%}"
@@ -112,6 +138,12 @@ def check(result: dict) -> None:
     # escnn orders the axes of an array z, y, x: the first is the axis of its rotations "C4"
     kept = result["kept"].subgroup.name
     assert kept == "C4", f"C4 about the vertical axis survives, not {kept}"
+
+
+# %%
+# The figure
+# ----------
+# One shape each way up, and what each layer kept, by irrep of the cube's rotations.
 
 
 def draw(result: dict, path: Path) -> None:
@@ -130,6 +162,11 @@ def draw(result: dict, path: Path) -> None:
     names = ("equivariant", "irrep 1\n(direction)", "irrep -1", "irrep 2\n(axis)", "irrep 3")
     panel.set_xticks(range(5), names, rotation=0)
     figure.savefig(path, dpi=110)
+
+
+# %%
+# Run it
+# ------
 
 
 def main() -> None:

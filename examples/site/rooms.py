@@ -1,97 +1,91 @@
-"""The pages of the interface, one a room, written from the packages' own lists of public names and files."""
+"""The pages of the interface: one table of all public names by task, and a page for each room."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 from pathlib import Path
 
 import escnn_relax
 
-ROOT = Path(escnn_relax.__file__).parent
-
 #: The rooms with what they hold, in the order in which a reader meets them.
 ROOMS = {
-    "nn": "layers that may break their symmetry",
     "diagnosis": "which layer breaks which symmetry, before anything is trained",
     "morphism": "from module to module",
-    "evidence": "the log marginal likelihood, and the verdicts that it gives",
     "training": "weights and prior precisions together",
-    "search": "architecture searches",
+    "evidence": "the log marginal likelihood, and the verdicts that it gives",
     "report": "what each layer learned",
-    "symmetry": "subgroups, kernels by irrep, measured equivariance",
+    "nn": "layers that may break their symmetry",
+    "search": "architecture searches",
+    "symmetry": "subgroups, and measured equivariance",
     "curvature": "the Gauss–Newton curvature by BackPACK",
     "errors": "what is raised",
 }
+#: Parts of a room with public names of their own.
+PARTS = {"curvature": ["curvature.likelihood"]}
 
 
-def title(text: str) -> str:
-    return f"{text}\n{'=' * len(text)}\n"
+def title(text: str, line: str = "=") -> str:
+    return f"{text}\n{line * len(text)}\n"
 
 
-def section(text: str) -> str:
-    return f"\n{text}\n{'-' * len(text)}\n"
+def public(name: str) -> dict[str, object]:
+    """The public names of a room, by their path: the shortest one that a user can import from."""
+    found: dict[str, object] = {}
+    short = {n: getattr(escnn_relax, n) for n in escnn_relax.__all__}
+    of_room = lambda thing: str(getattr(thing, "__module__", "")).split(".")[1:2] == [name]
+    found |= {f"escnn_relax.{n}": thing for n, thing in short.items() if of_room(thing)}
+    for dotted in (name, *PARTS.get(name, [])):
+        module = importlib.import_module(f"escnn_relax.{dotted}")
+        things = {n: getattr(module, n) for n in getattr(module, "__all__", ())}
+        if name == "errors":
+            things = {n: thing for n, thing in things.items() if inspect.isclass(thing)}
+        known = {id(thing) for thing in (*found.values(), *short.values())}
+        found |= {f"{module.__name__}.{n}": thing for n, thing in things.items() if id(thing) not in known}
+    return found
 
 
-def entry(path: str) -> str:
+def entry(path: str, thing: object) -> str:
     """The directive that documents one name, by its public path."""
-    module, _, name = path.rpartition(".")
-    thing = getattr(importlib.import_module(module), name)
-    kind = "class" if inspect.isclass(thing) else "function"
+    kind = "class" if inspect.isclass(thing) else "function" if callable(thing) else "data"
     options = "   :members:\n   :show-inheritance:\n" if kind == "class" else ""
     return f"\n.. auto{kind}:: {path}\n{options}"
 
 
-def module_text(dotted: str) -> str:
-    """The docstring of a module; without an anchor where a function of the same name has it."""
-    package, _, name = dotted.rpartition(".")
-    taken = callable(getattr(importlib.import_module(package), name, None))
-    return f"\n.. automodule:: {dotted}\n" + ("   :no-index:\n" if taken else "")
-
-
-def defined(path: Path) -> list[str]:
-    """Public classes and functions of a file, in its order."""
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    return [n.name for n in nodes if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and not n.name.startswith("_")]
-
-
-def top() -> str:
-    """The names that ``import escnn_relax`` gives."""
-    text = title("escnn_relax") + "\n.. automodule:: escnn_relax\n"
-    return text + "".join(entry(f"escnn_relax.{name}") for name in escnn_relax.__all__)
+def summary(names: dict[str, object]) -> str:
+    """A table of names, each with the first line of its docstring."""
+    rows = "".join(f"   {path}\n" for path in names)
+    return "\n.. currentmodule:: escnn_relax\n\n.. autosummary::\n   :nosignatures:\n\n" + rows.replace(
+        "   escnn_relax.", "   ~escnn_relax."
+    )
 
 
 def room(name: str) -> str:
-    """A room's public names first, then file by file what else it holds."""
-    package = importlib.import_module(f"escnn_relax.{name}")
-    text = title(f"{name}: {ROOMS[name]}") + module_text(f"escnn_relax.{name}")
-    public = list(getattr(package, "__all__", ())) if (ROOT / name).is_dir() else []
-    shown = {id(getattr(escnn_relax, n)) for n in escnn_relax.__all__}
-    for n in public:
-        thing = getattr(package, n)
-        if id(thing) in shown:
-            text += f"\n:py:obj:`escnn_relax.{n}` is described among the names of the package.\n"
-        else:
-            text += entry(f"escnn_relax.{name}.{n}")
-        shown.add(id(thing))
-    files = sorted((ROOT / name).rglob("[!_]*.py")) if (ROOT / name).is_dir() else [ROOT / f"{name}.py"]
-    for path in files:
-        dotted = ".".join(["escnn_relax", *path.relative_to(ROOT).with_suffix("").parts])
-        module = importlib.import_module(dotted)
-        if path.parent != ROOT:
-            text += section(dotted) + module_text(dotted)
-        text += "".join(entry(f"{dotted}.{n}") for n in defined(path) if id(getattr(module, n)) not in shown)
-    return text
+    """A room's public names: the table, then each of them."""
+    names = public(name)
+    text = title(f"{name}: {ROOMS[name]}") + f"\n.. automodule:: escnn_relax.{name}\n   :no-index:\n" + summary(names)
+    return text + "".join(entry(path, thing) for path, thing in names.items())
+
+
+def index() -> str:
+    """All rooms, each with its table."""
+    text = title("API") + "\nWhat ``import escnn_relax`` gives, and what its rooms have besides, by task.\n"
+    for name, holds in ROOMS.items():
+        text += "\n" + title(f"{holds[0].upper()}{holds[1:]}", "-") + f"\n:doc:`{name}`\n" + summary(public(name))
+    return text + "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in ROOMS)
 
 
 def write(folder: Path) -> None:
     """All pages, into ``folder``; a page that has not changed is left as it is, so that Sphinx need not read it
     again."""
+    pages = {name: room(name) for name in ROOMS} | {"index": index()}
+    missing = {f"escnn_relax.{n}" for n in escnn_relax.__all__} - {path for name in ROOMS for path in public(name)}
+    if missing:
+        raise ValueError(f"public names that no room of {__file__} has: {sorted(missing)}")
     folder.mkdir(exist_ok=True)
-    pages = {"escnn_relax": top(), **{name: room(name) for name in ROOMS}}
-    table = "".join(f"   {name}\n" for name in pages)
-    pages["index"] = title("Interface") + "\n.. toctree::\n   :maxdepth: 1\n\n" + table
+    for path in folder.glob("*.rst"):
+        if path.stem not in pages:
+            path.unlink()
     for name, text in pages.items():
         path = folder / f"{name}.rst"
         if not path.exists() or path.read_text(encoding="utf-8") != text:

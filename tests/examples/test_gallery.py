@@ -3,6 +3,7 @@ it."""
 
 import ast
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +32,14 @@ def examples(monkeypatch):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_form(name):
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
-    assert source.count("\n") <= 150, "an example is short"
+    lines = source.splitlines()
+    prose = [number for number, line in enumerate(lines) if line.startswith("#")]
+    cells = [number for number in prose if lines[number] == "# %%"]
+    # the formatter keeps two blank lines on both sides of a cell's prose, where one pair would do
+    assert len(lines) - len(prose) - 3 * len(cells) <= 150, "an example is short"
+    assert len(cells) >= 3 and all(lines[n + 2] == "# " + "-" * (len(lines[n + 1]) - 2) for n in each(cells)), (
+        "in cells"
+    )
     tree = ast.parse(source)
     title, line, *text = ast.get_docstring(tree).splitlines()
     assert line == len(title) * "=", "sphinx-gallery takes its title from the docstring"
@@ -232,14 +240,51 @@ def test_site_writes_a_page_for_each_room(monkeypatch, tmp_path):
     import escnn_relax
 
     rooms.write(tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == {"index", "escnn_relax", *rooms.ROOMS}
-    front = (tmp_path / "escnn_relax.rst").read_text()
-    assert all(f":: escnn_relax.{name}\n" in front for name in escnn_relax.__all__)
+    assert {path.stem for path in tmp_path.iterdir()} == {"index", *rooms.ROOMS}
+    pages = {name: (tmp_path / f"{name}.rst").read_text() for name in rooms.ROOMS}
     folders = {path.parent.name for path in Path(escnn_relax.__file__).parent.glob("*/__init__.py")}
     assert folders <= set(rooms.ROOMS), "a new room needs its page"
-    text = "".join(path.read_text() for path in tmp_path.glob("*.rst"))
-    documented = [line for line in text.splitlines() if line.startswith((".. autoclass::", ".. autofunction::"))]
-    assert len(set(documented)) == len(documented) > 100, "each name once"
+    documented = [line for text in pages.values() for line in text.splitlines() if line.startswith(".. auto")]
+    names = [line.split(":: ")[1] for line in documented if line.startswith((".. autoclass", ".. autofunction"))]
+    assert {f"escnn_relax.{name}" for name in escnn_relax.__all__} <= set(names)
+    assert len(set(names)) == len(names) > 70, "each name once"
+    assert not any(part.startswith("_") for name in each(names) for part in name.split(".")), "public ones only"
+    index = (tmp_path / "index.rst").read_text().splitlines()
+    assert {line.strip()[1:] for line in index if line.startswith("   ~")} == set(names), "all of them in the tables"
+
+
+def test_site_has_each_example_in_one_section(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES / "site"))
+    import sections
+
+    monkeypatch.setattr(sections, "STAGE", tmp_path / "stage")
+    sections.stage()
+    assert sorted(path.stem for path in (tmp_path / "stage").glob("*/plot_*.py")) == SCRIPTS
+    assert sections.position("anywhere/plot_five_lines.py") == 0
+    monkeypatch.setattr(sections, "ORDER", sections.ORDER[1:])
+    with pytest.raises(ValueError, match="plot_five_lines"):
+        sections.stage()
+
+
+def test_notebooks_need_no_checkout(monkeypatch, tmp_path):
+    """The cells before the script write its helpers and data; with these alone beside it, it can be imported."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "site"))
+    import sections
+
+    path = tmp_path / "plot_symmetry_discovery.ipynb"
+    path.write_text(json.dumps({"cells": []}))
+    sections.complete(path)
+    first, *helpers = (c["source"][0] for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    lines = {text.split("\n")[0] for text in helpers}
+    assert {"%%writefile planted.py", "%%writefile runs.py", "%%writefile symmetry_discovery_runs.py"} <= lines
+    for text in each(helpers):
+        head, source = text.split("\n", 1)
+        (tmp_path / head.split()[1]).write_text(source)
+    script = (EXAMPLES / "plot_symmetry_discovery.py").read_text()
+    (tmp_path / "cells.py").write_text(f"{first}\n{script.split('# %%')[0].split('import annotations')[1]}\nCASES")
+    subprocess.run([sys.executable, "-W", "ignore", "cells.py"], cwd=tmp_path, check=True)
+    stored = (EXAMPLES / "symmetry_discovery.jsonl").read_bytes()
+    assert (tmp_path / "symmetry_discovery.jsonl").read_bytes() == stored
 
 
 @pytest.mark.slow
@@ -264,4 +309,5 @@ def test_claims_of_three_networks(examples):
     refuses(plot_actor_critic.check, [right], relaxed=(0.3, 0.01), C4=(1.0, 1.0), export=0.1)
     refuses(plot_actor_critic.check, [right], relaxed=(1.0, 0.9), C4=(0.25, 0.1))
     for name in ("residual_network", "unet", "actor_critic"):
-        assert sum(map(bool, (EXAMPLES / f"plot_{name}.py").read_text(encoding="utf-8").splitlines())) < 60
+        lines = (EXAMPLES / f"plot_{name}.py").read_text(encoding="utf-8").splitlines()
+        assert sum(bool(line) and not line.startswith("#") for line in lines) < 60
