@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "SearchError",
     "layer_name",
+    "most_like",
     "naming",
     "nearest",
 ]
@@ -53,12 +54,21 @@ def nearest(word: object, known: Iterable[object], most: int = 8) -> str:
     names = [str(name) for name in known]
     if not names:
         return "there are none"
-    # small and capital letters are not what people mean to tell apart
-    lower = {name.lower(): name for name in reversed(names)}
-    close = difflib.get_close_matches(str(word).lower(), list(lower), 1, 0.0)
+    like = most_like(word, names)
     listed = ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-    guess = f"did you mean {lower[close[0]]!r}? " if close else ""
+    guess = f"did you mean {like!r}? " if like else ""
     return f"{guess}There {'is' if len(names) == 1 else 'are'} {listed}"
+
+
+def most_like(word: object, names: Iterable[str]) -> str:
+    """The name most like a word, empty if none is at all; small and capital letters are not told apart.
+
+    >>> most_like("Date", ["num_data", "noise"])
+    'num_data'
+    """
+    lower = {name.lower(): name for name in reversed(list(names))}
+    close = difflib.get_close_matches(str(word).lower(), list(lower), 1, 0.0)
+    return lower[close[0]] if close else ""
 
 
 class RelaxError(Exception):

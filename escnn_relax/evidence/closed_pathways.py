@@ -15,7 +15,7 @@ from torch import nn
 from ..curvature.layers.coverage import join
 from ..diagnosis import SymmetryTest
 from ..diagnosis.judgement import STRICT
-from ..errors import CoverageError
+from ..errors import ArgumentError, CoverageError
 from ..nn.gates import Gated
 from .prior import Prior
 
@@ -75,12 +75,17 @@ def move_gates(gates: Mapping[str, Gate], precisions: Mapping[str, float]) -> No
     """Close what is given an infinite log precision, open the rest.
 
     Raises:
+        ArgumentError: a log precision that is no number, or that of no prior at all; nothing is moved then.
         CoverageError: a name that is not of a covered pathway that breaks a symmetry; nothing is moved then.
     """
     unknown = [name for name in precisions if name not in gates]
     if unknown:
         remedy = f"name one of {', '.join(list(gates)[:4])}, ..." if gates else "only relaxed layers have them"
         raise CoverageError(unknown[0], "no covered pathway that breaks a symmetry", remedy=remedy)
+    for name, value in precisions.items():
+        if isinstance(value, str) or not float(value) > -math.inf:
+            remedy = "3 is what pathways start from by default, infinity closes them"
+            raise ArgumentError(name, expected="a log precision, a number", got=repr(value), remedy=remedy)
     for name, value in precisions.items():
         layer, pathway = gates[name]
         layer.close(pathway) if value == math.inf else layer.open(pathway)

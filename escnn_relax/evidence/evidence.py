@@ -194,8 +194,12 @@ class Evidence:
         Without names all that break a symmetry.
 
         Raises:
+            ArgumentError: one name instead of a list of some.
             CoverageError: a name that is not of a covered pathway that breaks a symmetry.
         """
+        if isinstance(names, str):
+            remedy = f"pass close([{names!r}])"
+            raise ArgumentError("close", expected="a list of names of weights", got=repr(names), remedy=remedy)
         self.move_gates({name: math.inf for name in (self.gates if names is None else names)})
 
     def open(self, precisions: Mapping[str, float] | SymmetryTest) -> tuple[str, ...]:
@@ -208,6 +212,10 @@ class Evidence:
 
         Returns:
             the names of the weights that were opened; an optimizer made before has to hold them to move them.
+
+        Raises:
+            ArgumentError: names without precisions, or a precision that is no number.
+            CoverageError: a name that is not of a covered pathway that breaks a symmetry.
 
         >>> import torch
         >>> from escnn import gspaces, nn as enn
@@ -223,6 +231,11 @@ class Evidence:
         """
         if isinstance(precisions, SymmetryTest):
             precisions = opening_precisions(precisions, self.initial)
+        if not isinstance(precisions, Mapping):
+            first = precisions if isinstance(precisions, str) else next(iter(self.gates), "0.weights.irrep_1")
+            expected = "log precisions by the names of weights, or a SymmetryTest"
+            remedy = f"pass open({{{first!r}: 3.0}}), where 3 is what an evidence starts from by default"
+            raise ArgumentError("open", expected=expected, got=repr(precisions), remedy=remedy)
         shut = set(self.closed)
         moved = {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision}
         return self.move_gates(moved)
@@ -233,6 +246,7 @@ class Evidence:
         Eigenvalues of what opens are zero until the next refresh; running averages of the curvature begin anew.
 
         Raises:
+            ArgumentError: a log precision that is no number.
             CoverageError: a name that is not of a covered pathway that breaks a symmetry.
         """
         if not precisions:

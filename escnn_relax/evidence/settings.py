@@ -11,12 +11,12 @@ from torch import Tensor
 from ..curvature.approximation import Approximation
 from ..curvature.approximation_choice import AUTOMATIC
 from ..deprecation import warn_former
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError, most_like, nearest
 from .prior import BOUNDS, Ties
 
 __all__ = [
     *("CurvatureSettings", "NoiseSettings", "PriorSettings"),
-    *("EvidenceKeywords", "FormerKeywords", "regrouped", "with_ties"),
+    *("EvidenceKeywords", "FormerKeywords", "nearest_argument", "regrouped", "with_ties"),
 ]
 
 #: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
@@ -149,7 +149,7 @@ def regrouped(
     for name in former:
         if name not in homes:
             known = ["num_data", "relaxed_only", *settings]
-            raise ArgumentError("Evidence", f"it has no argument {name!r}", remedy=nearest(name, known, most=30))
+            raise ArgumentError("Evidence", f"it has no argument {name!r}", remedy=nearest_argument(name, known))
     for home in settings:
         values = {name: value for name, value in former.items() if homes[name] == home}
         if not values:
@@ -163,6 +163,23 @@ def regrouped(
         warn_former(", ".join(f"{name}=" for name in values), f"{home}={kind.__name__}({spelled})")
         settings[home] = replace(settings[home], **values)
     return settings["curvature"], settings["prior"], settings["noise"]
+
+
+def nearest_argument(name: str, arguments: Sequence[str]) -> str:
+    """The remedy for an argument that is not known: the one most like it, or the field of the settings.
+
+    Args:
+        arguments: those of the function, the settings among them.
+
+    >>> nearest_argument("log_precison", ["num_data", "prior"])
+    'did you mean prior=PriorSettings(log_precision=...)? There are num_data, prior'
+    """
+    homes = {"curvature": CurvatureSettings, "prior": PriorSettings, "noise": NoiseSettings}
+    spelled = {f.name: f"{home}={kind.__name__}({f.name}=...)" for home, kind in homes.items() for f in fields(kind)}
+    like = most_like(name, [*arguments, *spelled])
+    if like in arguments:
+        return nearest(name, arguments, most=30)
+    return f"did you mean {spelled[like]}? There are {', '.join(arguments)}"
 
 
 def with_ties(options: Mapping[str, Any], ties: Ties) -> dict[str, Any]:

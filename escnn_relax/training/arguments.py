@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..curvature.layers.wrappers import unwrap
-from ..errors import ArgumentError, nearest
+from ..errors import ArgumentError
 from ..evidence.evidence import Evidence
-from ..evidence.settings import FormerKeywords
+from ..evidence.settings import FormerKeywords, nearest_argument
 from .schedule import first
 
 __all__ = ["check_evidence_options", "check_numbers", "residuals_given", "warn_of_burn_in"]
@@ -48,9 +48,8 @@ def check_evidence_options(
     keywords = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known and name not in FormerKeywords.__annotations__:
-            raise ArgumentError(
-                "fit", f"it has no argument {name!r}", remedy=nearest(name, [*known, *keywords], most=30)
-            )
+            remedy = nearest_argument(name, [*known, *keywords])
+            raise ArgumentError("fit", f"it has no argument {name!r}", remedy=remedy)
 
 
 def residuals_given(options: Mapping[str, Any]) -> bool:

@@ -25,6 +25,9 @@ from escnn_relax.errors import (
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings
 
 
+C4 = gspaces.rot2dOnR2(4)
+
+
 def with_value(value, what="weight"):
     model, (x, y) = network(), next(iter(loader()))
     if what == "weight":
@@ -240,3 +243,21 @@ def test_plain_tensors_for_a_model_of_fields():
         fit(model, data, epochs=1, progress=False)
     with pytest.raises(FieldTypeError, match="SequentialModule: an assertion"):
         Evidence(model).refresh(data)
+
+
+def test_opening_and_closing_take_names_and_numbers():
+    model = nn.Sequential(relax(enn.R2Conv(*2 * [enn.FieldType(C4, [C4.regular_repr])], 3, bias=False)))
+    evidence, name = Evidence(model, num_data=10), "0.weights.irrep_1"
+    with pytest.raises(
+        ArgumentError, match=rf"close: expected a list of names.*got '{name}'; pass close\(\['{name}'\]\)"
+    ):
+        evidence.close(name)
+    evidence.close([name])
+    for wrong in (name, [name]):
+        with pytest.raises(ArgumentError, match=rf"open: expected log precisions by the names.*\{{'{name}': 3.0\}}"):
+            evidence.open(wrong)
+    for value in (math.nan, -math.inf, "3"):
+        with pytest.raises(ArgumentError, match=f"{name}: expected a log precision, a number, got {value!r}"):
+            evidence.open({name: value})
+    assert evidence.closed == (name,) and not model[0].weights["irrep_1"].any()
+    assert evidence.open({name: torch.tensor(2.0)}) == (name,)

@@ -63,6 +63,22 @@ def test_not_both():
         Evidence(network(), priors=2)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("log_precison", r"prior=PriorSettings\(log_precision=\.\.\.\)"),
+        ("temprature", r"noise=NoiseSettings\(temperature=\.\.\.\)"),
+        ("sample", r"curvature=CurvatureSettings\(samples=\.\.\.\)"),
+        ("numdata", "'num_data'"),
+    ],
+)
+def test_a_misspelt_field_of_the_settings_is_known(wrong, right):
+    with pytest.raises(ArgumentError, match=f"Evidence: it has no argument '{wrong}'; did you mean {right}"):
+        Evidence(network(), **{wrong: 2})
+    with pytest.raises(ArgumentError, match=f"fit: it has no argument '{wrong}'; did you mean {right}"):
+        fit(network(), loader(), **{wrong: 2})
+
+
 def test_a_prior_is_settings():
     with pytest.raises(ArgumentError, match="prior: expected a PriorSettings, got 'layer'; write prior=PriorSettings"):
         Evidence(network(), prior="layer")
