@@ -93,16 +93,16 @@ def provide_wigner_matrices() -> bool:
 
     for name in [name for name in sys.modules if name.split(".")[0] == "lie_learn"]:
         del sys.modules[name]
-    parts = WIGNER.split(".")
-    for depth in range(1, len(parts) + 1):
-        substitute: Any = ModuleType(".".join(parts[:depth]), "Stands in for lie_learn, which cannot be imported here.")
+    names = WIGNER.split(".")
+    for depth in range(1, len(names) + 1):
+        substitute: Any = ModuleType(".".join(names[:depth]), "Stands in for lie_learn, which cannot be imported here.")
         sys.modules[substitute.__name__] = substitute
-        if depth == len(parts):
+        if depth == len(names):
             substitute.wigner_D_matrix = _wigner.wigner_D_matrix
         else:
             substitute.__path__ = []
         if depth > 1:
-            setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], substitute)
+            setattr(sys.modules[".".join(names[: depth - 1])], names[depth - 1], substitute)
     return True
 
 
@@ -641,8 +641,8 @@ def initialise(layer: Any) -> None:
     deviations = torch.ones(expansion.dimension())
     for pair, kernels in blocks.items():
         irrep_counts = [counts[pair[1], kernel["out_irrep_idx"]] for kernel in kernels]
-        scales = [(len(irreps) * irreps[kernel["in_irrep"]]) ** -0.5 for irreps, kernel in zip(irrep_counts, kernels)]
+        sizes = [(len(irreps) * irreps[kernel["in_irrep"]]) ** -0.5 for irreps, kernel in zip(irrep_counts, kernels)]
         start, stop = weight_range(expansion, pair)
-        deviations[start:stop] = torch.tensor(scales).repeat((stop - start) // max(len(scales), 1))
+        deviations[start:stop] = torch.tensor(sizes).repeat((stop - start) // max(len(sizes), 1))
     with torch.no_grad():
         layer.weights.copy_(deviations.to(layer.weights) * torch.randn_like(layer.weights))

@@ -106,12 +106,12 @@ class RelaxError(Exception):
         super().__init__(self._text())
 
     def _text(self) -> str:
-        parts = [self.problem] if self.problem else []
+        clauses = [self.problem] if self.problem else []
         if self.expected is not None:
-            parts.append(f"expected {self.expected}")
+            clauses.append(f"expected {self.expected}")
         if self.got is not None:
-            parts.append(f"got {self.got}")
-        text = ", ".join(parts)
+            clauses.append(f"got {self.got}")
+        text = ", ".join(clauses)
         text = f"{self.where}: {text}" if self.where and text else self.where or text
         return f"{text}; {self.remedy}" if self.remedy else text
 

@@ -26,6 +26,9 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
     "curvature.conventions": {
         "APPROXIMATIONS": "curvature.approximation_choice:APPROXIMATIONS",
     },
+    "curvature.coverage": {
+        "Part": "curvature.layers.coverage:LayerWeights",
+    },
     "curvature.layers": {
         "alike": "curvature.layers.known_layers:alike",
         "obstacle": "curvature.layers.known_layers:obstacle",
@@ -88,6 +91,9 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
         "Part": "training.loaders:LoaderPart",
         "chance_kept": "evidence.random_state:random_state_kept",
     },
+    "evidence.restricted": {
+        "Part": "evidence.verdicts.kernel_family:FamilyBlock",
+    },
     "evidence.scales": {
         "Scales": "training.length_scales:LengthScales",
     },
@@ -117,6 +123,9 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
     },
     "nn.mixed": {
         "MixedConvolution": "nn.mixed.convolution:MixedConvolution",
+    },
+    "nn.mixed_basis": {
+        "Part": "nn.mixed.basis:Combination",
     },
     "nn.mixed_reduction": {
         "kept_summands": "nn.mixed.reduction:select_summands",

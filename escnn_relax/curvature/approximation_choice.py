@@ -50,10 +50,12 @@ def patch_sizes(coverage: Coverage) -> dict[str, int]:
     """How many numbers the kernel that a parameter belongs to sees at a place, by the parameter's name in the model."""
     sizes = {}
     with torch.no_grad():
-        for part in coverage.weights:
-            layer = coverage.linear_map(part.layer)
+        for layer_weights in coverage.weights:
+            layer = coverage.linear_map(layer_weights.layer)
             widths = {block.parameter: sum(width(piece) for piece in block.pieces) for block in layer.blocks}
-            sizes.update({name: widths[inside] for inside, name in part.parameters.items() if inside in widths})
+            sizes.update(
+                {name: widths[inside] for inside, name in layer_weights.parameters.items() if inside in widths}
+            )
     return sizes
 
 

@@ -177,15 +177,15 @@ class Curvature:
         check_alike(self.model)
         check_samples(self.model)
         with torch.no_grad():  # a basis may depend on a parameter
-            layers = {part: self.layer_curvature(part) for part in self.coverage.weights}
+            layers = {layer_weights: self.layer_curvature(layer_weights) for layer_weights in self.coverage.weights}
         return layers, None if self.memory is None else Budget(self.memory)
 
     def _estimate(self, layers: dict[LayerWeights, LayerCurvature], totals: Totals) -> CurvatureEstimate:
         """What the sums end in."""
         factors: list[dict[str, tuple[Factor, ...]]] = [{} for _ in totals.losses]
-        for part, layer in layers.items():
+        for layer_weights, layer in layers.items():
             for output, by_name in zip(factors, layer.factors(), strict=True):
-                output.update({part.parameters[name]: blocks for name, blocks in by_name.items()})
+                output.update({layer_weights.parameters[name]: blocks for name, blocks in by_name.items()})
         each = totals.num_data * len(factors)
         numbers = totals.observations / each if totals.observations % each else int(totals.observations) // each
         outputs = [
@@ -242,13 +242,15 @@ class Curvature:
         few = None if enough is None else enough.columns
         return few if few is not None and few < columns - 1 else None
 
-    def layer_curvature(self, part: LayerWeights, layer: LinearMap | None = None) -> LayerCurvature:
+    def layer_curvature(self, layer_weights: LayerWeights, layer: LinearMap | None = None) -> LayerCurvature:
         """Empty sums for a part of what is covered."""
-        layer = self.coverage.linear_map(part.layer) if layer is None else layer
+        layer = self.coverage.linear_map(layer_weights.layer) if layer is None else layer
         order = [*self._known]
-        names = sorted(part.parameters, key=lambda name: order.index(self.recipe[part.parameters[name]]))
-        chosen = {name: self._known[self.recipe[part.parameters[name]]] for name in names}
-        return LayerCurvature(part.layer, layer, chosen, self.exact_bias)
+        names = sorted(
+            layer_weights.parameters, key=lambda name: order.index(self.recipe[layer_weights.parameters[name]])
+        )
+        chosen = {name: self._known[self.recipe[layer_weights.parameters[name]]] for name in names}
+        return LayerCurvature(layer_weights.layer, layer, chosen, self.exact_bias)
 
 
 def _refuse_empty(totals: Totals) -> None:

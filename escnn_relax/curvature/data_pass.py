@@ -87,9 +87,9 @@ class DataPass:
         losses, num_data, observations = torch.zeros(1, dtype=torch.float64), 0, 0.0
         pairs = batches(loader, device, progress)
         pairs = drop_padding(loader, pairs) if several() else pairs
-        parts = halves(pairs) if budget is None else budget.chunks(pairs, kind, lambda: _growth(layers))
+        chunks = halves(pairs) if budget is None else budget.chunks(pairs, kind, lambda: _growth(layers))
         probed, targets = False, []
-        for input, target in parts:
+        for input, target in chunks:
             targets.append(target)
             if not num_data or (
                 budget is not None and not probed
@@ -134,10 +134,10 @@ class DataPass:
         counts = self.likelihood.counts(output, target)
         columns = columns if enough is None else enough.watch(columns)
         for index, uses in enumerate(self.extraction.backward(output, columns)):
-            for part, layer in layers.items():
+            for layer_weights, layer in layers.items():
                 samples = len(output) if index == 0 else None
                 layer.add(
-                    [use for user in part.users for use in uses[user]],
+                    [use for user in layer_weights.users for use in uses[user]],
                     samples,
                     counts,
                     index % len(losses) if self.apart else 0,

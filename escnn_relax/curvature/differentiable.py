@@ -42,18 +42,20 @@ def differentiable_curvature(
             input, target = drop_uncounted(whole, targets)
             output = likelihood.tensor(extraction.forward(model, detach_input(input)))
             likelihood.check(output, target)
-            layers = {part: curvature.layer_curvature(part) for part in curvature.coverage.weights}
+            layers = {
+                layer_weights: curvature.layer_curvature(layer_weights) for layer_weights in curvature.coverage.weights
+            }
             columns = likelihood.columns(output, target=target)
             if weights is not None:
                 columns = (column * weights.sqrt()[index % len(weights)] for index, column in enumerate(columns))
             counts = likelihood.counts(output, target)
             for index, uses in enumerate(extraction.differentiable(output, columns)):
-                for part, layer in layers.items():
+                for layer_weights, layer in layers.items():
                     samples = len(output) if index == 0 else None
-                    layer.add([use for user in part.users for use in uses[user]], samples, counts)
+                    layer.add([use for user in layer_weights.users for use in uses[user]], samples, counts)
             factors = {
-                part.parameters[name]: blocks
-                for part, layer in layers.items()
+                layer_weights.parameters[name]: blocks
+                for layer_weights, layer in layers.items()
                 for name, blocks in layer.factors()[0].items()
             }
             loss = likelihood.loss(output, target)

@@ -47,16 +47,16 @@ class CurvatureEstimate:
     def weighted_sum(cls, outputs: Sequence[CurvatureEstimate], weights: Tensor | None = None) -> CurvatureEstimate:
         """That of all outputs from the estimates of single ones; all weights are 1 by default."""
         first = outputs[0]
-        given = [1.0] * len(outputs) if weights is None else weights.tolist()
+        numbers = [1.0] * len(outputs) if weights is None else weights.tolist()
         factors = {
             name: tuple(
-                type(same[0]).weighted_sum(same, given)
+                type(same[0]).weighted_sum(same, numbers)
                 for same in zip(*(o.factors[name] for o in outputs), strict=True)
             )
             for name in first.factors
         }
-        loss = sum(w * o.loss for w, o in zip(given, outputs, strict=True))
-        constant = sum(w * o.constant for w, o in zip(given, outputs, strict=True))
+        loss = sum(w * o.loss for w, o in zip(numbers, outputs, strict=True))
+        constant = sum(w * o.constant for w, o in zip(numbers, outputs, strict=True))
         return cls(
             factors, loss, first.num_data, sum(o.num_outputs for o in outputs), tuple(outputs), constant, first.weight
         )

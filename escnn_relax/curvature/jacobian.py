@@ -51,7 +51,10 @@ def rows(
     Args:
         columns: from the outputs to the columns, each of the shape of the outputs.
     """
-    layers = {part: curvature.coverage.linear_map(part.layer) for part in curvature.coverage.weights}
+    layers = {
+        layer_weights: curvature.coverage.linear_map(layer_weights.layer)
+        for layer_weights in curvature.coverage.weights
+    }
     device = next(curvature.model.parameters()).device
     derivatives: dict[str, list[Tensor]] = {n: [] for n in curvature.covered if names is None or n in names}
     with curvature.extraction.open(curvature.model):
@@ -62,12 +65,14 @@ def rows(
         )
         batches: dict[LayerWeights, Batch] = {}
         for uses in curvature.extraction.backward(output, columns(output)):
-            for part, layer in layers.items():
-                layer_uses = [use for user in part.users for use in uses[user]]
-                if part not in batches:
-                    batches[part] = Batch(layer, [use.input for use in layer_uses])
-                for parameter, gradient in _gradients(layer, batches[part], batches[part].gradients(layer_uses)):
-                    name = part.parameters.get(parameter)
+            for layer_weights, layer in layers.items():
+                layer_uses = [use for user in layer_weights.users for use in uses[user]]
+                if layer_weights not in batches:
+                    batches[layer_weights] = Batch(layer, [use.input for use in layer_uses])
+                for parameter, gradient in _gradients(
+                    layer, batches[layer_weights], batches[layer_weights].gradients(layer_uses)
+                ):
+                    name = layer_weights.parameters.get(parameter)
                     if name in derivatives:
                         derivatives[name].append(gradient)
     return {name: torch.stack(columns, dim=1) for name, columns in derivatives.items()}

@@ -189,11 +189,11 @@ class LayerAction:
 
     def table(self, name: str, groups: Sequence[list[Tensor]]) -> Tensor:
         r""":math:`\langle \Gamma_b, M(g) \Gamma_{b'} \rangle` for features of groups of samples, ``(order, B, B)``."""
-        parts = []
+        products = []
         for index, matrices in enumerate(self._matrices(name)):
             stack = torch.stack([g[index] for g in groups])
-            parts.append(torch.stack([stack.flatten(1) @ (stack @ m.T).flatten(1).T for m in matrices]))
-        return torch.stack(parts).sum(0)
+            products.append(torch.stack([stack.flatten(1) @ (stack @ m.T).flatten(1).T for m in matrices]))
+        return torch.stack(products).sum(0)
 
     def _matrices(self, name: str) -> list[Tensor]:
         return [p.matrices for pair in self.pairs for p in pair.pathways if p.name == name]

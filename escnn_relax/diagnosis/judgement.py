@@ -174,9 +174,9 @@ class _Measurement:
 
     def __init__(self, sums: _Sums, key: tuple[str, str], moved_share: float, gradient_sums: GradientSums) -> None:
         table, many = sums.tables[key], len(gradient_sums.gradients) > 1
-        part, fixed_part = sums.split(gradient_sums.gradients, key)
+        tested, fixed_part = sums.split(gradient_sums.gradients, key)
         whole = moments(float(table[0].sum()), float(table[0].trace()), gradient_sums.sizes)
-        tested_part = part if moved_share > 0 else table[0]
+        tested_part = tested if moved_share > 0 else table[0]
         self.statistic, trace = float(tested_part.sum()), float(tested_part.trace())
         self.ratio = self.statistic / trace if trace > 0 else math.nan
         self.moments = moments(self.statistic, trace, gradient_sums.sizes)

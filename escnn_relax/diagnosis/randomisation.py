@@ -101,12 +101,12 @@ def randomise(
     moved_share = torch.zeros(len(coordinates), dtype=torch.float64)
     statistics = torch.zeros(len(coordinates), draws + 1, dtype=torch.float64)
     for n, whole in enumerate(coordinates):
-        part = whole[inside]
-        fixed_part = part.mean(0)
+        features = whole[inside]
+        fixed_part = features.mean(0)
         trace, fixed_square = float(whole[0].square().sum()), float(fixed_part.square().sum())
         if trace > 0 and trace - fixed_square > FIXED_SHARE * trace:
             moved_share[n] = (trace - fixed_square) / trace
-            statistics[n] = _squares(part - fixed_part, cells) / (trace - fixed_square)
+            statistics[n] = _squares(features - fixed_part, cells) / (trace - fixed_square)
     observed = statistics[:, :1] - EQUAL * statistics[:, :1].abs()
     p = (statistics >= observed).double().mean(1)
     scores = _normal(statistics)

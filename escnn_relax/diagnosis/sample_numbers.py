@@ -106,6 +106,8 @@ def sample_identity(dataset: Any, index: Any) -> Hashable:
         return sample_identity(dataset.dataset, dataset.indices[index])
     if type(dataset) is ConcatDataset:
         index = index + len(dataset) if index < 0 else index
-        part = bisect_right(dataset.cumulative_sizes, index)
-        return sample_identity(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+        number = bisect_right(dataset.cumulative_sizes, index)
+        return sample_identity(
+            dataset.datasets[number], index - (dataset.cumulative_sizes[number - 1] if number else 0)
+        )
     return id(dataset), int(index) if hasattr(index, "__index__") else index

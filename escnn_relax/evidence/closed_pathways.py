@@ -102,15 +102,15 @@ def gated_precisions(
         initial: what the evidence was made with.
     """
     logs = dict(log_precision)
-    for name, wanted in precisions.items():
+    for name, precision in precisions.items():
         group, members = next((g, tied) for g, tied in prior.groups.items() if name in tied)
-        if wanted == math.inf:
-            logs[name] = wanted
+        if precision == math.inf:
+            logs[name] = precision
         elif group in prior.fixed:
             logs[name] = initial[name]
         else:
             others = (logs[n] for n in members if n != name)
-            logs[name] = next((value for value in others if value != math.inf), prior.clip(wanted))
+            logs[name] = next((value for value in others if value != math.inf), prior.clip(precision))
     return logs
 
 

@@ -141,24 +141,24 @@ class Evidence:
         if num_data is not None and not num_data > 0:
             remedy = "pass len(train_set), or leave it out and refresh on all the data first"
             raise ArgumentError("num_data", expected="the number of training samples", got=num_data, remedy=remedy)
-        self.settings, wanted, noisy = regrouped(curvature, prior, noise, former)
+        self.settings, start, noises = regrouped(curvature, prior, noise, former)
         self.model = model = unwrap(model)
         self.layers = {n: m for n, m in model.named_modules() if isinstance(m, Recorded)}
         if not self.layers and relaxed_only:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
-        self._likelihood, self._apart = likelihood, noisy.kind == "output"
+        self._likelihood, self._apart = likelihood, noises.kind == "output"
         shut = closed_weights(self.layers)
         with weights_open(model, shut):
             self.curvature = self.new_curvature()
         self.likelihood, self.uncovered = self.curvature.likelihood, self.curvature.uncovered
-        self.noise = Noise(self.likelihood, noisy.kind, noisy.log_noise, noisy.temperature)
+        self.noise = Noise(self.likelihood, noises.kind, noises.log_noise, noises.temperature)
         self.num_data, self._counting = num_data, num_data is None
         breaking = {join(n, weight) for n, layer in self.layers.items() for weight in layer.breaking_weights()}
-        residual = RESIDUAL if wanted.residual_log_precision is None else wanted.residual_log_precision
-        logs = {n: residual if n in breaking else wanted.log_precision for n in self.curvature.covered}
-        fixed = wanted.fixed or {}
-        self.prior = Prior.grouped(logs, wanted.ties or "parameter", fixed, wanted.bounds)
+        residual = RESIDUAL if start.residual_log_precision is None else start.residual_log_precision
+        logs = {n: residual if n in breaking else start.log_precision for n in self.curvature.covered}
+        fixed = start.fixed or {}
+        self.prior = Prior.grouped(logs, start.ties or "parameter", fixed, start.bounds)
         self.log_precision: dict[str, float] = self.prior.start(logs, fixed)
         self.initial = dict(self.log_precision)
         self.parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}

@@ -95,13 +95,13 @@ def hypergradient(
 def _sensitivity(factor: Factor, scale: float, log_precision: float) -> tuple[Tensor, ...]:
     """Derivative of half the log determinant in the tensors that the factor consists of."""
     delta = math.exp(log_precision)
-    parts = [t.detach().clone().requires_grad_() for t in factor.tensors("hypergradient")]
+    tensors = [t.detach().clone().requires_grad_() for t in factor.tensors("hypergradient")]
     with torch.enable_grad():
-        half = 0.5 * torch.log1p(factor.smooth_spectrum(parts) * (scale / delta)).sum()
-        return torch.autograd.grad(half, parts)
+        half = 0.5 * torch.log1p(factor.smooth_spectrum(tensors) * (scale / delta)).sum()
+        return torch.autograd.grad(half, tensors)
 
 
 def _inner(factor: Factor, total: Factor, sensitivity: tuple[Tensor, ...]) -> Tensor:
     """A minibatch's share of a factor against the sensitivity to the whole."""
-    first, *others = ((part * s).sum() for part, s in zip(factor.portion(total), sensitivity))
+    first, *others = ((tensor * s).sum() for tensor, s in zip(factor.portion(total), sensitivity))
     return sum(others, first)

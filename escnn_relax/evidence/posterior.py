@@ -58,8 +58,8 @@ class Posterior:
         for name, J in rows.items():
             J, delta = J.to("cpu", torch.float64), math.exp(self.approximation.log_precision[name])
             for factor in estimate.factors[name]:
-                part = J if factor.positions is None else J[..., factor.positions.flatten()]
-                white = factor.whiten(part, scale, delta)
+                columns = J if factor.positions is None else J[..., factor.positions.flatten()]
+                white = factor.whiten(columns, scale, delta)
                 covariance += white @ white.transpose(1, 2)
         return output.to("cpu", torch.float64), covariance
 

@@ -62,13 +62,13 @@ class Prior:
             unmoved |= meant
         return cls({g: tuple(members) for g, members in groups.items()}, frozenset(unmoved), bounds)
 
-    def start(self, wanted: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
+    def start(self, initial: Mapping[str, float], fixed: Mapping[str, float]) -> dict[str, float]:
         """Initial log precisions: as wanted, within the bounds; those tied like the first of them, those fixed at their
         value.
 
         ``ArgumentError`` for values that make no sense, or contradict each other.
         """
-        for name, value in {**wanted, **fixed}.items():
+        for name, value in {**initial, **fixed}.items():
             if not abs(value) <= 100:
                 remedy = "pass the logarithm of a precision, 0 for a prior of variance 1"
                 raise ArgumentError(name, expected="a log precision between -100 and 100", got=value, remedy=remedy)
@@ -80,8 +80,8 @@ class Prior:
                 raise ArgumentError(
                     "fixed", expected=f"one log precision for {group!r}", got=sorted(set(values)), remedy=remedy
                 )
-            starts.update(dict.fromkeys(members, values[0] if values else self.clip(wanted[members[0]])))
-        return {name: float(starts[name]) for name in wanted}
+            starts.update(dict.fromkeys(members, values[0] if values else self.clip(initial[members[0]])))
+        return {name: float(starts[name]) for name in initial}
 
     def clip(self, log_precision: float) -> float:
         """Back within the bounds."""

@@ -134,7 +134,7 @@ def regrouped(
     if not isinstance(prior, PriorSettings | None):
         remedy = "write prior=PriorSettings(ties='layer') for one precision a layer, or leave it out"
         raise ArgumentError("prior", expected="a PriorSettings", got=repr(prior), remedy=remedy)
-    given: dict[str, Any] = {"curvature": curvature, "prior": prior, "noise": noise}
+    arguments: dict[str, Any] = {"curvature": curvature, "prior": prior, "noise": noise}
     settings: dict[str, Any] = {
         "curvature": curvature if isinstance(curvature, CurvatureSettings) else CurvatureSettings(curvature),
         "prior": PriorSettings() if prior is None else prior,
@@ -155,10 +155,10 @@ def regrouped(
         if not values:
             continue
         kind = type(settings[home])
-        if isinstance(given[home], kind):
+        if isinstance(arguments[home], kind):
             remedy = f"write {home}={kind.__name__}({', '.join(f'{name}=...' for name in values)}) alone"
             raise ArgumentError(next(iter(values)), f"given beside {home}={kind.__name__}(...)", remedy=remedy)
-        first = [repr(given[home])] if isinstance(given[home], str) else []
+        first = [repr(arguments[home])] if isinstance(arguments[home], str) else []
         spelled = ", ".join([*first, *(f"{name}={_shown(value)}" for name, value in values.items())])
         warn_former(", ".join(f"{name}=" for name in values), f"{home}={kind.__name__}({spelled})")
         settings[home] = replace(settings[home], **values)
@@ -184,12 +184,12 @@ def nearest_argument(name: str, arguments: Sequence[str]) -> str:
 
 def with_ties(options: Mapping[str, Any], ties: Ties) -> dict[str, Any]:
     """Options for an evidence whose parameters are tied like this unless the options say how."""
-    given = dict(options)
-    former = {name: given.pop(name) for name in options if name in FormerKeywords.__annotations__}
-    settings = (given.pop("curvature", "expand"), given.pop("prior", None), given.pop("noise", "shared"))
+    rest = dict(options)
+    former = {name: rest.pop(name) for name in options if name in FormerKeywords.__annotations__}
+    settings = (rest.pop("curvature", "expand"), rest.pop("prior", None), rest.pop("noise", "shared"))
     curvature, prior, noise = regrouped(*settings, former)
     prior = replace(prior, ties=ties) if prior.ties is None else prior
-    return {**given, "curvature": curvature, "prior": prior, "noise": noise}
+    return {**rest, "curvature": curvature, "prior": prior, "noise": noise}
 
 
 def _shown(value: Any) -> str:

@@ -49,8 +49,8 @@ class Slopes:
         if delta == math.inf:
             return
         prior = math.exp(delta) / (self._evidence.num_data or 1) * p.detach()
-        part = count * (gradient - prior).double()
-        self._sums[name] = self._sums[name] + part if name in self._sums else part
+        slope = count * (gradient - prior).double()
+        self._sums[name] = self._sums[name] + slope if name in self._sums else slope
 
     def add_samples(self, count: int) -> None:
         """So many samples whose gradients are added one by one."""
@@ -94,8 +94,8 @@ class Slopes:
         for name, slope in slopes.items():
             delta = math.exp(evidence.log_precision[name])
             for factor in evidence.estimate.factors.get(name, ()):
-                part = (
+                displaced = (
                     slope.flatten() if factor.positions is None else slope.flatten()[factor.positions.flatten().cpu()]
                 )
-                gained += 0.5 * float(factor.whiten(part, scale, delta).square().sum())
+                gained += 0.5 * float(factor.whiten(displaced, scale, delta).square().sum())
         return gained

@@ -36,7 +36,7 @@ def convert_layers(
             device.
     """
     converted: list[str] = []
-    beside = {id(part.convolution) for part in model.modules() if isinstance(part, KernelPathway)}
+    beside = {id(submodule.convolution) for submodule in model.modules() if isinstance(submodule, KernelPathway)}
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
         if isinstance(module, SparseConvolution) and id(module) not in beside and module.subgroup.order != 1:

@@ -20,8 +20,8 @@ SIDES = {0: (1,), 1: (16, 33), 2: (16, 33, 32, 28, 29, 64), 3: (8, 17, 16)}
 
 def first_type(model: nn.Module) -> Any:
     """The input type of a network, or of the first of its parts that has one; ``None`` where there is none."""
-    for part in model.modules():
-        types = getattr(part, "in_type", None)
+    for submodule in model.modules():
+        types = getattr(submodule, "in_type", None)
         for type in types if isinstance(types, tuple | list) else (types,):
             if isinstance(type, FieldType):
                 return type
@@ -31,12 +31,12 @@ def first_type(model: nn.Module) -> Any:
 def fitted(example: Any, model: nn.Module) -> Any:
     """The example for a morphism's result: a GeometricTensor is read as the result's ``in_type`` where that has its
     size."""
-    wanted = getattr(model, "in_type", None)
+    in_type = getattr(model, "in_type", None)
     values = example if isinstance(example, tuple) else (example,)
     read = tuple(
         (
-            GeometricTensor(v.tensor, wanted, v.coords)
-            if isinstance(v, GeometricTensor) and isinstance(wanted, FieldType) and wanted.size == v.type.size
+            GeometricTensor(v.tensor, in_type, v.coords)
+            if isinstance(v, GeometricTensor) and isinstance(in_type, FieldType) and in_type.size == v.type.size
             else v
         )
         for v in values
@@ -51,7 +51,7 @@ def promised_inputs(model: nn.Module) -> Iterator[Any]:
         return
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     d = in_type.gspace.dimensionality
-    known = [part.in_shape for part in model.modules() if isinstance(part, RelaxedTranslation)][:1]
+    known = [submodule.in_shape for submodule in model.modules() if isinstance(submodule, RelaxedTranslation)][:1]
     generator = torch.Generator(device="cpu").manual_seed(0)
     for shape in (*known, *((side,) * d for side in SIDES.get(d, ()))):
         values = torch.randn(2, in_type.size, *shape, generator=generator, device="cpu", dtype=torch.float32)

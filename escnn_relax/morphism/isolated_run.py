@@ -33,15 +33,15 @@ def apart(model: nn.Module, *, eval: bool = False, hooks: bool = False) -> nn.Mo
         hooks: keep those of the user's own, which may record what passes; torch's, such as those of spectral norm, stay
             anyway.
     """
-    constants = [part for part in model.modules() if isinstance(part, KERNELS)]
+    constants = [submodule for submodule in model.modules() if isinstance(submodule, KERNELS)]
     copied = copy_module(model, shared=constants)
     if eval:
-        modes = [(part, part.training) for whole in constants for part in whole.modules()]
+        modes = [(submodule, submodule.training) for whole in constants for submodule in whole.modules()]
         copied.eval()
-        for part, mode in modes:
-            part.training = mode
-    for part in copied.modules() if not hooks else ():
-        for registered in (part._forward_pre_hooks, part._forward_hooks):
+        for submodule, mode in modes:
+            submodule.training = mode
+    for submodule in copied.modules() if not hooks else ():
+        for registered in (submodule._forward_pre_hooks, submodule._forward_hooks):
             for key in [key for key, hook in registered.items() if not _is_torch_hook(hook)]:
                 del registered[key]
     return copied
@@ -70,7 +70,7 @@ def run_once(copied: nn.Module, example: Any, seed: int = 0) -> Any:
 
 def failing(copied: nn.Module, error: BaseException) -> str:
     """The name of the innermost of a network's own modules in whose code an error was raised."""
-    names = {id(part): name for name, part in copied.named_modules()}
+    names = {id(submodule): name for name, submodule in copied.named_modules()}
     culprit, step = "", error.__traceback__
     while step is not None:
         owner = step.tb_frame.f_locals.get("self")
@@ -106,7 +106,7 @@ def _separate_random_state(seed: int) -> Iterator[None]:
 def _uncompiled(model: nn.Module) -> Any:
     """For modules that torch.compile made: a run as they are written, since compiling takes longer than what is
     tried."""
-    if any("_orig_mod" in part._modules for part in model.modules()):
+    if any("_orig_mod" in submodule._modules for submodule in model.modules()):
         return torch.compiler.set_stance("force_eager")
     return nullcontext()
 

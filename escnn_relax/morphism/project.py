@@ -73,39 +73,39 @@ def project(
     records: list[ProjectedLayer] = []
     theirs = dict(module.named_modules())
 
-    def replacement(name: str, part: nn.Module) -> nn.Module | None:
-        if isinstance(part, RelaxedTranslation):
+    def replacement(name: str, submodule: nn.Module) -> nn.Module | None:
+        if isinstance(submodule, RelaxedTranslation):
             problem = "its pathways between whole images have no nearest convolution here"
             raise UnsupportedModuleError(
                 name or "model", problem, remedy="harden the model, or project part.convolution"
             )
-        if isinstance(part, SparseConvolution) and (like is not None or part.subgroup.index != 1):
+        if isinstance(submodule, SparseConvolution) and (like is not None or submodule.subgroup.index != 1):
             problem = "a kernel interpolated from anchors has no nearest one in escnn's basis; "
-            problem += f"it keeps {part.subgroup.name} of {part.space.fibergroup.name}"
+            problem += f"it keeps {submodule.subgroup.name} of {submodule.space.fibergroup.name}"
             remedy = "project the parts of the network around it"
-            raise UnsupportedModuleError(name or type(part).__name__, problem, remedy=remedy)
+            raise UnsupportedModuleError(name or type(submodule).__name__, problem, remedy=remedy)
         if like is None:
-            if not isinstance(part, SteerableConvolution):
+            if not isinstance(submodule, SteerableConvolution):
                 return None
-            new, record = project_relaxed(name, part)
+            new, record = project_relaxed(name, submodule)
         else:
-            if isinstance(part, BETWEEN_POINTS):
+            if isinstance(submodule, BETWEEN_POINTS):
                 raise UnsupportedModuleError(
-                    name or type(part).__name__,
+                    name or type(submodule).__name__,
                     "its kernels are functions of all points, with no grid on which to measure what is lost",
                     remedy="project the parts of the network around it",
                 )
-            if type(part) not in SAMPLED:
+            if type(submodule) not in SAMPLED:
                 return None
             source = theirs.get(name)
-            if type(source) is not type(part):
+            if type(source) is not type(submodule):
                 raise FieldTypeError(
                     name,
-                    expected=f"a {type(part).__name__} there as in like",
+                    expected=f"a {type(submodule).__name__} there as in like",
                     got=type(source).__name__,
                     remedy="pass like= the module that this one was restricted from",
                 )
-            new, record = project_on_group(name, source, part)
+            new, record = project_on_group(name, source, submodule)
         records.append(record)
         return new
 
@@ -127,14 +127,14 @@ def project(
 def _adopt(result: nn.Module, theirs: dict[str, nn.Module], projected: set[str]) -> None:
     """Parameters and statistics of everything that was not projected."""
     with torch.no_grad():
-        for name, part in result.named_modules():
+        for name, submodule in result.named_modules():
             if any(name == p or name.startswith(f"{p}.") or not p for p in projected):
                 continue
             source = theirs.get(name)
             if source is None:
                 raise FieldTypeError(name, "the module on the subgroup has no such part", remedy="pass its original")
             values = {**source._parameters, **source._buffers}
-            for key, tensor in {**part._parameters, **part._buffers}.items():
+            for key, tensor in {**submodule._parameters, **submodule._buffers}.items():
                 value = values.get(key)
                 if tensor is None or value is None:
                     continue

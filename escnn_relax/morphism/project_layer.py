@@ -65,11 +65,11 @@ def project_on_group(
         target: the layer of the larger group that it came from.
     """
     for side in ("in_type", "out_type"):
-        ours, wanted = getattr(source, side), getattr(target, side)
-        if [r.size for r in ours.representations] != [r.size for r in wanted.representations]:
+        source_fields, fields = getattr(source, side), getattr(target, side)
+        if [r.size for r in source_fields.representations] != [r.size for r in fields.representations]:
             remedy = "pass like= the module that this one was restricted from"
             raise FieldTypeError(
-                name, expected=f"{side} with the field sizes of {wanted}", got=str(ours), remedy=remedy
+                name, expected=f"{side} with the field sizes of {fields}", got=str(source_fields), remedy=remedy
             )
     new = _escnn.rebuild(target, target.in_type, target.out_type)
     dtype = source.weights.dtype

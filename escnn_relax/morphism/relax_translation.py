@@ -103,8 +103,8 @@ def relax_translation(
     >>> torch.equal(relaxed(x).tensor, strict(x).tensor)
     True
     """
-    wanted = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
-    if not wanted:
+    specified = [_specified(p) for p in ([pathways] if isinstance(pathways, str) else pathways)]
+    if not specified:
         remedy = "pass a list, such as ['dense'] or [('factored', 'group')]"
         raise ArgumentError(
             "relax_translation",
@@ -133,7 +133,7 @@ def relax_translation(
         before, after = shapes[name]
         built: dict[str, SignalPathway] = {}
         with naming(where):
-            for kind, keeps in wanted:
+            for kind, keeps in specified:
                 window = (module.kernel_size,) * module.d
                 subgroup = _subgroup(module, keeps, *((window, window) if kind == SPARSE_KERNEL else (before, after)))
                 title = f"{kind}_{'free' if subgroup.order == 1 else subgroup.name}"

@@ -44,7 +44,9 @@ class Trial:
             try:
                 self.before = self._run(apart(model, eval=True))
             except Exception:
-                self.hooks = any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+                self.hooks = any(
+                    submodule._forward_hooks or submodule._forward_pre_hooks for submodule in model.modules()
+                )
                 if not self.hooks:
                     raise
                 self.before = self._run(apart(model, eval=True, hooks=True))  # they may be a part of what it computes
@@ -113,7 +115,7 @@ class Trial:
             again = self._run(apart(self.model, eval=True, hooks=self.hooks), seed=1)
             if not _differ(self.before, again, self.model):  # or nobody can tell
                 problem = "compute something else than the model"
-        if not problem and any(part.training for part in self.model.modules()):
+        if not problem and any(submodule.training for submodule in self.model.modules()):
             if not self._attempt(self.model, eval=False)[0]:
                 problem, name, _ = self._attempt(result, eval=False)
         return problem, name
@@ -132,11 +134,11 @@ class Trial:
 
     def _culprit(self, result: nn.Module, same: bool, single: Sequence[str]) -> str:
         """The first layer with which the network fails when all layers after it are what they were."""
-        parts = dict(result.named_modules())
+        submodules = dict(result.named_modules())
 
         def fails(count: int) -> bool:
             chosen = set(single[:count])
-            hybrid = replace_modules(self.model, lambda name, _: parts[name] if name in chosen else None)
+            hybrid = replace_modules(self.model, lambda name, _: submodules[name] if name in chosen else None)
             return bool(self._fault(hybrid, same)[0])
 
         low, high = 0, len(single)

@@ -79,11 +79,11 @@ class EscnnConstruction(EquivariantModule):
         group = in_type.fibergroup
         if group.continuous:
             instantiate(group, sum(highest_frequency(t.representations) for t in (in_type, out_type)))
-        wanted = options.pop("initialize", True)
+        initialize = options.pop("initialize", True)
         try:
             with _escnn.single_precision():
                 strict = self._strict(in_type, out_type, **options, initialize=False)
-                if wanted:
+                if initialize:
                     _escnn.initialise(strict)
         except (ValueError, TypeError, ArithmeticError, IndexError, AssertionError) as error:
             if "basis for the steerable filter is empty" in str(error):

@@ -27,13 +27,17 @@ def check_input(input: object, in_type: FieldType, layer: str | type) -> None:
 
 def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int, layer: type) -> None:
     """Refuse what escnn would refuse by a bare assertion, for a layer of this class."""
-    for name, given in (("in_type", in_type), ("out_type", out_type)):
-        if not isinstance(given, FieldType):
+    for name, field_type in (("in_type", in_type), ("out_type", out_type)):
+        if not isinstance(field_type, FieldType):
             remedy = "make one: escnn.nn.FieldType(gspace, [gspace.regular_repr])"
-            raise FieldTypeError(layer, expected=f"{name} to be a FieldType", got=type(given).__name__, remedy=remedy)
-        if not isinstance(given.gspace, base):
+            raise FieldTypeError(
+                layer, expected=f"{name} to be a FieldType", got=type(field_type).__name__, remedy=remedy
+            )
+        if not isinstance(field_type.gspace, base):
             remedy = "make the field type on a G-space of that dimension"
-            raise FieldTypeError(layer, expected=f"{name} on a {base.__name__}", got=given.gspace.name, remedy=remedy)
+            raise FieldTypeError(
+                layer, expected=f"{name} on a {base.__name__}", got=field_type.gspace.name, remedy=remedy
+            )
     if in_type.gspace != out_type.gspace:
         raise FieldTypeError(
             layer,
@@ -44,12 +48,12 @@ def check_types(in_type: FieldType, out_type: FieldType, base: type, groups: int
         )
     if groups < 1:
         raise ArgumentError(layer, expected="groups to be 1 or more", got=groups, remedy="leave it out for 1")
-    for name, given in (("in_type", in_type), ("out_type", out_type)):
-        size = len(given) // groups
-        if len(given) % groups or given.representations != given.representations[:size] * groups:
+    for name, field_type in (("in_type", in_type), ("out_type", out_type)):
+        size = len(field_type) // groups
+        if len(field_type) % groups or field_type.representations != field_type.representations[:size] * groups:
             raise FieldTypeError(
                 layer,
                 f"{name} cannot be cut into groups={groups} equal parts",
-                got=str(given),
+                got=str(field_type),
                 remedy="repeat the same fields in the same order in every group",
             )

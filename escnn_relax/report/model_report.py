@@ -147,17 +147,17 @@ def _decide(
     subgroups: bool,
 ) -> Decisions | None:
     readable = {n: m for n, m in relaxed.items() if isinstance(m, RelaxedConvolution)}  # a mixture's summands overlap
-    given = decisions.decisions if isinstance(decisions, Decided) else decisions
-    for name in given or ():
+    known = decisions.decisions if isinstance(decisions, Decided) else decisions
+    for name in known or ():
         if name not in readable:
             raise ArgumentError("decisions", f"no relaxed layer {name!r} in the model", remedy=nearest(name, readable))
-    if given is not None and any(d.source != "test" for d in given.layers):
-        return remember(readable, given) if set(given) == set(readable) else given
+    if known is not None and any(d.source != "test" for d in known.layers):
+        return remember(readable, known) if set(known) == set(readable) else known
     if not subgroups or not readable:
-        return given
+        return known
     groups = {m.space.fibergroup.name for m in readable.values()}
     decided = survivors(model, evidence, data=data, depth=len(groups) == 1).decisions
-    return decided if given is None else remember(readable, decided.annotate(given))
+    return decided if known is None else remember(readable, decided.annotate(known))
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from ..evidence.evidence import Evidence
 from ..evidence.settings import FormerKeywords, nearest_argument
 from .schedule import first
 
-__all__ = ["check_evidence_options", "check_numbers", "residuals_given", "warn_of_burn_in"]
+__all__ = ["check_evidence_options", "check_numbers", "has_residual_precision", "warn_of_burn_in"]
 
 
 def check_numbers(
@@ -52,11 +52,11 @@ def check_evidence_options(
             raise ArgumentError("fit", f"it has no argument {name!r}", remedy=remedy)
 
 
-def residuals_given(options: Mapping[str, Any]) -> bool:
+def has_residual_precision(options: Mapping[str, Any]) -> bool:
     """Whether residual pathways are to start at a precision of the user's."""
     prior = options.get("prior")
-    given = options.get("residual_log_precision")
-    return given is not None or getattr(prior, "residual_log_precision", None) is not None
+    precision = options.get("residual_log_precision")
+    return precision is not None or getattr(prior, "residual_log_precision", None) is not None
 
 
 def warn_of_burn_in(epochs: int, burn_in: int | None, stacklevel: int = 3) -> None:

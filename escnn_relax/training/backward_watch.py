@@ -35,7 +35,7 @@ class BackwardWatch:
 
     def __init__(self, slopes: Slopes) -> None:
         self.slopes = slopes
-        self._scale, self._samples = 1.0, 0
+        self._multiplier, self._samples = 1.0, 0
         self._hooks: list[Any] = [p.register_hook(self._adder(n)) for n, p in slopes.parameters.items()]
 
     def follow(self, loss: Tensor, samples: int) -> Tensor:
@@ -51,13 +51,13 @@ class BackwardWatch:
         self._hooks = []
 
     def _begin(self, gradient: Tensor, samples: int) -> None:
-        self._scale, self._samples = float(gradient), samples
-        if self._hooks and self._scale:
+        self._multiplier, self._samples = float(gradient), samples
+        if self._hooks and self._multiplier:
             self.slopes.add_samples(samples)
 
     def _adder(self, name: str) -> Any:
         def add(gradient: Tensor) -> None:
-            if self._scale and bool(torch.isfinite(gradient).all()):  # a gradient scaler may try too large a scale
-                self.slopes.add_gradient(name, gradient.detach() / self._scale, self._samples)
+            if self._multiplier and bool(torch.isfinite(gradient).all()):  # a gradient scaler may try too large a scale
+                self.slopes.add_gradient(name, gradient.detach() / self._multiplier, self._samples)
 
         return add

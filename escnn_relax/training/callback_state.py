@@ -24,7 +24,7 @@ def state_of(policy: EvidencePolicy, records: Iterable[EpochRecord], seen: Epoch
     Args:
         seen: what an epoch that has not ended has seen.
     """
-    targets = [] if seen is None else [_parts(target) for target in seen.targets]
+    targets = [] if seen is None else [_entries(target) for target in seen.targets]
     device = next(policy.evidence.model.parameters()).device
     state = {
         "settings": policy.settings,
@@ -63,9 +63,9 @@ def losses_of(seen: Mapping[str, Any] | None) -> EpochLoss:
     """What an epoch had seen when the state was taken."""
     if seen is None:
         return EpochLoss([], [], [])
-    targets = [Weighted(*parts) if len(parts) == 2 else parts[0] for parts in seen["targets"]]
+    targets = [Weighted(*entries) if len(entries) == 2 else entries[0] for entries in seen["targets"]]
     return EpochLoss(list(seen["losses"]), list(seen["sizes"]), targets)
 
 
-def _parts(target: Any) -> list[torch.Tensor]:
+def _entries(target: Any) -> list[torch.Tensor]:
     return [target.target, target.weight] if isinstance(target, Weighted) else [target]

@@ -16,7 +16,7 @@ from ..curvature.likelihood import Likelihood
 from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
 from ..evidence.slopes import Slopes
-from .arguments import check_numbers, residuals_given
+from .arguments import check_numbers, has_residual_precision
 from .dry_run import rehearse
 from .gate_policy import Gates
 from .history import EpochRecord
@@ -67,7 +67,7 @@ class EvidencePolicy:
         check_numbers(epochs, burn_in, refresh_every, hypersteps, share)
         self.epochs, self.hypersteps, self.keep = epochs, hypersteps, keep
         self.burn_in = first(epochs) if burn_in is None else burn_in
-        gated = evidence is None and not residuals_given(options) if gates is None else gates
+        gated = evidence is None and not has_residual_precision(options) if gates is None else gates
         self.train_loader, self.evidence_loader = train_loader, evidence_loader
         spacing = (epochs, self.burn_in, refresh_every, share)
         if share is not None:

@@ -155,7 +155,7 @@ def fit(
     )
     stored = checkpoint is not None and Path(checkpoint).exists()
     policy.settle(disk.settings(checkpoint) if checkpoint and stored else {})
-    evidence, units, scales = policy.evidence, policy.units, policy.length_scales
+    evidence, units, length_scales = policy.evidence, policy.units, policy.length_scales
     parameters = policy.parameters()  # what opens later is the optimizer's as well; what is closed has no gradient
     if optimizer is None:
         groups = parameters if units is None else units.groups(evidence.model, lr, parameters)
@@ -166,7 +166,7 @@ def fit(
     annealing = cosine(optimizer, epochs) if scheduler is None else scheduler(optimizer)
     settings = policy.settings | {"lr": [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]}
     loaders = (train_loader, evidence_loader)
-    run = Run(model, optimizer, annealing, evidence, loaders, settings, scales, policy.gates)
+    run = Run(model, optimizer, annealing, evidence, loaders, settings, length_scales, policy.gates)
     history = History(evidence)
     if checkpoint is not None and stored:
         history.records = run.load(checkpoint)

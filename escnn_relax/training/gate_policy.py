@@ -201,5 +201,5 @@ def _groups(loader: Iterable[Any]) -> int:
 def _forgotten(wrapped: DistributedDataParallel, evidence: Evidence) -> bool:
     """Whether closed pathways are not among the parameters whose gradients it adds up."""
     shut = set(evidence.closed)
-    wanted = sum(p.requires_grad or name in shut for name, p in evidence.model.named_parameters())
-    return bool(shut) and int(wrapped._get_ddp_logging_data().get("num_parameter_tensors", wanted)) < wanted
+    number = sum(p.requires_grad or name in shut for name, p in evidence.model.named_parameters())
+    return bool(shut) and int(wrapped._get_ddp_logging_data().get("num_parameter_tensors", number)) < number

@@ -64,8 +64,8 @@ class LengthScales:
 
     def others(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """Those parameters that are no scales."""
-        scales = {id(p) for p in self.parameters.values()}
-        return [p for p in parameters if id(p) not in scales]
+        ids = {id(p) for p in self.parameters.values()}
+        return [p for p in parameters if id(p) not in ids]
 
     def refuse_in(self, optimizer: Optimizer) -> None:
         """Raise ``ArgumentError`` if an optimizer of the loss holds a scale."""

@@ -18,7 +18,7 @@ __all__ = ["check_optimizers"]
 def check_optimizers(
     optimizers: Iterable[Optimizer],
     evidence: Evidence,
-    scales: LengthScales,
+    length_scales: LengthScales,
     opening: Collection[str] = (),
     depth: int = 3,
 ) -> None:
@@ -26,7 +26,7 @@ def check_optimizers(
 
     Args:
         optimizers: of the loss.
-        scales: which they must not hold.
+        length_scales: which they must not hold.
         opening: names of the weights of pathways that may open during the training.
         depth: stack level of the warnings.
 
@@ -64,5 +64,5 @@ def check_optimizers(
             stacklevel=depth,
         )
     for optimizer in optimizers:
-        scales.refuse_in(optimizer)
+        length_scales.refuse_in(optimizer)
         warn_of_decay(optimizer, evidence, depth + 1)

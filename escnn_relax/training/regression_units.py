@@ -71,11 +71,11 @@ class Units:
         ]
 
 
-def foreign(mean: Tensor, scale: Tensor) -> bool:
+def foreign(mean: Tensor, deviation: Tensor) -> bool:
     """Whether targets of this mean and standard deviation, by output, are out of reach of outputs of about one."""
     return (
-        float((mean.abs() / scale).max()) > NATURAL
-        or not 1 / NATURAL <= float(scale.min()) <= float(scale.max()) <= NATURAL
+        float((mean.abs() / deviation).max()) > NATURAL
+        or not 1 / NATURAL <= float(deviation.min()) <= float(deviation.max()) <= NATURAL
     )
 
 
@@ -98,15 +98,15 @@ def settle_units(evidence: Evidence, loader: Iterable[Any]) -> Units | None:
     moments = _moments(evidence, loader)
     if moments is None:
         return None
-    first, error, mean, scale = moments
-    if error < EXPLAINED * float(scale.square().sum()) or not foreign(mean, scale):
+    first, error, mean, deviation = moments
+    if error < EXPLAINED * float(deviation.square().sum()) or not foreign(mean, deviation):
         return None
-    size = float((mean.square() + scale.square()).mean())
-    units = Units(last_layer(evidence.model, first) or "", float(scale.log().mean().exp()), size)
+    size = float((mean.square() + deviation.square()).mean())
+    units = Units(last_layer(evidence.model, first) or "", float(deviation.log().mean().exp()), size)
     units.widen(evidence)
-    evidence.log_noise = evidence.log_noise + (scale.log() if evidence.noise.each else math.log(units.step))
+    evidence.log_noise = evidence.log_noise + (deviation.log() if evidence.noise.each else math.log(units.step))
     if units.layer:
-        _move(evidence, units, mean, scale)
+        _move(evidence, units, mean, deviation)
     else:
         warnings.warn(
             f"targets of mean {float(mean.mean()):.4g} and standard deviation {units.step:.3g}, and a network that does"
@@ -144,13 +144,13 @@ def _moments(evidence: Evidence, loader: Iterable[Any]) -> tuple[Any, float, Ten
                 output = likelihood.tensor(answer(model, input))
                 likelihood.check(output, target)
                 error += 2 * float(likelihood.loss(output, target))
-                wanted, weight = split_weight(target)
-                counts = torch.ones_like(wanted)
+                observed, weight = split_weight(target)
+                counts = torch.ones_like(observed)
                 if weight is not None:
-                    counts = broadcast_weight(weight, wanted).expand_as(wanted)
+                    counts = broadcast_weight(weight, observed).expand_as(observed)
                 sums = [
                     t.double().movedim(1, -1).flatten(0, -2).sum(0).cpu()
-                    for t in (counts * wanted, counts * wanted**2, counts)
+                    for t in (counts * observed, counts * observed**2, counts)
                 ]
                 total, square, counted = total + sums[0], square + sums[1], counted + sums[2]
     finally:
@@ -168,9 +168,9 @@ def _moments(evidence: Evidence, loader: Iterable[Any]) -> tuple[Any, float, Ten
     return first, error / float(counted.mean()), mean, variance.sqrt()
 
 
-def _move(evidence: Evidence, units: Units, mean: Tensor, scale: Tensor) -> None:
+def _move(evidence: Evidence, units: Units, mean: Tensor, deviation: Tensor) -> None:
     layer: Any = evidence.model.get_submodule(units.layer)
-    of_output = scale.to(layer.weight)
+    of_output = deviation.to(layer.weight)
     with torch.no_grad():
         layer.weight.mul_(of_output.view(-1, *[1] * (layer.weight.dim() - 1)))
         layer.bias.mul_(of_output).add_(mean.to(layer.bias))

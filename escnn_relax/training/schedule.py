@@ -25,7 +25,7 @@ END = 0.1
 #: A strict network trains for so many epochs before it is tested, or this part of the training, if that is less. At
 #: random weights all asks to be broken that inputs or question break, whether the trained network gains by it or not;
 #: what opens late is learned less well (``tests/benchmarks/gates.md``).
-STRICT, PART = 4, 1 / 10
+STRICT, STRICT_SHARE = 4, 1 / 10
 #: It is tested again at the first refresh past this part of the training.
 AGAIN = 0.3
 #: Columns of the last refresh, by samples or by several for each: what the evidence says in the end is more precise
@@ -87,25 +87,25 @@ class Schedule:
                 at.append(round(exact))
                 exact = max(exact * GROWTH, at[-1] + LEAST)
             at += [end] if start <= end < epochs else []
-        parts = num_data is not None and share is None
+        divided = num_data is not None and share is None
         if share is not None and share < 1:
             LoaderPart(loader, share, 0)  # to fail before anything is trained
         several = processes()
 
         def look(index: int) -> Look:
-            if parts:
+            if divided:
                 return Look(Onward(loader, index), Enough(SAMPLES / several))
             return Look(loader if share is None or share == 1 else LoaderPart(loader, share, index), None)
 
         last: Enough | None = None
-        if parts and num_data is not None:
+        if divided and num_data is not None:
             last = Enough(math.inf, max(1, math.ceil(LAST / num_data)), math.ceil(num_data / several))
         return Schedule(tuple(at), look, Look(loader, last))
 
 
 def tested(epochs: int) -> int:
     """The epoch that ends with the first symmetry test, counted from 0."""
-    return min(STRICT, math.floor(PART * epochs))
+    return min(STRICT, math.floor(STRICT_SHARE * epochs))
 
 
 def first(epochs: int) -> int:

@@ -39,7 +39,7 @@ GONE = {
     "evidence.gating": "follow gateable starts",
     "evidence.state": "pack unpack",
     "search.phase": "Phase",
-    "search.phase_checkpoint": "resume",
+    "search.phase_checkpoint": "resume save",
 }
 C4 = gspaces.rot2dOnR2(4)
 

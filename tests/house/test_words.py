@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "escnn_relax"
 ROOMS = ("curvature", "morphism", "nn", "report", "diagnosis", "symmetry")
 
 #: What says nothing about what is in it.
-EMPTY = {"of", "own", "kept", "held", "found", "one"}
+EMPTY = {"of", "own", "kept", "held", "found", "one", "given", "wanted"}
 #: Names of others.
 FOREIGN = {
     "ones_like",
@@ -60,6 +60,39 @@ def test_names_are_words_of_the_field(path):
 )
 def test_checker_finds_them(source):
     assert len(empty_names(source)) == 1
+
+
+#: Words that meant several things, each with the places where it has the meaning that it has now.
+ONE_MEANING = {
+    "part": (  # one tensor of an input
+        *("curvature/batch_format.py", "curvature/checked_batches.py", "curvature/jacobian.py"),
+        *("curvature/layers/probe.py", "curvature/memory_budget.py", "evidence/recurring_samples.py"),
+        "diagnosis/",
+    ),
+    "scale": ("curvature/factors/", "evidence/"),  # h, what one unit of the likelihood counts
+    "given": (),
+    "wanted": (),
+}
+EVERYWHERE = sorted(PACKAGE.rglob("*.py"))
+
+
+def ambiguous_names(source, place):
+    """Names that are such a word, or its plural, beyond the places of its meaning, with their lines."""
+    words = {word for word, places in ONE_MEANING.items() if not place.startswith(places)}
+    return [
+        (line, name) for line, name in names(ast.parse(source)) if name.strip("_").lower().removesuffix("s") in words
+    ]
+
+
+@pytest.mark.parametrize("path", EVERYWHERE, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_word_has_one_meaning(path):
+    assert ambiguous_names(path.read_text(encoding="utf-8"), path.relative_to(PACKAGE).as_posix()) == []
+
+
+def test_checker_finds_several_meanings():
+    assert len(EVERYWHERE) > 250
+    assert ambiguous_names("parts = 1\nSCALE = 2", "nn/x.py") == [(1, "parts"), (2, "SCALE")]
+    assert ambiguous_names("scale = part = 1", "evidence/x.py") == [(1, "part")]
 
 
 #: Errors get their layer's name where they pass (``errors.naming``), and none is handed down for them.

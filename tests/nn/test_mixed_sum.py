@@ -139,7 +139,7 @@ def test_tables_of_both_kinds_are_covered():
     kinds = {
         type(kernel._stored(part.table))
         for kernel in (planar().kernel, by_pairs_of_irreps().kernel)
-        for of in kernel.parts.values()
+        for of in kernel.combinations.values()
         for parts in of.values()
         for part in parts
         if part.table is not None

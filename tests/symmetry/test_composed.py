@@ -205,8 +205,8 @@ def test_mixtures_have_the_same_groups(monkeypatch, name, ids):
     assert list(composed.weights) == list(dense.weights) and composed.kernel.dimensions == dense.kernel.dimensions
     assert distance(composed.expand_parameters()[0], strict.expand_parameters()[0]) < SINGLE
     for n in each(composed.weights):
-        assert len(composed.kernel.parts[n]) == 2  # one for each representation of the input
-        for pair in composed.kernel.parts[n]:
+        assert len(composed.kernel.combinations[n]) == 2  # one for each representation of the input
+        for pair in composed.kernel.combinations[n]:
             mine, theirs = (layer.kernel.filters(n, pair).detach().flatten(1).double() for layer in (composed, dense))
             assert outside(mine, theirs) < SAMPLING, (n, pair)
             if n != "equivariant":

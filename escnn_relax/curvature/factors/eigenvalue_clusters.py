@@ -39,15 +39,15 @@ def clusters(values: Tensor) -> list[Tensor]:
     by_size: dict[int, list[range]] = {}
     start = 0
     for stop in [*(far.nonzero().flatten() + 1).tolist(), len(values)]:
-        for part in _cut(range(start, stop), gaps.tolist()):
-            by_size.setdefault(len(part), []).append(part)
+        for cluster in _cut(range(start, stop), gaps.tolist()):
+            by_size.setdefault(len(cluster), []).append(cluster)
         start = stop
-    return [torch.tensor([list(part) for part in by_size[size]]) for size in sorted(by_size)]
+    return [torch.tensor([list(cluster) for cluster in by_size[size]]) for size in sorted(by_size)]
 
 
-def _cut(part: range, gaps: Sequence[float]) -> list[range]:
+def _cut(cluster: range, gaps: Sequence[float]) -> list[range]:
     """In pieces of at most ``MOST``, at the widest gaps first."""
-    pieces, left = [], [part]
+    pieces, left = [], [cluster]
     while left:
         piece = left.pop()
         if len(piece) <= MOST:

@@ -103,16 +103,16 @@ def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> 
     """Ritz values and weights of each start vector by itself, joined; every basis is orthogonalised in full."""
     vectors = start / start.norm(dim=0)
     bases, diagonal, beside = [vectors], [], []
-    scale = torch.zeros(())
+    largest = torch.zeros(())
     for _ in range(steps):
         image = product(bases[-1])
         diagonal.append((bases[-1] * image).sum(0))
-        scale = torch.maximum(scale, image.norm(dim=0))
+        largest = torch.maximum(largest, image.norm(dim=0))
         for _ in range(2):
             for basis in bases:
                 image = image - basis * (basis * image).sum(0)
         norms = image.norm(dim=0)
-        over = norms <= ROUNDING * scale  # the space that this vector reaches is exhausted
+        over = norms <= ROUNDING * largest  # the space that this vector reaches is exhausted
         beside.append(torch.where(over, torch.zeros_like(norms), norms))
         bases.append(torch.where(over, torch.zeros_like(image), image / norms.clamp(min=torch.finfo(norms.dtype).tiny)))
     T = torch.diag_embed(torch.stack(diagonal, 1))

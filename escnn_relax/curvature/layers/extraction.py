@@ -235,9 +235,9 @@ class Extraction:
             tap.differentiable = self._differentiable
             if args or kwargs or not (geometric or isinstance(input, Tensor)):
                 remedy = "call the layer with its input alone, or freeze its weights to leave it out"
-                given = [*(type(value).__name__ for value in (input, *args)), *(f"{key}=" for key in kwargs)]
+                received = [*(type(value).__name__ for value in (input, *args)), *(f"{key}=" for key in kwargs)]
                 expected = "one tensor as the layer's only input"
-                raise UnsupportedModuleError(name, expected=expected, got=", ".join(given), remedy=remedy)
+                raise UnsupportedModuleError(name, expected=expected, got=", ".join(received), remedy=remedy)
 
             def apply(tensor: Tensor) -> Tensor:
                 result = forward(GeometricTensor(tensor, input.type) if geometric else tensor)

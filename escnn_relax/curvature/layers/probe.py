@@ -144,9 +144,9 @@ def _weights_frozen_inside(layers: Mapping[str, nn.Module], covered: Mapping[str
                 vars(module).pop("forward", None)
 
 
-def _require(parameters: Sequence[nn.Parameter], wanted: bool) -> None:
+def _require(parameters: Sequence[nn.Parameter], requires_grad: bool) -> None:
     for parameter in parameters:
-        parameter.requires_grad_(wanted)
+        parameter.requires_grad_(requires_grad)
 
 
 def _random() -> list[Tensor]:

@@ -52,8 +52,8 @@ def layout(name: str, gradients: Sequence[Tensor], samples: int) -> int:
         UnsupportedModuleError: there is none.
     """
     for number, arranged in enumerate(LAYOUTS):
-        parts = [arranged(gradient, samples) for gradient in gradients]
-        if all(p is not None and not p[:, ~chosen].any() for p, chosen in zip(parts, patterns(samples))):
+        rearranged = [arranged(gradient, samples) for gradient in gradients]
+        if all(p is not None and not p[:, ~chosen].any() for p, chosen in zip(rearranged, patterns(samples))):
             return number
     rows = len(gradients[0])
     problem = f"the layer sees {rows} samples where the network has {samples}"
@@ -116,9 +116,15 @@ class RowLayouts:
                 if not number and rows == samples:
                     arranged[name].append(use)
                     continue
-                parts = [part for part in (LAYOUTS[number](tensor, samples) for tensor in use) if part is not None]
-                if len(parts) < len(use):
+                rearranged = [
+                    tensor_rows
+                    for tensor_rows in (LAYOUTS[number](tensor, samples) for tensor in use)
+                    if tensor_rows is not None
+                ]
+                if len(rearranged) < len(use):
                     problem = f"the layer sees {rows} samples where the network has {samples}"
                     raise UnsupportedModuleError(name, problem, remedy="keep the batch dimension first and to itself")
-                arranged[name] += map(type(use), *(part for part in parts if part is not None))
+                arranged[name] += map(
+                    type(use), *(tensor_rows for tensor_rows in rearranged if tensor_rows is not None)
+                )
         return arranged

@@ -44,8 +44,8 @@ class Likelihood(ABC):
         intrinsic = self._importance(output, target)
         if weight is None:
             return intrinsic
-        given = self._per_output(broadcast_weight(weight, output).to(output), output)
-        return given if intrinsic is None else intrinsic * given
+        counts = self._per_output(broadcast_weight(weight, output).to(output), output)
+        return counts if intrinsic is None else intrinsic * counts
 
     def _importance(self, output: Tensor, target: Tensor) -> Tensor | None:
         """The likelihood's own part of :meth:`importance`."""
@@ -130,20 +130,20 @@ class Likelihood(ABC):
     def joint_constant_loss(self, targets: Sequence[Any]) -> float:
         """:meth:`constant_loss` of all minibatches; where these differ in size, of one constant at all places."""
         pairs = [split_weight(target) for target in targets]
-        wanted = [target for target, _ in pairs]
-        same_size = len({target.shape[1:] for target in wanted}) == 1
+        targets = [target for target, _ in pairs]
+        same_size = len({target.shape[1:] for target in targets}) == 1
 
-        def joined(parts: Iterable[Tensor]) -> Tensor:
+        def joined(tensors: Iterable[Tensor]) -> Tensor:
             if same_size:
-                return torch.cat(list(parts))
-            labels = not wanted[0].is_floating_point()
-            return torch.cat([t.flatten() if labels else t.movedim(1, -1).flatten(0, -2) for t in parts])
+                return torch.cat(list(tensors))
+            labels = not targets[0].is_floating_point()
+            return torch.cat([t.flatten() if labels else t.movedim(1, -1).flatten(0, -2) for t in tensors])
 
-        whole: Any = joined(wanted)
+        whole: Any = joined(targets)
         if any(weight is not None for _, weight in pairs):
             counts = (torch.ones(t.shape) if w is None else broadcast_weight(w, t).expand_as(t) for t, w in pairs)
             whole = Weighted(whole, joined(c.to(whole.device, torch.float64) for c in counts))
-        return self.constant_loss(whole) * len(whole) / sum(map(len, wanted))
+        return self.constant_loss(whole) * len(whole) / sum(map(len, targets))
 
     constant_loss_of = former_method("constant_loss_of", "joint_constant_loss")
 
@@ -190,14 +190,14 @@ class Likelihood(ABC):
 
     def check(self, output: Tensor, target: Any) -> None:
         """Raise ``LikelihoodError`` or ``DataError`` unless the targets, and their weights, fit the outputs."""
-        wanted, weight = split_weight(target)
-        self._check(output, wanted)
+        values, weight = split_weight(target)
+        self._check(output, values)
         if weight is None:
             return
         observed = self._observed(output[:1].detach())
-        for like in (observed, self.elements(output[:1].detach(), wanted[:1])):
+        for like in (observed, self.elements(output[:1].detach(), values[:1])):
             if not broadcasts(broadcast_weight(weight[:1], like).shape, like.shape):
-                expected = f"weights of shape ({len(wanted)},), or as the targets {tuple(wanted.shape)}"
+                expected = f"weights of shape ({len(values)},), or as the targets {tuple(values.shape)}"
                 remedy = "pass one weight for each sample, or one for each of its targets"
                 raise LikelihoodError(
                     f"likelihood {self.name!r}", expected=expected, got=tuple(weight.shape), remedy=remedy

@@ -124,9 +124,9 @@ class Categorical(Likelihood):
         if soft:
             # to the rounding of probabilities in half precision
             if not (target >= 0).all() or not ((target.sum(1) - 1).abs() <= 2**-7).all():
-                wanted, sums = "probabilities that add up to 1", f"sums up to {float(target.sum(1).max()):g}"
+                right, sums = "probabilities that add up to 1", f"sums up to {float(target.sum(1).max()):g}"
                 remedy = "use likelihood='gaussian' for real-valued targets, 'bernoulli' for several labels"
-                raise LikelihoodError("likelihood 'categorical'", expected=wanted, got=sums, remedy=remedy)
+                raise LikelihoodError("likelihood 'categorical'", expected=right, got=sums, remedy=remedy)
             return
         target = target[target != self.ignore_index]
         if len(target) and not (0 <= int(target.min()) and int(target.max()) < output.shape[1]):

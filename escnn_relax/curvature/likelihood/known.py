@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
+from ...deprecation import former_keyword
 from ...errors import LikelihoodError
 from .base import Likelihood
 from .categorical import Categorical
@@ -23,19 +24,20 @@ _KNOWN: dict[str, Callable[[], Likelihood]] = {
 }
 
 
-def likelihood(given: str | Likelihood | Callable[..., Any]) -> Likelihood:
+@former_keyword("given", "choice")
+def likelihood(choice: str | Likelihood | Callable[..., Any]) -> Likelihood:
     """A likelihood by its name: ``"categorical"`` (``"classification"``), ``"bernoulli"`` (``"binary"``),
     ``"gaussian"`` (``"regression"``) or ``"heteroscedastic"``; or the one of a loss of torch's."""
-    if isinstance(given, Likelihood):
-        return given
-    if isinstance(given, type) and issubclass(given, Likelihood):
-        return given()
-    if callable(given):
-        return loss_likelihood(given)
-    if not isinstance(given, str) or given not in _KNOWN:
+    if isinstance(choice, Likelihood):
+        return choice
+    if isinstance(choice, type) and issubclass(choice, Likelihood):
+        return choice()
+    if callable(choice):
+        return loss_likelihood(choice)
+    if not isinstance(choice, str) or choice not in _KNOWN:
         remedy = "pass one of these names, or a Likelihood of your own"
-        raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(given), remedy=remedy)
-    return _KNOWN[given]()
+        raise LikelihoodError("likelihood", expected=f"one of {sorted(_KNOWN)}", got=repr(choice), remedy=remedy)
+    return _KNOWN[choice]()
 
 
 #: Losses that are no likelihood of a network's outputs as they stand, and what to do instead.
@@ -47,7 +49,7 @@ _OTHERS = {
 }
 
 
-def loss_likelihood(given: Any) -> Likelihood:
+def loss_likelihood(loss: Any) -> Likelihood:
     """The likelihood whose negative logarithm a loss of torch's is, whatever its ``reduction``: the evidence sums over
     samples.
 
@@ -58,10 +60,10 @@ def loss_likelihood(given: Any) -> Likelihood:
     >>> loss_likelihood(F.mse_loss).name
     'gaussian'
     """
-    match = _module(given) if isinstance(given, nn.Module) else _FUNCTIONS.get(given)
+    match = _module(loss) if isinstance(loss, nn.Module) else _FUNCTIONS.get(loss)
     if match is not None:
         return match() if isinstance(match, type) else match
-    name = getattr(given, "__name__", type(given).__name__)
+    name = getattr(loss, "__name__", type(loss).__name__)
     remedy = _OTHERS.get(
         name, "subclass escnn_relax.curvature.likelihood.Likelihood, which also says what its curvature is"
     )
@@ -76,15 +78,15 @@ _FUNCTIONS: dict[Any, type[Likelihood]] = {
 }
 
 
-def _module(given: nn.Module) -> Likelihood | None:
-    if type(given) is nn.CrossEntropyLoss:
-        return Categorical(given.weight, given.ignore_index, given.label_smoothing)
-    if type(given) is nn.NLLLoss:
-        return Categorical(given.weight, given.ignore_index)
-    if type(given) is nn.MSELoss:
+def _module(loss: nn.Module) -> Likelihood | None:
+    if type(loss) is nn.CrossEntropyLoss:
+        return Categorical(loss.weight, loss.ignore_index, loss.label_smoothing)
+    if type(loss) is nn.NLLLoss:
+        return Categorical(loss.weight, loss.ignore_index)
+    if type(loss) is nn.MSELoss:
         return Gaussian()
-    if type(given) is nn.BCEWithLogitsLoss:
-        if given.weight is None and given.pos_weight is None:
+    if type(loss) is nn.BCEWithLogitsLoss:
+        if loss.weight is None and loss.pos_weight is None:
             return Bernoulli()
         remedy = "weigh what is observed by the third entry of a batch (escnn_relax.Batches), and take 'bernoulli'"
         raise LikelihoodError("likelihood", "a BCEWithLogitsLoss with weights of its own", remedy=remedy)

@@ -105,11 +105,11 @@ def pull_back(kernels: Tensor, block: WeightBlock) -> Tensor:
     columns = []
     for piece in block.pieces:
         rows, basis = row_basis(piece, kernels)
-        part = _take(fields, rows, 3)  # (N, O, o, I, i S)
+        rotated = _take(fields, rows, 3)  # (N, O, o, I, i S)
         if basis is None:
-            columns.append(part.flatten(2))
+            columns.append(rotated.flatten(2))
         else:
-            flat = part.transpose(2, 3).flatten(3)  # (N, O, I, o i S)
+            flat = rotated.transpose(2, 3).flatten(3)  # (N, O, I, o i S)
             columns.append((flat @ basis.flatten(1).T).flatten(2))
     return columns[0] if len(columns) == 1 else torch.cat(columns, dim=2)
 

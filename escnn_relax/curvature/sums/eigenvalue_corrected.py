@@ -60,9 +60,9 @@ class _Diagonal(Samplewise):
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         factors: dict[str, tuple[Factor, ...]] = {}
         for parameter, blocks in self._by_parameter().items():
-            name, parts = self.parameter_name(parameter), zip(blocks, self.second[parameter])
+            name, pairs = self.parameter_name(parameter), zip(blocks, self.second[parameter])
             factors[parameter] = tuple(
-                EigenFactor(name, *second.diagonal(), block.positions) for block, second in parts
+                EigenFactor(name, *second.diagonal(), block.positions) for block, second in pairs
             )
         return factors
 
@@ -104,12 +104,12 @@ class _Second:
         turns_a, turns_b = [unit] * len(self._a), [unit] * len(self._b)
         for j, where in enumerate(self._a):
             if where.shape[1] > 1:
-                parts = [m.diagonal(dim1=2, dim2=4).sum((0, -1)) for (_, at), m in moments.items() if at == j]
-                turns_a[j] = turn_clusters(U_A, where, sum(parts[1:], parts[0]))
+                products = [m.diagonal(dim1=2, dim2=4).sum((0, -1)) for (_, at), m in moments.items() if at == j]
+                turns_a[j] = turn_clusters(U_A, where, sum(products[1:], products[0]))
         for i, where in enumerate(self._b):
             if where.shape[1] > 1:
-                parts = [m.diagonal(dim1=3, dim2=5).sum((1, -1)) for (at, _), m in moments.items() if at == i]
-                turns_b[i] = turn_clusters(U_B, where, sum(parts[1:], parts[0]))
+                products = [m.diagonal(dim1=3, dim2=5).sum((1, -1)) for (at, _), m in moments.items() if at == i]
+                turns_b[i] = turn_clusters(U_B, where, sum(products[1:], products[0]))
         for (i, j), m in moments.items():
             rows, columns = self._b[i].to(m.device), self._a[j].to(m.device)
             values[rows[:, None, :, None], columns[None, :, None, :]] = _in_axes(m, turns_b[i], turns_a[j])
@@ -127,8 +127,8 @@ class _Second:
                     torch.searchsorted(rows, b[:, o].contiguous()).to(product.device),
                     torch.searchsorted(columns, a[:, i].contiguous()).to(product.device),
                 )
-                part = product[at[0][:, None], at[1]]
-                moments[:, :, o, i, o + down, i + right] = moments[:, :, o + down, i + right, o, i] = part
+                entries = product[at[0][:, None], at[1]]
+                moments[:, :, o, i, o + down, i + right] = moments[:, :, o + down, i + right, o, i] = entries
         return moments
 
 

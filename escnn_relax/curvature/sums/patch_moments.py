@@ -24,7 +24,7 @@ LARGEST_INPUT = 4096
 
 #: Numbers in the patches that are formed at a time: it bounds the memory, and small parts stay in the processor's
 #: cache.
-LARGEST_PART = 1 << 22
+LARGEST_CHUNK = 1 << 22
 
 
 class PatchMoments:
@@ -68,10 +68,10 @@ class PatchMoments:
                 continue
             self.rows += number(input, weights) * count
             patches = channels * width * count  # of a sample, if all are formed
-            size = max(1, LARGEST_PART // patches)
-            part_counts = [None] * len(input) if weights is None else weights.split(size)
-            for part, part_count in zip(input.split(size), part_counts):
-                self._sums[shape].add(weigh_samples(part, part_count))
+            size = max(1, LARGEST_CHUNK // patches)
+            chunk_counts = [None] * len(input) if weights is None else weights.split(size)
+            for chunk, chunk_count in zip(input.split(size), chunk_counts):
+                self._sums[shape].add(weigh_samples(chunk, chunk_count))
 
     @property
     def mean(self) -> Tensor:

@@ -13,7 +13,7 @@ from .contraction import row_basis
 __all__ = ["RowOperator", "gram", "moment_trace"]
 
 #: Numbers in what one product writes at a time.
-PART = 1 << 24
+CHUNK = 1 << 24
 
 
 class RowOperator:
@@ -34,14 +34,14 @@ class RowOperator:
     def __call__(self, vectors: Tensor) -> Tensor:
         """``(D, m)`` to the same, float64 on the CPU."""
         total = torch.zeros_like(vectors)
-        given = vectors.to(self._patches)
+        moved = vectors.to(self._patches)
         patches = self._patches if self._all else self._patches[:, self._read.to(self._patches.device)]
-        step = max(1, PART // (len(self._read) * vectors.shape[1]))
+        step = max(1, CHUNK // (len(self._read) * vectors.shape[1]))
         for start in range(0, self._members, step):
             members = slice(start, min(start + step, self._members))
-            parts = given.split([piece.size for piece in self._pieces])
+            vector_pieces = moved.split([piece.size for piece in self._pieces])
             kernels = torch.cat(
-                [piece.kernels(part, members) for piece, part in zip(self._pieces, parts)]
+                [piece.kernels(piece_vectors, members) for piece, piece_vectors in zip(self._pieces, vector_pieces)]
             )  # (C S, o, m)
             images = (patches.T @ (patches @ kernels.flatten(1))).view_as(kernels)
             cut = images.split([piece.rows.numel() for piece in self._pieces])
@@ -75,10 +75,10 @@ class _Piece:
         self.rows, self.basis = row_basis(piece, like)  # (I, i S) and (K, o, i S)
         self.size = len(self.rows) * (self.rows.shape[1] if self.basis is None else len(self.basis))
 
-    def kernels(self, part: Tensor, members: slice) -> Tensor:
+    def kernels(self, vectors: Tensor, members: slice) -> Tensor:
         if self.basis is None:
-            return part.unsqueeze(1)
-        fields = part.unflatten(0, (len(self.rows), -1)).transpose(0, 1)  # (K, I, m)
+            return vectors.unsqueeze(1)
+        fields = vectors.unflatten(0, (len(self.rows), -1)).transpose(0, 1)  # (K, I, m)
         kernels = self.basis[:, members].flatten(1).T @ fields.flatten(1)  # (o i S, I m), one product for all fields
         kernels = kernels.view(-1, self.rows.shape[1], *fields.shape[1:])  # (o, i S, I, m)
         return kernels.permute(2, 1, 0, 3).flatten(0, 1)

@@ -21,7 +21,7 @@ from ..factors.sketch import AXES, PROBES, STEPS, Sketch, sketch
 from ..layers.linear_map import WeightBlock, width
 from .accumulation import OutputMoments
 from .field_moments import FieldMoments
-from .row_operator import PART, RowOperator
+from .row_operator import CHUNK, RowOperator
 from .row_reservoir import RowReservoir
 
 __all__ = ["Sketched"]
@@ -40,8 +40,8 @@ class Sketched(Approximation):
     def prepare(self) -> None:
         members = min(block.channels.shape[1] for block in self.blocks)
         seed = zlib.crc32(self.layer_name.encode())
-        wanted = min(ROWS, max(FEWEST, RATIO * max(block.positions.shape[1] for block in self.blocks)))
-        self._rows = RowReservoir(self.layer, max(PLACES, wanted // members), seed)
+        number = min(ROWS, max(FEWEST, RATIO * max(block.positions.shape[1] for block in self.blocks)))
+        self._rows = RowReservoir(self.layer, max(PLACES, number // members), seed)
         self._fields = FieldMoments(self.layer, self.blocks)
         self._output_moments = OutputMoments(self.blocks)
         self._seed = seed
@@ -74,7 +74,7 @@ class Sketched(Approximation):
         size = block.positions.shape[1]
         vectors = min(AXES, size)
         at_a_time = max(
-            min(PART, read * vectors * block.channels.shape[1]), read * vectors
+            min(CHUNK, read * vectors * block.channels.shape[1]), read * vectors
         )  # numbers in one product's kernels
         product = 5 * at_a_time + rows * (at_a_time // read)
         kernels = sum(0 if piece.basis is None else piece.basis.numel() for piece in block.pieces)

@@ -108,9 +108,11 @@ def family_matrices(
             N, block = fixed[pair], blocks.get(pair)
             if block is not None:
                 offset = _offset(symmetry, pair, pathway, members)
-                part = N[:, offset : offset + block.stop_row - block.row]
+                block_columns = N[:, offset : offset + block.stop_row - block.row]
                 rows = slice(row, row + fields[pair] * len(N))
-                matrix[rows, block.start : block.stop] = torch.kron(torch.eye(fields[pair], dtype=torch.float64), part)
+                matrix[rows, block.start : block.stop] = torch.kron(
+                    torch.eye(fields[pair], dtype=torch.float64), block_columns
+                )
             row += fields[pair] * len(N)
         matrices[pathway.name] = matrix
     return matrices

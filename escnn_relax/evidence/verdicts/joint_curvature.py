@@ -142,7 +142,7 @@ class JointCurvature:
         evidence, likelihood = self.evidence, self.evidence.likelihood
         totals = [torch.zeros(2 * (sum(self.sizes[n] for n in names),), dtype=torch.float64) for names in groups]
         slopes = [torch.zeros(len(total), dtype=torch.float64) for total in totals]
-        wanted = [n for names in groups for n in names]
+        parameters = [n for names in groups for n in names]
         device = next(evidence.model.parameters()).device
         for input, target in batches(data, device):
 
@@ -158,12 +158,12 @@ class JointCurvature:
                     (downhill,) = torch.autograd.grad(evidence.noise.loss(put_out, target) / evidence.scale, put_out)
                 return [*vectors, downhill]
 
-            V = rows(evidence.curvature, input, columns, wanted)
+            V = rows(evidence.curvature, input, columns, parameters)
             for total, slope, names in zip(totals, slopes, groups):
-                part = torch.cat([V[n].to("cpu", torch.float64) for n in names], dim=2)
-                slope += part[:, -1].sum(0)
-                part = part[:, :-1].flatten(0, 1)
-                total += part.T @ part
+                derivatives = torch.cat([V[n].to("cpu", torch.float64) for n in names], dim=2)
+                slope += derivatives[:, -1].sum(0)
+                derivatives = derivatives[:, :-1].flatten(0, 1)
+                total += derivatives.T @ derivatives
             self.num_data += len(target)
         if not self.num_data:
             raise DataError(

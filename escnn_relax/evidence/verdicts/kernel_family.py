@@ -72,11 +72,11 @@ class FamilyModes:
         nats = 0.5 * float((linear * mode).sum() - torch.log1p(values).sum())
         shares = values / (1 + values)
         gammas, sizes = {}, {}
-        for name, part in scaled.items():
-            weight = (axes.mT @ part @ axes).diagonal(dim1=-2, dim2=-1)
+        for name, precision in scaled.items():
+            weight = (axes.mT @ precision @ axes).diagonal(dim1=-2, dim2=-1)
             gammas[name] = float((shares * weight).sum())
             c = (mode.unsqueeze(-2) @ axes.mT).squeeze(-2)
-            sizes[name] = float((c @ part * c).sum()) / math.exp(logs[name])
+            sizes[name] = float((c @ precision * c).sum()) / math.exp(logs[name])
         return nats, gammas, sizes
 
 

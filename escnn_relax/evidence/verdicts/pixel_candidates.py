@@ -54,10 +54,10 @@ def blurred(
     """
     possible = []
     for h in larger:
-        parts = [loss.fraction for loss in (s.lost(survived, h) for s in layers) if loss.kernels]
-        if not budget(parts, [1.0]):
+        fractions = [loss.fraction for loss in (s.lost(survived, h) for s in layers) if loss.kernels]
+        if not budget(fractions, [1.0]):
             continue  # moves pixels to pixels, or nothing tells the two apart
         above = search.larger(h, lambda other: max(s.remainder(other) for s in layers))
-        if costs[h.name] <= budget(parts, [cost(other) for other in above]):
+        if costs[h.name] <= budget(fractions, [cost(other) for other in above]):
             possible.append(h)
     return tuple(possible)

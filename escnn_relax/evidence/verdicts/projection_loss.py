@@ -36,9 +36,9 @@ class ProjectionLoss:
     def __init__(self, evidence: EvidenceView, data: Iterable[Any]) -> None:
         self._evidence, self._data = evidence, data
         self._model: nn.Module = copy_module(evidence.model).eval()
-        for part in self._model.modules():
-            if isinstance(part, Gated):  # what is closed here the subgroup's kernels may have a part in
-                part.open(*part.closed)
+        for submodule in self._model.modules():
+            if isinstance(submodule, Gated):  # what is closed here the subgroup's kernels may have a part in
+                submodule.open(*submodule.closed)
         self._device = next(self._model.parameters()).device
         self._before = self._loss()
         self._known: dict[tuple[tuple[str, ...], Any], float] = {}

@@ -62,7 +62,7 @@ def evidence_of_all(
     for n, (factor, weights, log_precision) in enumerate(blocks):
         slope = torch.zeros_like(weights) if slopes is None else slopes[n].to(weights)
         modes.append(factor.modes(weights, slope, scale, math.exp(log_precision)))
-    values, counts, linear = (torch.cat(parts) for parts in zip(*modes))
+    values, counts, linear = (torch.cat(tensors) for tensors in zip(*modes))
 
     def at(logs: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         delta = math.exp(logs[""])

@@ -137,8 +137,8 @@ class Demands:
         """That of all weights."""
         marginal: Any = self._marginal  # there is one where this is asked for
         whole = torch.eye(len(marginal.linear), dtype=torch.float64)
-        parts = whole.split(list(marginal.sizes), dim=1)
-        return self._evidence(marginal, {p.name: part for p, part in zip(self.layer.pathways, parts)})
+        matrices = whole.split(list(marginal.sizes), dim=1)
+        return self._evidence(marginal, {p.name: matrix for p, matrix in zip(self.layer.pathways, matrices)})
 
     def _evidence(self, marginal: Marginal, matrices: Mapping[str, Tensor]) -> float:
         return evidence_of_coupled(marginal.curvature, marginal.linear, matrices, self.layer.log_precision, self.bounds)

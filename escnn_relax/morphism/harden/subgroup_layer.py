@@ -57,33 +57,33 @@ def by_depth(
     before: Any = None
     first: Any = None
     reached: dict[str, Subgroup] = {}
-    for name, wanted in subgroups.items():
+    for name, demanded in subgroups.items():
         if before is None:
-            result = result if wanted.index == 1 else restrict(result, wanted.id, example=example)
-            first, reached = wanted, dict.fromkeys(subgroups, wanted)
-        elif not wanted <= before:
+            result = result if demanded.index == 1 else restrict(result, demanded.id, example=example)
+            first, reached = demanded, dict.fromkeys(subgroups, demanded)
+        elif not demanded <= before:
             raise ArgumentError(
                 name,
                 expected=f"a subgroup of {before.name}, which the layers before it keep",
-                got=wanted.name,
+                got=demanded.name,
                 remedy="symmetry that was given up does not return: take the stabilisers by depth, or per='layer'",
             )
-        elif not reached[name] <= wanted:
+        elif not reached[name] <= demanded:
             spaces = {n: _at(result, n).in_type.gspace for n in subgroups}
-            result = _stepped(result, _inside(first, wanted), name, list(subgroups), example, flexible)
-            reached |= {n: wanted for n in subgroups if _at(result, n).in_type.gspace != spaces[n]}
-        before = wanted
-    for name, wanted in reached.items():
-        if wanted.index > 1:
+            result = _stepped(result, _inside(first, demanded), name, list(subgroups), example, flexible)
+            reached |= {n: demanded for n in subgroups if _at(result, n).in_type.gspace != spaces[n]}
+        before = demanded
+    for name, demanded in reached.items():
+        if demanded.index > 1:
             with naming(name or type(layers[name]).__name__):
-                fill(_at(result, name), layers[name], wanted)
+                fill(_at(result, name), layers[name], demanded)
     return result, reached
 
 
 def _at(model: nn.Module, name: str) -> Any:
     """The layer of this name; a step to a subgroup may stand before it."""
-    part: Any = model.get_submodule(name)
-    return part[len(part) - 1] if isinstance(part, enn.SequentialModule) else part
+    submodule: Any = model.get_submodule(name)
+    return submodule[len(submodule) - 1] if isinstance(submodule, enn.SequentialModule) else submodule
 
 
 def _stepped(model: nn.Module, id: Any, name: str, names: list[str], example: Any, flexible: bool) -> nn.Module:
@@ -121,14 +121,14 @@ def _strict(layer: Any) -> EquivariantModule:
         return strict_layer(layer).train(layer.training)
 
 
-def _inside(first: Subgroup, wanted: Subgroup) -> Any:
+def _inside(first: Subgroup, demanded: Subgroup) -> Any:
     """The id of a subgroup of G within another one, which the network's input has."""
     if first.index == 1:
-        return wanted.id
+        return demanded.id
     outer, inner = first.gspace, restriction(first)
     scalar = FieldType(outer, [outer.trivial_repr])
     step = Relabel(scalar, inner.field_type(scalar))
-    return RestrictionPlan(wanted).through(step)[1].subgroup.id
+    return RestrictionPlan(demanded).through(step)[1].subgroup.id
 
 
 def fill(target: EquivariantModule, layer: RelaxedConvolution, subgroup: Subgroup) -> None:
@@ -173,7 +173,7 @@ def fill(target: EquivariantModule, layer: RelaxedConvolution, subgroup: Subgrou
 
 def _pieces(layer: RelaxedConvolution, weights: Mapping[str, Tensor], pair: tuple[str, str]) -> Tensor:
     """The kernels between all fields of one pair of representations, ``(out fields * in fields, numbers)``, float64."""
-    parts: list[Tensor] = []
+    summands: list[Tensor] = []
     for name in layer.kernel.pathways:
         for block in layer.kernel.blocks[name]:
             if (block.in_name, block.out_name) == pair:
@@ -182,8 +182,8 @@ def _pieces(layer: RelaxedConvolution, weights: Mapping[str, Tensor], pair: tupl
                     .to("cpu", torch.float64)[block.start : block.stop]
                     .view(block.outputs * block.inputs, -1)
                 )
-                parts.append(coefficients @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1))
-    return sum(parts[1:], parts[0])
+                summands.append(coefficients @ layer.kernel.basis(block).detach().to("cpu", torch.float64).flatten(1))
+    return sum(summands[1:], summands[0])
 
 
 def _polished(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ def to_subgroups(
     if decided is None:
         decided = _by_energy(symmetries, [titles.get(name, name) for name in names], per, energy)
     chosen_by = decided.select(per) if isinstance(decided, Decisions) else decided
-    subgroups = _given(chosen_by, symmetries, [titles.get(name, name) for name in names])
+    subgroups = _by_name(chosen_by, symmetries, [titles.get(name, name) for name in names])
     if per != "layer":  # one group may act on several base spaces: images, and features without any
         subgroups = [_subgroup(s, subgroups[0].gspace, k) for k, s in zip(subgroups, symmetries)]
     if per == "network" and any(not k <= subgroups[0] or not subgroups[0] <= k for k in subgroups):
@@ -170,7 +170,7 @@ def _way_out(flexible: bool, per: str) -> str:
     return first + ", ".join(WAYS_OUT[mode] for mode in modes[modes.index(per) :])
 
 
-def _given(to: Mapping[str, Any], symmetries: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
+def _by_name(to: Mapping[str, Any], symmetries: list[KernelSymmetry], names: list[str]) -> list[Subgroup]:
     for name in names:
         if name not in to:
             got, remedy = sorted(to), f"add {name!r}, or pass survivors(model)"
@@ -188,9 +188,9 @@ def _subgroup(symmetry: KernelSymmetry, gspace: GSpace, id: Any) -> Subgroup:
 
 
 def _record(name: str, symmetry: KernelSymmetry, group: Subgroup) -> HardenedLayer:
-    parts = {n: float(w.norm()) for n, w in symmetry.projected_weights(group).items() if n != EQUIVARIANT.name}
-    merged = tuple(n for n, norm in parts.items() if norm > 0 and norm**2 > 1e-14 * symmetry.energy)
-    removed = tuple(n for n in parts if n not in merged)
+    norms = {n: float(w.norm()) for n, w in symmetry.projected_weights(group).items() if n != EQUIVARIANT.name}
+    merged = tuple(n for n, norm in norms.items() if norm > 0 and norm**2 > 1e-14 * symmetry.energy)
+    removed = tuple(n for n in norms if n not in merged)
     weights, before = symmetry.projected_weights(group), symmetry.layer.weights
     error = certify_weights(symmetry.layer, weights, name).bound
     lost = {n: before[n].detach().to("cpu", torch.float64) - w.to("cpu", torch.float64) for n, w in weights.items()}

@@ -76,12 +76,12 @@ def refuse_living(model: nn.Module, subgroups: Mapping[str, Subgroup], everywher
             continue
         chosen = subgroups.get(inside(name), current)
         with naming(name):
-            wanted = None if chosen is None else subgroup(module.space, chosen.id)
+            demanded = None if chosen is None else subgroup(module.space, chosen.id)
         groups = {n: pathway.subgroup for n, pathway in module.sites.items()}
-        if (wanted is None or wanted.index == 1) and all(group.index == 1 for group in groups.values()):
+        if (demanded is None or demanded.index == 1) and all(group.index == 1 for group in groups.values()):
             continue
-        whole = module.space.fibergroup.name if wanted is None else wanted.name
-        broken = any(group.index > 1 if wanted is None else not wanted <= group for group in groups.values())
+        whole = module.space.fibergroup.name if demanded is None else demanded.name
+        broken = any(group.index > 1 if demanded is None else not demanded <= group for group in groups.values())
         with naming(name or type(module).__name__):
             energies = module.energies()
         raise UnsupportedModuleError(

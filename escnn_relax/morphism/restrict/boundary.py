@@ -13,9 +13,9 @@ __all__ = ["Boundary", "modules_on_group", "unfold"]
 class Boundary(enn.SequentialModule):
     """The step to H and the first module on H, until they find their place in the parent."""
 
-    def within(self, part: nn.Module) -> Boundary:
+    def within(self, submodule: nn.Module) -> Boundary:
         """In the mode of the part whose place they take."""
-        self.training = self[0].training = part.training
+        self.training = self[0].training = submodule.training
         return self
 
 
@@ -50,24 +50,24 @@ def modules_on_group(module: nn.Module, from_layer: str | None, seen: Flow | Non
         return {}
     early: dict[int, str] = {}
     order = dict(module.named_modules())
-    for name, part in order.items():
+    for name, submodule in order.items():
         if name == from_layer:
             break
-        early[id(part)] = "across" if not name or from_layer.startswith(name + ".") else "before"
+        early[id(submodule)] = "across" if not name or from_layer.startswith(name + ".") else "before"
     if seen is None:
         return early
     inside = {name for name, _ in layers(order[from_layer])}
     late = {*seen.after, from_layer, *(f"{from_layer}.{name}" for name in inside if name)}
     called = {name: name in late for name in (*seen.before, *seen.after)}  # what is never called goes by registration
-    for name, part in order.items():
+    for name, submodule in order.items():
         below = [
             beyond for layer, beyond in called.items() if not name or layer == name or layer.startswith(name + ".")
         ]
         if not below or name == from_layer or name.startswith(from_layer + "."):
             continue
-        early.pop(id(part), None)
+        early.pop(id(submodule), None)
         if not all(below):
-            early[id(part)] = "across" if any(below) or not name or from_layer.startswith(name + ".") else "before"
+            early[id(submodule)] = "across" if any(below) or not name or from_layer.startswith(name + ".") else "before"
         elif not name or from_layer.startswith(name + "."):
-            early[id(part)] = "across"
+            early[id(submodule)] = "across"
     return early

@@ -39,17 +39,19 @@ class Flow:
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules whose inside is not ours to look into: escnn's, and those without children."""
     inside: list[str] = []
-    for name, part in model.named_modules():
+    for name, submodule in model.named_modules():
         if any(name.startswith(prefix) for prefix in inside):
             continue
-        field_module = isinstance(part, EquivariantModule) and not isinstance(part, CONTAINERS)
-        if (field_module and not type(part).__module__.startswith("__") and _known(part)) or not list(part.children()):
+        field_module = isinstance(submodule, EquivariantModule) and not isinstance(submodule, CONTAINERS)
+        if (field_module and not type(submodule).__module__.startswith("__") and _known(submodule)) or not list(
+            submodule.children()
+        ):
             inside.append(f"{name}.")
-            yield name, part
+            yield name, submodule
 
 
-def _known(part: nn.Module) -> bool:
-    return type(part).__module__.split(".")[0] in ("escnn", __package__.split(".")[0])
+def _known(submodule: nn.Module) -> bool:
+    return type(submodule).__module__.split(".")[0] in ("escnn", __package__.split(".")[0])
 
 
 def flow(model: nn.Module, boundary: str, run: Callable[[], Any]) -> Flow:
@@ -62,12 +64,12 @@ def flow(model: nn.Module, boundary: str, run: Callable[[], Any]) -> Flow:
     record = Flow()
     recorder = _Recorder(record)
     handles = []
-    parts = dict(model.named_modules())
-    for name, part in layers(model):
-        handles.append(part.register_forward_pre_hook(recorder.entering(name)))
-        handles.append(part.register_forward_hook(recorder.leaving(name)))
+    submodules = dict(model.named_modules())
+    for name, submodule in layers(model):
+        handles.append(submodule.register_forward_pre_hook(recorder.entering(name)))
+        handles.append(submodule.register_forward_hook(recorder.leaving(name)))
     # prepended, so that the first layer inside is called after it
-    handles.append(parts[boundary].register_forward_pre_hook(recorder.crossing(boundary), prepend=True))
+    handles.append(submodules[boundary].register_forward_pre_hook(recorder.crossing(boundary), prepend=True))
     try:
         with recorder:
             run()

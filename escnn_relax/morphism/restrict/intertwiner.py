@@ -120,19 +120,19 @@ def _solve(
     """T and the residual, the latter in the irreps' coordinates."""
     left = torch.as_tensor(np.asarray(out_repr.change_of_basis_inv), dtype=torch.float64)
     right = torch.as_tensor(np.asarray(in_repr.change_of_basis), dtype=torch.float64)
-    wanted = torch.einsum("po,kois,iq->kpqs", left, rows, right)
-    residual = wanted.clone()
+    images = torch.einsum("po,kois,iq->kpqs", left, rows, right)
+    residual = images.clone()
     transfer = rows.new_zeros(len(rows), len(basis))
     outs, ins = _irrep_slices(out_repr), _irrep_slices(in_repr)
     members: dict[tuple[int, int], list[int]] = {}
     for k, position in enumerate(positions):
         members.setdefault(position, []).append(k)
     for (o, i), which in members.items():
-        part = torch.einsum("po,kois,iq->kpqs", left[outs[o]], basis[which], right[:, ins[i]]).flatten(1)
-        target = wanted[:, outs[o], ins[i]].flatten(1)
-        solution = target @ pseudo_inverse(part, RANK_TOLERANCE)
+        span = torch.einsum("po,kois,iq->kpqs", left[outs[o]], basis[which], right[:, ins[i]]).flatten(1)
+        target = images[:, outs[o], ins[i]].flatten(1)
+        solution = target @ pseudo_inverse(span, RANK_TOLERANCE)
         transfer[:, which] = solution
-        residual[:, outs[o], ins[i]] -= (solution @ part).view(len(rows), *residual[0, outs[o], ins[i]].shape)
+        residual[:, outs[o], ins[i]] -= (solution @ span).view(len(rows), *residual[0, outs[o], ins[i]].shape)
     return transfer, residual
 
 
@@ -156,10 +156,10 @@ def carry_weights(
 
 def bias_map(old: EquivariantModule, new: EquivariantModule) -> tuple[Tensor, Tensor]:
     """T for the bias (shape ``(trivials of G, trivials of H)``) and H's expansion, polished as the kernels are."""
-    wanted = old.bias_expansion.detach().double().cpu()
+    columns = old.bias_expansion.detach().double().cpu()
     expansion = new.bias_expansion.detach().double().cpu()
-    transfer = (torch.linalg.pinv(expansion) @ wanted).T
+    transfer = (torch.linalg.pinv(expansion) @ columns).T
     transfer[transfer.abs() < 1e-7] = 0.0
     for _ in range(2):
-        expansion = expansion + (wanted - expansion @ transfer.T) @ torch.linalg.pinv(transfer.T)
+        expansion = expansion + (columns - expansion @ transfer.T) @ torch.linalg.pinv(transfer.T)
     return transfer, expansion

@@ -109,8 +109,8 @@ def _common(subgroup: Subgroup, change: Restriction) -> Subgroup:
 def retype(module: nn.Module, change: Restriction) -> nn.Module:
     """A copy, statistics and parameters included, between the restricted field types."""
     new = copy_module(module)
-    for part in new.modules():
-        map_values(part, (FieldType, GSpace), lambda name, value: restricted_value(value, change))
+    for submodule in new.modules():
+        map_values(submodule, (FieldType, GSpace), lambda name, value: restricted_value(value, change))
     return new
 
 

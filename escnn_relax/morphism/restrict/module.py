@@ -24,28 +24,30 @@ __all__ = ["STEPS", "restrict_module"]
 STEPS = (enn.RestrictionModule, Relabel)
 
 
-def restrict_module(part: Any, plan: RestrictionPlan) -> nn.Module | None:
+def restrict_module(submodule: Any, plan: RestrictionPlan) -> nn.Module | None:
     """The restricted module, or None for a module that only holds others or knows nothing of fields."""
-    kind = type(part)
+    kind = type(submodule)
     if kind in STEERABLE:
-        return restrict_steerable(part, plan.restriction(part.in_type.gspace))
+        return restrict_steerable(submodule, plan.restriction(submodule.in_type.gspace))
     if kind in SPARSE:
-        return restrict_sparse(part, plan.restriction(part.in_type.gspace))
+        return restrict_sparse(submodule, plan.restriction(submodule.in_type.gspace))
     if kind in RETYPED:
-        return retype(part, plan.restriction(first_type(part).gspace))
+        return retype(submodule, plan.restriction(first_type(submodule).gspace))
     if kind in STEPS:
-        before, after = plan.through(part)
-        return Relabel(before.field_type(part.in_type), after.field_type(part.out_type)).train(part.training)
-    if isinstance(part, CONTAINERS):
+        before, after = plan.through(submodule)
+        return Relabel(before.field_type(submodule.in_type), after.field_type(submodule.out_type)).train(
+            submodule.training
+        )
+    if isinstance(submodule, CONTAINERS):
         return None
-    if isinstance(part, MixedConvolution):
+    if isinstance(submodule, MixedConvolution):
         remedy = "merge it first, or mix after restricting"
         raise UnsupportedModuleError(kind, "a mixture over the subgroups of G has no counterpart on H", remedy=remedy)
-    if isinstance(part, RelaxedTranslation):
+    if isinstance(submodule, RelaxedTranslation):
         remedy = "harden it first, which leaves a convolution where the pathways died, or relax after restricting"
         raise UnsupportedModuleError(kind, "pathways between whole images have no counterpart on H", remedy=remedy)
     if kind.__module__.startswith("escnn."):
-        if isinstance(part, EquivariantModule):
+        if isinstance(submodule, EquivariantModule):
             raise UnsupportedModuleError(
                 kind,
                 f"{kind.__name__} has no counterpart on restricted fields",
@@ -53,14 +55,14 @@ def restrict_module(part: Any, plan: RestrictionPlan) -> nn.Module | None:
                 remedy="replace it, or restrict the modules around it and put a Relabel on either side",
             )
         return None
-    if list(part.parameters(recurse=False)) and holds(part, (FieldType, GSpace)):
+    if list(submodule.parameters(recurse=False)) and holds(submodule, (FieldType, GSpace)):
         raise UnsupportedModuleError(
             kind,
             f"{kind.__name__} has weights of its own between field types, and restrict cannot know what they do",
             remedy="make it of escnn's modules, or restrict the modules around it and put a Relabel on either side",
         )
     known = (*STEERABLE, *SPARSE, *RETYPED)
-    if isinstance(part, known) or (isinstance(part, EquivariantModule) and not list(part.children())):
+    if isinstance(submodule, known) or (isinstance(submodule, EquivariantModule) and not list(submodule.children())):
         raise UnsupportedModuleError(
             kind,
             f"{kind.__name__} is not known to restrict, which rebuilds escnn's own classes and what is made of them",

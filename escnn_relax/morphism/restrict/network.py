@@ -131,13 +131,13 @@ def _refuse_both_sides(seen: Flow, module: nn.Module, from_layer: str) -> None:
         raise ArgumentError(
             type(module), f"from_layer={from_layer!r} is never called", remedy="name a layer that the example reaches"
         )
-    parts = dict(module.named_modules())
+    submodules = dict(module.named_modules())
     for name in seen.on_both_sides:
-        if holds(parts[name], (FieldType, GSpace)):
+        if holds(submodules[name], (FieldType, GSpace)):
             raise UnsupportedModuleError(
                 f"{type(module).__name__}.{name}",
-                f"this {type(parts[name]).__name__} is called before {from_layer!r} and again after it, so it would"
-                " have to live on both groups",
+                f"this {type(submodules[name]).__name__} is called before {from_layer!r} and again after it, so it"
+                " would have to live on both groups",
                 remedy="give each side a module of its own, or restrict from an earlier layer",
             )
 

@@ -72,18 +72,18 @@ class RestrictionPlan:
         whole = before.subgroup.gspace
         if space.dimensionality:
             place = lambda e: np.asarray(space.basespace_action(e))
-            wanted = [np.asarray(whole.basespace_action(h)) for h in before.subgroup.testing_elements]
+            matrices = [np.asarray(whole.basespace_action(h)) for h in before.subgroup.testing_elements]
         else:
             inner = subgroup(whole, id)
             table = list(whole.fibergroup.elements)
             code = np.eye(len(table))
             place = lambda e: code[table.index(inner.embed(e))]
-            wanted = [code[table.index(h)] for h in before.subgroup.elements]
+            matrices = [code[table.index(h)] for h in before.subgroup.elements]
         for candidate in subgroups(space):
             if candidate.order != before.subgroup.order:
                 continue
             images = [place(e) for e in candidate.testing_elements]
-            if all(any(np.abs(w - i).max() < 1e-6 for i in images) for w in wanted):
+            if all(any(np.abs(w - i).max() < 1e-6 for i in images) for w in matrices):
                 return restriction(candidate)
         raise SubgroupError(
             "",

@@ -34,34 +34,34 @@ def restrict_tree(
         seen: a run of the network; without one the order of registration counts.
     """
     plan = RestrictionPlan(chosen)
-    for name, part in module.named_modules():  # steps that the network takes itself
-        if type(part) in STEPS:
+    for name, submodule in module.named_modules():  # steps that the network takes itself
+        if type(submodule) in STEPS:
             with naming(_title(root, name)):
-                plan.through(part)
+                plan.through(submodule)
     early = modules_on_group(module, from_layer, seen)
     replaced: list[nn.Module] = []
     sides: dict[str, str] = {}
     boundary = dict(module.named_modules()).get(from_layer) if from_layer is not None else None
     fed = {} if seen is None else seen.fed
 
-    def replacement(name: str, part: nn.Module) -> nn.Module | None:
+    def replacement(name: str, submodule: nn.Module) -> nn.Module | None:
         title = _title(root, name)
-        if part is boundary:
+        if submodule is boundary:
             with naming(title):
-                inner = subgroup(part.in_type.gspace, plan.restriction(part.in_type.gspace).subgroup.id)
-                on_h = restrict_tree(part, inner, None, title)
-            new: nn.Module | None = Boundary(Relabel(part.in_type, on_h.in_type), on_h).within(part)
-        elif id(part) in early:
-            sides[name] = early[id(part)]
+                inner = subgroup(submodule.in_type.gspace, plan.restriction(submodule.in_type.gspace).subgroup.id)
+                on_h = restrict_tree(submodule, inner, None, title)
+            new: nn.Module | None = Boundary(Relabel(submodule.in_type, on_h.in_type), on_h).within(submodule)
+        elif id(submodule) in early:
+            sides[name] = early[id(submodule)]
             return None
         else:
             with naming(title):
-                new = restrict_module(part, plan)
+                new = restrict_module(submodule, plan)
         if new is None:
             sides[name] = "after"
             return None
-        if name in fed and part is not boundary and isinstance(getattr(part, "in_type", None), FieldType):
-            new = Boundary(Relabel(part.in_type, new.in_type), new).within(part)
+        if name in fed and submodule is not boundary and isinstance(getattr(submodule, "in_type", None), FieldType):
+            new = Boundary(Relabel(submodule.in_type, new.in_type), new).within(submodule)
         replaced.append(new)
         return new
 
@@ -73,8 +73,8 @@ def restrict_tree(
             remedy="restrict rebuilds escnn's own classes; compose the network of these",
         )
     skip = {id(m) for new in replaced for m in new.modules()}
-    for name, part in list(result.named_modules()):
-        if id(part) in skip or sides.get(name, "after") == "before":
+    for name, submodule in list(result.named_modules()):
+        if id(submodule) in skip or sides.get(name, "after") == "before":
             continue
         across = sides.get(name) == "across"
 
@@ -84,7 +84,7 @@ def restrict_tree(
             with naming(name or type(module).__name__):
                 return restricted_value(value, plan.restriction(value if isinstance(value, GSpace) else value.gspace))
 
-        map_values(part, (FieldType, GSpace), change)
+        map_values(submodule, (FieldType, GSpace), change)
     return unfold(result)
 
 

@@ -41,9 +41,9 @@ class ComposedBasis(nn.Module):
         pairs: dict[tuple[tuple[int, ...], tuple[int, ...]], list[tuple[int, IrrepBlock]]] = {}
         row = 0
         for pathway in kernels:
-            for part in pathway.blocks:
-                pairs.setdefault((part.outs, part.ins), []).append((row, part))
-                row += part.copies * len(part.kernels)
+            for block in pathway.blocks:
+                pairs.setdefault((block.outs, block.ins), []).append((row, block))
+                row += block.copies * len(block.kernels)
         blocks = []
         for members in pairs.values():
             taken = [row + torch.arange(p.copies * len(p.kernels)).view(p.copies, -1) for row, p in members]

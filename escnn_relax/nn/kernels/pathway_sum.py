@@ -123,7 +123,7 @@ class PathwaySum(nn.Module):
         rows: Tensor = graded.rows(block.row - len(dense), block.stop_row - len(dense))
         return rows
 
-    def forward(self, weights: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, weights: Mapping[str, Tensor], multipliers: Mapping[str, Tensor] | None = None) -> Tensor:
         """The kernel, shape ``(out channels, in channels, S)``; ``weights[p]`` has shape ``(dimensions[p],)``.
 
         Pathways missing from ``weights`` are left out of the sum.
@@ -133,20 +133,20 @@ class PathwaySum(nn.Module):
             if name not in weights:
                 continue
             vector = weights[name]
-            if scales is not None and name in scales:
-                vector = vector * scales[name]
+            if multipliers is not None and name in multipliers:
+                vector = vector * multipliers[name]
             for block in self.blocks[name]:
                 coefficients = vector[block.start : block.stop].view(block.outputs * block.inputs, -1)
                 pieces[self.pairs.index((block.in_name, block.out_name))].append((block, coefficients))
         kernels = []
-        for index, (pair, parts) in enumerate(zip(self.pairs, pieces)):
+        for index, (pair, blocks) in enumerate(zip(self.pairs, pieces)):
             basis = self.bases[str(index)]
             i, o = self.in_fields[pair[0]], self.out_fields[pair[1]]
             shape = (len(o.channels), len(i.channels), o.size, i.size, self.sites)
-            if not parts:
+            if not blocks:
                 kernels.append(basis.new_zeros(shape))
                 continue
-            kernels.append(self._expand(index, parts).view(shape))
+            kernels.append(self._expand(index, blocks).view(shape))
         if self._gather is None:
             return kernels[0].transpose(1, 2).reshape(self.out_size, self.in_size, self.sites)
         rows = torch.cat([k.reshape(-1, self.sites) for k in kernels])
@@ -166,16 +166,16 @@ class PathwaySum(nn.Module):
         """The module that keeps a pair's kernels by irrep, ``None`` where all are dense."""
         return self.graded._modules.get(str(index))
 
-    def _expand(self, index: int, parts: list[tuple[Block, Tensor]]) -> Tensor:
+    def _expand(self, index: int, blocks: list[tuple[Block, Tensor]]) -> Tensor:
         """Coefficients of one pair, ``(fields, K_p)`` for each pathway, to ``(fields, out size, in size, S)``."""
         basis, graded = self.bases[str(index)], self._graded(index)
         if isinstance(graded, SectionedBasis):
-            ranges = tuple((block.row, block.stop_row) for block, _ in parts)
-            kernels = self._copies.setdefault(index, DenseCopy()).rows(basis, graded, ranges, len(parts[0][1]))
+            ranges = tuple((block.row, block.stop_row) for block, _ in blocks)
+            kernels = self._copies.setdefault(index, DenseCopy()).rows(basis, graded, ranges, len(blocks[0][1]))
             if kernels is not None:
-                coefficients = torch.cat([c for _, c in parts], dim=1) if len(parts) > 1 else parts[0][1]
+                coefficients = torch.cat([c for _, c in blocks], dim=1) if len(blocks) > 1 else blocks[0][1]
                 return (coefficients @ kernels).view(-1, *basis.shape[1:])
-        plain = parts if graded is None else [(b, c) for b, c in parts if b.stop_row <= len(basis)]
+        plain = blocks if graded is None else [(b, c) for b, c in blocks if b.stop_row <= len(basis)]
         dense = None
         if plain:
             coefficients = torch.cat([c for _, c in plain], dim=1) if len(plain) > 1 else plain[0][1]
@@ -185,9 +185,9 @@ class PathwaySum(nn.Module):
             elif coefficients.shape[1] < len(basis):
                 rows = torch.cat([basis[b.row : b.stop_row] for b, _ in plain])
             dense = coefficients, rows
-        if dense is not None and len(plain) == len(parts):
+        if dense is not None and len(plain) == len(blocks):
             return (dense[0] @ dense[1].flatten(1)).view(-1, *basis.shape[1:])
-        rest = parts[len(plain) :]
+        rest = blocks[len(plain) :]
         if isinstance(graded, SectionedBasis):
             present = tuple((block.row - len(basis), block.stop_row - len(basis)) for block, _ in rest)
             return graded.expand(

@@ -62,7 +62,7 @@ class SectionedBasis(nn.Module):
             return None
         sizes = [in_repr.group.irrep(*id).size for id in in_repr.irreps]
         turned = kernels.to("cpu", torch.float64).transpose(2, 3) @ change  # (K, o, S, i)
-        norms = torch.stack([part.flatten(1).norm(dim=1) for part in turned.split(sizes, dim=3)], dim=1)
+        norms = torch.stack([section.flatten(1).norm(dim=1) for section in turned.split(sizes, dim=3)], dim=1)
         lives = (norms > VANISHING * norms.norm(dim=1, keepdim=True)).double()
         joined = torch.eye(len(sizes), dtype=torch.float64) + lives.T @ lives
         joined = torch.linalg.matrix_power((joined > 0).double(), len(sizes)) > 0

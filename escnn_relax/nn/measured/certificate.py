@@ -147,8 +147,8 @@ def _certificate(
         total = sum(turned, kernel)
         once = shape.norm(kernel - total / (len(elements) + 1), work)
         errors = [Norm(0.0, 2 * once.bound)] * len(elements)
-    part = Norm(math.nan, math.nan) if breaking is None else shape.norm(shape.steerable(breaking), work)
-    return Certificate(name, tuple(elements), tuple(errors), part, shape.norm(kernel, work), whole)
+    breaking_norm = Norm(math.nan, math.nan) if breaking is None else shape.norm(shape.steerable(breaking), work)
+    return Certificate(name, tuple(elements), tuple(errors), breaking_norm, shape.norm(kernel, work), whole)
 
 
 def moved(kernel: Tensor, in_type: FieldType, out_type: FieldType, element: GroupElement) -> Tensor:

@@ -82,20 +82,20 @@ class ConvolutionNorm:
 
     def affordable(self, kernel: Tensor, work: float) -> bool:
         """Whether a norm takes no more than this work."""
-        parts = self._parts(kernel)
-        return affordable(parts[0].shape, self.stride, work / len(parts))
+        kernels = self._by_group(kernel)
+        return affordable(kernels[0].shape, self.stride, work / len(kernels))
 
     def norm(self, kernel: Tensor, work: float) -> Norm:
         """Of the layer with this kernel: the largest of its groups', padding included."""
-        parts = self._parts(kernel)
-        norms = [operator_norm(p, self.stride, self.dilation, work / len(parts)) for p in parts]
+        kernels = self._by_group(kernel)
+        norms = [operator_norm(p, self.stride, self.dilation, work / len(kernels)) for p in kernels]
         bound = math.nan if any(math.isnan(n.bound) for n in norms) else max(n.bound for n in norms)
         return Norm(max(n.reached for n in norms), self.padding * bound)
 
-    def _parts(self, kernel: Tensor) -> list[Tensor]:
-        parts = kernel.chunk(self.groups, dim=1 if self.transposed else 0)
+    def _by_group(self, kernel: Tensor) -> list[Tensor]:
+        kernels = kernel.chunk(self.groups, dim=1 if self.transposed else 0)
         return [
-            p.transpose(0, 1) if self.transposed else p for p in parts
+            p.transpose(0, 1) if self.transposed else p for p in kernels
         ]  # the adjoint of a convolution with a stride
 
 

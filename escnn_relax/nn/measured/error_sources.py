@@ -79,7 +79,7 @@ def error_sources(
     chosen = list(layer.space.testing_elements) if elements is None else list(elements)
     sources = []
     for g in chosen:
-        sizes = [float(_error(part, input, g).double().norm()) / norm for part in (layer, strict, broken)]
+        sizes = [float(_error(summand, input, g).double().norm()) / norm for summand in (layer, strict, broken)]
         sources.append(ErrorSources(g, *sizes))
     return tuple(sources)
 

@@ -158,10 +158,10 @@ class KernelSymmetry:
 
     def _pair_weights(self, pair: Pair) -> Tensor:
         """Residual coefficients of one pair, ``(fields, number of residual kernels)``."""
-        parts = []
+        columns = []
         for pathway in self.residual:
             block = self._blocks.get((*pair, pathway.name))
             if block is not None:
                 vector = self.layer.weights[pathway.name].detach().to("cpu", torch.float64)
-                parts.append(vector[block.start : block.stop].view(block.outputs * block.inputs, -1))
-        return torch.cat(parts, dim=1) if parts else torch.zeros(0, 0, dtype=torch.float64)
+                columns.append(vector[block.start : block.stop].view(block.outputs * block.inputs, -1))
+        return torch.cat(columns, dim=1) if columns else torch.zeros(0, 0, dtype=torch.float64)

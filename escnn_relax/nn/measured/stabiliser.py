@@ -149,9 +149,9 @@ def stabiliser(
         return worst == Verdict.YES
 
     def evidence(subgroup: Subgroup) -> tuple[float, ...]:
-        size, parts = group_size(subgroup.group)
+        size, components = group_size(subgroup.group)
         nats = () if gain is None else (sum(gain(s, subgroup) for s in layers),)
-        return (*nats, size, parts, -remainder(subgroup))
+        return (*nats, size, components, -remainder(subgroup))
 
     def cost(subgroup: Subgroup) -> float:
         return -sum(gain(s, subgroup) for s in layers) if gain is not None else 0.0

@@ -30,13 +30,13 @@ from ...symmetry.kernels.sampling import Band, FiberBand
 from ..kernels.block_products import Blocks
 from .pair_basis import Sections
 
-__all__ = ["Part", "MixtureBasis", "mixed_groups", "mixture_basis"]
+__all__ = ["Combination", "MixtureBasis", "mixed_groups", "mixture_basis"]
 
 #: A section of the shared basis lies within a summand's kernels if its projection on them keeps this share of its norm.
 WHOLE = 1 - 1e-4
 
 
-class Part(NamedTuple):
+class Combination(NamedTuple):
     """Kernels ``first:last`` of one summand: the shared kernels ``start:stop`` themselves, or combinations of them.
 
     ``table`` has orthonormal rows, shape ``(last - first, stop - start)``, or is made of blocks; ``None`` stands for
@@ -55,17 +55,17 @@ class MixtureBasis(NamedTuple):
 
     Attributes:
         shared: orthonormal kernels ``(R, out size, in size, S)``, float64, G's own first.
-        parts: for each summand's name and each pair, what it has of them.
+        combinations: for each summand's name and each pair, what it has of them.
         counts: how many of them are G's.
     """
 
     shared: dict[tuple[str, str], Kernels]
-    parts: dict[str, dict[tuple[str, str], tuple[Part, ...]]]
+    combinations: dict[str, dict[tuple[str, str], tuple[Combination, ...]]]
     counts: dict[tuple[str, str], int]
 
     def dimension(self, name: str, pair: tuple[str, str]) -> int:
         """Number of kernels of one summand in one pair."""
-        return max((part.last for part in self.parts[name][pair]), default=0)
+        return max((combination.last for combination in self.combinations[name][pair]), default=0)
 
 
 def mixed_groups(gspace: GSpace, ids: Sequence[Any], reach: int | None) -> Relaxation:
@@ -118,12 +118,12 @@ def mixture_basis(
             del bases[EQUIVARIANT.name]
             strict = strict.detach().to("cpu", torch.float64)
             beyond = {name: relaxation.bases(band, i, o, strict)[name] for name, relaxation in alone.items()}
-            basis.parts[EQUIVARIANT.name][pair] = ()
+            basis.combinations[EQUIVARIANT.name][pair] = ()
             if any(isinstance(kernels, BlockKernels) for kernels in bases.values()):
                 sections = Sections.build(strict, [k for k in bases.values() if isinstance(k, BlockKernels)], i, o)
                 basis.shared[pair], size, table = sections.shared, sections.strict_count, sections.coordinates(strict)
                 for name, kernels in beyond.items():
-                    basis.parts[name][pair] = _composed_parts(
+                    basis.combinations[name][pair] = _composed_combinations(
                         sections, cast(BlockKernels, kernels)
                     )  # all pathways of a pair are
             else:
@@ -133,10 +133,10 @@ def mixture_basis(
                 basis.shared[pair], table = shared.view(-1, *strict.shape[1:]), strict.flatten(1) @ stacks[0].T
                 for name, kernels in beyond.items():
                     coordinates = _dense(kernels).flatten(1) @ shared.T
-                    basis.parts[name][pair] = tuple(_parts(size, coordinates, [len(s) for s in stacks]))
+                    basis.combinations[name][pair] = tuple(_combinations(size, coordinates, [len(s) for s in stacks]))
             basis.counts[pair] = size
             if len(strict):
-                basis.parts[EQUIVARIANT.name][pair] = (Part(0, len(strict), 0, size, table),)
+                basis.combinations[EQUIVARIANT.name][pair] = (Combination(0, len(strict), 0, size, table),)
     return basis
 
 
@@ -151,42 +151,44 @@ def _dense(kernels: Kernels) -> Tensor:
     return kernels.dense() if isinstance(kernels, BlockKernels) else kernels
 
 
-def _composed_parts(sections: Sections, kernels: BlockKernels) -> tuple[Part, ...]:
+def _composed_combinations(sections: Sections, kernels: BlockKernels) -> tuple[Combination, ...]:
     """As :func:`_parts`, by pairs of irreps."""
-    parts = [Part(0, sections.strict_count, 0, sections.strict_count, None)] if sections.strict_count else []
+    combinations = (
+        [Combination(0, sections.strict_count, 0, sections.strict_count, None)] if sections.strict_count else []
+    )
     first = sections.strict_count
     whole, blocks = sections.placed(kernels)
     for start, stop in whole:
-        if parts and parts[-1].table is None and parts[-1].stop == start:
-            parts[-1] = parts[-1]._replace(last=parts[-1].last + stop - start, stop=stop)
+        if combinations and combinations[-1].table is None and combinations[-1].stop == start:
+            combinations[-1] = combinations[-1]._replace(last=combinations[-1].last + stop - start, stop=stop)
         else:
-            parts.append(Part(first, first + stop - start, start, stop, None))
+            combinations.append(Combination(first, first + stop - start, start, stop, None))
         first += stop - start
     if blocks:
         low, high = min(int(b.placed.min()) for b in blocks), max(int(b.placed.max()) for b in blocks) + 1
         count = sum(b.taken.numel() for b in blocks)
         inside = tuple(b._replace(placed=b.placed - low) for b in blocks)
-        parts.append(Part(first, first + count, low, high, inside))
-    return tuple(parts)
+        combinations.append(Combination(first, first + count, low, high, inside))
+    return tuple(combinations)
 
 
-def _parts(count: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
+def _combinations(count: int, beyond: Tensor, sizes: list[int]) -> list[Combination]:
     """Where a subgroup's kernels lie: G's own, whole sections, and combinations of what is left.
 
     Args:
         beyond: orthonormal rows, the subgroup's kernels beyond G's in the coordinates of the shared ones.
         sizes: of the sections of the shared kernels, G's own first.
     """
-    parts = [Part(0, count, 0, count, None)] if count else []
+    combinations = [Combination(0, count, 0, count, None)] if count else []
     first, start, rest = count, count, beyond.clone()
     rest[:, :count] = 0
     for size in sizes[1:]:
         section = rest[:, start : start + size]
         if size and float(section.square().sum()) > WHOLE * size:
-            if parts and parts[-1].table is None and parts[-1].stop == start:
-                parts[-1] = parts[-1]._replace(last=parts[-1].last + size, stop=start + size)
+            if combinations and combinations[-1].table is None and combinations[-1].stop == start:
+                combinations[-1] = combinations[-1]._replace(last=combinations[-1].last + size, stop=start + size)
             else:
-                parts.append(Part(first, first + size, start, start + size, None))
+                combinations.append(Combination(first, first + size, start, start + size, None))
             first += size
             section.zero_()
         start += size
@@ -194,5 +196,5 @@ def _parts(count: int, beyond: Tensor, sizes: list[int]) -> list[Part]:
     if len(left):
         columns = (left.abs().amax(0) > 1e-6).nonzero().flatten()
         low, high = int(columns[0]), int(columns[-1]) + 1
-        parts.append(Part(first, first + len(left), low, high, left[:, low:high].contiguous()))
-    return parts
+        combinations.append(Combination(first, first + len(left), low, high, left[:, low:high].contiguous()))
+    return combinations

@@ -36,7 +36,7 @@ def _invariant(type: FieldType, group: Subgroup) -> Tensor:
 
 def coinciding(basis: MixtureBasis, biases: Mapping[str, Tensor], groups: Mapping[str, Subgroup]) -> dict[str, str]:
     """Subgroups that add nothing here to a larger one of the mixture, with its name."""
-    size = {name: sum(basis.dimension(name, pair) for pair in pairs) for name, pairs in basis.parts.items()}
+    size = {name: sum(basis.dimension(name, pair) for pair in pairs) for name, pairs in basis.combinations.items()}
     size[EQUIVARIANT.name] = sum(basis.counts.values())
     coincident: dict[str, str] = {}
     for name, group in groups.items():

@@ -19,7 +19,7 @@ class Share(NamedTuple):
 
     Attributes:
         table: the name of the matrix, ``None`` for the identity.
-        given: that matrix, or the blocks it is made of.
+        matrix: that matrix, or the blocks it is made of.
     """
 
     first: int
@@ -27,7 +27,7 @@ class Share(NamedTuple):
     start: int
     stop: int
     table: str | None
-    given: Tensor | tuple[Blocks, ...] | None
+    matrix: Tensor | tuple[Blocks, ...] | None
 
 
 class _Alike(NamedTuple):
@@ -71,7 +71,7 @@ class SummandSum(nn.Module):
                     source.append(inside.flatten())
                     target.append(onto.flatten())
                     continue
-                for group, taken, placed in _matrices(share.given):
+                for group, taken, placed in _matrices(share.matrix):
                     at, to = inside[:, taken].flatten(0, 1), onto[:, placed].flatten(0, 1)
                     key = (len(at), at.shape[1], to.shape[1])
                     tables.setdefault(key, []).append(((share.table, group), at, to))
@@ -82,7 +82,7 @@ class SummandSum(nn.Module):
             self._groups.append(_Alike(names, len(members), copies, height))
             source += [at.flatten() for _, at, _ in members]
             target += [to.flatten() for _, _, to in members]
-        taken, placed = (torch.cat([*parts, torch.arange(0)]) for parts in (source, target))
+        taken, placed = (torch.cat([*indices, torch.arange(0)]) for indices in (source, target))
         in_order = not self._groups and torch.equal(taken, torch.arange(len(taken)))
         self.register_buffer("order", None if in_order else taken.int(), persistent=False)
         in_place = torch.equal(placed, torch.arange(size))
@@ -110,12 +110,12 @@ class SummandSum(nn.Module):
         return total + coefficients if self.target is None else total.index_add(0, self.target, coefficients)
 
 
-def _matrices(given: Any) -> list[tuple[int | None, Tensor, Tensor]]:
+def _matrices(matrix: Any) -> list[tuple[int | None, Tensor, Tensor]]:
     """For each matrix of a table its group there, the rows of each of its copies and the columns, ``(copies, ...)``."""
-    if isinstance(given, Tensor):
-        rows, columns = given.shape
+    if isinstance(matrix, Tensor):
+        rows, columns = matrix.shape
         return [(None, torch.arange(rows)[None], torch.arange(columns)[None])]
-    groups = enumerate(alike(given).values())
+    groups = enumerate(alike(matrix).values())
     return [(n, block.taken, block.placed) for n, members in groups for block in members]
 
 

@@ -81,7 +81,7 @@ class MixedConvolution(ArchitectureWeights, SteerableConvolution):
             raise NothingToRelaxError(type(self), problem, remedy="leave this layer as it is, or use a larger kernel")
 
         names = [p.name for p in self.pathways]
-        basis = basis._replace(parts={name: basis.parts[name] for name in names})
+        basis = basis._replace(combinations={name: basis.combinations[name] for name in names})
         alpha = torch.tensor([0.0] + [-float(freedom.leaning)] * (len(names) - 1))
         self.kernel = MixtureKernel(*fields, basis, alpha, freedom.temperature).double()
         self.weights = nn.ParameterDict()

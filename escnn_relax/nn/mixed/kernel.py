@@ -25,8 +25,8 @@ _SHARED = "shared"
 ROUNDING = 1e-6
 
 
-class _Part(NamedTuple):
-    """A :class:`~escnn_relax.nn.mixed.basis.Part` whose table is a buffer, or a module of blocks, by its key."""
+class _Combination(NamedTuple):
+    """A :class:`~escnn_relax.nn.mixed.basis.Combination` whose table is a buffer, or a module of blocks, by its key."""
 
     first: int
     last: int
@@ -99,28 +99,30 @@ class MixtureKernel(nn.Module):
         self.register_buffer("spatial", spatial)
         self.in_fields, self.out_fields = self.union.in_fields, self.union.out_fields
         self.out_size = self.union.out_size
-        self.pathways = tuple(basis.parts)
+        self.pathways = tuple(basis.combinations)
         self.alpha = nn.Parameter(alpha)
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.strict_counts = {pair: basis.counts[pair] for pair in self.union.pairs}
         self.tables, self.block_tables = BufferDict(), nn.ModuleDict()
-        self.parts: dict[str, dict[tuple[str, str], tuple[_Part, ...]]] = {}
+        self.combinations: dict[str, dict[tuple[str, str], tuple[_Combination, ...]]] = {}
         self.blocks: dict[str, list[Block]] = {}
         self.dimensions: dict[str, int] = {}
         rows = dict.fromkeys(self.union.pairs, 0)
-        for summand, (name, parts) in enumerate(basis.parts.items()):
-            self.parts[name], self.blocks[name], position = {}, [], 0
+        for summand, (name, combinations) in enumerate(basis.combinations.items()):
+            self.combinations[name], self.blocks[name], position = {}, [], 0
             for index, pair in enumerate(self.union.pairs):
                 count = basis.dimension(name, pair)
                 if not count:
                     continue
-                keys = [None if p.table is None else f"{summand}_{index}_{n}" for n, p in enumerate(parts[pair])]
-                for key, part in zip(keys, parts[pair]):
-                    if key is not None and isinstance(part.table, Tensor):
-                        self.tables[key] = part.table.clone()
-                    elif key is not None and isinstance(part.table, tuple):
-                        self.block_tables[key] = BlockProducts(part.table, part.stop - part.start)
-                self.parts[name][pair] = tuple(_Part(*p[:4], key) for p, key in zip(parts[pair], keys))
+                keys = [None if p.table is None else f"{summand}_{index}_{n}" for n, p in enumerate(combinations[pair])]
+                for key, combination in zip(keys, combinations[pair]):
+                    if key is not None and isinstance(combination.table, Tensor):
+                        self.tables[key] = combination.table.clone()
+                    elif key is not None and isinstance(combination.table, tuple):
+                        self.block_tables[key] = BlockProducts(combination.table, combination.stop - combination.start)
+                self.combinations[name][pair] = tuple(
+                    _Combination(*p[:4], key) for p, key in zip(combinations[pair], keys)
+                )
                 inputs, outputs = len(self.in_fields[pair[0]].channels), len(self.out_fields[pair[1]].channels)
                 stop = position + outputs * inputs * count
                 row = rows[pair]
@@ -129,11 +131,14 @@ class MixtureKernel(nn.Module):
             self.dimensions[name] = position
         unions = {(b.in_name, b.out_name): b for b in self.union.blocks[_SHARED]}
         self.sums = nn.ModuleDict()
-        for name, parts in basis.parts.items():
+        for name, combinations in basis.combinations.items():
             blocks = []
             for block in self.blocks[name]:
                 pair = block.in_name, block.out_name
-                shares = [Share(*named, part.table) for named, part in zip(self.parts[name][pair], parts[pair])]
+                shares = [
+                    Share(*named, combination.table)
+                    for named, combination in zip(self.combinations[name][pair], combinations[pair])
+                ]
                 blocks.append((block, unions[pair], shares))
             self.sums[name] = SummandSum(blocks, self.union.dimensions[_SHARED])
 
@@ -152,10 +157,12 @@ class MixtureKernel(nn.Module):
         r""":math:`\Phi_H` of one summand and pair, without its share."""
         (union,) = (b for b in self.union.blocks[_SHARED] if (b.in_name, b.out_name) == pair)
         shared, rows = self.union.basis(union), []
-        for part in self.parts[name][pair]:
-            kernels = shared[part.start : part.stop]
+        for combination in self.combinations[name][pair]:
+            kernels = shared[combination.start : combination.stop]
             rows.append(
-                kernels if part.table is None else torch.einsum("kr,rois->kois", self._table(part.table), kernels)
+                kernels
+                if combination.table is None
+                else torch.einsum("kr,rois->kois", self._table(combination.table), kernels)
             )
         return torch.cat(rows) @ self.spatial
 
@@ -217,10 +224,10 @@ class MixtureKernel(nn.Module):
             pair = block.in_name, block.out_name
             union = columns[pair]
             shared = vector[union.start : union.stop].view(union.outputs * union.inputs, -1)
-            for part in self.parts[name][pair]:
-                piece = shared[:, part.start : part.stop]
-                coefficients.append(piece if part.table is None else piece @ self._inverse(part.table))
-            count = len(self.parts[name][pair])
+            for combination in self.combinations[name][pair]:
+                piece = shared[:, combination.start : combination.stop]
+                coefficients.append(piece if combination.table is None else piece @ self._inverse(combination.table))
+            count = len(self.combinations[name][pair])
             coefficients[-count:] = [torch.cat(coefficients[-count:], dim=1).flatten()]
         return torch.cat(coefficients)
 
@@ -228,13 +235,13 @@ class MixtureKernel(nn.Module):
         """Forget all other summands, in place."""
         indices = [index for index, name in enumerate(self.pathways) if name in names]
         for name in set(self.pathways) - set(names):
-            for parts in self.parts[name].values():
-                for part in parts:
-                    if part.table is not None:
-                        del (self.tables if part.table in self.tables else self.block_tables)[part.table]
+            for combinations in self.combinations[name].values():
+                for combination in combinations:
+                    if combination.table is not None:
+                        del (self.tables if combination.table in self.tables else self.block_tables)[combination.table]
             del self.sums[name]
         self.pathways = tuple(name for name in self.pathways if name in names)
-        for table in (self.parts, self.blocks, self.dimensions):
+        for table in (self.combinations, self.blocks, self.dimensions):
             for name in set(table) - set(names):
                 del table[name]
         self.alpha = nn.Parameter(self.alpha.detach()[indices].clone(), requires_grad=self.alpha.requires_grad)

@@ -60,10 +60,10 @@ class Sections:
         where: dict[Key, list[tuple[int, int, IrrepBlock]]] = {}
         row = 0
         for n, section in enumerate(sections):
-            for part in section.blocks:
-                where.setdefault((part.outs, part.ins), []).append((n, row, part))
-                row += part.copies * len(part.kernels)
-        shared = BlockKernels(frame, tuple(part for section in sections for part in section.blocks))
+            for irrep_block in section.blocks:
+                where.setdefault((irrep_block.outs, irrep_block.ins), []).append((n, row, irrep_block))
+                row += irrep_block.copies * len(irrep_block.kernels)
+        shared = BlockKernels(frame, tuple(irrep_block for section in sections for irrep_block in section.blocks))
         return cls(shared, sections[0], tuple(map(len, sections)), where)
 
     @property
@@ -84,12 +84,12 @@ class Sections:
         """
         tables = {}
         energy = [0.0] * len(self.counts)
-        for part in kernels.blocks:
-            shared = torch.cat([p.kernels.flatten(1) for _, _, p in self.where[part.outs, part.ins]])
-            table = part.kernels.flatten(1) @ shared.T
-            tables[part.outs, part.ins] = table
-            for n, piece in self._by_section((part.outs, part.ins), table):
-                energy[n] += part.copies * float(piece.square().sum())
+        for block in kernels.blocks:
+            shared = torch.cat([p.kernels.flatten(1) for _, _, p in self.where[block.outs, block.ins]])
+            table = block.kernels.flatten(1) @ shared.T
+            tables[block.outs, block.ins] = table
+            for n, piece in self._by_section((block.outs, block.ins), table):
+                energy[n] += block.copies * float(piece.square().sum())
         whole = [n for n, count in enumerate(self.counts) if n and count and energy[n] > WHOLE * count]
         starts = [sum(self.counts[:n]) for n in range(len(self.counts))]
         blocks, row = [], 0

@@ -82,7 +82,7 @@ def _projections(vector: Tensor, spaces: Sequence[tuple[Map, Map]]) -> list[Tens
             largest subspace last.
     """
     total: list[Tensor] = []
-    scale, limit = float(vector.norm()), 10 * torch.finfo(vector.dtype).eps
+    size, limit = float(vector.norm()), 10 * torch.finfo(vector.dtype).eps
     for sweep in range(SWEEPS):
         moved = 0.0
         for index, (read, make) in enumerate(reversed(spaces)):
@@ -94,6 +94,6 @@ def _projections(vector: Tensor, spaces: Sequence[tuple[Map, Map]]) -> list[Tens
                 total[index] = total[index] + piece
             else:
                 total.append(piece)
-        if len(spaces) == 1 or moved <= limit * scale:
+        if len(spaces) == 1 or moved <= limit * size:
             break
     return total[::-1]

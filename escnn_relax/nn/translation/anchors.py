@@ -171,15 +171,17 @@ def length_scales(model: nn.Module) -> dict[str, nn.Parameter]:
     >>> list(length_scales(nn.Sequential(*(Anchors((3, 3), free, 0.5, 1.0, learn, 0) for learn in (True, False)))))
     ['0.log_omega']
     """
-    scales: dict[int, tuple[str, nn.Parameter]] = {}
+    parameters: dict[int, tuple[str, nn.Parameter]] = {}
     for name, module in model.named_modules():
         if (
             isinstance(module, Anchors)
             and isinstance(module.log_omega, nn.Parameter)
             and module.log_omega.requires_grad
         ):
-            scales.setdefault(id(module.log_omega), (f"{name}.log_omega" if name else "log_omega", module.log_omega))
-    return dict(scales.values())
+            parameters.setdefault(
+                id(module.log_omega), (f"{name}.log_omega" if name else "log_omega", module.log_omega)
+            )
+    return dict(parameters.values())
 
 
 def _check_numbers(fraction: object, omega: object, noise: object) -> None:

@@ -39,11 +39,11 @@ class DensePathway(SitePathway):
     def forward(self, input: Tensor) -> Tensor:
         """See the module's first lines; errors as of :class:`SitePathway`."""
         self.check(input)
-        regular = torch.cat([part.flatten(1) for part in self.source.read(input)], dim=1)
+        regular = torch.cat([field.flatten(1) for field in self.source.read(input)], dim=1)
         order, target = self.linear.order, self.target
         sizes = [c * w * order for c, w in zip(target.counts, target.widths)]
-        parts = self.linear(regular).split(sizes, dim=1)
-        return target.write([p.view(len(p), c, w, order) for p, c, w in zip(parts, target.counts, target.widths)])
+        fields = self.linear(regular).split(sizes, dim=1)
+        return target.write([p.view(len(p), c, w, order) for p, c, w in zip(fields, target.counts, target.widths)])
 
     def energy(self) -> float:
         with torch.no_grad():
@@ -53,7 +53,7 @@ class DensePathway(SitePathway):
             for a, across in enumerate(matrix.split(columns, dim=1)):
                 field_rows = across.view(len(across), self.source.counts[a], self.source.widths[a], order)
                 read = self.source.spread(a, field_rows).flatten(1)  # (out D, fields * size * S)
-                for b, part in enumerate(read.split(rows, dim=0)):
-                    field_columns = part.T.reshape(-1, self.target.counts[b], self.target.widths[b], order)
+                for b, kind_columns in enumerate(read.split(rows, dim=0)):
+                    field_columns = kind_columns.T.reshape(-1, self.target.counts[b], self.target.widths[b], order)
                     total += float(self.target.spread(b, field_columns).double().square().sum())
         return total

@@ -88,17 +88,17 @@ class FactoredPathway(SitePathway):
         """See the module's first lines; errors as of :class:`SitePathway`."""
         self.check(input)
         order, count = self.into[0].order, len(input)
-        parts = [
-            linear(part.flatten(1)).view(count, linear.groups, linear.outputs, order)
-            for linear, part in zip(self.into, self.source.read(input))
+        fields = [
+            linear(field.flatten(1)).view(count, linear.groups, linear.outputs, order)
+            for linear, field in zip(self.into, self.source.read(input))
         ]
-        hidden = torch.cat(parts, dim=1).transpose(1, 2)  # (N, output fields, input fields, order)
-        parts, start = [], 0
+        hidden = torch.cat(fields, dim=1).transpose(1, 2)  # (N, output fields, input fields, order)
+        fields, start = [], 0
         for linear in self.onto:
             group = hidden[:, start : start + linear.groups].flatten(1)
-            parts.append(linear(group).view(count, linear.groups, linear.outputs, order))
+            fields.append(linear(group).view(count, linear.groups, linear.outputs, order))
             start += linear.groups
-        return self.target.write(parts)
+        return self.target.write(fields)
 
     def energy(self) -> float:
         with torch.no_grad():

@@ -78,8 +78,8 @@ class GroupedLinear(nn.Module):
             expected = f"an input of shape (N, {size})"
             remedy = "flatten the sites and fields of each sample"
             raise ArgumentError(type(self), expected=expected, got=tuple(input.shape), remedy=remedy)
-        parts = input.view(len(input), self.groups, self.inputs * self.order).transpose(0, 1)  # (groups, N, ...)
-        result = torch.bmm(parts, self.matrices().transpose(1, 2)).transpose(0, 1)
+        by_group = input.view(len(input), self.groups, self.inputs * self.order).transpose(0, 1)  # (groups, N, ...)
+        result = torch.bmm(by_group, self.matrices().transpose(1, 2)).transpose(0, 1)
         if self.bias is not None:
             result = result + self.bias[self.bias_index].repeat_interleave(self.order, dim=1)
         return result.flatten(1)

@@ -69,9 +69,9 @@ class SiteFields(nn.Module):
             flat = flat @ self.anchors.matrix().to(flat.dtype)
         return [turned(flat[:, self.occupied[str(n)]]) for n, turned in enumerate(self.turned)]
 
-    def write(self, parts: Sequence[Tensor]) -> Tensor:
+    def write(self, fields: Sequence[Tensor]) -> Tensor:
         """The transpose: ``(N, fields, width, order)`` for each representation to ``(N, channels, *shape)``."""
-        signals = [self.spread(n, part) for n, part in enumerate(parts)]
+        signals = [self.spread(n, field) for n, field in enumerate(fields)]
         if len(signals) == 1:
             whole = signals[0].flatten(1, 2)
         else:
@@ -80,9 +80,9 @@ class SiteFields(nn.Module):
                 whole = whole.index_copy(1, self.occupied[str(n)].flatten(), signal.flatten(1, 2))
         return whole.unflatten(2, self.shape)
 
-    def spread(self, kind: int, part: Tensor) -> Tensor:
+    def spread(self, kind: int, field: Tensor) -> Tensor:
         """Regular fields of one representation to the pixels, ``(N, fields, size, S)``."""
-        signal = self.turned[kind].back(part)
+        signal = self.turned[kind].back(field)
         return signal if self.anchors is None else signal @ self.anchors.matrix().T.to(signal.dtype)
 
     def fit(self, kind: int, signal: Tensor) -> Tensor:

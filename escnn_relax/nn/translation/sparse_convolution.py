@@ -182,8 +182,8 @@ class SparseConvolution(EquivariantModule):
             else:
                 self.weights.normal_()
                 kernel = self.expand_parameters()[0]
-                wanted = math.sqrt(2 / kernel[0].numel())
-                self.weights.mul_(wanted / kernel.square().mean().sqrt())
+                deviation = math.sqrt(2 / kernel[0].numel())
+                self.weights.mul_(deviation / kernel.square().mean().sqrt())
             if self.bias is not None:
                 self.bias.zero_()
 
@@ -219,8 +219,8 @@ class SparseConvolution(EquivariantModule):
                     -1, 2
                 ).flatten()  # (o fields, i fields, orbit, o, i)
             if self.bias is not None and new.bias is not None:
-                wanted = self.bias_expansion.double() @ self.bias.double()
-                new.bias.copy_(torch.linalg.pinv(new.bias_expansion.double()) @ wanted)
+                bias = self.bias_expansion.double() @ self.bias.double()
+                new.bias.copy_(torch.linalg.pinv(new.bias_expansion.double()) @ bias)
                 new.bias.requires_grad_(self.bias.requires_grad)
         new.weights.requires_grad_(self.weights.requires_grad)
         return new.train(self.training)

@@ -92,9 +92,9 @@ class Conditions:
             raise ArgumentError("", expected="score to be a function of the model", got=repr(score), remedy=remedy)
 
 
-def _of(cls: type[Conditions], title: str, given: dict[str, Any]) -> Conditions:
-    warn_former("Conditions.of(where, given)", "Conditions(**given)")
-    return cls(**given)
+def _of(cls: type[Conditions], title: str, options: dict[str, Any]) -> Conditions:
+    warn_former("Conditions.of(title, options)", "Conditions(**options)")
+    return cls(**options)
 
 
 setattr(Conditions, "of", classmethod(_of))

@@ -115,13 +115,13 @@ def evolve(
     >>> [one.groups for one in found.individuals], found.winner.groups
     (['C4²', 'C4²', 'C4 C2'], 'C4 C2')
     """
-    given = Conditions(
+    conditions = Conditions(
         epochs=epochs, selection=selection, groups=groups, stages=stages, loss=loss, likelihood=likelihood,
         evidence_loader=evidence_loader, evidence_options=evidence_options, hypersteps=hypersteps, optimizer=optimizer,
         lr=lr, seed=seed, workers=workers, retries=retries, checkpoint=checkpoint, progress=progress, callback=callback,
     )  # fmt: skip
     with naming("evolve"):
-        given.check(score)
+        conditions.check(score)
     if not isinstance(population, int) or population < 1:
         problem = "an empty population has no winner" if population == 0 else ""
         remedy = "pass how many candidates survive each generation"
@@ -131,7 +131,9 @@ def evolve(
     if not isinstance(generations, int) or generations < 0:
         remedy = "pass 0 to evaluate the first population alone"
         raise ArgumentError("evolve", expected="generations to be a whole number >= 0", got=generations, remedy=remedy)
-    return Generations(model, train_loader, score, population, given, {"generations": generations}).run(generations)
+    return Generations(model, train_loader, score, population, conditions, {"generations": generations}).run(
+        generations
+    )
 
 
 def random_search(
@@ -152,10 +154,10 @@ def random_search(
     >>> len(random_search(net, data, lambda m: 0.0, **options).individuals)
     1
     """
-    given: dict[str, Any] = dict(options)
-    if "selection" in given:
-        raise ArgumentError("random_search", "it selects at random", got=given["selection"], remedy="call evolve")
-    return evolve(model, train_loader, score, selection="random", **given)
+    arguments: dict[str, Any] = dict(options)
+    if "selection" in arguments:
+        raise ArgumentError("random_search", "it selects at random", got=arguments["selection"], remedy="call evolve")
+    return evolve(model, train_loader, score, selection="random", **arguments)
 
 
 def static(
@@ -163,14 +165,14 @@ def static(
     train_loader: Iterable[Any],
     score: Score,
     genomes: int | Sequence[Sequence[str]],
-    **conditions: Unpack[SelectionKeywords],
+    **options: Unpack[SelectionKeywords],
 ) -> EvolutionResult:
     """Train given architectures, or so many random ones, from random filters and without any search, as a baseline.
 
     Args:
         genomes: a number of random ones, each with the same probability among all whose symmetry does not increase with
             depth; or lists of group names, one for each stage, e.g. ``[3 * ["D4"], 3 * ["C4"]]``.
-        conditions: as for :func:`evolve`; 10 epochs by default.
+        options: as for :func:`evolve`; 10 epochs by default.
 
     >>> import torch
     >>> from escnn import gspaces, nn as enn
@@ -186,15 +188,15 @@ def static(
     ([('C4²', 32), ('C4 trivial', 107)], 0)
     """
     known = [field.name for field in fields(Conditions)]
-    for name in conditions:
+    for name in options:
         if name not in known:
             raise ArgumentError("static", f"it has no argument {name!r}", remedy=nearest(name, known, most=30))
-    conditions.setdefault("epochs", 10)
-    given = Conditions(**conditions)
+    options.setdefault("epochs", 10)
+    conditions = Conditions(**options)
     with naming("static"):
-        given.check(score)
+        conditions.check(score)
     if isinstance(genomes, int) and genomes < 1 or not isinstance(genomes, int) and not list(genomes):
         remedy = "pass tuples of subgroup names, one for each stage"
         raise ArgumentError("static", expected="at least one genome", got=genomes, remedy=remedy)
     settings = {"genomes": genomes if isinstance(genomes, int) else [list(g) for g in genomes]}
-    return Generations(model, train_loader, score, 1, given, settings).run(0, genomes)
+    return Generations(model, train_loader, score, 1, conditions, settings).run(0, genomes)

@@ -40,12 +40,12 @@ class Generations:
         train_loader: Iterable[Any],
         score: Callable[[nn.Module], float] | None,
         population: int,
-        given: Conditions,
+        conditions: Conditions,
         settings: dict[str, Any],
     ) -> None:
         if not isinstance(model, nn.Module):
             state = torch.get_rng_state()
-            torch.manual_seed(given.seed)
+            torch.manual_seed(conditions.seed)
             model = model()
             torch.set_rng_state(state)
             if not isinstance(model, nn.Module):
@@ -59,30 +59,30 @@ class Generations:
             raise FieldTypeError(
                 type(model).__name__, "the model has no field type, so there is no group to search", remedy=remedy
             )
-        self.stages = stages_of(model, given.stages)
-        self.ladder = Ladder(root.gspace, given.groups)
-        self.population, self.given = population, given
-        self.criterion = "log_evidence" if given.selection == "evidence" else "score"
-        likelihood = given.likelihood if given.selection == "evidence" else None
-        optimizer = given.optimizer or partial(torch.optim.Adam, lr=given.lr)
+        self.stages = stages_of(model, conditions.stages)
+        self.ladder = Ladder(root.gspace, conditions.groups)
+        self.population, self.conditions = population, conditions
+        self.criterion = "log_evidence" if conditions.selection == "evidence" else "score"
+        likelihood = conditions.likelihood if conditions.selection == "evidence" else None
+        optimizer = conditions.optimizer or partial(torch.optim.Adam, lr=conditions.lr)
         self.shells = Shells(model, self.stages, self.ladder)
-        curvature = given.evidence_loader, given.evidence_options or {}, given.hypersteps
-        context = Context(self.shells, train_loader, score, given.loss, optimizer, likelihood, *curvature)
-        self.crew = Crew(context, given.workers, given.retries)
+        curvature = conditions.evidence_loader, conditions.evidence_options or {}, conditions.hypersteps
+        context = Context(self.shells, train_loader, score, conditions.loss, optimizer, likelihood, *curvature)
+        self.crew = Crew(context, conditions.workers, conditions.retries)
         check_order(model, self._boundaries(settings.get("genomes")), train_loader)
         run = {
             **settings,
-            **{name: getattr(given, name) for name in ("epochs", "selection", "seed", "hypersteps", "lr")},
+            **{name: getattr(conditions, name) for name in ("epochs", "selection", "seed", "hypersteps", "lr")},
             "population": population,
             "groups": [repr(h.id) for h in self.ladder.members.values()],
             "stages": list(self.stages),
             "likelihood": likelihood,
-            "evidence": [given.evidence_loader is not None, sorted((given.evidence_options or {}).items())],
+            "evidence": [conditions.evidence_loader is not None, sorted((conditions.evidence_options or {}).items())],
             "optimizer": _name(optimizer),
-            "loss": None if likelihood else _name(given.loss),
+            "loss": None if likelihood else _name(conditions.loss),
             "weights": fingerprint(model),
         }
-        self.store = Store(given.checkpoint, run)
+        self.store = Store(conditions.checkpoint, run)
 
     def run(self, generations: int, genomes: None | int | Sequence[Sequence[str]] = None) -> EvolutionResult:
         """Go on until so many generations after the first are there.
@@ -110,7 +110,7 @@ class Generations:
                 stored.append({"individuals": [asdict(individual) for individual in born], "survivors": chosen})
                 self.store.record(stored, set(chosen))
                 before = [next(individual for individual in born if individual.id == id) for id in chosen]
-                if (callback := self.given.callback) is not None:
+                if (callback := self.conditions.callback) is not None:
                     for individual in born:
                         callback(individual)
         finally:
@@ -142,27 +142,27 @@ class Generations:
         genomes: None | int | Sequence[Sequence[str]],
     ) -> tuple[list[Task], list[dict[str, Any]]]:
         """The tasks of a generation, and what is known of its individuals beforehand."""
-        wanted: list[tuple[Individual | None, Genome, str]] = []
+        offspring: list[tuple[Individual | None, Genome, str]] = []
         if generation == 0:
-            draw = random.Random(self.given.seed)
+            draw = random.Random(self.conditions.seed)
             whole = len(self.stages) * (self.ladder.whole,)
             if genomes is None:
-                wanted = [(None, whole, "start")]
+                offspring = [(None, whole, "start")]
             elif isinstance(genomes, int):
-                wanted = [(None, self.ladder.random(len(self.stages), draw), "random") for _ in range(genomes)]
+                offspring = [(None, self.ladder.random(len(self.stages), draw), "random") for _ in range(genomes)]
             else:
-                wanted = [(None, self.ladder.check(g, len(self.stages)), "given") for g in genomes]
+                offspring = [(None, self.ladder.check(g, len(self.stages)), "given") for g in genomes]
         for survivor in parents:
-            wanted += [(survivor, genome, change) for genome, change in self.ladder.children(survivor.genome)]
+            offspring += [(survivor, genome, change) for genome, change in self.ladder.children(survivor.genome)]
         tasks, drafts = [], []
-        for id, (parent, genome, change) in enumerate(wanted, first):
+        for id, (parent, genome, change) in enumerate(offspring, first):
             known = None if parent is None else self.store.outcome(parent.id)
             tasks.append(
                 Task(
                     id=id, genome=genome, parent_genome=None if parent is None else parent.genome,
                     state=None if known is None else known.state,
                     log_precision=None if known is None else known.log_precision, fresh=genomes is not None,
-                    seed=(1_000_003 * self.given.seed + 7919 * id + 1) % 2**31, epochs=self.given.epochs,
+                    seed=(1_000_003 * self.conditions.seed + 7919 * id + 1) % 2**31, epochs=self.conditions.epochs,
                 )
             )  # fmt: skip
             parent_id = None if parent is None else parent.id
@@ -176,7 +176,7 @@ class Generations:
         missing = [task for task in tasks if self.store.get(task.id) is None]
         title = f"generation {generation}"
         with tqdm(
-            total=len(tasks), initial=len(tasks) - len(missing), desc=title, disable=not self.given.progress
+            total=len(tasks), initial=len(tasks) - len(missing), desc=title, disable=not self.conditions.progress
         ) as bar:
 
             def done(outcome: Outcome) -> None:
@@ -204,9 +204,9 @@ class Generations:
                 remedy="mend the score or lower the learning rate",
             )
         ranked = sorted(able, key=lambda individual: (-self._value(individual), individual.id))
-        if self.given.selection == "random":
-            ranked = random.Random(1_000_003 * self.given.seed + generation).sample(ranked, len(ranked))
-        if self.given.selection == "pareto":
+        if self.conditions.selection == "random":
+            ranked = random.Random(1_000_003 * self.conditions.seed + generation).sample(ranked, len(ranked))
+        if self.conditions.selection == "pareto":
             front = set(
                 pareto_front((individual.id, self._value(individual), individual.parameters) for individual in able)
             )

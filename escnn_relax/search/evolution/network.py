@@ -95,15 +95,15 @@ class Shells:
     def build(self, genome: Genome) -> nn.Module:
         """A new network of a genome that computes what the template does."""
         model, now = self.template, self.ladder.whole
-        for name, wanted in zip(self.stages, genome):
-            if wanted != now:
-                model = self._step(model, name, wanted)
-                now = wanted
+        for name, group in zip(self.stages, genome):
+            if group != now:
+                model = self._step(model, name, group)
+                now = group
         return copy.deepcopy(model) if model is self.template else model
 
-    def _step(self, model: nn.Module, stage: str, wanted: str) -> nn.Module:
+    def _step(self, model: nn.Module, stage: str, group: str) -> nn.Module:
         try:
-            return restrict(model, self.ladder.members[wanted].id, from_layer=stage)
+            return restrict(model, self.ladder.members[group].id, from_layer=stage)
         except UnsupportedModuleError as error:
             if "would not run" not in str(error):  # what cannot be restricted says so itself
                 raise

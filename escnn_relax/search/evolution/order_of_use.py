@@ -65,7 +65,7 @@ def calls(model: nn.Module, loader: Iterable[Any]) -> list[str]:
     sequence: list[str] = []
     for name, module in copied.named_modules():
         if isinstance(module, EquivariantModule) and not any(
-            isinstance(part, EquivariantModule) for part in module.modules() if part is not module
+            isinstance(submodule, EquivariantModule) for submodule in module.modules() if submodule is not module
         ):
             module.register_forward_pre_hook(lambda module, args, name=name: sequence.append(name))
     device = next(model.parameters()).device

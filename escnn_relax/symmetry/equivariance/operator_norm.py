@@ -113,8 +113,8 @@ def _largest(kernel: Tensor, points: Sequence[int]) -> float:
         matrices = matrices.transpose(1, 2)
     chunk = max(1, 2**24 // max(1, matrices.shape[1] * matrices.shape[2]))
     largest = 0.0
-    for part in matrices.split(chunk):
-        values = torch.linalg.eigvalsh(part @ part.mH)
+    for batch in matrices.split(chunk):
+        values = torch.linalg.eigvalsh(batch @ batch.mH)
         largest = max(largest, float(values[..., -1].max()))
     return math.sqrt(max(largest, 0.0))
 

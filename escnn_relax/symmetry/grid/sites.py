@@ -124,10 +124,10 @@ class TurnedFields(nn.Module):
         """Its transpose, ``(N, fields, orbits * size, order)`` to ``(N, fields, size, P)``."""
         if self.sites.order == 1 and self.size == 1:
             return regular.transpose(2, 3)
-        parts = regular.unflatten(2, (self.sites.orbits, self.size)) * self.sites.share[:, None, None]
-        parts = torch.einsum("gkj,nfrjg->nfkrg", self.turns, parts).flatten(3)
-        signal = parts.new_zeros(*parts.shape[:3], len(self.sites))
-        return signal.index_add(3, self.sites.index.flatten(), parts)
+        values = regular.unflatten(2, (self.sites.orbits, self.size)) * self.sites.share[:, None, None]
+        values = torch.einsum("gkj,nfrjg->nfkrg", self.turns, values).flatten(3)
+        signal = values.new_zeros(*values.shape[:3], len(self.sites))
+        return signal.index_add(3, self.sites.index.flatten(), values)
 
 
 def grid_points(shape: Sequence[int]) -> NDArray[Any]:

@@ -34,14 +34,14 @@ def standard_position(member: Subgroup) -> tuple[Subgroup, GroupElement | None]:
     """A subgroup of SO(3) or O(3) in escnn's position, and the turn from there: H and A of A^-1 H A, or None."""
     group, id = member.gspace.fibergroup, member.id
     twisted = isinstance(id, tuple) and id[0] == "twisted"
-    part = id[1] if twisted else id
-    if not isinstance(part, tuple) or not isinstance(part[-1], GroupElement):
+    entries = id[1] if twisted else id
+    if not isinstance(entries, tuple) or not isinstance(entries[-1], GroupElement):
         return member, None
 
-    def bare(parts: Any) -> Any:
-        return parts[0] if len(parts) == 2 else parts[:-1]
+    def bare(turned: Any) -> Any:
+        return turned[0] if len(turned) == 2 else turned[:-1]
 
-    element = group.element((0, part[-1].value), part[-1].param) if twisted else part[-1]
+    element = group.element((0, entries[-1].value), entries[-1].param) if twisted else entries[-1]
     return subgroup(member.gspace, ("twisted", bare(id[1]), bare(id[2])) if twisted else bare(id)), element
 
 

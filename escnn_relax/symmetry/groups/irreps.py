@@ -80,12 +80,15 @@ def _ids(group: Group, highest: int) -> list[tuple[Any, ...]]:
     if kind == "O3":
         return [(parity, k) for k in turns for parity in (0, 1)]
     if isinstance(group, DirectProductGroup):
-        parts = [_ids(g, highest) if g.continuous else [psi.id for psi in g.irreps()] for g in (group.G1, group.G2)]
+        factor_ids = [
+            _ids(g, highest) if g.continuous else [psi.id for psi in g.irreps()] for g in (group.G1, group.G2)
+        ]
         # a product of two irreps of complex type falls into two, of which escnn calls the second (a, b, 1)
         types = [
-            {id: g.irrep(*id).sum_of_squares_constituents for id in ids} for g, ids in zip((group.G1, group.G2), parts)
+            {id: g.irrep(*id).sum_of_squares_constituents for id in ids}
+            for g, ids in zip((group.G1, group.G2), factor_ids)
         ]
-        ids = [(a, b, i) for b in parts[1] for a in parts[0] for i in range(min(2, types[0][a], types[1][b]))]
+        ids = [(a, b, i) for b in factor_ids[1] for a in factor_ids[0] for i in range(min(2, types[0][a], types[1][b]))]
         return sorted(ids, key=lambda id: _irrep_frequency(group, id))
     raise ArgumentError(
         group.name, "no list of irreps by frequency for this group", remedy="choose them by irreps=[...]"

@@ -37,12 +37,12 @@ def platonic_embedding(group: g.Group, id: Any) -> Embedding:
     Raises:
         ValueError: no such subgroup.
     """
-    parts = id if isinstance(id, tuple) else (id,)
-    if isinstance(parts[-1], g.GroupElement):
-        *standard, element = parts
+    entries = id if isinstance(id, tuple) else (id,)
+    if isinstance(entries[-1], g.GroupElement):
+        *standard, element = entries
         conjugator = rotation_table(group).position(np.asarray(element.to("MAT")))
     else:
-        standard, conjugator = list(parts), None
+        standard, conjugator = list(entries), None
     subgroup, positions = _standard(group, tuple(standard))
     table = rotation_table(group)
     images = positions if conjugator is None else table.conjugate(positions, conjugator)

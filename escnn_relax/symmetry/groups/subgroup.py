@@ -85,8 +85,8 @@ class Subgroup:
     @cached_property
     def index(self) -> int | float:
         """Number of cosets of H in G, ``math.inf`` when there are infinitely many."""
-        (large, pieces), (small, parts) = group_size(self.gspace.fibergroup), group_size(self.group)
-        return math.inf if large > small else pieces // parts
+        (large, pieces), (small, components) = group_size(self.gspace.fibergroup), group_size(self.group)
+        return math.inf if large > small else pieces // components
 
     @cached_property
     def _size(self) -> tuple[int, int]:
@@ -217,8 +217,8 @@ def _component_representatives(group: g.Group) -> list[g.GroupElement]:
     if kind == "O3":
         return [group.identity, group.inversion]
     if isinstance(group, g.DirectProductGroup):
-        parts = [p.elements if p.order() > 0 else _component_representatives(p) for p in (group.G1, group.G2)]
-        return [group.pair_elements(a, b) for a in parts[0] for b in parts[1]]
+        components = [p.elements if p.order() > 0 else _component_representatives(p) for p in (group.G1, group.G2)]
+        return [group.pair_elements(a, b) for a in components[0] for b in components[1]]
     return [group.identity]
 
 

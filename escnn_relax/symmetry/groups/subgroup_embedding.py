@@ -70,7 +70,7 @@ def embedding(group: g.Group, id: Any) -> Embedding:
 
 def _twisted_subgroup(group: g.Group, id: tuple[Any, ...]) -> Embedding:
     rotations: Any = rotation_factor(group)
-    whole_part, half = (embedding(rotations, part) for part in id[1:])
+    whole_part, half = (embedding(rotations, half_id) for half_id in id[1:])
     if isinstance(group, g.DirectProductGroup):
         _, minus = group.G1.elements
         whole, position = group_elements(group), {e: i for i, e in enumerate(group_elements(rotations))}
@@ -149,7 +149,7 @@ def _product(group: g.DirectProductGroup, id: tuple[Any, ...]) -> Embedding:
         return group.pair_elements(embed_first(a), embed_second(b))
 
     if not group.continuous:
-        firsts, seconds = ({e: i for i, e in enumerate(group_elements(part))} for part in (group.G1, group.G2))
+        firsts, seconds = ({e: i for i, e in enumerate(group_elements(factor))} for factor in (group.G1, group.G2))
         whole = group_elements(group)
         images = [
             whole[firsts[embed_first(a)] * len(seconds) + seconds[embed_second(b)]]

@@ -73,7 +73,7 @@ def accepted_ids(group: g.Group) -> str:
             " bools and an int M >= 1 or -1, or ('twisted', id, id) with ids of SO(3)"
         )
     if isinstance(group, g.DirectProductGroup):
-        factors = [f"{part.name}: {accepted_ids(part)}" for part in (group.G1, group.G2)]
+        factors = [f"{factor.name}: {accepted_ids(factor)}" for factor in (group.G1, group.G2)]
         return f"a pair (id1, id2) with id1 of {factors[0]} and id2 of {factors[1]}" + (
             f", or ('twisted', id, id) with ids of {group.G2.name}" if group_order(group.G1) == 2 else ""
         )
@@ -99,22 +99,22 @@ def canonical_id(group: g.Group, id: Any) -> Any:
         return (float(id[0]), int(id[1])) if isinstance(id[0], float | np.floating) else None
     if isinstance(id, tuple) and id and id[0] == "twisted":
         rotations = rotation_factor(group)
-        halves = () if rotations is None else tuple(canonical_id(rotations, part) for part in id[1:])
+        halves = () if rotations is None else tuple(canonical_id(rotations, half) for half in id[1:])
         return None if len(halves) != 2 or None in halves else ("twisted", *halves)
     if isinstance(group, g.DirectProductGroup):
         if not (isinstance(id, tuple) and len(id) == 2):
             return id if isinstance(id, str) else None
         pair = canonical_id(group.G1, id[0]), canonical_id(group.G2, id[1])
         return None if None in pair else pair
-    parts: tuple[Any, ...] = id if isinstance(id, tuple) else (id,)
-    if not parts or not isinstance(parts[0], str | bool | float):
+    entries: tuple[Any, ...] = id if isinstance(id, tuple) else (id,)
+    if not entries or not isinstance(entries[0], str | bool | float):
         return None
-    if len(parts) > 1 and isinstance(parts[-1], g.GroupElement) and parts[-1] == group.identity:
-        parts = parts[:-1]
-    if len(parts) == 1 and not isinstance(parts[0], str):
+    if len(entries) > 1 and isinstance(entries[-1], g.GroupElement) and entries[-1] == group.identity:
+        entries = entries[:-1]
+    if len(entries) == 1 and not isinstance(entries[0], str):
         return None
-    parts = tuple(int(p) if _integer(p) else p for p in parts)
-    return parts[0] if len(parts) == 1 else parts
+    entries = tuple(int(p) if _integer(p) else p for p in entries)
+    return entries[0] if len(entries) == 1 else entries
 
 
 def rotation_factor(group: g.Group) -> g.Group | None:

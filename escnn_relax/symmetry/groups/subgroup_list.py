@@ -76,7 +76,7 @@ def unlisted(group: g.Group, max_order: int) -> str:
         return f"more than {max_order} turns, and any other position: an id may end with the turn A of H -> A^-1 H A"
     if isinstance(group, g.DirectProductGroup):
         if group.continuous or rotation_factor(group) is None:
-            factors = [part for part in (unlisted(group.G1, max_order), unlisted(group.G2, max_order)) if part]
+            factors = [factor for factor in (unlisted(group.G1, max_order), unlisted(group.G2, max_order)) if factor]
             return "; ".join(["those that are no product of subgroups of the factors", *factors])
         return unlisted(group.G2, max_order)
     return "" if kind in ("CyclicGroup", "DihedralGroup", *PLATONIC) else "all but the trivial one and the group"

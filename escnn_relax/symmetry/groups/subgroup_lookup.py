@@ -119,5 +119,5 @@ def _unlisted_ids(gspace: gspaces.GSpace, name: str) -> list[Any]:
 
 def _replace_turns(id: Any, turns: int) -> Any:
     if isinstance(id, tuple):
-        return tuple(_replace_turns(part, turns) for part in id)
+        return tuple(_replace_turns(entry, turns) for entry in id)
     return turns if isinstance(id, int) and not isinstance(id, bool) and id == 3 else id

@@ -32,9 +32,9 @@ def conjugate_id(group: Group, id: Any, element: GroupElement) -> Any:
     if isinstance(id, tuple) and id[0] == "twisted":  # of subgroups of SO(3)
         turns = so3_group()
         turn = turns.element(element.value[1], element.param)
-        return ("twisted", *(conjugate_id(turns, part, turn) for part in id[1:]))
-    parts = id if isinstance(id, tuple) else (id,)
-    return (*parts[:-1], parts[-1] @ element) if isinstance(parts[-1], GroupElement) else (*parts, element)
+        return ("twisted", *(conjugate_id(turns, half, turn) for half in id[1:]))
+    entries = id if isinstance(id, tuple) else (id,)
+    return (*entries[:-1], entries[-1] @ element) if isinstance(entries[-1], GroupElement) else (*entries, element)
 
 
 def parse_name(group: Group, name: str, standard: Iterable[tuple[str, Any]]) -> Any | None:
@@ -61,7 +61,7 @@ def parse_name(group: Group, name: str, standard: Iterable[tuple[str, Any]]) -> 
 
 
 def _numbers(text: str) -> NDArray[Any]:
-    return np.array([float(part.replace("m", "-").replace("p", ".")) for part in text.split("_")])
+    return np.array([float(number.replace("m", "-").replace("p", ".")) for number in text.split("_")])
 
 
 def _direction(text: str | None) -> NDArray[Any]:

@@ -109,12 +109,12 @@ def fixed_kernels(
     Args:
         irreps: where to look for them; all irreps of a finite group by default.
     """
-    parts = [torch.zeros(0, out_repr.size, in_repr.size, len(band.points), dtype=torch.float64)]
+    kernels = [torch.zeros(0, out_repr.size, in_repr.size, len(band.points), dtype=torch.float64)]
     for psi in irreps_up_to(gspace.fibergroup, None) if irreps is None else irreps:
         if psi.is_trivial():
             continue
         vectors = fixed_vectors(psi, subgroup)
         if len(vectors):
             tuples = isotypic_tuples(band, gspace, in_repr, out_repr, psi)
-            parts.append(torch.einsum("fa,kaois->fkois", vectors, tuples).flatten(0, 1))
-    return torch.cat(parts)
+            kernels.append(torch.einsum("fa,kaois->fkois", vectors, tuples).flatten(0, 1))
+    return torch.cat(kernels)

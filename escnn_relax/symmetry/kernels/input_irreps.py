@@ -40,7 +40,7 @@ class Splitting:
                 self._irrep_rows(equivariant, self._change), self._sections, reference=self._first[:0]
             )
 
-    def part(self, kernels: Tensor) -> Tensor:
+    def increment(self, kernels: Tensor) -> Tensor:
         """Orthonormal basis of what these kernels add to the earlier parts, ``(r, out size, in size, S)``."""
         if self._change is None:
             basis = orthonormal(kernels.flatten(1), reference=self._span)

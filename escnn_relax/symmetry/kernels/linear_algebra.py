@@ -82,16 +82,16 @@ def orthonormal_sections(rows: Tensor, sections: list[slice], *, reference: Tens
     for support in (row_support.double(), reference_support.double()):
         adjacency = adjacency + support.T @ support
     adjacency = torch.linalg.matrix_power((adjacency > 0).double(), len(sections)) > 0
-    parts = []
+    bases = []
     for group in torch.unique(adjacency, dim=0):
         members = [s for s, inside in zip(sections, group) if inside]
         columns = torch.cat([torch.arange(s.start, s.stop) for s in members])
         row_mask, reference_mask = row_support[:, group].any(1), reference_support[:, group].any(1)
         basis = orthonormal(rows[row_mask][:, columns], reference=reference[reference_mask][:, columns])
-        part = rows.new_zeros(len(basis), rows.shape[1])
-        part[:, columns] = basis
-        parts.append(part)
-    return torch.cat(parts)
+        padded = rows.new_zeros(len(basis), rows.shape[1])
+        padded[:, columns] = basis
+        bases.append(padded)
+    return torch.cat(bases)
 
 
 def _support(rows: Tensor, sections: list[slice]) -> Tensor:

@@ -165,7 +165,7 @@ class Relaxation:
             splitting = Splitting(patterns.project(equivariant), in_repr)
             kernels = (self._kernels(p, patterns, in_repr, out_repr) for p in self.residual)
             return {
-                p.name: splitting.part(pathway_kernels) @ patterns.pictures
+                p.name: splitting.increment(pathway_kernels) @ patterns.pictures
                 for p, pathway_kernels in zip(self.residual, kernels)
             }
         splitting = Splitting(equivariant, in_repr)
@@ -175,7 +175,7 @@ class Relaxation:
                 rest = complement(splitting.span)
                 result[pathway.name] = rest.view(-1, *equivariant.shape[1:])
             else:
-                result[pathway.name] = splitting.part(self._kernels(pathway, band, in_repr, out_repr))
+                result[pathway.name] = splitting.increment(self._kernels(pathway, band, in_repr, out_repr))
         return result
 
     def _kernels(self, pathway: Pathway, band: Sampler, in_repr: Representation, out_repr: Representation) -> Tensor:

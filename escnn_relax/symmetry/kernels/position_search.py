@@ -111,9 +111,9 @@ class PositionSearch:
             start = 0
             for psi, tuples in item.tuples:
                 count = tuples.shape[0] * psi.size
-                part = solution[:, start : start + count].unflatten(1, (tuples.shape[0], psi.size))
+                vectors = solution[:, start : start + count].unflatten(1, (tuples.shape[0], psi.size))
                 gram = torch.einsum("kan,lan->kl", tuples, tuples) / psi.size
-                moments[psi.id] += torch.einsum("fka,kl,flb->ab", part, gram, part)
+                moments[psi.id] += torch.einsum("fka,kl,flb->ab", vectors, gram, vectors)
                 start += count
         return moments
 
@@ -168,15 +168,15 @@ class PositionSearch:
 
     def _residuals(self, fixed: dict[Any, Tensor], vector: Tensor) -> Tensor:
         """What the turned subgroup leaves of the kernels on the grid, as one vector."""
-        parts = []
+        remainders = []
         matrices = {psi.id: rotation_matrices(self._generators[psi.id], vector) for psi in self.irreps}
         for item in self.kernels:
             rows = [
                 torch.einsum("fa,kan->fkn", fixed[psi.id] @ matrices[psi.id], t).flatten(0, 1) for psi, t in item.tuples
             ]
             basis = orthonormal(torch.cat(rows)) if rows else item.weights[:0]
-            parts.append((item.weights - item.weights @ basis.T @ basis).flatten())
-        return torch.cat(parts)
+            remainders.append((item.weights - item.weights @ basis.T @ basis).flatten())
+        return torch.cat(remainders)
 
     def _refine(self, fixed: dict[Any, Tensor], start: Tensor) -> Tensor:
         def cost(step: NDArray[Any]) -> NDArray[Any]:

@@ -56,9 +56,9 @@ class LossSums(NamedTuple):
         return 1 - self.squared_sines / self.kernels if self.kernels else math.nan
 
     @classmethod
-    def total(cls, parts: Iterable[tuple[LossSums, int]]) -> LossSums:
+    def total(cls, losses: Iterable[tuple[LossSums, int]]) -> LossSums:
         """The sum over parts, each so many times."""
-        terms = [(sums, times) for sums, times in parts if sums.kernels and times]
+        terms = [(sums, times) for sums, times in losses if sums.kernels and times]
         sine = min((sums.sine for sums, _ in terms), default=1.0)
         return cls(sum(t * p.kernels for p, t in terms), float(sum(t * p.squared_sines for p, t in terms)), sine)
 
@@ -189,6 +189,6 @@ def _elements(subgroup: Subgroup) -> Iterable[Any]:
 def _key(subgroup: Subgroup, psi: IrreducibleRepresentation | None = None) -> Key:
     """By value: the matrices of generators, since names would not tell one axis from another."""
     generators = [subgroup.embed(h) for h in generating_elements(subgroup.group)]
-    parts = [np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64) for h in generators]
-    parts += [] if psi is None else [np.asarray(psi(h), dtype=np.float64) for h in generators]
-    return tuple((p.round(8) + 0.0).tobytes() for p in parts)
+    matrices = [np.asarray(subgroup.gspace.basespace_action(h), dtype=np.float64) for h in generators]
+    matrices += [] if psi is None else [np.asarray(psi(h), dtype=np.float64) for h in generators]
+    return tuple((p.round(8) + 0.0).tobytes() for p in matrices)
