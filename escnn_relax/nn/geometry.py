@@ -10,29 +10,15 @@ from escnn.nn import Linear, R2Conv, R2ConvTransposed, R3Conv, R3ConvTransposed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .expanded_convolution import PaddedConvolution
 from .field_types import PlainLayer
 from .steerable import SteerableConvolution
 
 __all__ = ["SinglePoint", "Planar", "PlanarTransposed", "Spatial", "SpatialTransposed"]
 
 
-class _Convolution(SteerableConvolution):
+class _Convolution(PaddedConvolution, SteerableConvolution):
     """Convolutions with padding modes, in two or three dimensions."""
-
-    _geometry = (*SteerableConvolution._geometry, "padding_mode")
-
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        convolve = F.conv2d if self.d == 2 else F.conv3d
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            sizes = padding if isinstance(padding, tuple) else (padding,) * self.d
-            input, padding = F.pad(input, [p for p in reversed(sizes) for _ in range(2)], self.padding_mode), 0
-        return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _plain(self, bias: bool) -> PlainLayer:
-        kind = nn.Conv2d if self.d == 2 else nn.Conv3d
-        geometry = {name: getattr(self, name) for name in self._geometry}
-        return kind(self.in_type.size, self.out_type.size, bias=bias, **geometry)
 
 
 class Planar(_Convolution):

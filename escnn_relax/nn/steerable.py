@@ -1,5 +1,4 @@
-"""What all steerable convolutions with pathways share: one expansion of their kernel, one convolution, export,
-state."""
+"""What all steerable convolutions with pathways share: their kernel as a sum, its energies, their state."""
 
 from __future__ import annotations
 
@@ -10,23 +9,22 @@ from typing import Any
 
 import torch
 from escnn.group import Representation
-from escnn.nn import GeometricTensor
 from torch import Tensor, nn
 
 from ..deprecation import former_where
-from ..errors import ArgumentError, DataError
+from ..errors import DataError
 from ..symmetry.kernels.pathway import Pathway
 from .construction import EscnnConstruction
 from .escnn_surface import EscnnSurface
 from .evidence_record import Recorded
-from .field_types import PlainLayer, check_input
+from .expanded_convolution import ExpandedConvolution
 from .gates import Gated
 from .strict_state import VERSION, read_strict_state
 
 __all__ = ["SteerableConvolution"]
 
 
-class SteerableConvolution(Gated, Recorded, EscnnSurface, EscnnConstruction):
+class SteerableConvolution(ExpandedConvolution, Gated, Recorded, EscnnSurface, EscnnConstruction):
     """A convolution whose kernel is a sum of pathways.
 
     A layer is made of two halves: what its kernel is a sum of (a subclass with ``_build``), and how it convolves (one
@@ -49,14 +47,6 @@ class SteerableConvolution(Gated, Recorded, EscnnSurface, EscnnConstruction):
 
     _version = VERSION
     _geometry: tuple[str, ...] = ("kernel_size", "stride", "padding", "dilation", "groups")
-
-    @abstractmethod
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        """One convolution, with padding."""
-
-    @abstractmethod
-    def _plain(self, bias: bool) -> PlainLayer:
-        """The torch layer of the same shape."""
 
     @property
     @abstractmethod
@@ -106,12 +96,6 @@ class SteerableConvolution(Gated, Recorded, EscnnSurface, EscnnConstruction):
         total = sum(squares.values())
         return {name: square / total if total > 0 else 0.0 for name, square in squares.items()}
 
-    def forward(self, input: GeometricTensor) -> GeometricTensor:
-        """Convolve; raises :class:`~escnn_relax.errors.FieldTypeError` for an input of another type."""
-        check_input(input, self.in_type, type(self))
-        kernel, bias = self._expanded()
-        return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
-
     def _expanded(self) -> tuple[Tensor, Tensor | None]:
         """Expanded parameters; in eval mode without gradients kept until a weight has another value.
 
@@ -142,31 +126,6 @@ class SteerableConvolution(Gated, Recorded, EscnnSurface, EscnnConstruction):
         if expanded[0].dtype == parameters[0].dtype:
             self._cache = ([p.detach().clone() for p in current], constants, versions, expanded)
         return expanded
-
-    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the output for an input ``(batch, channels, *space)``, as the convolution itself finds it."""
-        if len(input_shape) != 2 + self.d or input_shape[1] != self.in_type.size:
-            raise ArgumentError(
-                type(self),
-                expected=f"a shape (batch, {self.in_type.size}, *{self.d} dimensions)",
-                got=input_shape,
-                remedy="pass the shape of a batch of inputs",
-            )
-        with torch.no_grad():
-            kernel = self._as_filter(self.kernel(self.weights)).to("meta")
-        return tuple(
-            self._convolve(torch.empty(tuple(input_shape), device="meta", dtype=kernel.dtype), kernel, None).shape
-        )
-
-    def export(self) -> PlainLayer:
-        """A plain torch layer in eval mode that computes the same, padding mode included."""
-        with torch.no_grad():
-            kernel, bias = self.expand_parameters()
-            layer = self._plain(bias is not None).to(kernel)
-            layer.weight.copy_(kernel)
-            if bias is not None and layer.bias is not None:
-                layer.bias.copy_(bias)
-        return layer.eval()
 
     def extra_repr(self) -> str:
         names = ", ".join(f"{p.name}: {self.kernel.dimensions[p.name]}" for p in self.pathways)

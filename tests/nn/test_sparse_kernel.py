@@ -25,6 +25,7 @@ from escnn_relax.nn import (
     SparseR2Conv,
     SparseR3Conv,
 )
+from escnn_relax.nn.expanded_convolution import ExpandedConvolution
 from escnn_relax.symmetry.grid.field_action import transform_field
 from escnn_relax.symmetry.groups.lattice import subgroup
 
@@ -482,3 +483,19 @@ def test_former_names_work_and_say_so():
         assert KernelPathway(free, (6, 6)).kept == free.subgroup and free.subgroup.order == 1
     with pytest.raises(ArgumentError, match="no argument 'fractions'; did you mean 'fraction'"):
         SparseR2Conv(one, one, 3, fractions=0.5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_it_convolves_by_the_base_that_all_expanded_kernels_have(mode):
+    """Geometry, shapes and export are those of a steerable layer with pathways, from one and the same code."""
+    sparse = SparseR2Conv(fields(C4), fields(C4), 3, padding=[2, 1], stride=2, padding_mode=mode)
+    relaxed = relax(strict(fields(C4), fields(C4), padding=1, stride=2))
+    for layer in each([sparse, relaxed], 2):
+        assert isinstance(layer, ExpandedConvolution)
+        assert type(layer).forward is ExpandedConvolution.forward
+        x = torch.randn(2, layer.in_type.size, 8, 8)
+        out = layer(layer.in_type(x)).tensor
+        assert layer.evaluate_output_shape(x.shape) == out.shape
+        assert (layer.export()(x) - out).abs().max() < EXACT
+        with pytest.raises(ArgumentError, match=r"expected a shape \(batch, 5, \*2 dimensions\)"):
+            layer.evaluate_output_shape((2, 1, 8, 8))

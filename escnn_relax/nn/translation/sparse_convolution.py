@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from escnn.gspaces import GSpace
-from escnn.nn import EquivariantModule, FieldType, GeometricTensor
+from escnn.nn import EquivariantModule, FieldType
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...deprecation import former_attribute, former_keyword, former_where, warn_former
 from ...errors import ArgumentError, naming, nearest
@@ -20,7 +19,8 @@ from ...symmetry.grid.sites import Sites, largest_grid_subgroup
 from ...symmetry.groups.lattice import subgroup as find_subgroup
 from ...symmetry.groups.lattice import subgroups
 from ...symmetry.groups.subgroup import Subgroup
-from ..field_types import check_input, check_types
+from ..expanded_convolution import ExpandedConvolution, PaddedConvolution
+from ..field_types import check_types
 from ..kernels.pathway_sum import PathwaySum
 from .anchors import Anchors
 from .orbit_kernels import fit_weights, invariant_biases, orbit_kernels
@@ -35,7 +35,7 @@ PADDINGS = ("zeros", "reflect", "replicate", "circular")
 Sizes = int | Sequence[int]
 
 
-class SparseConvolution(EquivariantModule):
+class SparseConvolution(PaddedConvolution, ExpandedConvolution, EquivariantModule):
     r"""A steerable convolution with its kernel interpolated from anchors.
 
     .. math:: K(x) = \sum_z \Psi(x, z) u(z), \qquad u(g z_r) = \rho_{out}(g)\, u_r\, \rho_{in}(g)^{-1}
@@ -231,44 +231,6 @@ class SparseConvolution(EquivariantModule):
         kernel = at_anchors @ self.anchors.matrix().T.to(at_anchors.dtype)
         kernel = kernel.view(*kernel.shape[:2], *(self.kernel_size,) * self.d)
         return kernel, None if self.bias is None else self.bias_expansion @ self.bias
-
-    def forward(self, input: GeometricTensor) -> GeometricTensor:
-        """Convolve; raises ``FieldTypeError`` for an input of another type."""
-        check_input(input, self.in_type, type(self))
-        kernel, bias = self.expand_parameters()
-        return GeometricTensor(self._convolve(input.tensor, kernel, bias), self.out_type, coords=None)
-
-    def _convolve(self, input: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        convolve, padding = (F.conv2d if self.d == 2 else F.conv3d), self.padding
-        if self.padding_mode != "zeros":
-            both_sides = [p for p in reversed(self._each(padding)) for _ in range(2)]
-            input, padding = F.pad(input, both_sides, self.padding_mode), 0
-        return convolve(input, kernel, bias, self.stride, padding, self.dilation, self.groups)
-
-    def evaluate_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the output for an input ``(batch, channels, *space)``."""
-        with torch.no_grad():
-            kernel = self.expand_parameters()[0].to("meta")
-        return tuple(
-            self._convolve(torch.empty(tuple(input_shape), device="meta", dtype=kernel.dtype), kernel, None).shape
-        )
-
-    def export(self) -> nn.Module:
-        """A plain convolution of torch in eval mode that computes the same."""
-        with torch.no_grad():
-            return self.plain(*self.expand_parameters()).eval()
-
-    def plain(self, kernel: Tensor, bias: Tensor | None) -> nn.Conv2d | nn.Conv3d:
-        """A convolution of torch of this layer's geometry, with copies of a kernel and a bias ``(out channels,)``."""
-        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-        geometry: dict[str, Any] = {name: getattr(self, name) for name in names}
-        kind: type[nn.Conv2d | nn.Conv3d] = nn.Conv2d if self.d == 2 else nn.Conv3d
-        layer = kind(self.in_type.size, self.out_type.size, bias=bias is not None, **geometry).to(kernel)
-        with torch.no_grad():
-            layer.weight.copy_(kernel)
-            if bias is not None and layer.bias is not None:
-                layer.bias.copy_(bias)
-        return layer
 
     def extra_repr(self) -> str:
         text = f"{self.in_type} -> {self.out_type}, kernel_size={self.kernel_size}, subgroup={self.subgroup.name}"
