@@ -2,16 +2,16 @@
 
 from importlib import metadata
 
-from . import _escnn
+from . import _escnn, _escnn_repairs
 from .former_modules import find_former_modules
 
 # Before anything else of ours, or the caller's, builds on escnn: see there for what is checked and mended, and why.
-_escnn.provide_wigner_matrices()
-_escnn.require()
-_escnn.prefer_scipy_svd()
-_escnn.separate_reflection_axes()
-_escnn.keep_clebsch_gordan()
-_escnn.provide_clebsch_gordan()
+_escnn_repairs.provide_wigner_matrices()
+_escnn_repairs.require()
+_escnn_repairs.prefer_scipy_svd()
+_escnn_repairs.separate_reflection_axes()
+_escnn_repairs.keep_clebsch_gordan()
+_escnn_repairs.provide_clebsch_gordan()
 
 try:
     __version__ = metadata.version("escnn-relax")

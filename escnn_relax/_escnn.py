@@ -1,4 +1,4 @@
-"""The one place where escnn's inside is reached, and where its installation is checked and mended.
+"""The one place where escnn's inside is reached; :mod:`escnn_relax._escnn_repairs` mends its installation.
 
 Everything here imports escnn when it is called, not when this module is loaded: so the module loads where escnn is
 missing, and can say what to do about it.
@@ -6,15 +6,8 @@ missing, and can say what to do about it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
-from functools import wraps
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from .errors import InstallationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,216 +16,6 @@ if TYPE_CHECKING:
 
 #: ``((radius, frequency), ...)``: the largest angular frequency on each ring.
 Limit = tuple[tuple[float, int], ...]
-
-# --- installation: the first thing that `import escnn_relax` does -----------------------------------------------------
-
-#: What must be importable, by import name. escnn is there by its parts because ``import escnn`` hides their errors.
-REQUIREMENTS = (
-    *("numpy", "scipy", "torch", "joblib", "autograd", "requests", "pymanopt"),
-    *("escnn", "escnn.group", "escnn.kernels", "escnn.gspaces", "escnn.nn"),
-    *("einops", "unfoldNd", "backpack"),
-)
-
-#: How to install what pip cannot install by itself, on a machine without a Fortran compiler.
-RECIPE = """\
-    pip install torch "numpy>=1.26" scipy joblib autograd requests einops unfoldNd pymanopt==2.2.1
-    pip install --no-deps escnn==1.0.11 backpack-for-pytorch==1.7.1"""
-
-
-def require() -> None:
-    """Check that escnn 1.0 and everything it and we need can be imported.
-
-    A broken escnn imports without complaint, since it drops the ``ImportError`` of any of its parts, and leaves it to
-    the user to wonder where ``escnn.nn`` is. Hence the parts are imported one by one.
-
-    Raises:
-        InstallationError: something is missing, fails to import or has an unsuitable version; the message holds the
-            recipe, and what went wrong is its ``__cause__``.
-    """
-    # First without importing anything, so as to name in one go all that is missing.
-    absent = [name for name in REQUIREMENTS if "." not in name and importlib.util.find_spec(name) is None]
-    if absent:
-        raise _unusable(f"not installed: {', '.join(absent)}")
-    for name in REQUIREMENTS:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # compiled modules fail in more ways than ImportError
-            raise _unusable(f"{name} cannot be imported ({type(error).__name__}: {error})") from error
-    version = getattr(importlib.import_module("escnn"), "__version__", "of an unknown version")
-    if not version.startswith("1.0."):
-        raise _unusable(f"escnn {version} is installed, but this version of escnn_relax works with escnn 1.0")
-
-
-#: What escnn imports of lie_learn.
-WIGNER = "lie_learn.representations.SO3.wigner_d"
-
-
-def provide_wigner_matrices() -> bool:
-    """Have escnn find Wigner matrices where lie_learn, which it takes them from, cannot be imported.
-
-    lie_learn is compiled, against numpy 1 and for no Python after 3.12, and escnn needs one function of it. Beside
-    numpy 1 it is used where it works (beside numpy 2 even trying floods the terminal); elsewhere modules of its name
-    hold :func:`escnn_relax._wigner.wigner_D_matrix`. This has to come before the first import of escnn's groups, which
-    ``import escnn_relax`` sees to; a process that imports escnn first finds it without its parts until then.
-
-    Returns:
-        whether a stand-in was put in place. To undo it, take ``lie_learn`` and its parts out of ``sys.modules``.
-    """
-    if importlib.util.find_spec("numpy") is None:
-        return False  # what is missing is said by ``require``
-    from . import _wigner
-
-    if importlib.import_module("numpy").__version__.startswith("1."):
-        try:
-            importlib.import_module(WIGNER)
-            return False
-        except Exception:  # absent, or compiled for another numpy, which fails in more ways than ImportError
-            pass
-    if getattr(sys.modules.get(WIGNER), "wigner_D_matrix", None) is _wigner.wigner_D_matrix:
-        return True
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "lie_learn"]:
-        del sys.modules[name]
-    names = WIGNER.split(".")
-    for depth in range(1, len(names) + 1):
-        substitute: Any = ModuleType(".".join(names[:depth]), "Stands in for lie_learn, which cannot be imported here.")
-        sys.modules[substitute.__name__] = substitute
-        if depth == len(names):
-            substitute.wigner_D_matrix = _wigner.wigner_D_matrix
-        else:
-            substitute.__path__ = []
-        if depth > 1:
-            setattr(sys.modules[".".join(names[: depth - 1])], names[depth - 1], substitute)
-    return True
-
-
-def _unusable(problem: str) -> InstallationError:
-    remedy = f"with Python 3.11 or later, and without a Fortran compiler, install as follows:\n{RECIPE}"
-    return InstallationError("escnn_relax", problem, remedy=remedy)
-
-
-def prefer_scipy_svd() -> Callable[..., Any] | None:
-    """Have escnn solve for intertwiners by ``scipy.linalg.svd`` even where scikit-learn is installed.
-
-    Where it finds scikit-learn, escnn takes ``randomized_svd`` from it, without a seed, and hands it a ``np.matrix``.
-    scikit-learn now refuses these (seen with 1.9: ``TypeError: np.matrix is not supported``), and so any layer of a
-    dihedral or octahedral group fails whose Clebsch-Gordan coefficients are not in escnn's cache on disk. Here escnn is
-    made to behave as if scikit-learn were absent, which is what it does on a bare machine, and is deterministic.
-
-    Returns:
-        the function that was put aside, ``None`` if there was none. To undo the repair, assign it to
-        ``escnn.group._numerical.randomized_svd``.
-    """
-    from escnn.group import _numerical
-
-    aside, _numerical.randomized_svd = _numerical.randomized_svd, None
-    return aside
-
-
-def separate_reflection_axes() -> None:
-    """Have escnn keep the kernels of O(2) by the axis of their reflections.
-
-    escnn keeps kernels, solved and sampled, for the whole process, and finds them by a basis of circular harmonics
-    whose equality and hash leave the axis out. So the first O(2) of a process decides for all: a layer on
-    ``flipRot2dOnR2(-1, axis=0.)`` built after one on the usual axis of 90 degrees gets the kernels of that one, and is
-    not equivariant (errors up to 1.6 seen). Here the axis becomes a part of both. Layers that exist already keep what
-    they were given, see :func:`foreign_axis`.
-
-    To undo the repair, assign the ``__wrapped__`` of both methods of ``escnn.kernels.polar_basis.CircularShellsBasis``.
-    """
-    from escnn.kernels.polar_basis import CircularShellsBasis
-
-    equality, plain_hash = CircularShellsBasis.__eq__, CircularShellsBasis.__hash__
-    if hasattr(equality, "__wrapped__"):
-        return
-
-    @wraps(equality)
-    def equal(self: Any, other: Any) -> bool:
-        return bool(equality(self, other) and self.axis == other.axis)
-
-    @wraps(plain_hash)
-    def hash_with_axis(self: Any) -> int:
-        return hash((plain_hash(self), self.axis))
-
-    CircularShellsBasis.__eq__, CircularShellsBasis.__hash__ = equal, hash_with_axis
-
-
-def foreign_axis(layer: Any) -> tuple[float, float] | None:
-    """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else
-    ``None``."""
-    group: Any = getattr(layer.in_type.gspace, "_sg_id", (None,))
-    if getattr(layer, "d", 0) != 2 or group[0] is None or group[1] != -1:
-        return None
-    for _, block in block_modules(expansion(layer)):
-        axis = getattr(getattr(getattr(block, "basis", None), "basis", None), "axis", None)
-        if axis is not None and abs(axis - group[0] / 2) > 1e-6:
-            return group[0] / 2, axis
-    return None
-
-
-def keep_clebsch_gordan() -> bool:
-    """Have escnn keep Clebsch-Gordan coefficients and decompositions in memory, once they were read or computed.
-
-    escnn keeps them on disk only, and opens the file at each use: a basis of a few hundred kernels asks for the same
-    few arrays thousands of times, which is most of the time it takes to build one. The arrays are handed out read-only.
-
-    Returns:
-        whether anything was changed. To undo it, assign to each name in ``escnn.group._clebsh_gordan`` its own
-        ``__wrapped__``.
-    """
-    from escnn.group import _clebsh_gordan
-
-    replacement = False
-    for name in ("_clebsh_gordan_tensor", "_find_tensor_decomposition"):
-        reader = getattr(_clebsh_gordan, name)
-        if not getattr(reader, "keeps_in_memory", False):
-            setattr(_clebsh_gordan, name, _memoise(reader))
-            replacement = True
-    return replacement
-
-
-def provide_clebsch_gordan() -> bool:
-    """Have escnn compute the Clebsch-Gordan coefficients of SO(3) and O(3) in closed form where py3nj is missing.
-
-    escnn then looks for them numerically, which takes minutes and gigabytes from degree 6 on, such as relaxed layers
-    between vectors need. Here it finds :mod:`escnn_relax._clebsch_gordan` in the place of py3nj, and keeps what it made
-    of it. The coefficients that it kept on disk before may have other signs, as those of another machine may.
-
-    Returns:
-        whether anything was changed. To undo it, set ``escnn.group.groups.so3group.py3nj`` to None.
-    """
-    from escnn.group.groups import o3group, so3group
-
-    from . import _clebsch_gordan
-
-    if so3group.py3nj is not None:
-        return False
-    so3group.py3nj = _clebsch_gordan
-    reader = so3group._clebsh_gordan_tensor_so3
-    if not getattr(reader, "keeps_in_memory", False):
-        reader = _memoise(reader)
-    so3group._clebsh_gordan_tensor_so3 = o3group._clebsh_gordan_tensor_so3 = reader
-    return True
-
-
-def _memoise(reader: Callable[..., Any]) -> Callable[..., Any]:
-    memory: dict[Any, Any] = {}
-
-    @wraps(reader, updated=())
-    def memoised(*arguments: Any, **options: Any) -> Any:
-        key = repr((arguments, sorted(options.items())))
-        if key not in memory:
-            value = reader(*arguments, **options)
-            if hasattr(value, "flags"):
-                value.flags.writeable = False
-            memory[key] = value
-        value = memory[key]
-        return list(value) if isinstance(value, list) else value
-
-    function: Any = memoised
-    function.keeps_in_memory = True
-    return memoised
-
 
 # --- sampling of kernel bases -----------------------------------------------------------------------------------------
 
@@ -311,79 +94,39 @@ def blocks(expansion: Any) -> Iterator[tuple[str, str, Tensor, tuple[int, int]]]
         yield pair[0], pair[1], block.sampled_basis, expansion._weights_ranges[pair]
 
 
-def band_limit(convolution: Any, cutoff: Any = None) -> Limit:
-    """Largest angular frequency on each ring of an escnn convolution: ``((radius, frequency), ...)``.
+def elements(block: Any) -> list[tuple[float, int, bool]]:
+    """Radius and angular frequency of each kernel that a block could have, and whether it has it."""
+    kernels = ((round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis)
+    return [(*kernel, bool(there)) for kernel, there in zip(kernels, block._mask.tolist())]
 
-    escnn forgets the limit it was given, so the elements that the layer kept and left out are compared with what the
-    caller knows, escnn's own policies and a limit proportional to the radius first; failing these, the largest
-    frequency kept on each ring is read off. A ``basis_filter`` that is no such limit cannot be recovered and raises
-    ``UnsupportedModuleError``.
-    """
-    import math
 
-    import torch
+def element_sizes(block: Any, points: Tensor) -> list[float]:
+    """Squared size of each of these kernels, sampled at points."""
+    sizes: list[float] = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
+    return sizes
+
+
+def policies(convolution: Any) -> tuple[Any, ...]:
+    """escnn's own limits on the frequency, as ``frequencies_cutoff`` takes them."""
+    return (None, -2.0, -3.0) if convolution.d == 2 else (None, "default2", "default3")
+
+
+def policy_limit(convolution: Any, policy: Any) -> list[int] | None:
+    """The largest frequency that a ``frequencies_cutoff`` admits on each ring of a convolution, -1 for none; ``None``
+    if the convolution was built with more or less."""
     from escnn.nn.modules.conv import r2convolution, r3convolution
 
-    from .errors import UnsupportedModuleError
-
-    planar = convolution.d == 2
-    compute_basis_params = (r2convolution if planar else r3convolution).compute_basis_params
-    policies = (None, -2.0, -3.0) if planar else (None, "default2", "default3")
-    expansion = convolution.basisexpansion
-    points = torch.as_tensor(expansion.points, dtype=torch.float32)
-    active: set[tuple[float, int]] = set()
-    inactive: dict[str, set[tuple[float, int]]] = {}
-    nonvanishing: dict[str, set[tuple[float, int]]] = {}
-    for pair in expansion._representations_pairs:
-        name = f"block_expansion_{expansion._escape_pair(pair)}"
-        block = getattr(expansion, name)
-        elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
-        active.update(e for e, i in zip(elements, block._mask.tolist()) if i)
-        inactive[name] = {e for e, i in zip(elements, block._mask.tolist()) if not i}
-
-    def present(name: str) -> set[tuple[float, int]]:
-        """Elements that were left out though they do not vanish: what sampling makes vanish says nothing about the
-        limit."""
-        if name not in nonvanishing:
-            block = getattr(expansion, name)
-            size = block.basis.sample(points).square().sum(dim=(0, 2, 3)).tolist()
-            elements = [(round(e["radius"], 6), abs(e["irrep:frequency"])) for e in block.basis]
-            nonvanishing[name] = {e for e, i, n in zip(elements, block._mask.tolist(), size) if not i and n > 1e-10}
-        return nonvanishing[name]
-
-    def explains(limit: dict[float, int]) -> bool:
-        if any(f > limit[r] for r, f in active):
-            return False
-        # sampled only where an element was left out that the limit admits, which takes long for large fields
-        names = [name for name, elements in inactive.items() if any(f <= limit[r] for r, f in elements)]
-        return not any(f <= limit[r] for name in names for r, f in present(name))
-
-    rings = [round(r, 6) for r in convolution._rings]
-    candidates: list[dict[float, int]] = []
-    highest = int(convolution._maximum_frequency)
-    proportional = (highest + 1e-9) / max(rings) if max(rings) > 0 else None
-    for policy in (cutoff, *policies, proportional):
-        admits, *_, built = compute_basis_params(
-            convolution.kernel_size, policy, list(convolution._rings), list(convolution._sigma), convolution.dilation
-        )
-        if built != highest:
-            continue
-        frequencies = range(highest + 1)
-        candidates.append(
-            {
-                rounded: max([f for f in frequencies if admits({"radius": r, "irrep:frequency": f})], default=-1)
-                for rounded, r in zip(rings, convolution._rings)
-            }
-        )
-    candidates.append({r: max([f for q, f in active if math.isclose(q, r)], default=-1) for r in rings})
-    for limit in candidates:
-        if explains(limit):
-            return tuple(limit.items())
-    raise UnsupportedModuleError(
-        type(convolution),
-        "the layer's basis_filter is no limit on the frequency by radius, so relaxed kernels cannot share it",
-        remedy="build the layer with frequencies_cutoff instead, or leave this layer out",
+    module, highest = (r2convolution if convolution.d == 2 else r3convolution), int(convolution._maximum_frequency)
+    admits, *_, built = module.compute_basis_params(
+        convolution.kernel_size, policy, list(convolution._rings), list(convolution._sigma), convolution.dilation
     )
+    if built != highest:
+        return None
+    frequencies = range(highest + 1)
+    return [
+        max([f for f in frequencies if admits({"radius": r, "irrep:frequency": f})], default=-1)
+        for r in convolution._rings
+    ]
 
 
 def default_band(dimension: int, kernel_size: int) -> tuple[tuple[float, ...], tuple[float, ...], int, Limit]:
@@ -402,6 +145,19 @@ def default_band(dimension: int, kernel_size: int) -> tuple[tuple[float, ...], t
 def default_highest(dimension: int, kernel_size: int) -> int:
     """The highest angular frequency of a convolution's kernels under escnn's own band limit."""
     return max(frequency for _, frequency in default_band(dimension, kernel_size)[3])
+
+
+def foreign_axis(layer: Any) -> tuple[float, float] | None:
+    """The axis of reflections (radians) of a layer's G-space and that of its kernels, if these differ; else
+    ``None``."""
+    group: Any = getattr(layer.in_type.gspace, "_sg_id", (None,))
+    if getattr(layer, "d", 0) != 2 or group[0] is None or group[1] != -1:
+        return None
+    for _, block in block_modules(expansion(layer)):
+        axis = getattr(getattr(getattr(block, "basis", None), "basis", None), "axis", None)
+        if axis is not None and abs(axis - group[0] / 2) > 1e-6:
+            return group[0] / 2, axis
+    return None
 
 
 # --- copying and pickling ---------------------------------------------------------------------------------------------
@@ -482,45 +238,6 @@ def register_group(kind: Any) -> None:
 # --- rebuilding steerable layers on other field types -----------------------------------------------------------------
 
 
-def frequency_limit(layer: Any) -> Callable[[float], int]:
-    """Largest frequency on each ring of a convolution, as a function of the radius.
-
-    The limit of :func:`band_limit` where the layer has one; else the largest frequency that it kept on each ring,
-    which admits whatever its own filter admitted.
-    """
-    from .errors import UnsupportedModuleError
-
-    try:
-        limit = _point_limit(layer) if is_point_convolution(layer) else dict(band_limit(layer))
-    except UnsupportedModuleError:
-        limit = _largest_frequencies(layer)
-    return lambda radius: limit[min(limit, key=lambda ring: abs(ring - radius))]
-
-
-def _largest_frequencies(layer: Any) -> dict[float, int]:
-    limit = {round(r, 6): 0 for r in layer._rings}
-    for _, block in block_modules(expansion(layer)):
-        for e in block.get_basis_info():
-            ring = round(e["radius"], 6)
-            limit[ring] = max(limit.get(ring, 0), abs(e["irrep:frequency"]))
-    return limit
-
-
-def _point_limit(layer: Any) -> dict[float, int]:
-    """escnn's own policy (three times the radius), or one proportional to the radius, where it explains the layer."""
-    highest, rings = int(layer._maximum_frequency), [round(r, 6) for r in layer._rings]
-    for factor in (3.0, (highest + 1e-6) / max(rings) if max(rings) > 0 else 0.0):
-        limit = {r: min(int(factor * r + 1e-9), highest) for r in rings}
-        elements = [
-            (abs(e["irrep:frequency"]) <= limit[round(e["radius"], 6)], bool(active))
-            for _, block in block_modules(expansion(layer))
-            for e, active in zip(block.basis, block._mask)
-        ]
-        if int(factor * max(rings) + 1e-9) == highest and all(inside == active for inside, active in elements):
-            return limit
-    return _largest_frequencies(layer)
-
-
 def is_point_convolution(layer: Any) -> bool:
     """Whether the layer's kernels are functions of the plane or of space, never sampled on a grid."""
     return hasattr(layer, "basissampler")
@@ -538,10 +255,13 @@ def kernels(block: Any, points: Tensor | None = None) -> Tensor:
     return block(points.to(block.sizes)).permute(3, 1, 2, 0).detach().double().cpu()
 
 
-def rebuild(layer: Any, in_type: Any, out_type: Any) -> Any:
+def rebuild(layer: Any, in_type: Any, out_type: Any, limit: Callable[[Any], Callable[[float], int]]) -> Any:
     """An uninitialised layer of the class, options and filter supports of ``layer`` between other field types.
 
     Its basis is its own: escnn otherwise shares the sampled basis among all layers of a process.
+
+    Args:
+        limit: from a convolution to the largest frequency on each of its rings, by the radius.
     """
     import copy
 
@@ -552,7 +272,7 @@ def rebuild(layer: Any, in_type: Any, out_type: Any) -> Any:
     if not isinstance(layer, Linear):
         names = ("kernel_size", "padding", "output_padding", "stride", "dilation", "padding_mode", "groups")
         options.update({name: getattr(layer, name) for name in names if hasattr(layer, name)})
-        options.update(rings=list(layer._rings), sigma=list(layer._sigma), frequencies_cutoff=frequency_limit(layer))
+        options.update(rings=list(layer._rings), sigma=list(layer._sigma), frequencies_cutoff=limit(layer))
     default_dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # escnn's constructors know no other
     try:

@@ -14,6 +14,7 @@ from ..nn.mixed.convolution import MixedConvolution
 from ..nn.steerable import SteerableConvolution
 from ..nn.strict_layer import strict_layer
 from ..symmetry.equivariance.error_record import relative
+from ..symmetry.kernels.band_limit import frequency_limit
 from ..symmetry.kernels.linear_algebra import pseudo_inverse
 from ..symmetry.kernels.pathway import EQUIVARIANT
 
@@ -71,7 +72,7 @@ def project_on_group(
             raise FieldTypeError(
                 name, expected=f"{side} with the field sizes of {fields}", got=str(source_fields), remedy=remedy
             )
-    new = _escnn.rebuild(target, target.in_type, target.out_type)
+    new = _escnn.rebuild(target, target.in_type, target.out_type, frequency_limit)
     dtype = source.weights.dtype
     new = new.to(device=source.weights.device, dtype=dtype)
     with torch.no_grad():

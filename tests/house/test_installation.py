@@ -13,7 +13,7 @@ import pytest
 from nonempty import each
 from scipy.spatial.transform import Rotation
 
-from escnn_relax import _escnn, _wigner
+from escnn_relax import _escnn_repairs, _wigner
 from escnn_relax.errors import InstallationError
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def write(folder, sources):
 
 
 def test_this_machine_is_fit():
-    _escnn.require()
+    _escnn_repairs.require()
 
 
 def test_all_that_is_missing_is_named_before_anything_is_imported():
@@ -51,7 +51,7 @@ def test_all_that_is_missing_is_named_before_anything_is_imported():
     result = run("import escnn_relax", first=hide)
     assert result.returncode != 0
     assert "InstallationError: escnn_relax: not installed: escnn, backpack;" in result.stderr
-    assert _escnn.RECIPE in result.stderr
+    assert _escnn_repairs.RECIPE in result.stderr
 
 
 def test_broken_escnn_is_found_though_it_imports(tmp_path):
@@ -62,21 +62,21 @@ def test_broken_escnn_is_found_though_it_imports(tmp_path):
 
     result = run("import escnn_relax", shadows=tmp_path)
     assert "joblib cannot be imported (ImportError: compiled for another numpy)" in result.stderr
-    assert _escnn.RECIPE in result.stderr
+    assert _escnn_repairs.RECIPE in result.stderr
 
 
 @pytest.mark.parametrize(("module", "version"), [("escnn", "1.1.0"), ("escnn", "0.9")])
 def test_unsuitable_versions_are_refused(monkeypatch, module, version):
     monkeypatch.setattr(sys.modules[module], "__version__", version)
     with pytest.raises(InstallationError, match=f"{module} {version} is installed") as caught:
-        _escnn.require()
-    assert _escnn.RECIPE in str(caught.value)
+        _escnn_repairs.require()
+    assert _escnn_repairs.RECIPE in str(caught.value)
 
 
 def test_recipes_install_what_the_tests_run_on():
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     pins = set(groups["pinned"] + groups["without-dependencies"])
-    for text in (_escnn.RECIPE, (ROOT / "README.md").read_text()):
+    for text in (_escnn_repairs.RECIPE, (ROOT / "README.md").read_text()):
         told = set(re.findall(r"[\w-]+==[\w.]*\d", text)) - {"torch==2.13.0"}
         assert set(groups["without-dependencies"]) <= told <= pins
     makefile = (ROOT / "Makefile").read_text()
@@ -124,7 +124,7 @@ def test_wigner_matrices_are_the_rotations(degree):
 
 
 def test_wigner_matrices_are_those_of_lie_learn():
-    theirs = pytest.importorskip(_escnn.WIGNER).wigner_D_matrix
+    theirs = pytest.importorskip(_escnn_repairs.WIGNER).wigner_D_matrix
     if theirs is _wigner.wigner_D_matrix:
         pytest.skip("lie_learn cannot be imported here")
     for degree in range(13):
@@ -206,9 +206,9 @@ def test_repair_can_be_undone(monkeypatch):
         """Stands for randomized_svd."""
 
     monkeypatch.setattr(_numerical, "randomized_svd", sklearns)
-    assert _escnn.prefer_scipy_svd() is sklearns
+    assert _escnn_repairs.prefer_scipy_svd() is sklearns
     assert _numerical.randomized_svd is None
-    assert _escnn.prefer_scipy_svd() is None
+    assert _escnn_repairs.prefer_scipy_svd() is None
 
 
 def test_clebsch_gordan_coefficients_are_read_from_disk_once(monkeypatch):
@@ -216,13 +216,13 @@ def test_clebsch_gordan_coefficients_are_read_from_disk_once(monkeypatch):
     import numpy as np
     from escnn.group import _clebsh_gordan, dihedral_group
 
-    from escnn_relax import _escnn
+    from escnn_relax import _escnn_repairs
 
     group, asked = dihedral_group(4), []
     now = _clebsh_gordan._clebsh_gordan_tensor
     reader = now.__wrapped__
     monkeypatch.setattr(_clebsh_gordan, "_clebsh_gordan_tensor", lambda *a, **o: asked.append(a) or reader(*a, **o))
-    assert _escnn.keep_clebsch_gordan() and not _escnn.keep_clebsch_gordan()
+    assert _escnn_repairs.keep_clebsch_gordan() and not _escnn_repairs.keep_clebsch_gordan()
     ids = [psi.id for psi in group.irreps()]
     for _ in range(3):
         for j in each(ids):
@@ -287,4 +287,4 @@ def test_clebsch_gordan_coefficients_are_never_looked_for_numerically(monkeypatc
     monkeypatch.setattr(_clebsh_gordan, "_clebsh_gordan_tensor", asked)
     assert so3_group(7)._clebsh_gordan_coeff((7,), (5,), (4,)).shape == (15, 11, 1, 9)
     assert o3_group(7)._clebsh_gordan_coeff((1, 7), (0, 5), (1, 4)).shape == (15, 11, 1, 9)
-    assert not _escnn.provide_clebsch_gordan()  # once is enough
+    assert not _escnn_repairs.provide_clebsch_gordan()  # once is enough

@@ -1,5 +1,7 @@
 """What cannot be restricted is refused with the layer's name, what is accepted and the remedy; boundaries by depth."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from escnn import nn
@@ -11,11 +13,11 @@ from escnn_relax.morphism.restrict.network import restrict
 
 
 def test_missing_kernels_are_reported(monkeypatch):
-    from escnn_relax import _escnn
-
     type = fields(C8, "irreps")
     conv = layer(C8, type, type, 5)
-    monkeypatch.setattr(_escnn, "frequency_limit", lambda conv: lambda radius: 0)
+    monkeypatch.setattr(
+        import_module("escnn_relax.morphism.restrict.layer"), "frequency_limit", lambda conv: lambda radius: 0
+    )
     with pytest.raises(EmptyBasisError, match="residual norm"):
         restrict(conv, 4)
 

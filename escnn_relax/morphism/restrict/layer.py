@@ -13,6 +13,7 @@ from ...nn.translation.sparse_convolution import SparseConvolution
 from ...nn.translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from ...symmetry.groups.lattice import Subgroup, subgroups
 from ...symmetry.groups.restriction import Restriction
+from ...symmetry.kernels.band_limit import frequency_limit
 from ..module_tree import copy_module, map_values
 from .intertwiner import bias_map, block_maps, carry_weights
 
@@ -71,7 +72,7 @@ def restrict_steerable(layer: EquivariantModule, change: Restriction) -> nn.Modu
         EmptyBasisError: H's basis does not contain the layer's.
     """
     in_type, out_type = change.field_type(layer.in_type), change.field_type(layer.out_type)
-    new = _escnn.rebuild(layer, in_type, out_type)
+    new = _escnn.rebuild(layer, in_type, out_type, frequency_limit)
     maps = block_maps(layer, new)
     weights = carry_weights(layer.weights, layer, new, maps)
     _escnn.convert(new, layer.weights)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ... import _escnn
 from ...errors import ReflectionAxisError
+from .band_limit import band_limit
 
 __all__ = ["Band", "FiberBand", "Sampler", "layer_band", "check_axis"]
 
@@ -73,7 +74,7 @@ class Band:
             rings=tuple(convolution._rings),
             sigma=tuple(convolution._sigma),
             maximum_frequency=int(convolution._maximum_frequency),
-            limit=_escnn.band_limit(convolution, cutoff),
+            limit=band_limit(convolution, cutoff),
             points=convolution.basisexpansion.points,
         )
 
