@@ -58,7 +58,7 @@ FORMER_MODULES = {
     "evidence.decay": "training.weight_decay",
     "evidence.demanding": "evidence.verdicts.subgroup_cost evidence.verdicts.fixed_coefficients",
     "evidence.distinct": "evidence.distinct_samples",
-    "evidence.fit": "training.fit training.waiting",
+    "evidence.fit": "training.fit training.has_learned",
     "evidence.gates": "training.gate_policy",
     "evidence.gating": "evidence.closed_pathways symmetry.kernels.positions",
     "evidence.history": "training.history",

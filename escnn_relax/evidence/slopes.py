@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..curvature.distributed import sum_processes
 from ..nn.last_decision import fingerprint
 from ..nn.steerable import SteerableConvolution
-from .view import EvidenceView
+from .evidence_view import EvidenceView
 
 __all__ = ["Slopes"]
 

@@ -19,13 +19,13 @@ from ..evidence.slopes import Slopes
 from .arguments import check_numbers, has_residual_precision
 from .dry_run import rehearse
 from .gate_policy import Gates
+from .has_learned import has_learned, must_wait
 from .history import EpochRecord
 from .length_scales import LengthScales
 from .loaders import Replayed, data_size
 from .optimizer_check import check_optimizers
 from .regression_units import Units, settled_units
 from .schedule import Schedule, first, tested
-from .waiting import has_learned, must_wait
 
 __all__ = ["EvidencePolicy"]
 

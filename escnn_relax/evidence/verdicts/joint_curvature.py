@@ -32,7 +32,7 @@ from torch import Tensor
 from ...curvature.checked_batches import batches
 from ...curvature.jacobian import rows
 from ...errors import CurvatureError, DataError
-from ..view import EvidenceView
+from ..evidence_view import EvidenceView
 
 __all__ = ["ASKED", "JointCurvature", "Marginal", "TOGETHER", "marginals"]
 

@@ -16,7 +16,7 @@ from ...morphism.module_tree import copy_module
 from ...nn.gates import Gated
 from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...symmetry.groups.lattice import Subgroup
-from ..view import EvidenceView
+from ..evidence_view import EvidenceView
 
 __all__ = ["ProjectionLoss"]
 

@@ -18,8 +18,8 @@ from ...nn.relaxed_convolution import RelaxedConvolution
 from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
 from ...symmetry.decision import check_evidence
 from ...symmetry.kernels.pathway import SWITCHED_OFF
+from ..evidence_view import EvidenceView
 from ..terms import CONSTANT
-from ..view import EvidenceView
 from .joint_curvature import JointCurvature
 from .layer_reading import BesideConvolution, Gains, bounded_survivor, layer_survivor
 from .layer_survivor import LayerSurvivor

@@ -30,6 +30,10 @@ __all__ = ["Generations"]
 class Generations:
     """One search: reproduction, work, selection.
 
+    Its loop is not that of :func:`~escnn_relax.training.epochs.run_epochs`, which takes one model from epoch to epoch:
+    a generation has many, each trained by :func:`~escnn_relax.training.epochs.train_epoch` in whatever process is
+    free, and none of them goes on.
+
     Args:
         settings: what decides about the result besides the conditions, as plain values.
     """

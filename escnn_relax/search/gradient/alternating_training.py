@@ -20,7 +20,7 @@ from ...evidence.random_state import generators
 from ...morphism.mix import mixed_layers
 from ...training import checkpoint as disk
 from ...training.epochs import run_epochs, train_epoch
-from ...training.waiting import must_wait
+from ...training.has_learned import must_wait
 from .settings import Settings
 from .shares_history import SearchEpoch
 from .shares_recorder import SharesRecorder

@@ -11,8 +11,8 @@ from escnn.gspaces import GSpace
 from ..groups.irreps import frequency
 from ..groups.lattice import subgroups
 from ..groups.subgroup import Subgroup
+from .mirror_axis import PlanarSearch
 from .pathway import Pathway
-from .planar_search import PlanarSearch
 from .position_search import TurningKernels
 from .positions import Positions
 
