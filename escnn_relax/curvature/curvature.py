@@ -95,7 +95,7 @@ class Curvature:
             raise ArgumentError("samples", expected=expected, got=repr(samples), remedy="leave it out for 'auto'")
         model = unwrap(model)
         self.model, self.likelihood = model, likelihood_named(likelihood)
-        self._given = approximation
+        self._approximation = approximation
         self.approximation = approximation.name if isinstance(approximation, Approximation) else approximation
         self.samples, self.exact_bias, self.apart, self.memory = samples, bias == "exact", apart, memory
         self.coverage = coverage(model, normalisation)
@@ -164,7 +164,7 @@ class Curvature:
     def rehearse(self, loader: Iterable[Any], enough: Enough | None = None) -> None:
         """Whether a call works with such data, by its exceptions. What only ends in factors of ours is left out: they
         depend on no data, and for one minibatch they would be most of the cost."""
-        if self.passes > 1 or isinstance(self._given, Approximation):
+        if self.passes > 1 or isinstance(self._approximation, Approximation):
             self(loader, enough=enough)
             return
         layers, budget = self._begin()

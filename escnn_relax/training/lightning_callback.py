@@ -275,7 +275,7 @@ def _bases() -> tuple[type, ...]:
 def _single(loader: Any) -> Any:
     """One loader; ``ArgumentError`` for several, or none."""
     several = isinstance(loader, Mapping) or type(loader).__name__ == "CombinedLoader"
-    if isinstance(loader, Sequence) and any(isinstance(part, DataLoader) for part in loader):
+    if isinstance(loader, Sequence) and any(isinstance(entry, DataLoader) for entry in loader):
         several = True
     if loader is None or several:
         got = "several" if several else "none"
