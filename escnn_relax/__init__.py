@@ -31,7 +31,7 @@ from .training import History  # noqa: E402
 from .training import fit, lightning_callback  # noqa: E402
 from .evidence import survivors  # noqa: E402
 from .morphism import carry_optimizer, equivariant_state, harden, merge, mix, project  # noqa: E402
-from .morphism import relax, relax_translation, restrict  # noqa: E402
+from .morphism import prepare_export, relax, relax_translation, restrict  # noqa: E402
 from .report import report  # noqa: E402
 from .symmetry.equivariance.model_error import assert_equivariant, equivariance_error  # noqa: E402
 from .symmetry.groups.lattice import Subgroup, subgroup, subgroups  # noqa: E402
@@ -58,6 +58,7 @@ __all__ = [
     "lightning_callback",
     "merge",
     "mix",
+    "prepare_export",
     "project",
     "relax",
     "relax_translation",

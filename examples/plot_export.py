@@ -2,10 +2,10 @@
 ==================================================
 
 A relaxed network is trained, hardened, and handed over in the forms in which networks leave Python: ``torch.export``,
-TorchScript, and ONNX where the package ``onnx`` is there. Hardened layers are one convolution each: escnn's own where
-the symmetry was kept, a free one where it was broken. Like escnn's convolutions they have a method ``export``, which
-gives the plain torch module: so nothing of escnn is left in the program, and its outputs are those of the relaxed
-network. About 20 seconds on a core.
+TorchScript, and ONNX where the packages ``onnxruntime`` and ``onnxscript`` are there. Hardened layers are one
+convolution each: escnn's own where the symmetry was kept, a free one where it was broken. ``prepare_export`` puts plain
+torch modules in the place of escnn's, behind the same types: so the network's own ``forward`` can be traced, nothing of
+escnn is left in the program, and its outputs are those of the relaxed network. About 20 seconds on a core.
 
     python examples/plot_export.py [--out examples/output] [--epochs 25]
 """
@@ -32,31 +32,10 @@ BATCH = {0: torch.export.Dim("batch", min=2, max=4096)}
 
 
 # %%
-# Plain tensors in, plain tensors out
-# -----------------------------------
-# Hardened layers have ``export``, as escnn's have: the module inside knows nothing of groups.
-
-
-class Plain(nn.Module):
-    """A hardened ``DigitNet`` on plain tensors."""
-
-    def __init__(self, final: nn.Module) -> None:
-        super().__init__()
-        conv1, conv2, conv3, relu = (m.export() for m in (final.conv1, final.conv2, final.conv3, final.activation))
-        self.features = nn.Sequential(conv1, relu, conv2, relu, nn.AvgPool2d(2), conv3, relu)
-        self.size = final.pool.in_type.representations[0].size
-        self.linear = final.linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.features(x).unflatten(1, (-1, self.size)).amax(2)  # escnn's GroupPooling
-        return self.linear(pooled.mean((-2, -1)))
-
-
-# %%
 # Three ways out of Python
 # ------------------------
-# Each returns a function of a batch, read back from what was saved. ONNX needs the package ``onnx``, and is left out
-# without it.
+# Each returns a function of a batch, read back from what was saved. ONNX needs the packages ``onnxruntime`` and
+# ``onnxscript``, and is left out without them.
 
 
 def exported(model: nn.Module, example: Tensor) -> Callable:
@@ -78,13 +57,14 @@ def scripted(model: nn.Module, example: Tensor) -> Callable:
 
 
 def onnx(model: nn.Module, example: Tensor) -> Callable:
-    """By ONNX, evaluated with the reference implementation that comes with it."""
-    from onnx.reference import ReferenceEvaluator
+    """By ONNX, run by onnxruntime."""
+    import onnxruntime
 
     program = torch.onnx.export(model, (example,), dynamo=True, dynamic_shapes=(BATCH,), verbose=False)
-    evaluator = ReferenceEvaluator(program.model_proto)
-    name = evaluator.input_names[0]
-    return lambda x: torch.from_numpy(evaluator.run(None, {name: x.numpy()})[0])
+    program.save(file := io.BytesIO())
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
 # %%
@@ -114,10 +94,10 @@ def learn(epochs: int) -> dict:
     escnn_relax.fit(model, data.loader(), epochs=epochs, evidence_loader=data.evidence_loader(), **options)
     # so little energy that outputs stay as they are
     final, hardening = escnn_relax.harden(model.eval(), energy=1e-6, return_report=True)
-    plain, example = Plain(final.eval()).eval(), data.test[0][:4]
+    plain, example = escnn_relax.prepare_export(final), data.test[0][:4]
     forms: dict[str, Callable] = {"relaxed": model, "hardened": final, "plain": plain}
     forms |= {"torch.export": exported(plain, example), "TorchScript": scripted(plain, example)}
-    if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxscript"):
+    if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
         forms["ONNX"] = onnx(plain, example)
     x = data.test[0][:100]
     with torch.no_grad():

@@ -5,6 +5,7 @@ from .equivariant_state import equivariant_state
 from .harden.network import HardenedLayer, HardeningReport, harden
 from .mix import merge, mix
 from .optimizer import carry_optimizer
+from .prepare_export import prepare_export
 from .project import project
 from .relax import relax
 from .relax_translation import relax_translation
@@ -18,6 +19,7 @@ __all__ = [
     "harden",
     "merge",
     "mix",
+    "prepare_export",
     "project",
     "relax",
     "relax_translation",

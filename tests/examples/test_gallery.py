@@ -215,7 +215,7 @@ def test_exported_forms_compute_the_same(examples, tmp_path):
     import plot_export as example
     from digits import DigitNet
 
-    from escnn_relax import harden, relax
+    from escnn_relax import harden, prepare_export, relax
 
     torch.manual_seed(0)
     model = relax(DigitNet(4, fields=1))
@@ -225,7 +225,7 @@ def test_exported_forms_compute_the_same(examples, tmp_path):
     assert [layer.kind for layer in done] == ["R2Conv", "R2Conv", "MergedConvolution"]
     with torch.no_grad():
         for form in (example.exported, example.scripted):
-            assert torch.allclose(form(example.Plain(final).eval(), x[:2])(x), model(x), atol=1e-5)
+            assert torch.allclose(form(prepare_export(final), x[:2])(x), model(x), atol=1e-5)
 
     right = {"errors": {"relaxed": 0.0, "hardened": 0.0, "TorchScript": 0.0}, "between": {"TorchScript": 0.0}}
     right |= {"kinds": ["R2Conv", "MergedConvolution"], "accuracy": 0.9}

@@ -1,5 +1,6 @@
 """Every snippet of README and of the site's pages runs as it stands, and prints what stands below it."""
 
+import ast
 import os
 import re
 import subprocess
@@ -49,6 +50,26 @@ def printed(page: str) -> list[str]:
     return done.stdout.split(MARK + "\n")
 
 
+#: A page whose snippets need more than the package says so in a line like "Needs: `lightning`, `tensorboard`", and is
+#: run where all of these are installed.
+NEEDS = re.compile(r"^Needs: (.+)$", re.M)
+
+
+def needed(page: str) -> list[str]:
+    """The packages that a page says that it needs."""
+    lines = NEEDS.findall((ROOT / page).read_text(encoding="utf-8"))
+    return [name for line in lines for name in re.findall(r"`([\w.]+)`", line)]
+
+
+def imported(page: str) -> set[str]:
+    """The packages that its snippets import."""
+    trees = [ast.parse(code) for code, _ in blocks(page)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {"tensorboard" if name == "torch.utils.tensorboard" else name.split(".")[0] for name in names}
+
+
 def words(text):
     """Without numbers (but C2 and irrep_2 stay) and spaces, which differ a little from machine to machine."""
     return [re.sub(r"[\s–-]+", " ", NUMBER.sub("#", line)).strip() for line in text.strip().splitlines()]
@@ -60,11 +81,24 @@ def test_there_are_pages():
 
 @pytest.mark.parametrize("page", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PAGES])
 def test_page_runs_and_prints_what_it_says(page):
+    for package in needed(page):
+        pytest.importorskip(package)
     outputs = printed(page)
     expected = [text for _, text in blocks(page)]
     assert len(outputs) == len(expected) > 0
     for output, text in each(zip(outputs, expected, strict=True)):
         assert text is None or words(output) == words(text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_say_what_they_need(page):
+    everywhere = {"escnn_relax", "escnn", "torch", "numpy", "sys", "start", "matplotlib"}
+    assert imported(page) - everywhere <= set(needed(page))
+
+
+def test_some_pages_need_more():
+    assert "lightning" in needed("examples/site/guide/lightning.md") and not needed("README.md")
+    assert "onnxruntime" in imported("examples/site/guide/export.md")
 
 
 def test_another_output_would_be_seen():
