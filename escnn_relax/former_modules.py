@@ -49,7 +49,7 @@ FORMER_MODULES = {
     "curvature.sketched": "curvature.sums.sketched curvature.sums.row_operator curvature.sums.field_moments",
     "curvature.sketched_factor": "curvature.factors.sketched",
     "curvature.wrappers": "curvature.layers.wrappers",
-    "diagnosis.collected": "diagnosis.features",
+    "diagnosis.collected": "diagnosis.features diagnosis.gradient_sums",
     "diagnosis.numbered": "diagnosis.sample_numbers",
     "evidence.ascent": "evidence.precision_updates evidence.verdicts.fixed_point",
     "evidence.blurred": "evidence.verdicts.pixel_candidates",

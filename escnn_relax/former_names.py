@@ -62,7 +62,7 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
         "unwrapped": "curvature.layers.wrappers:unwrap",
     },
     "diagnosis.collected": {
-        "Collected": "diagnosis.features:GradientSums",
+        "Collected": "diagnosis.gradient_sums:GradientSums",
     },
     "diagnosis.gradients": {
         "relaxed_copy": "diagnosis.gradients:copy_relaxed",

@@ -14,10 +14,11 @@ from ..symmetry.kernels.pathway import Pathway
 from .action import LayerAction
 from .effect import Moments, directions, gain, moments, start
 from .exact_group import ExactGroup
-from .features import GradientSums
+from .gradient_sums import GradientSums
 from .notes import notes
+from .pathway_test import EFFECT_ONLY, PathwayTest
 from .randomisation import Randomisation, factor, randomise
-from .result import EFFECT_ONLY, PathwayTest, SymmetryTest
+from .result import SymmetryTest
 
 __all__ = ["Question", "judge"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .exact_group import ExactGroup
-from .features import GradientSums
-from .result import PathwayTest
+from .gradient_sums import GradientSums
+from .pathway_test import PathwayTest
 
 __all__ = ["notes"]
 

@@ -21,7 +21,8 @@ from ..curvature.likelihood import likelihood as likelihood_named
 from ..errors import ArgumentError, naming
 from .action import LayerAction
 from .exact_group import ExactGroup, exact_group
-from .features import Plan, collect
+from .features import collect
+from .gradient_sums import Plan
 from .gradients import Probe, copy_relaxed, reinitialise, settle
 from .judgement import Question, judge
 from .result import SymmetryTest
