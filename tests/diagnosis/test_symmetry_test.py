@@ -95,7 +95,7 @@ def law(model, in_type, out_type, broken=False):
     probe = Probe(model, likelihood("gaussian"))
     group = exact_group(*(layer.space for layer in probe.layers.values()))
     generator = torch.Generator().manual_seed(0)
-    actions = {n: LayerAction(m, group.counterparts(m.space, n), generator, n) for n, m in probe.layers.items()}
+    actions = {n: LayerAction(m, group.counterparts(m.space), generator) for n, m in probe.layers.items()}
     x = torch.randn(3, in_type.size, *(7,) * in_type.gspace.dimensionality, dtype=torch.float64)
     y = torch.randn_like(probe.forward(x))
 
