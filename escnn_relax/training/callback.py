@@ -57,6 +57,7 @@ class EvidenceCallback:
             ``SummaryWriter``, a Weights & Biases run, a logger of Lightning's, or a function of the numbers and the
             epoch; several in a list.
         verdicts: log which subgroup survives in each layer, too; takes seconds for groups with many subgroups.
+        progress: show a progress bar for refreshes that take more than some seconds.
 
     Attributes:
         evidence: the :class:`~escnn_relax.Evidence`.
@@ -115,6 +116,7 @@ class EvidenceCallback:
         gates: bool | None = None,
         log: None | Writer | Iterable[Writer] = None,
         verdicts: bool = False,
+        progress: bool = True,
         **evidence_options: Unpack[EvidenceKeywords],
     ) -> None:
         check_evidence_options(evidence, model, evidence_options, inspect.signature(EvidenceCallback.__init__))
@@ -133,6 +135,7 @@ class EvidenceCallback:
             keep=keep,
             omega_rate=omega_rate,
             gates=gates,
+            progress=progress,
             **evidence_options,
         )
         warn_of_burn_in(epochs, burn_in)

@@ -6,6 +6,7 @@ The one policy of :func:`~escnn_relax.fit` and of :class:`~escnn_relax.EvidenceC
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -28,6 +29,9 @@ from .regression_units import Units, settled_units
 from .schedule import Schedule, first, tested
 
 __all__ = ["EvidencePolicy"]
+
+#: Seconds after which a progress bar appears.
+PATIENCE = 5
 
 
 class EvidencePolicy:
@@ -62,10 +66,11 @@ class EvidencePolicy:
         keep: float,
         omega_rate: float,
         gates: bool | None,
+        progress: bool = False,
         **options: Unpack[EvidenceKeywords],
     ) -> None:
         check_numbers(epochs, burn_in, refresh_every, hypersteps, share)
-        self.epochs, self.hypersteps, self.keep = epochs, hypersteps, keep
+        self.epochs, self.hypersteps, self.keep, self.progress = epochs, hypersteps, keep, progress
         self.burn_in = first(epochs) if burn_in is None else burn_in
         gated = evidence is None and not has_residual_precision(options) if gates is None else gates
         self.train_loader, self.evidence_loader = train_loader, evidence_loader
@@ -159,7 +164,7 @@ class EvidencePolicy:
     def end(self) -> None:
         """Refresh at the trained weights, which have moved since the precisions did."""
         evidence, last = self.evidence, self.schedule.last
-        evidence.refresh(last.data, enough=last.enough)
+        evidence.refresh(last.data, self._bar("last refresh, on all data"), enough=last.enough)
         if evidence.learned:
             evidence.step(self.hypersteps)
         evidence.slopes = self.slopes
@@ -173,7 +178,7 @@ class EvidencePolicy:
         evidence, gates = self.evidence, self.gates
         data, enough = self.schedule.look(self.schedule.epochs.index(epoch))
         data = Replayed(data, self.data, self._device) if self.length_scales else data
-        terms = evidence.refresh(data, keep=self.keep, enough=enough)
+        terms = evidence.refresh(data, self._bar("refresh"), self.keep, enough)
         waits = must_wait(evidence, constant, epoch, self.epochs)
         if waits:
             notes.append("no better than a constant yet: the precisions wait")
@@ -187,6 +192,12 @@ class EvidencePolicy:
                 notes.append(gates.test(has_learned(evidence.mean_loss, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)
         return EpochRecord(epoch, loss, terms, logs, gammas, _joined(notes), self.length_scales.values())
+
+    def _bar(self, title: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+        """A progress bar for a pass that takes more than some seconds."""
+        from tqdm import tqdm
+
+        return partial(tqdm, desc=title, unit="batch", delay=PATIENCE, leave=False, disable=not self.progress)
 
     @property
     def _device(self) -> torch.device:

@@ -92,7 +92,7 @@ def fit(
             given, or an ``evidence``, and ``gates`` is not.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
             result as if it had never stopped.
-        progress: show a progress bar.
+        progress: show a progress bar, and one for each refresh that takes more than some seconds.
         callback: called with each epoch's record.
 
     Raises:
@@ -151,6 +151,7 @@ def fit(
         keep=keep,
         omega_rate=omega_rate,
         gates=gates,
+        progress=progress,
         **evidence_options,
     )
     stored = checkpoint is not None and Path(checkpoint).exists()

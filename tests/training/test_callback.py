@@ -353,3 +353,15 @@ def test_numbers_reach_every_kind_of_writer():
     assert "convolution/irrep_1/log_precision" not in last and all(map(math.isfinite, last.values()))
     gammas = callback.evidence.effective_dimension()
     assert last["linear/weight/effective_dimension"] == gammas["linear.weight"]
+
+
+def test_long_refreshes_show_how_far_they_are(capsys, monkeypatch):
+    from escnn_relax.training import evidence_policy
+
+    monkeypatch.setattr(evidence_policy, "PATIENCE", 0)
+    for progress in (True, False):
+        model, data = net(), loader()
+        callback = EvidenceCallback(model, data, progress=progress, **SHORT)
+        train(model, data, callback, adam(callback.parameters()))
+        shown = capsys.readouterr().err
+        assert ("refresh:" in shown and "last refresh, on all data" in shown) == progress
