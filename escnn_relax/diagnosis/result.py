@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..symmetry.decision import Decision, Decisions
 from ..symmetry.groups.lattice import Subgroup, common_subgroup
+from ..symmetry.html_table import html_table
 from .heat_map import heat_map
 from .pathway_test import PathwayTest
-from .table import table
+from .table import HEAD, cells, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,10 +97,15 @@ class SymmetryTest:
         return {"tests": tests, "subgroups": subgroups, "network": self.network.name, **rest, "notes": list(self.notes)}
 
     def __str__(self) -> str:
-        lines = table(self.tests)
-        lines.append("nothing contradicts, by layer: " + ", ".join(f"{n} {s.name}" for n, s in self.subgroups.items()))
-        lines.append(f"of the whole network: {self.network.name}, out of {self.group} (level {self.level:.0%})")
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*table(self.tests), *self._ends(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        return html_table(HEAD, cells(self.tests), [*self._ends(), *self.notes])
+
+    def _ends(self) -> tuple[str, str]:
+        by_layer = ", ".join(f"{n} {s.name}" for n, s in self.subgroups.items())
+        whole = f"of the whole network: {self.network.name}, out of {self.group} (level {self.level:.0%})"
+        return f"nothing contradicts, by layer: {by_layer}", whole
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """A heat map, layers x pathways: the statistic in units of its mean under the hypothesis, a star where broken.

@@ -7,25 +7,18 @@ from collections.abc import Iterable
 
 from .pathway_test import PathwayTest
 
-__all__ = ["table"]
+__all__ = ["HEAD", "cells", "table"]
+
+#: What the columns are called.
+HEAD = (
+    *("layer", "pathway", "ratio", "largest null", "p", "adjusted", "effect", "inputs p", "gain", "log prec"),
+    "verdict",
+)
 
 
-def table(tests: Iterable[PathwayTest]) -> list[str]:
-    """A head, a rule, and a line for each record."""
-    head = (
-        "layer",
-        "pathway",
-        "ratio",
-        "largest null",
-        "p",
-        "adjusted",
-        "effect",
-        "inputs p",
-        "gain",
-        "log prec",
-        "verdict",
-    )
-    rows = [head]
+def cells(tests: Iterable[PathwayTest]) -> list[tuple[str, ...]]:
+    """A row for each record."""
+    rows: list[tuple[str, ...]] = []
     for t in tests:
         values = (
             f"{t.ratio:.2f}",
@@ -36,7 +29,13 @@ def table(tests: Iterable[PathwayTest]) -> list[str]:
         )
         more = (_p(t.input_p_value), "" if math.isnan(t.gain) else f"{t.gain:.1f}", f"{t.log_precision:.1f}")
         rows.append((t.layer, t.pathway, *values, *more, _verdict(t)))
-    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    return rows
+
+
+def table(tests: Iterable[PathwayTest]) -> list[str]:
+    """A head, a rule, and a line for each record."""
+    rows = [HEAD, *cells(tests)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(HEAD))]
     lines = [
         "  ".join(c.ljust(w) if n in (0, 1, 10) else c.rjust(w) for n, (c, w) in enumerate(zip(r, widths)))
         for r in rows

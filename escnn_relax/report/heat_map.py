@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["heat_map"]
 
+#: More layers than these are named in one line each.
+MANY = 12
+
 
 def heat_map(layers: Sequence[LayerReport], axes: Axes | None, title: str, quantity: str) -> Axes:
     """See :meth:`escnn_relax.report.Report.plot`."""
@@ -28,9 +31,13 @@ def heat_map(layers: Sequence[LayerReport], axes: Axes | None, title: str, quant
         )
     label = "share of kernel energy" if quantity == "energy" else "effective dimension / dimension"
     names = list(dict.fromkeys(p.name for layer in layers for p in layer.pathways))
+    many = len(layers) > MANY
     if axes is None:
         size = (2.4 + 1.25 * len(names), 1.4 + 0.6 * len(layers))
+        if many:
+            size = (3.6 + 0.9 * len(names), 1.4 + 0.26 * len(layers))
         _, axes = plt.subplots(figsize=size, layout="constrained")
+    small = 7 if many else 9
     table = [
         [{p.name: getattr(p, quantity) for p in layer.pathways}.get(n, math.nan) for n in names] for layer in layers
     ]
@@ -41,12 +48,13 @@ def heat_map(layers: Sequence[LayerReport], axes: Axes | None, title: str, quant
             off = quantity == "energy" and value <= SWITCHED_OFF
             text = "–" if math.isnan(value) else "off" if off else percent_text(value, 1)
             bright = not math.isnan(value) and float(norm(max(value, floor))) > 0.6
-            axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=9)
+            axes.text(x, y, text, ha="center", va="center", color="black" if bright else "white", fontsize=small)
     axes.set_xticks(range(len(names)), names, rotation=20 if len(names) > 4 else 0)
-    named = [f"{layer.name}\nkeeps {layer.survivor}" if layer.survivor else layer.name for layer in layers]
-    axes.set_yticks(range(len(layers)), named)
+    apart = ": " if many else "\nkeeps "
+    named = [f"{layer.name}{apart}{layer.survivor}" if layer.survivor else layer.name for layer in layers]
+    axes.set_yticks(range(len(layers)), named, fontsize=small if many else None)
     axes.set_xlabel("pathway")
-    axes.set_ylabel("layer")
+    axes.set_ylabel("layer: what it keeps" if many else "layer")
     axes.set_title(title or label)
-    axes.figure.colorbar(image, ax=axes, label=label)
+    axes.figure.colorbar(image, ax=axes, label=label, aspect=max(20, len(layers)))
     return axes

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..curvature.layers.wrappers import unwrap
+from ..deprecation import former_keyword
 from ..errors import ArgumentError, UnsupportedModuleError, naming, nearest
 from ..evidence import Evidence, survivors
 from ..evidence.terms import CONSTANT
@@ -18,10 +19,11 @@ from ..nn.evidence_record import Recorded
 from ..nn.last_decision import remember
 from ..nn.relaxed_convolution import RelaxedConvolution
 from ..symmetry.decision import Decided, Decisions, check_evidence
+from ..symmetry.html_table import html_table
 from .heat_map import heat_map
 from .layers import layer_report
 from .records import LayerReport
-from .table import table_lines
+from .table import note_lines, table_cells, table_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,18 +61,24 @@ class Report:
         )
 
     def __str__(self) -> str:
-        lines = table_lines(self.layers)
-        if self.note:
-            lines.append(self.note)
+        return "\n".join(table_lines(self.layers) + self._notes())
+
+    def _repr_html_(self) -> str:
+        head, rows = table_cells(self.layers)
+        return html_table(head, rows, note_lines(self.layers) + self._notes())
+
+    def _notes(self) -> list[str]:
+        lines = [self.note] if self.note else []
         if self.uncovered:
             lines.append(f"without prior: {', '.join(f'{name} ({why})' for name, why in self.uncovered.items())}")
-        return "\n".join(lines)
+        return lines
 
-    def plot(self, axes: Axes | None = None, title: str = "", quantity: str = "energy", **former: str) -> Axes:
+    @former_keyword("axes", "ax")
+    def plot(self, ax: Axes | None = None, title: str = "", quantity: str = "energy", **former: str) -> Axes:
         """Heat map, layers x pathways; each layer with the subgroup that survives in it. Returns the matplotlib axes.
 
         Args:
-            axes: where to draw; a new figure by default.
+            ax: where to draw; a new figure by default.
             title: of the axes.
             quantity: ``"energy"``, the share of the kernel's energy, on a logarithmic scale; or ``"fraction"``, the
                 effective dimension relative to the dimension.
@@ -84,9 +92,9 @@ class Report:
             quantity = former["of"]
         elif former:
             raise ArgumentError(
-                "plot", f"no argument {min(former)!r}", remedy=nearest(min(former), ["axes", "title", "quantity"])
+                "plot", f"no argument {min(former)!r}", remedy=nearest(min(former), ["ax", "title", "quantity"])
             )
-        return heat_map(self.layers, axes, title, quantity)
+        return heat_map(self.layers, ax, title, quantity)
 
 
 def report(

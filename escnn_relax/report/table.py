@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .records import LayerReport
 
-__all__ = ["ceiling_text", "number_text", "percent_text", "survivor_text", "table_lines"]
+__all__ = ["ceiling_text", "note_lines", "number_text", "percent_text", "survivor_text", "table_cells", "table_lines"]
 
 
 def table_lines(layers: Sequence[LayerReport]) -> list[str]:
@@ -35,6 +35,29 @@ def table_lines(layers: Sequence[LayerReport]) -> list[str]:
                 )
                 + (f"  {survivor_text(layer.survivor, layer.margin)}" if index == 0 and named else "")
             )
+    return lines + note_lines(layers)
+
+
+def table_cells(layers: Sequence[LayerReport]) -> tuple[list[str], list[list[str]]]:
+    """The headings and the cells of the same table."""
+    head = ["layer", "pathway", "log prec", "eff. dim", "of", "fraction", "share", "energy", "eq. error", "error ≤"]
+    named = any(layer.survivor for layer in layers)
+    rows = []
+    for layer in layers:
+        for index, p in enumerate(layer.pathways):
+            precision = "closed" if p.closed else number_text(p.log_precision, "8.2f")
+            numbers = [precision, number_text(p.effective_dimension, "8.1f"), f"{p.dimension}"]
+            numbers += [number_text(p.fraction, "8.1%"), number_text(p.share, "5.0%"), percent_text(p.energy)]
+            of_layer = [percent_text(layer.equivariance_error), ceiling_text(layer.error_bound)]
+            of_layer += [survivor_text(layer.survivor, layer.margin)] if named else []
+            cells = [layer.name if not index else "", p.name, *numbers, *(of_layer if not index else [])]
+            rows.append([cell.strip() for cell in cells])
+    return head + (["survivor (margin, nats)"] if named else []), rows
+
+
+def note_lines(layers: Sequence[LayerReport]) -> list[str]:
+    """What is to be said of single layers below the table."""
+    lines = []
     if any(layer.by_depth for layer in layers):
         steps = (survivor_text(layer.by_depth, layer.margin_by_depth) for layer in layers if layer.by_depth)
         lines.append(f"survives by depth: {' → '.join(steps)}")

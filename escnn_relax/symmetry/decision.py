@@ -11,6 +11,7 @@ from ..deprecation import former_method
 from ..errors import ArgumentError, nearest
 from .equal_records import equal_records
 from .groups.lattice import Subgroup
+from .html_table import html_table
 
 __all__ = ["Decided", "Decides", "Decision", "Decisions", "SOURCES", "check_evidence"]
 
@@ -164,6 +165,12 @@ class Decisions(Mapping[str, Subgroup]):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.layers))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [d.layer or "model", d.subgroup.name, d.by_depth.name, d.source, "; ".join(d.reasons)] for d in self.layers
+        ]
+        return html_table(["layer", "keeps", "by depth", "decided by", "reasons"], rows, words=5)
 
 
 for _former, _name in FORMER_NAMES:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evidence.evidence import Evidence, EvidenceTerms
 from ..evidence.terms import CONSTANT
+from ..symmetry.html_table import html_table
 
 __all__ = ["EpochRecord", "History", "read_record"]
 
@@ -86,6 +87,15 @@ class History:
         """Plain numbers, for machines; ``None`` for what is infinite, as the log precisions of closed pathways are."""
         plain: dict[str, Any] = _finite({"records": [asdict(record) for record in self.records]})
         return plain
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for r in self.records:
+            if r.evidence is not None or r.note:
+                evidence = "" if r.evidence is None else f"{-r.evidence.total / r.evidence.num_data:.4f}"
+                rows.append([str(r.epoch), f"{r.loss:.4f}", evidence, r.note])
+        notes = [] if self.evidence.learned else [f"the network is {CONSTANT}"]
+        return html_table(["epoch", "loss", "-log evidence / N", "note"], rows, notes, words=0)
 
     def __str__(self) -> str:
         lines = ["epoch     loss   -log evidence / N"]

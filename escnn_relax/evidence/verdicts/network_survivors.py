@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...symmetry.decision import Decisions
 from ...symmetry.groups.lattice import Subgroup
+from ...symmetry.html_table import html_table
 from ...symmetry.kernels.pathway import SWITCHED_OFF
 from .layer_survivor import LayerSurvivor
 
@@ -72,10 +73,25 @@ class Survivors:
             for name, survivor in (("", layer), (f"  {second:<{names}}", depth)):
                 line += f"{name}  {_nats(survivor.margin)}" + (f"  {_nats(survivor.loss)}" if measured else "")
             lines.append(line)
-        lines += [f"{layer.name or 'model'}: {doubt}" for layer in self.layers for doubt in layer.doubts]
-        if self.unlisted:
-            lines.append(f"not looked for: {self.unlisted}")
-        return "\n".join([*lines, self.note] if self.note else lines)
+        return "\n".join(lines + self._notes())
+
+    def _repr_html_(self) -> str:
+        measured = any(s.losses for s in self.layers + self.by_depth)
+        nats = ["margin", "in data"] if measured else ["margin"]
+        rows = []
+        for pair in zip(self.layers, self.by_depth):
+            row = [pair[0].name or "model"]
+            for survivor in pair:
+                row += ["?" if self.note else survivor.subgroup.name]
+                row += [f"{survivor.remainder:.1e}"] if survivor is pair[0] and len(row) == 2 else []
+                row += [_nats(survivor.margin).strip()] + ([_nats(survivor.loss).strip()] if measured else [])
+            rows.append(row)
+        return html_table(["layer", "subgroup", "remainder", *nats, "by depth", *nats], rows, self._notes())
+
+    def _notes(self) -> list[str]:
+        lines = [f"{layer.name or 'model'}: {doubt}" for layer in self.layers for doubt in layer.doubts]
+        lines += [f"not looked for: {self.unlisted}"] if self.unlisted else []
+        return [*lines, self.note] if self.note else lines
 
 
 def _nats(value: float) -> str:

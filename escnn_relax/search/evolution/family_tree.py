@@ -12,6 +12,8 @@ __all__ = ["LABELS", "plot_family_tree"]
 
 #: What the individuals were ordered by, in words.
 LABELS = {"score": "score", "log_evidence": "log evidence / N (nats)"}
+#: Characters of a label; longer ones are cut in the middle.
+LONGEST = 18
 
 
 def plot_family_tree(
@@ -31,7 +33,8 @@ def plot_family_tree(
     import matplotlib.pyplot as plt
 
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", width_ratios=(3, 2))
+        height = max(4.5, 0.45 * (individuals[-1].generation + 2))
+        _, axes = plt.subplots(1, 2, figsize=(11, height), layout="constrained", width_ratios=(3, 2))
     tree, front = axes
     places, line = {}, {individual.id for individual in lineage}
     for generation in range(individuals[-1].generation + 1):
@@ -55,8 +58,10 @@ def plot_family_tree(
     for individual in lineage:
         if individual.change != "clone":
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-            offset = {"xytext": (7, 6), "textcoords": "offset points"}
-            tree.annotate(individual.groups, places[individual.id], **offset, fontsize=8, bbox=box, zorder=4)
+            right = places[individual.id][0] > 0.6
+            offset: dict[str, Any] = {"xytext": (-7 if right else 7, 6), "textcoords": "offset points"}
+            offset["ha"] = "right" if right else "left"
+            tree.annotate(_short(individual.groups), places[individual.id], **offset, fontsize=8, bbox=box, zorder=4)
     tree.figure.colorbar(dots, ax=tree, label=LABELS[criterion])
     tree.set(xticks=[], ylabel="generation", title="family tree (outlined: selected; black: the winner's line)")
     tree.set_yticks(range(individuals[-1].generation + 1))
@@ -80,7 +85,17 @@ def plot_family_tree(
     )
     for individual in best:
         place = individual.parameters, getattr(individual, criterion)
-        front.annotate(individual.groups, place, xytext=(5, -11), textcoords="offset points", fontsize=8)
+        front.annotate(_short(individual.groups), place, xytext=(5, -11), textcoords="offset points", fontsize=8)
     front.set(xlabel="parameters", ylabel=LABELS[criterion], title="last generation and its front")
     front.margins(x=0.25, y=0.15)
     return axes
+
+
+def _short(groups: str) -> str:
+    """A label that leaves room for others."""
+    words = groups.split()
+    if len(groups) <= LONGEST or len(words) < 3:
+        return groups
+    while len(words) > 2 and len(" ".join(words)) + 2 > LONGEST:
+        del words[-2]
+    return f"{' '.join(words[:-1])} … {words[-1]}"

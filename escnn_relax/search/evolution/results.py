@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ...deprecation import former_keyword
+from ...symmetry.html_table import html_table
 from .family_tree import LABELS, plot_family_tree
 from .individual import Individual
 
@@ -68,20 +70,38 @@ class EvolutionResult:
             line = f"{each.generation:3d} {each.id:4d}{mark} {parent!s:>4}  {each.groups:<{groups}}"
             line += f"  {each.change:<{change}}  {each.parameters:10d}  {_number(each.loss)}  {_number(each.score)}"
             lines.append(f"{line}  {_number(each.log_evidence):>11}  {each.note}".rstrip())
+        return "\n".join([*lines, self._end()])
+
+    def _repr_html_(self) -> str:
+        head = ["id", "groups", "change", "gen", "from", "parameters", "loss", "score", "log ev. / N", "note"]
+        rows = []
+        for one in self.individuals:
+            mark = "W" if one.id == self.winner.id else "*" if one.survived else ""
+            parent = "–" if one.parent is None else str(one.parent)
+            numbers = [_number(value).strip() for value in (one.loss, one.score, one.log_evidence)]
+            row = [f"{one.id}{mark}", one.groups, one.change, str(one.generation), parent, str(one.parameters)]
+            rows.append([*row, *numbers, one.note])
+        return html_table(head, rows, ["* survived, W won", self._end()], words=3)
+
+    def _end(self) -> str:
         known = {individual.id: individual for individual in self.individuals}
         best = sorted((known[id] for id in self.front), key=lambda individual: individual.parameters)
         shown = [
             f"{individual.id} ({individual.groups}, {individual.parameters}, {getattr(individual, self.criterion):.4f})"
             for individual in best
         ]
-        lines.append(f"front of the last generation (groups, parameters, {LABELS[self.criterion]}): {', '.join(shown)}")
-        return "\n".join(lines)
+        return f"front of the last generation (groups, parameters, {LABELS[self.criterion]}): {', '.join(shown)}"
 
     __str__ = table
 
-    def plot(self, axes: Any = None) -> Any:
-        """The family tree, generations downwards, and the last front; returns the two matplotlib axes."""
-        return plot_family_tree(self.individuals, self.lineage(), self.front, self.criterion, axes)
+    @former_keyword("axes", "ax")
+    def plot(self, ax: Any = None) -> Any:
+        """The family tree, generations downwards, and the last front; returns the two matplotlib axes.
+
+        Args:
+            ax: two axes; a new figure by default.
+        """
+        return plot_family_tree(self.individuals, self.lineage(), self.front, self.criterion, ax)
 
 
 def _number(value: float) -> str:

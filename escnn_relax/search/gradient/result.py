@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ...deprecation import former_keyword
 from .shares_history import SharesHistory
 
 __all__ = ["GradientSearchResult"]
@@ -40,12 +41,19 @@ class GradientSearchResult:
 
     def table(self) -> str:
         """Shares at the start and at the end, what was kept, and what that cost."""
+        return f"{self.history.table()}\n{self._end()}"
+
+    def _end(self) -> str:
         groups = " → ".join(self.architecture.values())
         lost = "" if self.losses is None else "; loss {:.4f} → {:.4f}".format(*self.losses)
-        return f"{self.history.table()}\nkept: {groups}{lost}"
+        return f"kept: {groups}{lost}"
+
+    def _repr_html_(self) -> str:
+        return self.history.to_html([self._end()])
 
     __str__ = table
 
-    def plot(self, axes: Any = None) -> Any:
+    @former_keyword("axes", "ax")
+    def plot(self, ax: Any = None) -> Any:
         """See :meth:`SharesHistory.plot`."""
-        return self.history.plot(axes)
+        return self.history.plot(ax)

@@ -3,8 +3,16 @@ r"""How the shares :math:`\pi` of each layer moved during a search: records, tab
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ...deprecation import former_keyword
+from ...errors import ArgumentError
+from ...symmetry.html_table import html_table
+
+#: Panels in a row.
+COLUMNS = 8
 
 __all__ = ["SearchEpoch", "SharesHistory"]
 
@@ -70,40 +78,72 @@ class SharesHistory:
         names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
         width, column = max([5, *(len(layer) for layer in self.groups)]), max([13, *(len(n) for n in names)])
         lines = [f"{'layer':<{width}}  " + "  ".join(f"{name:>{column}}" for name in names)]
+        for layer, *cells in self._rows(names):
+            lines.append(f"{layer:<{width}}  " + "  ".join(f"{cell:>{column}}" for cell in cells))
+        return "\n".join(lines)
+
+    def _rows(self, names: list[str]) -> list[list[str]]:
+        rows = []
         for layer, groups in self.groups.items():
             cells = []
             for name in names:
                 if name not in groups:
-                    cells.append(f"{'–':>{column}}")
+                    cells.append("–")
                     continue
                 index = groups.index(name)
                 before, after = self.shares[layer][0][index], self.shares[layer][-1][index]
-                cells.append(f"{f'{before:.0%} → {after:.1%}':>{column}}")
-            lines.append(f"{layer:<{width}}  " + "  ".join(cells))
-        return "\n".join(lines)
+                cells.append(f"{before:.0%} → {after:.1%}")
+            rows.append([layer, *cells])
+        return rows
+
+    def to_html(self, notes: Iterable[str] = ()) -> str:
+        """The table for notebooks, with paragraphs below it."""
+        names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
+        return html_table(["layer", *names], self._rows(names), notes, words=1)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
     __str__ = table
 
-    def plot(self, axes: Any = None) -> Any:
-        """Shares over the steps, one panel a layer, stacked; returns the array of matplotlib axes."""
+    @former_keyword("axes", "ax")
+    def plot(self, ax: Any = None) -> Any:
+        """Shares over the steps, one panel a layer, stacked; returns the array of matplotlib axes.
+
+        Args:
+            ax: as many matplotlib axes as there are layers, in any form; a new figure by default.
+
+        Raises:
+            ArgumentError: fewer of them.
+        """
         import matplotlib.pyplot as plt
         import numpy as np
         from matplotlib.patches import Rectangle
 
-        if axes is None:
-            size = (2.6 * len(self.groups) + 1.4, 3.0)
-            _, axes = plt.subplots(1, len(self.groups), figsize=size, sharey=True, squeeze=False, layout="constrained")
-        axes = np.atleast_1d(axes).flatten()
+        if ax is None:
+            columns = min(len(self.groups), COLUMNS)
+            rows = math.ceil(len(self.groups) / columns)
+            size = (2.6 * columns + 1.4, 3.0 if rows == 1 else 1.9 * rows)
+            _, ax = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+            for unused in ax.flatten()[len(self.groups) :]:
+                unused.remove()
+            ax = ax.flatten()[: len(self.groups)]
+        axes = np.atleast_1d(np.asarray(ax, dtype=object)).flatten()
+        if len(axes) < len(self.groups):
+            remedy = "leave ax out for a new figure"
+            raise ArgumentError("plot", expected=f"{len(self.groups)} axes", got=len(axes), remedy=remedy)
         names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
         colors = {name: plt.get_cmap("cividis")(n / max(len(names) - 1, 1)) for n, name in enumerate(names)}
         for panel, (layer, groups) in zip(axes, self.groups.items()):
-            rows = list(zip(*self.shares[layer]))
-            panel.stackplot(self.steps, rows, colors=[colors[name] for name in groups], linewidth=0)
-            panel.set_title(layer, fontsize=10)
-            panel.set_xlabel("step")
+            parts = list(zip(*self.shares[layer]))
+            panel.stackplot(self.steps, parts, colors=[colors[name] for name in groups], linewidth=0)
+            panel.set_title(layer, fontsize=10 if len(layer) < 24 else 8)
+            if panel in axes[max(0, len(self.groups) - COLUMNS) :]:
+                panel.set_xlabel("step")
             panel.set_ylim(0, 1)
             panel.set_xlim(self.steps[0], max(self.steps[-1], self.steps[0] + 1))
-        axes[0].set_ylabel("share π")
+        for panel in axes[: len(self.groups) : COLUMNS]:
+            panel.set_ylabel("share π")
         handles = [Rectangle((0, 0), 1, 1, color=colors[name]) for name in names]
         axes[0].figure.legend(handles, names, loc="outside right center", frameon=False)
         return axes
