@@ -48,9 +48,9 @@ def table_cells(layers: Sequence[LayerReport]) -> tuple[list[str], list[list[str
             precision = "closed" if p.closed else number_text(p.log_precision, "8.2f")
             numbers = [precision, number_text(p.effective_dimension, "8.1f"), f"{p.dimension}"]
             numbers += [number_text(p.fraction, "8.1%"), number_text(p.share, "5.0%"), percent_text(p.energy)]
-            of_layer = [percent_text(layer.equivariance_error), ceiling_text(layer.error_bound)]
-            of_layer += [survivor_text(layer.survivor, layer.margin)] if named else []
-            cells = [layer.name if not index else "", p.name, *numbers, *(of_layer if not index else [])]
+            single = [percent_text(layer.equivariance_error), ceiling_text(layer.error_bound)]
+            single += [survivor_text(layer.survivor, layer.margin)] if named else []
+            cells = [layer.name if not index else "", p.name, *numbers, *(single if not index else [])]
             rows.append([cell.strip() for cell in cells])
     return head + (["survivor (margin, nats)"] if named else []), rows
 

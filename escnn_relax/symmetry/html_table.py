@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 __all__ = ["html_table"]
 
+#: A number, an arrow between two, or the want of one.
+NUMBER = re.compile(r"[-+–]?\d[^ ]*( → .*)?$|[-–]?inf$|closed$|–?$")
 #: Lines in a part of the text's own colour, so that they are seen on every background.
 LINE = "border-bottom:1px solid color-mix(in srgb, currentColor 25%, transparent)"
+TABLE = "border-collapse:collapse;font:inherit;font-variant-numeric:tabular-nums;color:inherit"
 CELL = "padding:0.15em 0.7em;background:transparent;color:inherit"
 
 
@@ -19,15 +23,15 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterab
         head: what the columns are called.
         rows: cells as text, as many as headings or fewer.
         notes: one paragraph each.
-        words: so many columns at the start hold words; the others hold numbers, aligned at their right, unless a cell
-            is longer than numbers are.
+        words: so many columns at the start hold words; of the others those are aligned at their right that hold nothing
+            but numbers.
 
     >>> html = html_table(["layer", "gain"], [["conv<1>", "3.2"]], ["a & b"], words=1)
     >>> "conv&lt;1&gt;" in html, "a &amp; b" in html, html.count("<tr"), html.count("<td")
     (True, True, 2, 2)
     """
     lines = [list(row) for row in rows]
-    numbers = {n for n in range(words, len(head)) if all(len(row[n]) < 24 for row in lines if n < len(row))}
+    numbers = {n for n in range(words, len(head)) if all(NUMBER.match(row[n]) for row in lines if n < len(row))}
 
     def row(cells: Sequence[str], tag: str) -> str:
         sides = ["right" if n in numbers else "left" for n in range(len(cells))]
@@ -39,7 +43,5 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterab
 
     body = "".join(row(cells, "td") for cells in lines)
     below = "".join(f'<p style="margin:0.3em 0">{escape(note)}</p>' for note in notes if note)
-    table = (
-        f'<table style="border-collapse:collapse;font-variant-numeric:tabular-nums"><thead>{row(head, "th")}</thead>'
-    )
-    return f'<div style="overflow-x:auto">{table}<tbody>{body}</tbody></table>{below}</div>'
+    table = f'<table style="{TABLE}"><thead>{row(head, "th")}</thead><tbody>{body}</tbody></table>'
+    return f'<div style="overflow-x:auto">{table}{below}</div>'
