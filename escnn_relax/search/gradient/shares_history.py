@@ -135,8 +135,8 @@ class SharesHistory:
         names = list(dict.fromkeys(group for groups in self.groups.values() for group in groups))
         colors = {name: plt.get_cmap("cividis")(n / max(len(names) - 1, 1)) for n, name in enumerate(names)}
         for panel, (layer, groups) in zip(axes, self.groups.items()):
-            parts = list(zip(*self.shares[layer]))
-            panel.stackplot(self.steps, parts, colors=[colors[name] for name in groups], linewidth=0)
+            by_group = list(zip(*self.shares[layer]))
+            panel.stackplot(self.steps, by_group, colors=[colors[name] for name in groups], linewidth=0)
             panel.set_title(layer, fontsize=10 if len(layer) < 24 else 8)
             if panel in axes[max(0, len(self.groups) - COLUMNS) :]:
                 panel.set_xlabel("step")
