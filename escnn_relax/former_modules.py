@@ -108,7 +108,7 @@ FORMER_MODULES = {
     "nn.mixture": "nn.mixed.mixture",
     "nn.recorded": "nn.evidence_record",
     "nn.relaxed": "nn.relaxed_convolution",
-    "nn.relaxed_translation": "nn.translation.layer",
+    "nn.relaxed_translation": "nn.translation.relaxed_translation",
     "nn.resolution": "nn.measured.resolution",
     "nn.sectioned": "nn.kernels.sectioned",
     "nn.site_fields": "nn.translation.site_fields",

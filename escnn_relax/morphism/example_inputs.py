@@ -9,7 +9,7 @@ import torch
 from escnn.nn import EquivariantModule, FieldType, GeometricTensor
 from torch import nn
 
-from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.relaxed_translation import RelaxedTranslation
 
 __all__ = ["first_type", "fitted", "promised_inputs"]
 

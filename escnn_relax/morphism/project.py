@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import FieldTypeError, UnsupportedModuleError
 from ..nn.steerable import SteerableConvolution
-from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.relaxed_translation import RelaxedTranslation
 from ..nn.translation.sparse_convolution import SparseConvolution
 from .module_tree import replace_modules
 from .project_layer import ProjectedLayer, project_on_group, project_relaxed

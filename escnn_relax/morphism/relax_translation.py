@@ -13,7 +13,7 @@ from ..errors import ArgumentError, UnsupportedModuleError, layer_name, naming
 from ..nn.translation.dense_pathway import DensePathway
 from ..nn.translation.factored_pathway import FactoredPathway
 from ..nn.translation.kernel_pathway import KernelPathway
-from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.relaxed_translation import RelaxedTranslation
 from ..nn.translation.signal_pathway import SignalPathway
 from ..nn.translation.site_pathway import SitePathway
 from ..nn.translation.sparse_convolution import SparseConvolution

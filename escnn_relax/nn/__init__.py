@@ -7,7 +7,7 @@ from .relaxed_layers import RelaxedR2Conv, RelaxedR3Conv
 from .translation.dense_pathway import DensePathway
 from .translation.factored_pathway import FactoredPathway
 from .translation.kernel_pathway import KernelPathway
-from .translation.layer import RelaxedTranslation
+from .translation.relaxed_translation import RelaxedTranslation
 from .translation.sparse_layers import SparseR2Conv, SparseR3Conv
 from .transposed import RelaxedR2ConvTransposed, RelaxedR3ConvTransposed
 

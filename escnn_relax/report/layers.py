@@ -14,7 +14,7 @@ from ..nn.evidence_record import Recorded
 from ..nn.measured.certificate import certify
 from ..nn.mixed.convolution import MixedConvolution
 from ..nn.steerable import SteerableConvolution
-from ..nn.translation.layer import RelaxedTranslation
+from ..nn.translation.relaxed_translation import RelaxedTranslation
 from ..symmetry.equivariance.model_error import grid_elements, kernel_equivariance_error
 from .records import LayerReport, PathwayReport
 
@@ -27,7 +27,7 @@ def layer_report(name: str, layer: Any) -> LayerReport:
     Args:
         name: its name in the model, ``""`` for the model itself.
         layer: a :class:`~escnn_relax.nn.steerable.SteerableConvolution` or a
-            :class:`~escnn_relax.nn.translation.layer.RelaxedTranslation`.
+            :class:`~escnn_relax.nn.translation.relaxed_translation.RelaxedTranslation`.
     """
     with naming(name or type(layer).__name__):
         return (_translation if isinstance(layer, RelaxedTranslation) else _steerable)(name, layer)

@@ -1,4 +1,7 @@
-"""Training runs on disk: written whole or not at all, read without executing anything."""
+"""Training runs on disk: written whole or not at all, read without executing anything.
+
+What is written of a run says :mod:`~escnn_relax.training.run_state`.
+"""
 
 from __future__ import annotations
 

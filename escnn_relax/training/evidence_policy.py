@@ -1,6 +1,7 @@
 """What a training does with its evidence between two epochs: gates, refreshes, updates of the precisions.
 
 The one policy of :func:`~escnn_relax.fit` and of :class:`~escnn_relax.EvidenceCallback`, whoever descends the loss.
+When refreshes are due says :mod:`~escnn_relax.training.schedule`.
 """
 
 from __future__ import annotations

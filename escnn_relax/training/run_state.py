@@ -1,4 +1,7 @@
-"""The state of a training run: taken, stored, put back."""
+"""The state of a training run, what a checkpoint contains: taken, stored, put back.
+
+How it is written and read is in :mod:`~escnn_relax.training.checkpoint`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The largest subgroups that survive in a trained network's relaxed layers, and by how many nats."""
+"""The largest subgroups that survive in a trained network's relaxed layers, and by how many nats.
+
+The rule that decides on one layer is :func:`escnn_relax.nn.measured.stabiliser.stabiliser`, which needs no evidence.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ...nn.last_decision import remember
 from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.measured.stabiliser import REFUTED, subgroup_search
 from ...nn.relaxed_convolution import RelaxedConvolution
-from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
+from ...nn.translation.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from ...symmetry.decision import check_evidence
 from ...symmetry.kernels.pathway import SWITCHED_OFF
 from ..evidence_view import EvidenceView

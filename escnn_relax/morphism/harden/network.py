@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, overload
 
-import torch
-from escnn.nn import EquivariantModule
 from torch import nn
 
 from ...errors import ArgumentError, UnsupportedModuleError, naming
-from ...nn.evidence_record import DETERMINED, switched_off
-from ...nn.measured.certificate import certify_without, weights_norm
-from ...nn.merged import MergedConvolution
+from ...nn.evidence_record import DETERMINED
 from ...nn.relaxed_convolution import RelaxedConvolution
-from ...nn.strict_layer import strict_layer
-from ...nn.translation.layer import RelaxedTranslation
+from ...nn.translation.relaxed_translation import RelaxedTranslation
 from ...symmetry.decision import Decided, Decides
-from ...symmetry.kernels.pathway import EQUIVARIANT, SWITCHED_OFF
+from ...symmetry.kernels.pathway import SWITCHED_OFF
 from ..module_tree import copy_module, replace_modules
 from ..trial_run import OUT_OF_CODE, tried
 from .layer_report import HardenedLayer, HardeningReport
+from .relaxed_layer import harden_relaxed
 from .subgroups import to_subgroups
 from .translation import harden_translation, inside
 
@@ -170,7 +166,7 @@ def _without_dead(
         if not isinstance(module, RelaxedConvolution):  # of mixtures see merge
             return None
         with naming(name or type(module).__name__):
-            new, record = _harden_layer(name, module, energy, determined)
+            new, record = harden_relaxed(name, module, energy, determined)
         records.append(record)
         return new
 
@@ -183,29 +179,3 @@ def _without_dead(
     single = [record.name for record in records]
     remedy = f"keep the layers relaxed, or {OUT_OF_CODE}"
     return tried(model, hardened, example, "hardened", same=whole, single=single, remedy=remedy), records
-
-
-def _harden_layer(
-    title: str, layer: RelaxedConvolution, energy: float, determined: float
-) -> tuple[EquivariantModule, HardenedLayer]:
-    shares = layer.energies()
-    measured = dict(zip((p.name for p in layer.pathways), layer.effective_dimension.tolist()))
-    fractions = {n: measured[n] / layer.kernel.dimensions[n] for n in measured if n != EQUIVARIANT.name}
-    off, removed = switched_off(shares, fractions, energy, determined)
-    on = [p.name for p in layer.pathways if p != EQUIVARIANT and p.name not in off]
-    off = [p.name for p in layer.pathways if p.name in off]
-    with torch.no_grad():
-        if on:
-            weights = {n: w for n, w in layer.weights.items() if n not in off}
-            kernel = layer._as_filter(layer.kernel(weights))
-            bias = None if layer.bias is None else layer.bias_expansion @ layer.bias
-            new = MergedConvolution.from_layer(layer, kernel, bias)
-        else:
-            new = strict_layer(layer)
-        new.train(layer.training)  # without gradients, or escnn's layer keeps a filter with a graph
-    group = "" if on else layer.space.fibergroup.name
-    error = certify_without(layer, off, title).bound
-    change = weights_norm(layer, {n: w for n, w in layer.weights.items() if n in off}).bound
-    return new, HardenedLayer(
-        title, tuple(off), tuple(on), removed, type(new).__name__, group, error=error, change=change
-    )

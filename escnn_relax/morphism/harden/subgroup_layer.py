@@ -1,4 +1,7 @@
-"""A relaxed network as plain escnn layers on the subgroups that its kernels keep."""
+"""A relaxed network as plain escnn layers on the subgroups that its kernels keep.
+
+Layers that stay on their own fields are in :mod:`~escnn_relax.morphism.harden.relaxed_layer`.
+"""
 
 from __future__ import annotations
 

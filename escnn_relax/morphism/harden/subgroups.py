@@ -17,7 +17,7 @@ from ...nn.measured.kernel_symmetry import KernelSymmetry
 from ...nn.measured.resolution import resolution
 from ...nn.measured.stabiliser import stabiliser, stabilisers, subgroup_search
 from ...nn.relaxed_convolution import RelaxedConvolution
-from ...nn.translation.layer import RelaxedTranslation
+from ...nn.translation.relaxed_translation import RelaxedTranslation
 from ...symmetry.decision import Decided, Decides, Decision, Decisions, check_evidence
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ...symmetry.kernels.pathway import EQUIVARIANT

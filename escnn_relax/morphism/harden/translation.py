@@ -8,7 +8,7 @@ from escnn.nn import EquivariantModule
 from torch import nn
 
 from ...errors import UnsupportedModuleError, naming
-from ...nn.translation.layer import CONVOLUTION, RelaxedTranslation
+from ...nn.translation.relaxed_translation import CONVOLUTION, RelaxedTranslation
 from ...symmetry.groups.lattice import Subgroup, subgroup
 from ..module_tree import copy_module, replace_modules
 from .layer_report import HardenedLayer

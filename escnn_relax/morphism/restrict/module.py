@@ -11,7 +11,7 @@ from torch import nn
 
 from ...errors import UnsupportedModuleError
 from ...nn.mixed.convolution import MixedConvolution
-from ...nn.translation.layer import RelaxedTranslation
+from ...nn.translation.relaxed_translation import RelaxedTranslation
 from ..example_inputs import first_type
 from ..module_tree import holds
 from .layer import CONTAINERS, RETYPED, SPARSE, STEERABLE, restrict_sparse, restrict_steerable, retype

@@ -4,6 +4,10 @@ escnn's own ``gspace.restrict`` fails for the octahedral, icosahedral and severa
 found from the matrices by which H moves points, or made of them where escnn has none
 (:mod:`escnn_relax.symmetry.groups.embedded_space`), and representations are decomposed numerically, so that every
 representation of G keeps its channels and their order.
+
+For a group that escnn adds: its ids in :mod:`~escnn_relax.symmetry.groups.subgroup_ids`, their embeddings in
+:mod:`~escnn_relax.symmetry.groups.subgroup_embedding`, the list of its subgroups in
+:mod:`~escnn_relax.symmetry.groups.subgroup_list`, their names in :mod:`~escnn_relax.symmetry.groups.subgroup_names`.
 """
 
 from __future__ import annotations
