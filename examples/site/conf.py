@@ -39,7 +39,7 @@ napoleon_use_ivar = True  # or attributes that are properties, too, are describe
 autosummary_generate = False  # rooms.py writes the pages
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
-suppress_warnings = ["config.cache", "ref.python", "myst.xref_missing", "myst.header"]
+suppress_warnings = ["autosummary.import_cycle", "config.cache", "ref.python", "myst.xref_missing", "myst.header"]
 
 
 sphinx_gallery_conf = {

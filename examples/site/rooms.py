@@ -54,10 +54,7 @@ def entry(path: str, thing: object) -> str:
 
 def summary(names: dict[str, object]) -> str:
     """A table of names, each with the first line of its docstring."""
-    rows = "".join(f"   {path}\n" for path in names)
-    return "\n.. currentmodule:: escnn_relax\n\n.. autosummary::\n   :nosignatures:\n\n" + rows.replace(
-        "   escnn_relax.", "   ~escnn_relax."
-    )
+    return "\n.. autosummary::\n   :nosignatures:\n\n" + "".join(f"   ~{path}\n" for path in names)
 
 
 def room(name: str) -> str:
@@ -71,7 +68,12 @@ def index() -> str:
     """All rooms, each with its table."""
     text = title("API") + "\nWhat ``import escnn_relax`` gives, and what its rooms have besides, by task.\n"
     for name, holds in ROOMS.items():
-        text += "\n" + title(f"{holds[0].upper()}{holds[1:]}", "-") + f"\n:doc:`{name}`\n" + summary(public(name))
+        text += (
+            "\n"
+            + title(f"{holds[0].upper()}{holds[1:]}", "-")
+            + f"\n:doc:`escnn_relax.{name} <{name}>`\n"
+            + summary(public(name))
+        )
     return text + "\n.. toctree::\n   :hidden:\n\n" + "".join(f"   {name}\n" for name in ROOMS)
 
 

@@ -108,7 +108,7 @@ def files(sources: list[str]) -> list[Path]:
 
 
 def complete(path: Path) -> None:
-    """Put what the script imports and reads into the notebook, as its first cells."""
+    """Put what the script imports and reads into the notebook, in cells after its title."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     script = EXAMPLES / f"{path.stem}.py"
     modules = helpers(script.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def complete(path: Path) -> None:
         for text in cells
     ]
     text = "## Beside the script\n\nHelpers and data of the examples, written to the folder of this notebook."
-    notebook["cells"][:0] = [{"cell_type": "markdown", "metadata": {}, "source": [text]}, *code]
+    notebook["cells"][1:1] = [{"cell_type": "markdown", "metadata": {}, "source": [text]}, *code]
     path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 

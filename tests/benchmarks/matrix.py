@@ -5,7 +5,8 @@
 Each combination gets a virtual environment as ``make venv`` makes it, in a folder of its own, and runs a selection of
 the tests that reaches every room; ``--whole`` runs the whole quick suite. One line a combination goes to matrix.jsonl,
 and what stands there is not run again, so a run that was stopped goes on; ``--again`` runs it nonetheless. What cannot
-be installed gets a line with the reason that pip gave. matrix.md is the table. Needs nothing but Python and make.
+be installed gets a line with the reason that pip gave. examples/site/versions.md is the table. Needs nothing but Python
+and make.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RECORDS, TABLE = HERE / "matrix.jsonl", HERE / "matrix.md"
+RECORDS, TABLE = HERE / "matrix.jsonl", ROOT / "examples" / "site" / "versions.md"
 
 #: Python, torch, numpy, escnn: the corners, each fork beside the oldest and the newest, and what is known not to go
 #: together. Neighbours that differ in escnn alone share an environment.
@@ -149,7 +150,8 @@ def draw(records: list[dict[str, object]]) -> str:
             result = str(record["reason"])
         else:
             result = ", ".join(f"{record[word]} {word}" for word in ("passed", "failed", "error") if record[word])
-            result += f" in {record['seconds']} s" + (" (whole quick suite)" if record["whole"] else "")
+            result += " (whole quick suite)" if record["whole"] else ""
+            result += f" ({record['note']})" if "note" in record else ""
         lines.append(
             "| " + " | ".join(str(record[key]) for key in ("python", "torch", "numpy", "escnn")) + f" | {result} |"
         )

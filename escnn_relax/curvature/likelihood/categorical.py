@@ -16,7 +16,7 @@ __all__ = ["Categorical"]
 
 
 class Categorical(Likelihood):
-    """Class probabilities by a softmax over C (cross entropy); targets are labels ``0 ... C - 1``, ``(N,)`` or ``(N,
+    """Class probabilities by a softmax over C (cross entropy); targets are labels from 0 to C - 1, ``(N,)`` or ``(N,
     *space)``, or probabilities of the outputs' shape.
 
     Loss and curvature are those of :func:`torch.nn.functional.cross_entropy`, summed: with a mass :math:`m_c` on
