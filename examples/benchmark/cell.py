@@ -55,11 +55,10 @@ class Cell:
     def strict(self, group: str | None = None, fields: int | None = None) -> nn.Module:
         """The strict network of a subgroup, its filters drawn by the seed."""
         group = group or self.question.group
-        net = seeded(self.seed, lambda: self.question.network(fields or self.question.fields))
-        if group == self.question.group:
-            return net
-        smaller = escnn_relax.restrict(net, self.question.statics[group])
-        return seeded(self.seed, lambda: reinitialised(smaller))
+        net = self.question.network(fields or self.question.fields)
+        if group != self.question.group:
+            net = escnn_relax.restrict(net, self.question.statics[group])
+        return seeded(self.seed, lambda: reinitialised(net))
 
 
 class Clock:
