@@ -61,6 +61,8 @@ class Curvature:
             :mod:`~escnn_relax.curvature.memory_budget` for what is counted. Minibatches are cut so that it holds. With
             ``"auto"`` the smallest parameters become exact, as many as fit into a part of it; see
             :func:`~.approximation_choice.recipe`.
+        announced: which choices the log has been told of; shared by all curvatures of one model, so that it is told
+            once.
 
     Attributes:
         covered: names of the parameters that get factors.
@@ -85,6 +87,7 @@ class Curvature:
         normalisation: bool = False,
         apart: bool = False,
         memory: float | None = None,
+        announced: set[str] | None = None,
     ) -> None:
         if bias not in ("exact", "kronecker"):
             raise ArgumentError(
@@ -103,12 +106,13 @@ class Curvature:
         patches = patch_sizes(self.coverage) if approximation == AUTOMATIC else None
         self.recipe = recipe(approximation, self.coverage.parameters, memory, patches)
         self._known = known_approximations(approximation)
-        self._announced: set[str] = set()
+        self._announced: set[str] = set() if announced is None else announced
         sketched = sorted({name.rpartition(".weight")[0] for name, kind in self.recipe.items() if kind == "sketched"})
         if sketched and approximation == AUTOMATIC:
             self._announce(
+                "sketched",
                 f"curvature='auto': the kernels of {', '.join(sketched)} see more than {LARGEST_PATCH} numbers, so"
-                " their input factors are sketched and one column is drawn for each sample"
+                " their input factors are sketched and one column is drawn for each sample",
             )
         if apart and not self.likelihood.noisy:
             problem = "only a 'gaussian' likelihood has a noise for each output"
@@ -215,9 +219,9 @@ class Curvature:
         """Those in use, each once."""
         return [self._known[name] for name in dict.fromkeys(self.recipe.values())]
 
-    def _announce(self, message: str) -> None:
-        if message not in self._announced:
-            self._announced.add(message)
+    def _announce(self, choice: str, message: str) -> None:
+        if choice not in self._announced:
+            self._announced.add(choice)
             _log.warning(message)
 
     def _draws(self, output: Tensor, enough: Enough | None) -> int | None:
@@ -233,8 +237,9 @@ class Curvature:
             return None
         if columns > LARGEST_COLUMNS:
             self._announce(
+                "columns",
                 f"samples='auto': one column is drawn for each sample, since there are {columns} outputs; samples=None"
-                " takes all of them, with a backward pass each"
+                " takes all of them, with a backward pass each",
             )
             return 1
         if any(kind.few_columns for kind in self._approximations()):

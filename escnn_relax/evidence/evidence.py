@@ -148,6 +148,7 @@ class Evidence:
             remedy = "pass escnn_relax.relax(model), or relaxed_only=False for the evidence of a strict model"
             raise CoverageError("model", "no relaxed layer in it", remedy=remedy)
         self._likelihood, self._apart = likelihood, noises.kind == "output"
+        self._announced: set[str] = set()
         shut = closed_weights(self.layers)
         with weights_open(model, shut):
             self.curvature = self.new_curvature()
@@ -174,7 +175,7 @@ class Evidence:
         """What takes the curvature of the weights that are open now."""
         s = self.settings
         options = (s.approximation, s.samples, s.bias, s.normalisation, self._apart, s.memory)
-        return Curvature(self.model, self._likelihood, *options)
+        return Curvature(self.model, self._likelihood, *options, announced=self._announced)
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -401,12 +402,20 @@ class Evidence:
     @contextmanager
     def refresh_undone(self) -> Iterator[None]:
         """What the last refresh found is put back in the end, whatever refreshes come meanwhile."""
-        before = self.estimate, self._averaged, self._spectrum, self.num_data
+        before = self.remember()
         try:
             yield
         finally:
-            self.estimate, self._averaged, self._spectrum, self.num_data = before
+            self.recall((*before[:-1], self.noise.log))
             self.publish()
+
+    def remember(self) -> tuple[Any, ...]:
+        """What the last refresh found, and the noise, for :meth:`recall`; nothing is copied."""
+        return self.estimate, self._averaged, self._spectrum, self.num_data, self.noise.log
+
+    def recall(self, before: tuple[Any, ...]) -> None:
+        """Put it back; precisions and gates are put back before, and what layers record."""
+        self.estimate, self._averaged, self._spectrum, self.num_data, self.noise.log = before
 
     def terms(self) -> EvidenceTerms:
         """The evidence of the last refresh's curvature at the present precisions and weights."""

@@ -8,6 +8,8 @@ of the gradients of the last epoch, in which the learning rate is small, so it c
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,15 @@ class Slopes:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights whose slopes are taken, by name."""
         return self._parameters
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors, before :meth:`end`."""
+        return {"sums": dict(self._sums), "count": self._count, "scale": self._scale}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The way back."""
+        self._sums = {name: total.to(self._parameters[name].device) for name, total in state["sums"].items()}
+        self._count, self._scale = state["count"], state["scale"]
 
     def end(self) -> None:
         """The training has ended, in all processes: these are the weights."""

@@ -6,25 +6,44 @@ What is written of a run says :mod:`~escnn_relax.training.run_state`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..evidence.random_state import generators, random_state, set_random_state
+
+#: Types that the safe reader knows, beside collections.
+_PLAIN = {type(None), bool, int, float, complex, str, bytes}
+_PLAIN |= {Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device}
 
 __all__ = ["load", "plain", "random_numbers", "restore_random_numbers", "save", "settings"]
 
 
 def save(path: str | Path, state: dict[str, Any]) -> None:
-    """Write ``state`` beside ``path``, then move it there, so that a kill leaves the previous file intact."""
+    """Write ``state`` beside ``path``, then move it there, so that a kill leaves the previous file intact.
+
+    Raises:
+        CheckpointError: a part that the safe reader would refuse; the previous file is left.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = plain(state)
+    for where, part in _unreadable(state):
+        remedy = "let it be numbers, strings, tensors, and lists, tuples or dictionaries of them"
+        raise CheckpointError(
+            str(path),
+            f"{where} could not be read again",
+            expected="plain values",
+            got=type(part).__qualname__,
+            remedy=remedy,
+        )
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
     torch.save(state, partial)
     os.replace(partial, path)
@@ -41,6 +60,20 @@ def plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(plain(v) for v in value)
     return value
+
+
+def _unreadable(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """What ``torch.load(weights_only=True)`` refuses, with the names that lead there."""
+    kind = type(value)
+    if kind in (dict, OrderedDict, defaultdict):
+        for key, part in value.items():
+            yield from _unreadable(key, where)
+            yield from _unreadable(part, f"{where}.{key}" if where else str(key))
+    elif kind in (list, tuple, set):
+        for index, part in enumerate(value):
+            yield from _unreadable(part, f"{where}[{index}]")
+    elif kind not in _PLAIN and kind not in torch.serialization.get_safe_globals():
+        yield where, value
 
 
 def load(path: str | Path, run: dict[str, Any], loaders: Iterable[Iterable[Any] | None] = ()) -> dict[str, Any]:

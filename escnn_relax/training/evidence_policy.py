@@ -21,7 +21,7 @@ from ..evidence.slopes import Slopes
 from .arguments import check_numbers, has_residual_precision
 from .dry_run import rehearse
 from .gate_policy import Gates
-from .has_learned import has_learned, must_wait
+from .has_learned import has_learned, must_wait, was_learned
 from .history import EpochRecord
 from .length_scales import LengthScales
 from .loaders import Replayed, data_size
@@ -88,6 +88,9 @@ class EvidencePolicy:
         in_parts = not self.length_scales and evidence.curvature.passes == 1
         self.schedule = Schedule.plan(self.data, *spacing, evidence.num_data if in_parts else None)
         self.gates = Gates(evidence, train_loader, model) if gated else None
+        # what a user closed in an evidence of one's own stays closed, unless all is to be open
+        opens = not gated and (self._begins or gates is False)
+        self._opening = {name: evidence.initial[name] for name in evidence.closed} if opens else {}
         self.slopes: Slopes | None = None
         self.settings: dict[str, Any] = {"epochs": epochs, "burn_in": self.burn_in, "refresh_every": refresh_every}
         self.settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gated}
@@ -128,7 +131,7 @@ class EvidencePolicy:
 
     def check(self, *optimizers: Optimizer, stacklevel: int = 4) -> None:
         """Raise ``ArgumentError``, or warn, where optimizers of the loss do not go with the evidence."""
-        opening = () if self.gates is None else self.gates.movable()
+        opening = self._opening if self.gates is None else self.gates.movable()
         check_optimizers(optimizers, self.evidence, self.length_scales, opening, depth=stacklevel)
 
     def rehearse(self) -> None:
@@ -139,6 +142,8 @@ class EvidencePolicy:
     def begin(self, epoch: int) -> None:
         """An epoch, counted from 0, is about to begin."""
         self.slopes = Slopes(self.evidence) if epoch == self.epochs - 1 else None
+        if not epoch:
+            self.evidence.open(self._opening)
         if self.gates is not None and not epoch:
             self.gates.start()
 
@@ -154,8 +159,9 @@ class EvidencePolicy:
         gates = self.gates
         if gates is not None and epoch == tested(self.epochs) and epoch < self.epochs - 1:
             evidence = self.evidence
-            # a loss with a noise is in other units than the constant's
-            learned = not evidence.likelihood.noisy and has_learned(evidence.temperature * loss, constant)
+            # a loss with a noise is in other units than the constant's; what a density observes a refresh tells
+            apart = evidence.likelihood.noisy or evidence.likelihood.density
+            learned = not apart and has_learned(evidence.temperature * loss, constant)
             if learned or not self.schedule.epochs:
                 notes.append(gates.test(learned))
         if epoch in self.schedule.epochs:
@@ -190,7 +196,7 @@ class EvidencePolicy:
                 notes.append(gates.prune(*optimizers))
         if gates is not None and tested(self.epochs) <= epoch < self.epochs - 1:  # what opens is yet to be trained
             if waits or not gates.tested or epoch == self.schedule.again(self.epochs):
-                notes.append(gates.test(has_learned(evidence.mean_loss, constant)))
+                notes.append(gates.test(was_learned(evidence, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)
         return EpochRecord(epoch, loss, terms, logs, gammas, _joined(notes), self.length_scales.values())
 

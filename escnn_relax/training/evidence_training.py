@@ -29,7 +29,7 @@ class EvidenceTraining:
 
     def save(self, path: Any, records: list[EpochRecord]) -> None:
         """Write everything that :meth:`Run.load <escnn_relax.training.run_state.Run.load>` needs."""
-        self.run.save(path, records)
+        self.run.save(path, records, self.policy.slopes)
 
     def epoch(self, epoch: int) -> EpochRecord:
         """Train for one epoch, counted from 0; after an error of ours all is as it was before it."""
@@ -38,11 +38,11 @@ class EvidenceTraining:
             self.policy.begin(epoch)
             with self.run.length_scales.frozen():
                 loss, constant = self._descend()
+            anneal(self.run.scheduler, loss)
+            return self.policy.finish(epoch, loss, constant, self.run.optimizer)
         except RelaxError:
             undo()
             raise
-        anneal(self.run.scheduler, loss)
-        return self.policy.finish(epoch, loss, constant, self.run.optimizer)
 
     def _descend(self) -> tuple[float, float]:
         """One pass; returns the loss averaged over samples, and what the best constant output would have."""

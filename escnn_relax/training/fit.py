@@ -88,8 +88,9 @@ def fit(
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
         gates: keep residual pathways closed until a symmetry test opens them, after epoch 4 (a tenth of the training,
             if that is less), at the first refresh past three tenths, and at those at which nothing was learned yet.
-            With ``False`` all are open from the start, at ``residual_log_precision``; that is also meant where this is
-            given, or an ``evidence``, and ``gates`` is not.
+            With ``False`` all are open from the start, at ``residual_log_precision``, those too that an earlier
+            training closed; that is also meant where this is given and ``gates`` is not. Where an ``evidence`` is given
+            and ``gates`` is not, what is closed stays closed, and the rest open.
         checkpoint: a file that is written after every epoch; if it exists, training continues from it, with the same
             result as if it had never stopped.
         progress: show a progress bar, and one for each refresh that takes more than some seconds.
@@ -114,7 +115,8 @@ def fit(
     ``tests/benchmarks/gates.md``.
 
     One batch goes through all that later epochs need before the first one begins, so that what cannot work fails in
-    seconds. After an error of ours in an epoch, weights, buffers, optimizer and modes are those from before that epoch.
+    seconds. After an error of ours in an epoch, in its descent, its test or its refresh, weights, buffers, gates,
+    precisions, optimizer, scheduler and modes are those from before that epoch.
 
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
@@ -170,7 +172,7 @@ def fit(
     run = Run(model, optimizer, annealing, evidence, loaders, settings, length_scales, policy.gates)
     history = History(evidence)
     if checkpoint is not None and stored:
-        history.records = run.load(checkpoint)
+        history.records, policy.slopes = run.load(checkpoint)
     left = range(len(history.records), epochs)
     if not history.records:
         policy.rehearse()

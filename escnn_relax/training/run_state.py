@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..evidence.evidence import Evidence
+from ..evidence.slopes import Slopes
 from . import checkpoint as disk
 from .gate_policy import Gates
 from .history import EpochRecord, read_record
@@ -73,8 +74,12 @@ class Run:
             described["scales"] = [self.length_scales.rate, *self.length_scales.parameters]
         return disk.plain(described)
 
-    def save(self, path: str | Path, records: Iterable[EpochRecord]) -> None:
-        """Write everything that :meth:`load` needs."""
+    def save(self, path: str | Path, records: Iterable[EpochRecord], slopes: Slopes | None = None) -> None:
+        """Write everything that :meth:`load` needs.
+
+        Args:
+            slopes: of the last epoch, after it, for :meth:`slopes`.
+        """
         state = {
             "run": self.description(),
             "model": self.evidence.model.state_dict(),
@@ -83,13 +88,17 @@ class Run:
             "evidence": self.evidence.state_dict(),
             "scales": self.length_scales.state_dict(),
             "gates": {} if self.gates is None else self.gates.state_dict(),
+            "slopes": None if slopes is None else slopes.state_dict(),
             "records": [asdict(record) for record in records],
             **disk.random_numbers(self.device, self.loaders),
         }
         disk.save(path, state)
 
-    def load(self, path: str | Path) -> list[EpochRecord]:
-        """Continue from a file; returns the epochs done so far. Nothing is touched if the file is of another run."""
+    def load(self, path: str | Path) -> tuple[list[EpochRecord], Slopes | None]:
+        """Continue from a file; returns the epochs done so far, and the slopes of the last, if that was the run's last.
+
+        Nothing is touched if the file is of another run.
+        """
         state = disk.load(path, self.description(), self.loaders)
         self.model.train()  # as when it was written: escnn's layers hold other buffers in eval mode
         self.evidence.model.load_state_dict(state["model"])
@@ -100,18 +109,25 @@ class Run:
         if self.gates is not None:
             self.gates.load_state_dict(state.get("gates", {}))
         disk.restore_random_numbers(state, self.device, self.loaders)
-        return [read_record(entry) for entry in state["records"]]
+        slopes = None
+        if state.get("slopes") is not None:  # nothing in those of older versions
+            slopes = Slopes(self.evidence)
+            slopes.load_state_dict(state["slopes"])
+        return [read_record(entry) for entry in state["records"]], slopes
 
 
 class Undo:
-    """Remembers weights, buffers, gates, optimizer and modes, to put them back after a failed epoch."""
+    """Remembers weights, buffers, evidence, gates, optimizer, scheduler and modes, to put them back after a failed
+    epoch: one that fails in its descent, its test or its refresh."""
 
     def __init__(self, run: Run, modes: list[tuple[nn.Module, bool]]) -> None:
         self.run, self.modes = run, modes
         run.model.train()
         self.model = {name: value.detach().clone() for name, value in run.evidence.model.state_dict().items()}
-        self.optimizer = copy.deepcopy(run.optimizer.state_dict())
+        parts: tuple[Any, ...] = (run.optimizer, run.scheduler, run.length_scales, run.gates)
+        self.parts = [(part, copy.deepcopy(part.state_dict())) for part in parts if hasattr(part, "state_dict")]
         self.precisions = dict(run.evidence.log_precision)
+        self.refreshed = run.evidence.remember()
 
     def __call__(self) -> None:
         self.run.model.train()
@@ -120,7 +136,9 @@ class Undo:
         evidence.move_gates(moved)
         evidence.log_precision.update(self.precisions)
         evidence.model.load_state_dict(self.model)
-        self.run.optimizer.load_state_dict(self.optimizer)
+        evidence.recall(self.refreshed)
+        for part, state in self.parts:
+            part.load_state_dict(state)
         self.run.optimizer.zero_grad()
         with torch.no_grad():
             for module, training in self.modes:  # parents before children

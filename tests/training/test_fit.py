@@ -15,9 +15,14 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Ten
 from escnn_relax import Evidence, fit, harden, relax, report, survivors
 from escnn_relax.errors import ArgumentError, CheckpointError, CoverageError, DataError, LikelihoodError
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings, PriorSettings
+from escnn_relax.curvature.likelihood import likelihood
+from escnn_relax.curvature.sums.accumulation import Expand
+from escnn_relax.training.evidence_policy import EvidencePolicy
+from escnn_relax.training.gate_policy import Gates
 from escnn_relax.training.history import EpochRecord
 from escnn_relax.training.loaders import LoaderPart, data_size
 from escnn_relax.training.regression_units import settle_units
+from escnn_relax.training.has_learned import has_learned
 
 SHORT = {"epochs": 6, "burn_in": 1, "refresh_every": 2, "hypersteps": 2, "progress": False}
 
@@ -169,6 +174,163 @@ def test_finished_run_is_not_repeated(tmp_path):
     calls = []
     fit(model, loader(), checkpoint=path, callback=calls.append, **SHORT)
     assert not calls and all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_a_finished_run_has_its_slopes_again(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    first = fit(net(), loader(), checkpoint=path, **SHORT).evidence
+    again = fit(net(), loader(), checkpoint=path, **SHORT).evidence
+    slopes = first.slopes.read()
+    assert set(slopes) == set(again.slopes.read()) and first.slopes.left() > 0
+    for name, slope in each(slopes.items()):
+        assert torch.equal(slope, again.slopes.read()[name])
+    state = torch.load(path, weights_only=True)
+    del state["slopes"]  # as older versions wrote it
+    torch.save(state, path)
+    assert fit(net(), loader(), checkpoint=path, **SHORT).evidence.slopes is None
+
+
+def testing(refreshed):
+    """A refresh that is followed by a test each time."""
+
+    def also(self, *arguments):
+        record = refreshed(self, *arguments)
+        self.gates._test(False)
+        return record
+
+    return also
+
+
+@pytest.mark.parametrize("place", ["refresh", "step", "_test"])
+def test_an_epoch_is_undone_wherever_it_fails(monkeypatch, tmp_path, place):
+    """After the error it goes on as if nothing had been: in memory as it was before the epoch, from the file as a run
+    that never failed."""
+    if place == "_test":
+        monkeypatch.setattr(EvidencePolicy, "_refreshed", testing(EvidencePolicy._refreshed))
+    whole, model = net(), net()
+    schedulers, kept, failed = [], [], []
+    owner = Gates if place == "_test" else Evidence
+    inner = getattr(owner, place)
+
+    def fails(self, *arguments, **options):
+        found = inner(self, *arguments, **options)  # has changed what it changes
+        if getattr(self, "evidence", self).model is model and len(kept) == 3 and not failed:
+            failed.append(copy.deepcopy(model.state_dict()))
+            raise DataError("planted", "a fault", remedy="none")
+        return found
+
+    monkeypatch.setattr(owner, place, fails)
+
+    def scheduler(optimizer):
+        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6, eta_min=1e-4))
+        return schedulers[-1]
+
+    def keep(record):
+        kept.append((copy.deepcopy(model.state_dict()), copy.deepcopy(schedulers[-1].state_dict())))
+
+    options = {**SHORT, "gates": True, "scheduler": scheduler}
+    torch.manual_seed(1)
+    expected = fit(whole, loader(), **options)
+    options |= {"checkpoint": tmp_path / "checkpoint.pt", "callback": keep}
+    torch.manual_seed(1)
+    with pytest.raises(DataError, match="planted"):
+        fit(model, loader(), **options)
+    (weights, annealed), (during,) = kept[-1], failed
+    assert any(not torch.equal(during[n], weights[n]) for n in weights if "weight" in n), "the descent had moved them"
+    assert schedulers[-1].state_dict() == annealed
+    for name, value in each(model.state_dict().items()):
+        assert torch.equal(value.nan_to_num(-7.0), weights[name].nan_to_num(-7.0)), name
+    resumed = fit(model, loader(), **options)
+    assert resumed.evidence.log_precision == expected.evidence.log_precision
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_by_name(tmp_path):
+    class Odd(torch.optim.lr_scheduler.LambdaLR):
+        def state_dict(self):
+            return {**super().state_dict(), "odd": [1, {"inside": object()}]}
+
+    path = tmp_path / "checkpoint.pt"
+    options = {**SHORT, "scheduler": lambda o: Odd(o, lambda epoch: 1.0), "checkpoint": path}
+    with pytest.raises(CheckpointError, match=r"scheduler.odd\[1\].inside could not be read again.*object"):
+        fit(net(), loader(), **options)
+    assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_an_approximation_of_ones_own_resumes(tmp_path):
+    """Its factors are in the file, where a running average is kept; what its class puts there has to be readable."""
+
+    class Name(str):
+        pass
+
+    class Own(Expand):
+        name = "own"
+
+    class Odd(Own):
+        name = Name("odd")
+
+    options = {**SHORT, "keep": 0.5, "share": 0.5, "checkpoint": tmp_path / "own.pt"}
+    whole = fit(net(), loader(), curvature=Own(), **{**options, "checkpoint": None}).evidence
+
+    def stop(record):
+        if record.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(net(), loader(), curvature=Own(), callback=stop, **options)
+    assert fit(net(), loader(), curvature=Own(), **options).evidence.log_precision == whole.log_precision
+    with pytest.raises(CheckpointError, match="run.curvature.*Name"):
+        fit(net(), loader(), curvature=Odd(), **{**options, "checkpoint": tmp_path / "odd.pt"})
+
+
+def test_what_auto_chose_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr("escnn_relax.curvature.approximation_choice.LARGEST_PATCH", 8)
+    with caplog.at_level("WARNING"):
+        fit(net(), loader(), curvature="auto", **SHORT)
+    assert sum("curvature='auto'" in record.message for record in caplog.records) == 1
+
+
+def test_an_optimizer_without_what_may_open_is_refused_before_anything_is_trained():
+    model = net()
+    model.convolution.close("irrep_1", "irrep_2")
+    before = copy.deepcopy(model.state_dict())
+    own = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    with pytest.raises(ArgumentError, match="no optimizer holds the weights of 2 pathways that may open"):
+        fit(model, loader(), optimizer=own, **SHORT)
+    assert all(torch.equal(value.nan_to_num(), before[n].nan_to_num()) for n, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_whether_a_density_has_learned_is_the_same_in_any_units(scale):
+    """The loss of a density moves by the logarithm of the unit, and so does the constant's: their ratio says nothing.
+    Networks that explain 80 % and nothing of the variance, in three units."""
+    torch.manual_seed(0)
+    clear, noise, of = torch.randn(200, 1), torch.randn(200, 1), likelihood("heteroscedastic")
+    for share, learned in ((0.8, True), (0.0, False)):
+        y = scale * (share**0.5 * clear + (1 - share) ** 0.5 * noise)
+        width = torch.full_like(y, math.log(scale**2 * (1 - share)))
+        loss = float(of.loss(torch.cat([scale * share**0.5 * clear, width], 1), y)) / 200
+        assert has_learned(loss, of.constant_loss(y), 1.0) == learned
+    ratio = [has_learned(-1.0 + shift, -0.98 + shift) for shift in (0.0, 2.0, 20.0)]
+    assert ratio == [True, False, False], "what the ratio says of one network in three units"
+
+
+def test_a_density_of_large_targets_waits_as_one_of_small():
+    notes = []
+    for scale in (1e-3, 1.0, 1e3):
+        torch.manual_seed(0)
+        x = torch.randn(240, 1, 5, 5)
+        y = scale * x.square().mean((1, 2, 3)).unsqueeze(1)
+        model = relax(Net(2))
+        with torch.no_grad():
+            model.linear.weight.zero_()
+            model.linear.bias.copy_(torch.tensor([float(y.mean()), 2 * math.log(float(y.std()))]))
+        still = lambda p: torch.optim.SGD(p, 0.0)
+        options = {**SHORT, "likelihood": "heteroscedastic", "gates": False, "optimizer": still}
+        with pytest.warns(UserWarning, match="no better than a constant"):
+            history = fit(model, DataLoader(TensorDataset(x, y), 40), **options)
+        notes.append([record.note for record in history.records])
+    assert notes[0] == notes[1] == notes[2] and "wait" in notes[0][1]
 
 
 def test_checkpoint_of_another_run(tmp_path):

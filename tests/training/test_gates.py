@@ -364,6 +364,32 @@ def test_a_failed_first_epoch_puts_the_gates_back():
     assert all(torch.equal(before[n], after[n]) for n in before if not before[n].isnan().any())
 
 
+def test_without_gates_a_second_training_opens_what_the_first_closed():
+    """And what is closed in an evidence of one's own stays closed, unless one asks."""
+    model, data = planted("half-turn")
+    evidence = Evidence(model, num_data=len(data.dataset))
+    evidence.close()
+    names = evidence.closed
+    assert len(names) > 1
+    fit(model, data, evidence=evidence, epochs=1, progress=False)
+    assert evidence.closed == names
+    started = []
+
+    def look(record):
+        started.append(any(m.closed for m in model.modules() if isinstance(m, RelaxedR2Conv)))
+
+    open_again = fit(model, data, gates=False, callback=look, **{**SHORT, "epochs": 1}).evidence
+    assert started == [False] and not open_again.closed
+    for name in each(names):
+        assert model.get_parameter(name).any(), "they were trained"
+    evidence.close()
+    assert fit(model, data, evidence=evidence, gates=False, epochs=1, progress=False).evidence.closed == ()
+    evidence.close()
+    residuals = PriorSettings(residual_log_precision=5.0)
+    precise = fit(model, data, prior=residuals, callback=look, **{**SHORT, "epochs": 1})
+    assert started[-1] is False and not precise.evidence.closed
+
+
 def test_it_opens_from_a_test_of_the_users_own():
     model, data = planted("half-turn")
     evidence = Evidence(model, num_data=400)

@@ -25,6 +25,10 @@ class Likelihood(ABC):
     name: str
     #: whether the likelihood has an observation noise, learned beside the prior precisions
     noisy = False
+    #: whether the loss is that of a density with a width of its own, so that it moves with the units of the targets
+    density = False
+    #: outputs for each number that is observed
+    outputs_each = 1
 
     @abstractmethod
     def elements(self, output: Tensor, target: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Heteroscedastic(_Elementwise):
     tensor([[1.0000, 0.5000]])
     """
 
-    name = "heteroscedastic"
+    name, density, outputs_each = "heteroscedastic", True, 2
 
     def elements(self, output: Tensor, target: Tensor) -> Tensor:
         mean, log_variance = output.chunk(2, 1)
