@@ -16,7 +16,7 @@ from .effect import Moments, directions, gain, moments, start
 from .exact_group import ExactGroup
 from .gradient_sums import GradientSums
 from .notes import notes
-from .pathway_test import EFFECT_ONLY, PathwayTest
+from .pathway_test import EFFECT_ONLY, LEFT_BEHIND, PathwayTest
 from .randomisation import Randomisation, factor, randomise
 from .result import SymmetryTest
 
@@ -125,7 +125,7 @@ def judge(
             reason = f"the network itself is not equivariant (gradients off by {worst:.0%})"
         elif not moved_share > 0:
             reason = EFFECT_ONLY
-            reason = "open pathways keep only elements that do not move it" if question.opened else reason
+            reason = LEFT_BEHIND if question.opened else reason
         elif small:
             reason = "no more than the network's own departure from equivariance"
         else:

@@ -10,6 +10,8 @@ __all__ = ["EFFECT_ONLY", "PathwayTest"]
 
 #: Why the symmetries that a pixel grid lacks have no p-value.
 EFFECT_ONLY = "no element that is exact on the grid moves it: an effect only"
+#: Why there is no p-value once pathways that are open have left too small a group.
+LEFT_BEHIND = "open pathways keep only elements that do not move it"
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,9 @@ class PathwayTest:
     def untold(self) -> bool:
         """Whether nothing but an effect can be known of it, because no element that is exact on the grid moves it."""
         return self.reason == EFFECT_ONLY
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether it could be tested before other pathways were opened, and cannot any more: what its gradient says of
+        the evidence is all that is left."""
+        return self.reason == LEFT_BEHIND

@@ -30,18 +30,18 @@ def save(path: str | Path, state: dict[str, Any]) -> None:
     """Write ``state`` beside ``path``, then move it there, so that a kill leaves the previous file intact.
 
     Raises:
-        CheckpointError: a part that the safe reader would refuse; the previous file is left.
+        CheckpointError: an entry that the safe reader would refuse; the previous file is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     state = plain(state)
-    for where, part in _unreadable(state):
+    for place, entry in _unreadable(state):
         remedy = "let it be numbers, strings, tensors, and lists, tuples or dictionaries of them"
         raise CheckpointError(
             str(path),
-            f"{where} could not be read again",
+            f"{place} could not be read again",
             expected="plain values",
-            got=type(part).__qualname__,
+            got=type(entry).__qualname__,
             remedy=remedy,
         )
     partial = path.with_name(path.name + f".{os.getpid()}.partial")
@@ -62,18 +62,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _unreadable(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def _unreadable(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     """What ``torch.load(weights_only=True)`` refuses, with the names that lead there."""
     kind = type(value)
     if kind in (dict, OrderedDict, defaultdict):
-        for key, part in value.items():
-            yield from _unreadable(key, where)
-            yield from _unreadable(part, f"{where}.{key}" if where else str(key))
+        for key, entry in value.items():
+            yield from _unreadable(key, place)
+            yield from _unreadable(entry, f"{place}.{key}" if place else str(key))
     elif kind in (list, tuple, set):
-        for index, part in enumerate(value):
-            yield from _unreadable(part, f"{where}[{index}]")
-    elif kind not in _PLAIN and kind not in torch.serialization.get_safe_globals():
-        yield where, value
+        for index, entry in enumerate(value):
+            yield from _unreadable(entry, f"{place}[{index}]")
+    elif kind not in _PLAIN and kind not in getattr(torch.serialization, "get_safe_globals", list)():
+        yield place, value
 
 
 def load(path: str | Path, run: dict[str, Any], loaders: Iterable[Iterable[Any] | None] = ()) -> dict[str, Any]:

@@ -46,10 +46,11 @@ class Gates:
     and once more later, and a pathway has to gain :data:`GAIN` nats of evidence, too: at random weights all that is
     broken gains, even what the trained network does without, and its evidence ended 5 to 11 % below that of the strict
     network on 650 upright digits. One that learns nothing while it is strict is tested at each refresh, and what is
-    broken is opened. Once a pathway is open tests are by the elements that this one keeps only, and there are none
-    where it keeps none. The evidence closes a pathway which holds at most :data:`SWITCHED_OFF` of its layer's energy,
-    and at most :data:`DETERMINED` of whose dimension the data determine, at :data:`PATIENCE` refreshes in a row; only a
-    later test opens it again, and there are few of them, so nothing thrashes.
+    broken is opened. Once a pathway is open tests are by the elements that this one keeps only. What these do not move
+    cannot be tested any more, and opens where a network that learns would gain :data:`GAIN` nats by it. The evidence
+    closes a pathway which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of
+    whose dimension the data determine, at :data:`PATIENCE` refreshes in a row; only a later test opens it again, and
+    there are few of them, so nothing thrashes.
 
     In several processes each tests its share of the data at a share of the level, and what one of them finds opens in
     all.
@@ -119,8 +120,10 @@ class Gates:
             return ""
         if self._symmetric():
             return self._test(learned)
-        if self.tested or not self.otherwise:
-            return ""  # what is open left no element to test by
+        if self.tested:  # what is open left no element to test by
+            return self._test(learned) if learned else ""
+        if not self.otherwise:
+            return ""
         self.evidence.open(self.otherwise)
         self.note = "no symmetry test (no element is left that is exact on the grid): all pathways are open"
         return self.note

@@ -124,8 +124,8 @@ class Undo:
         self.run, self.modes = run, modes
         run.model.train()
         self.model = {name: value.detach().clone() for name, value in run.evidence.model.state_dict().items()}
-        parts: tuple[Any, ...] = (run.optimizer, run.scheduler, run.length_scales, run.gates)
-        self.parts = [(part, copy.deepcopy(part.state_dict())) for part in parts if hasattr(part, "state_dict")]
+        owners: tuple[Any, ...] = (run.optimizer, run.scheduler, run.length_scales, run.gates)
+        self.states = [(owner, copy.deepcopy(owner.state_dict())) for owner in owners if hasattr(owner, "state_dict")]
         self.precisions = dict(run.evidence.log_precision)
         self.refreshed = run.evidence.remember()
 
@@ -137,8 +137,8 @@ class Undo:
         evidence.log_precision.update(self.precisions)
         evidence.model.load_state_dict(self.model)
         evidence.recall(self.refreshed)
-        for part, state in self.parts:
-            part.load_state_dict(state)
+        for owner, state in self.states:
+            owner.load_state_dict(state)
         self.run.optimizer.zero_grad()
         with torch.no_grad():
             for module, training in self.modes:  # parents before children

@@ -190,7 +190,7 @@ def test_a_finished_run_has_its_slopes_again(tmp_path):
     assert fit(net(), loader(), checkpoint=path, **SHORT).evidence.slopes is None
 
 
-def testing(refreshed):
+def also_tested(refreshed):
     """A refresh that is followed by a test each time."""
 
     def also(self, *arguments):
@@ -206,7 +206,7 @@ def test_an_epoch_is_undone_wherever_it_fails(monkeypatch, tmp_path, place):
     """After the error it goes on as if nothing had been: in memory as it was before the epoch, from the file as a run
     that never failed."""
     if place == "_test":
-        monkeypatch.setattr(EvidencePolicy, "_refreshed", testing(EvidencePolicy._refreshed))
+        monkeypatch.setattr(EvidencePolicy, "_refreshed", also_tested(EvidencePolicy._refreshed))
     whole, model = net(), net()
     schedulers, kept, failed = [], [], []
     owner = Gates if place == "_test" else Evidence

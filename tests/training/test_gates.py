@@ -20,7 +20,7 @@ from escnn_relax import Evidence, fit, harden, relax, report, survivors, symmetr
 from escnn_relax.errors import ArgumentError, CoverageError, DataError
 from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import gain_of_demanding
-from escnn_relax.training.gate_policy import PATIENCE, Gates
+from escnn_relax.training.gate_policy import GAIN, PATIENCE, Gates
 from escnn_relax.nn import RelaxedR2Conv
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
 from escnn_relax.symmetry.groups.lattice import subgroups
@@ -28,6 +28,7 @@ from escnn_relax.symmetry.groups.lattice import subgroups
 #: A log precision at which what it holds down, exp(-60) = 1e-26, is below every rounding.
 LIMIT = 60.0
 D4 = gspaces.flipRot2dOnR2(4)
+C4 = gspaces.rot2dOnR2(4)
 SHUT = ("first.weights.irrep_1", "second.weights.irrep_2")
 
 
@@ -568,6 +569,62 @@ def test_what_no_test_can_clear_is_open():
         assert "irrep_4" in {p.name for p in one.pathways} and "irrep_4" not in one.closed and "irrep_2" in one.closed
     evidence.close([f"{name}.weights.irrep_4" for name in layers])
     assert gates.test() == "", "what the evidence has closed stays closed"
+
+
+def carried(fibres, seed, opened=("irrep_1",)):
+    """A C4 layer that has learned which way something is carried; what spreads along one axis only it cannot yet."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(400, 1, 7, 7, generator=generator)
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[0, 0, 1] = torch.tensor([0.1 + fibres, 1.0, fibres - 0.1])
+    kernel[0, 0, 0, 1] = kernel[0, 0, 2, 1] = -fibres
+    y = torch.nn.functional.conv2d(x, kernel, padding=1)
+    y = y + 0.5 * torch.randn(y.shape, generator=generator)
+    scalar = enn.FieldType(C4, [C4.trivial_repr])
+
+    class Filter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = enn.R2Conv(scalar, scalar, 3, padding=1, bias=False)
+
+        def forward(self, x):
+            return self.layer(scalar(x)).tensor
+
+    torch.manual_seed(seed)
+    model, data = relax(Filter()), DataLoader(TensorDataset(x, y), 20)
+    evidence = Evidence(model, "gaussian", num_data=400)
+    evidence.close()
+    evidence.open({f"layer.weights.{name}": 0.0 for name in opened})
+    fit(model, data, evidence=evidence, epochs=6, lr=5e-2, progress=False)
+    return evidence, data
+
+
+def test_what_opened_pathways_left_without_a_test_opens_by_its_gain():
+    """Something is carried to the right: no element of C4 keeps that, so nothing can be tested afterwards. What the
+    fibres need opens all the same, and only for a network that learns; without fibres it stays closed."""
+    evidence, data = carried(0.1, 0)
+    (name,) = evidence.closed
+    test = symmetry_test(evidence.model, data, likelihood="gaussian", gains=True, progress=False)
+    (record,) = [t for t in test.tests if t.pathway == "irrep_2"]
+    assert record.left_behind and not record.testable and not record.broken and record.gain > GAIN
+    gates = Gates(evidence, data)
+    gates.tested = True
+    assert gates.test(False) == "" and evidence.closed == (name,)
+    assert gates.test(True) == f"opened {name}"
+    assert evidence.log_precision[name] == pytest.approx(record.log_precision, abs=1.0)  # of other groups of samples
+    before = evidence.refresh(data).total
+    assert (
+        fit(evidence.model, data, evidence=evidence, epochs=4, lr=1e-2, progress=False).evidence.terms().total > before
+    )
+    gained = []
+    for seed in range(4):
+        evidence, data = carried(0.0, seed)
+        gates = Gates(evidence, data)
+        gates.tested = True
+        assert gates.test(True) == "" and evidence.closed == (name,)
+        test = symmetry_test(evidence.model, data, likelihood="gaussian", gains=True, progress=False)
+        gained += [t.gain for t in test.tests if t.left_behind and t.pathway == "irrep_2"]
+    assert len(gained) == 4 and max(gained) < GAIN / 2
 
 
 def test_a_group_without_exact_elements_opens_at_the_first_test():
