@@ -63,6 +63,7 @@ def test_weights_and_biases_has_the_numbers(tmp_path, monkeypatch):
     run = wandb.init(mode="offline", dir=str(tmp_path), project="tests")
     last, evidences = logged(run)
     run.finish()
+    wandb.teardown()  # its service writes in a process of its own, and ends when all is written
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     history = []
     for data in each(records(file.read_bytes())):
