@@ -51,8 +51,8 @@ class EvidenceCallback:
         train_loader: what the loop goes through; re-iterable. Its samples are counted, the symmetry test and the
             refreshes look at it.
         epochs: of the whole training: they say when refreshes and tests are due.
-        likelihood, evidence, burn_in, refresh_every, hypersteps, evidence_loader, share, keep, omega_rate, gates,
-            evidence_options: as of :func:`~escnn_relax.fit`.
+        likelihood, evidence, burn_in, refresh_every, hypersteps: as of :func:`~escnn_relax.fit`.
+        evidence_loader, share, keep, omega_rate, gates, evidence_options: likewise.
         log: where :func:`~escnn_relax.evidence.evidence_scalars` go after each refresh: a TensorBoard
             ``SummaryWriter``, a Weights & Biases run, a logger of Lightning's, or a function of the numbers and the
             epoch; several in a list.

@@ -224,8 +224,8 @@ def lightning_callback(
         epochs: of the whole training, ``max_epochs`` by default.
         log: ``True`` for the ``Trainer``'s loggers, at its global step; else as of
             :class:`~escnn_relax.EvidenceCallback`.
-        likelihood, evidence, burn_in, refresh_every, hypersteps, evidence_loader, share, keep, omega_rate, gates,
-            verdicts, evidence_options: as of :class:`~escnn_relax.EvidenceCallback`.
+        likelihood, evidence, burn_in, refresh_every, hypersteps: as of :class:`~escnn_relax.EvidenceCallback`.
+        evidence_loader, share, keep, omega_rate, gates, verdicts, evidence_options: likewise.
 
     Returns:
         a ``Callback`` with the attributes ``evidence``, ``history`` and ``inner``, and the method ``loss``.
