@@ -77,7 +77,7 @@ def reason(output: str) -> str:
     said = [line for line in output.splitlines() if "No matching distribution" in line or "InstallationError:" in line]
     said = said or [line for line in output.splitlines() if line.startswith("ERROR:") or "Error:" in line]
     text = re.sub(r".*InstallationError: |^ERROR: ", "", (said or output.splitlines() or ["nothing was said"])[0])
-    return text.split(" (from versions")[0][:160]
+    return text.split(" (from versions")[0].split("; with Python")[0][:160]
 
 
 def wheels(combination: tuple[str, ...], pip_args: str) -> str:
