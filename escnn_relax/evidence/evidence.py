@@ -355,6 +355,12 @@ class Evidence:
         """
         return self._spectrum is None or self._spectrum.learned(self.noise, self.log_precision)
 
+    @property
+    def doubt(self) -> str:
+        """Where it has not :attr:`learned`, as far as is known: what was compared, with both numbers. Empty if it
+        has."""
+        return "" if self.learned else self.spectrum.doubt(self.noise, self.log_precision)
+
     def refresh(
         self,
         loader: Iterable[Any],

@@ -39,7 +39,7 @@ def evidence_scalars(evidence: Evidence, verdicts: bool = False) -> dict[str, fl
     Args:
         evidence: of the model.
         verdicts: find the surviving subgroups, too (:func:`~escnn_relax.survivors`); takes seconds for groups with many
-            subgroups. There is none while the network is no better than a constant output.
+            subgroups. There is none while the network is not known to be better than a constant.
 
     >>> from torch import nn
     >>> from escnn import gspaces, nn as enn

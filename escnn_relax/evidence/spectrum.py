@@ -14,7 +14,7 @@ from ..curvature.distributed import broadcast_first
 from ..curvature.estimate import CurvatureEstimate
 from ..errors import CurvatureError
 from .noise import Noise
-from .terms import EvidenceTerms, complexity, effective_dimension
+from .terms import EvidenceTerms, complexity, doubt, effective_dimension
 
 __all__ = ["Spectrum"]
 
@@ -94,6 +94,11 @@ class Spectrum:
         for each output."""
         gain = self.gain_over_constant(noise)
         return not gain <= sum(self.effective_dimension(noise, log_precision).values()) + self.num_outputs
+
+    def doubt(self, noise: Noise, log_precision: Mapping[str, float]) -> str:
+        """What is said where it is not known to have learned, with what was compared."""
+        dimension = sum(self.effective_dimension(noise, log_precision).values())
+        return doubt(self.gain_over_constant(noise), dimension, self.num_outputs)
 
     def gain_over_constant(self, noise: Noise) -> float:
         """By how much the data are likelier under the network than under the best constant output (nats)."""

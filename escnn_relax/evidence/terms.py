@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANT", "EvidenceTerms", "complexity", "effective_dimension"]
-
-#: What is said of a network that has not learned.
-CONSTANT = "no better than a constant output: its precisions and pathways say nothing about the data"
+__all__ = ["EvidenceTerms", "complexity", "doubt", "effective_dimension"]
 
 
 @dataclass(frozen=True)
@@ -55,3 +52,26 @@ def effective_dimension(eigenvalues: Tensor, log_precision: float) -> float:
     0.5
     """
     return float((eigenvalues / (eigenvalues + math.exp(log_precision))).sum())
+
+
+def doubt(gain: float, dimension: float, outputs: float) -> str:
+    """What is said of a network that is not known to be better than a constant output.
+
+    Args:
+        gain: by how much the data are likelier under it than under the best constant output (nats).
+        dimension: its effective dimension.
+        outputs: their number.
+
+    >>> doubt(-3.0, 10.0, 2)
+    'the network is no better than a constant output: its precisions and pathways say nothing about the data'
+    >>> doubt(8.0, 10.0, 2)  # doctest: +NORMALIZE_WHITESPACE
+    'the network is not known to be better than a constant output: the data are likelier under it than under the best
+    constant by 8 nats, no more than what noise may gain by its effective dimension of 10 and 2 outputs'
+    """
+    if not gain > 0:
+        return "the network is no better than a constant output: its precisions and pathways say nothing about the data"
+    return (
+        "the network is not known to be better than a constant output: the data are likelier under it than under the"
+        f" best constant by {gain:.4g} nats, no more than what noise may gain by its effective dimension of"
+        f" {dimension:.4g} and {outputs:.4g} outputs"
+    )

@@ -14,7 +14,6 @@ from ..curvature.layers.wrappers import unwrap
 from ..deprecation import former_keyword
 from ..errors import ArgumentError, UnsupportedModuleError, naming, nearest
 from ..evidence import Evidence, survivors
-from ..evidence.terms import CONSTANT
 from ..nn.evidence_record import Recorded
 from ..nn.last_decision import remember
 from ..nn.relaxed_convolution import RelaxedConvolution
@@ -40,7 +39,8 @@ class Report:
         uncovered: parameters without a prior, with the reason; known if an evidence was given.
         decisions: which subgroup each layer keeps and why, for :func:`~escnn_relax.harden`; ``None`` if it was not
             asked for.
-        note: why no subgroup is named, empty if they are: the network is no better than a constant output.
+        note: why no subgroup is named, empty if they are: the network is not known to be better than a
+            constant output.
     """
 
     layers: tuple[LayerReport, ...]
@@ -137,7 +137,7 @@ def report(
         check_evidence(evidence, model)
     layers = {n: layer_report(n, m) for n, m in relaxed.items()}
     decided = _decide(model, relaxed, evidence, data, decisions, subgroups)
-    note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
+    note = "" if evidence is None or not evidence.doubt else f"no verdict: {evidence.doubt}"
     for decision in () if decided is None or note else decided.layers:
         known: dict[str, Any] = {"survivor": decision.subgroup.name, "margin": decision.margin, "lost": decision.lost}
         if decided is not None and decided.depth:

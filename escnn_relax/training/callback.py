@@ -15,7 +15,6 @@ from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError
 from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
-from ..evidence.terms import CONSTANT
 from . import checkpoint as disk
 from .arguments import check_evidence_options, warn_of_burn_in
 from .backward_watch import BackwardWatch
@@ -285,8 +284,8 @@ class EvidenceCallback:
         self._require(self._begun and not self._inside, "end", "end_epoch() first")
         if self.epoch:
             self.policy.end()
-            if not self.evidence.learned:
-                warnings.warn(f"after {self.epoch} epochs the network is {CONSTANT}", stacklevel=2)
+            if self.evidence.doubt:
+                warnings.warn(f"after {self.epoch} epochs {self.evidence.doubt}", stacklevel=2)
             log_scalars(self.log, self.evidence, self.epoch, self.verdicts)
         return self.history
 

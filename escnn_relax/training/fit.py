@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from ..curvature.likelihood import Likelihood
 from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
-from ..evidence.terms import CONSTANT
 from . import checkpoint as disk
 from .arguments import check_evidence_options, check_numbers, warn_of_burn_in
 from .epochs import run_epochs
@@ -180,8 +179,8 @@ def fit(
     run_epochs(EvidenceTraining(run, policy), left, history.records, title="fit", shown=_shown, **options)
     if epochs:
         policy.end()
-        if not evidence.learned:
-            warnings.warn(f"after {epochs} epochs the network is {CONSTANT}", stacklevel=2)
+        if evidence.doubt:
+            warnings.warn(f"after {epochs} epochs {evidence.doubt}", stacklevel=2)
     return history
 
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..evidence.evidence import Evidence, EvidenceTerms
-from ..evidence.terms import CONSTANT
 from ..symmetry.html_table import html_table
 
 __all__ = ["EpochRecord", "History", "read_record"]
@@ -103,8 +102,8 @@ class History:
             if r.evidence is not None or r.note:
                 evidence = "" if r.evidence is None else f"{-r.evidence.total / r.evidence.num_data:12.4f}"
                 lines.append(f"{r.epoch:5d} {r.loss:8.4f} {evidence:>12s}   {r.note}".rstrip())
-        if not self.evidence.learned:
-            lines.append(f"the network is {CONSTANT}")
+        if self.evidence.doubt:
+            lines.append(self.evidence.doubt)
         return "\n".join(lines)
 
 

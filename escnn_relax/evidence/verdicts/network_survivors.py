@@ -25,7 +25,7 @@ class Survivors:
         network: the last of these, that of the whole network.
         energy: the largest share of a layer's energy that counted as none (fraction).
         depth: whether the network was read by depth; else ``by_depth`` repeats ``layers``.
-        note: why no verdict is given, empty if one is: the network is no better than a constant output.
+        note: why no verdict is given, empty if one is: the network is not known to be better than a constant output.
         unlisted: which subgroups were not looked for, in words; empty if all were.
 
     >>> from escnn import gspaces, nn as enn

@@ -22,7 +22,6 @@ from ...nn.translation.relaxed_translation import CONVOLUTION, RelaxedTranslatio
 from ...symmetry.decision import check_evidence
 from ...symmetry.kernels.pathway import SWITCHED_OFF
 from ..evidence_view import EvidenceView
-from ..terms import CONSTANT
 from .joint_curvature import JointCurvature
 from .layer_reading import BesideConvolution, Gains, bounded_survivor, layer_survivor
 from .layer_survivor import LayerSurvivor
@@ -100,7 +99,7 @@ def survivors(
     reader = _Reader(evidence, data, energy)
     readings = alone + together if depth else alone
     survived = [reader(*reading) for reading in _bar(readings, progress)]
-    note = "" if evidence is None or evidence.learned else f"no verdict: the network is {CONSTANT}"
+    note = "" if evidence is None or not evidence.doubt else f"no verdict: {evidence.doubt}"
     if note:
         survived = [replace(s, note=f"{s.note}; {note}" if s.note else note) for s in survived]
     symmetries = [reading.layers[0] for reading in alone]
