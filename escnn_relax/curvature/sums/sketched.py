@@ -1,14 +1,15 @@
 r"""``expand`` for layers whose rows are too many numbers to form and decompose their second moment.
 
-A is never formed. Its products with vectors are taken from a sample of the rows, two products with thin matrices for
-each; what it costs grows with the width as a convolution does, not with the cube. See
+A is a direct sum, see :mod:`.row_summands`. Small summands are formed from a sample of the rows and decomposed. Large
+ones never are: their products with vectors are taken from that sample, two products with thin matrices for each; what
+it costs grows with the width as a convolution does, not with the cube. See
 :mod:`~escnn_relax.curvature.factors.sketch` for what is made of them.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from ..approximation import Approximation, Batch
 from ..conventions import FACTOR_BYTES
 from ..factors import Factor, SketchedFactor
-from ..factors.sketch import AXES, PROBES, STEPS, Sketch, sketch
+from ..factors.sketch import AXES, PROBES, STEPS, Sketch, decompose, direct_sum, sketch
 from ..layers.linear_map import WeightBlock, width
 from .accumulation import OutputMoments
 from .field_moments import FieldMoments
 from .row_operator import CHUNK, RowOperator
 from .row_reservoir import RowReservoir
+from .row_summands import summands
 
 __all__ = ["Sketched"]
 
@@ -30,6 +32,9 @@ __all__ = ["Sketched"]
 #: bounds, and at least so many places. In ``tests/benchmarks/width.md`` a quarter of that decides as ``expand`` does,
 #: too.
 RATIO, FEWEST, ROWS, PLACES = 4, 4096, 16384, 256
+
+#: Summands of so many coefficients are formed.
+FORMED = 512
 
 
 class Sketched(Approximation):
@@ -78,8 +83,13 @@ class Sketched(Approximation):
         )  # numbers in one product's kernels
         product = 5 * at_a_time + rows * (at_a_time // read)
         kernels = sum(0 if piece.basis is None else piece.basis.numel() for piece in block.pieces)
-        return item * (3 * rows * read + product + 4 * kernels) + FACTOR_BYTES * size * (
-            6 * AXES + PROBES * (STEPS + 6)
+        formed = min(FORMED, size)
+        numbers = max(min(CHUNK, rows * block.channels.shape[1] * formed), formed)
+        form = item * 2 * numbers + FACTOR_BYTES * 8 * formed**2
+        return (
+            item * (3 * rows * read + product + 5 * kernels)
+            + form
+            + FACTOR_BYTES * size * (6 * AXES + PROBES * (STEPS + 6))
         )
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
@@ -103,11 +113,34 @@ class Sketched(Approximation):
         sketches = []
         moments: dict[int, dict[tuple[int, ...], Tensor]] = {}
         for index, block in enumerate(self.blocks):
-            operator = RowOperator(block, self._rows.group(block.group))
-            trace = self._fields.trace(block, operator.grams)
+            patches = self._rows.group(block.group)
             generator = torch.Generator().manual_seed(self._seed + index)
-            sampled_trace = operator.trace(moments.setdefault(block.group, {}))
-            raw = sketch(operator, operator.size, sampled_trace, generator)
+            terms = summands(block, patches)
+            operators = [RowOperator(summand, patches, block.channels.shape[1]) for summand in terms]
+            known = moments.setdefault(block.group, {})
+            large = sum(operator.size > FORMED for operator in operators)
+            axes, probes = (AXES, PROBES) if large < 2 else (AXES // 2, PROBES // 2)
+            raw = direct_sum(
+                [
+                    decompose(operator.formed())
+                    if operator.size <= FORMED
+                    else sketch(operator, operator.size, operator.trace(known), generator, axes, probes)
+                    for operator in operators
+                ],
+                [summand.positions for summand in terms],
+                block.positions.shape[1],
+            )
+            trace = self._fields.trace(block, _grams(operators, [len(summand.positions) for summand in terms]))
+            sampled_trace = float(raw.values.sum())
             ratio = 1.0 if trace is None else trace / max(sampled_trace, torch.finfo(torch.float64).tiny)
             sketches.append(Sketch(raw.axes, raw.top * ratio, raw.rest * ratio))
         return sketches
+
+
+def _grams(operators: Sequence[RowOperator], copies: Sequence[int]) -> list[Tensor | None]:
+    """Of the kernels of each piece of all summands."""
+    pieces = zip(*(operator.grams for operator in operators))
+    return [
+        None if grams[0] is None else sum(count * gram for count, gram in zip(copies, grams) if gram is not None)
+        for grams in pieces
+    ]
