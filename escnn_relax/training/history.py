@@ -93,7 +93,7 @@ class History:
             if r.evidence is not None or r.note:
                 evidence = "" if r.evidence is None else f"{-r.evidence.total / r.evidence.num_data:.4f}"
                 rows.append([str(r.epoch), f"{r.loss:.4f}", evidence, r.note])
-        notes = [] if self.evidence.learned else [f"the network is {CONSTANT}"]
+        notes = [self.evidence.doubt] if self.evidence.doubt else []
         return html_table(["epoch", "loss", "-log evidence / N", "note"], rows, notes, words=0)
 
     def __str__(self) -> str:
