@@ -16,6 +16,10 @@ from benchmark.question import Data, Pairs, Question
 from benchmark.training import Counted
 
 
+#: Beyond this a target (standard deviations) is no physics.
+LARGEST = 20.0
+
+
 @dataclass
 class Cell:
     """What a method is asked.
@@ -41,7 +45,11 @@ class Cell:
 
     @cached_property
     def data(self) -> Data:
-        return self.question.make(self.count, self.degree, self.seed, self.folder)
+        data = self.question.make(self.count, self.degree, self.seed, self.folder)
+        largest = max(float(pairs.y.abs().max()) for pairs in data)
+        if self.question.classes is None and not largest < LARGEST:
+            raise ArithmeticError(f"the solver diverged: a target of {largest:g} standard deviations")
+        return data
 
     @cached_property
     def split(self) -> tuple[Pairs, Pairs]:

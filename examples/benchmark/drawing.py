@@ -36,11 +36,34 @@ def mean_regrets(cells: Cells) -> tuple[list[str], list[tuple[int, float]], np.n
 
 
 def draw(cells: Cells, path: Path) -> None:
+    """Questions whose targets are fields on the left, those of labels on the right."""
     import matplotlib.pyplot as plt
 
+    is_field = lambda place: QUESTIONS[place.question].classes is None
+    kinds = {"fields": {p: c for p, c in cells.items() if is_field(p)}}
+    kinds["labels"] = {p: c for p, c in cells.items() if not is_field(p)}
+    kinds = {kind: part for kind, part in kinds.items() if part}
+    height = 0.42 * len(order()) + 1.6
+    figure, panels = plt.subplots(1, len(kinds), figsize=(8 * len(kinds), height), layout="constrained", squeeze=False)
+    for axes, (kind, part) in zip(panels[0], kinds.items()):
+        image = panel(axes, part)
+        axes.set_title(f"targets are {kind}: {', '.join(dict.fromkeys(place.question for place in part))}")
+    sizes = "fewer samples left of the line, four times as many right of it"
+    figure.supxlabel(f"degree of breaking; {sizes}; all: mean of the row, where it has runs everywhere")
+    figure.suptitle(
+        "Regret against the best static network in hindsight, % of the static networks' range, mean over questions"
+    )
+    figure.colorbar(
+        image, ax=panels[0], pad=0.01, label="regret, %: blue is better than all of them, blank was not run"
+    )
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def panel(axes, cells: Cells):
+    """One heat map with its numbers."""
     names, places, table = mean_regrets(cells)
-    table = np.concatenate([table, np.nanmean(table, 1, keepdims=True)], 1)
-    figure, axes = plt.subplots(figsize=(11, 0.42 * len(names) + 1.6), layout="constrained")
+    table = np.concatenate([table, table.mean(1, keepdims=True)], 1)  # nothing where a place lacks runs
     image = axes.imshow(table, cmap="RdBu_r", vmin=-LIMIT, vmax=LIMIT, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
         if np.isfinite(value):
@@ -54,10 +77,4 @@ def draw(cells: Cells, path: Path) -> None:
     for label in axes.get_yticklabels():
         if label.get_text() == "fit":
             label.set_fontweight("bold")
-    axes.set_xlabel("degree of breaking: fewer samples left, four times as many right")
-    axes.set_title(
-        "Regret against the best static network in hindsight, % of the static networks' range, mean over questions"
-    )
-    figure.colorbar(image, ax=axes, pad=0.01, label="regret, %: blue is better than all of them")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return image

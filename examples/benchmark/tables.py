@@ -80,6 +80,20 @@ def summary(cells: Cells) -> str:
     return rows(head, body)
 
 
+def regret_by_question(cells: Cells) -> str:
+    """Mean regret (%) of each method in each question, and the worst cell's."""
+    found = by_method(cells)
+    asked = [name for name in QUESTIONS if any(place.question == name for place in cells)]
+    body = []
+    for name in (name for name in order() if name in found):
+        texts = []
+        for question in asked:
+            values = [100 * one.value for place, (one, _) in found[name].items() if place.question == question]
+            texts.append(f"{np.mean(values):.0f} ({max(values):.0f})" if values else "")
+        body.append([name, *texts])
+    return rows(["method", *asked], body)
+
+
 def of_question(cells: Cells, name: str) -> str:
     """Error and its spread over seeds of all methods, degrees beside each other."""
     places = sorted(place for place in cells if place.question == name)

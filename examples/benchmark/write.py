@@ -43,7 +43,9 @@ def full_table(lines: list[dict]) -> str:
 def page_parts(lines: list[dict]) -> dict[str, str]:
     """What stands between the marks of the page, by their names."""
     cells = gathered(lines)
-    return {"questions": tables.asked(cells), "summary": tables.summary(cells), "claims": tables.said(cells)}
+    parts = {"questions": tables.asked(cells), "summary": tables.summary(cells), "claims": tables.said(cells)}
+    parts["by question"] = tables.regret_by_question(cells)
+    return parts
 
 
 def page(before: str, lines: list[dict]) -> str:

@@ -1,6 +1,7 @@
 """The benchmark: its solver and its data have the symmetry they claim, its sums are right, its page is that of the
 runs."""
 
+import json
 from dataclasses import replace
 
 import matplotlib
@@ -10,7 +11,7 @@ import torch
 from nonempty import each
 
 import escnn_relax  # noqa: F401  # before escnn, which may need what it brings
-from benchmark import claims, drawing, fluid, run, tables
+from benchmark import claims, drawing, fluid, run, tables, write
 from benchmark.cell import Cell
 from benchmark.measures import calibration_error, measured
 from benchmark.methods import CNN, FIT, methods, slim_fields
@@ -290,3 +291,34 @@ def test_figure_of_few_runs(tmp_path):
     assert table[:, 0] == pytest.approx([100, 0, 50])
     drawing.draw(gathered(lines), tmp_path / "regret.png")
     assert (tmp_path / "regret.png").stat().st_size > 5_000 and Place("smoke", 48, 0.5) in gathered(lines)
+
+
+def test_page_and_table_are_those_of_the_runs():
+    lines = stored(write.RUNS)
+    assert len(lines) > 100 and len(gathered(lines)) >= 40
+    assert write.TABLE.read_text(encoding="utf-8") == write.full_table(lines)
+    before = write.PAGE.read_text(encoding="utf-8")
+    assert write.page(before, lines) == before and write.FIGURE.stat().st_size > 10_000
+
+
+def test_a_page_of_other_runs_is_found():
+    lines = [line for line in stored(write.RUNS) if line["question"] == "smoke"]
+    before = write.PAGE.read_text(encoding="utf-8")
+    assert lines and write.page(before, lines) != before
+    with pytest.raises(ValueError, match="marks"):
+        write.page("# nothing", lines)
+
+
+def test_runs_are_lines_of_json_each_there_once():
+    places = []
+    for line in each(write.RUNS.read_text(encoding="utf-8").splitlines()):
+        places.append(tuple(json.loads(line)[name] for name in run.KEY))
+    assert len(set(places)) == len(places)
+
+
+def test_a_solver_that_diverged_is_a_failure_with_its_reason(tmp_path):
+    words = ["--question", "diffusion", "--sizes", "24", "--degrees", "1", "--first-seed", "1", "--methods", "CNN"]
+    given = run.parsed([*words, "--runs", str(tmp_path / "runs.jsonl"), "--seeds", "2", "--passes", "1"])
+    run.sweep(given)
+    lines = stored(tmp_path / "runs.jsonl")
+    assert len(lines) == 4 and all("the solver diverged" in line["failed"] for line in lines)
