@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-__all__ = ["Enough", "PLENTY", "ROWS", "SAMPLES"]
+__all__ = ["Enough", "INPUTS", "PLENTY", "ROWS", "SAMPLES"]
 
 #: Samples that count, see below. The scale of every block is then known to 10 %; a log precision that is off by that
 #: costs :math:`\gamma / 400` nats of evidence, where :math:`\gamma` directions are determined, less than one per cent
@@ -17,8 +17,11 @@ SAMPLES = 100.0
 #: Rows for each number that a kernel sees at a place: eigenvalues of a sample covariance are off by the root of its
 #: inverse, and their logarithms on average by half of it (Marchenko and Pastur, 1967).
 ROWS = 4.0
-#: Rows for each such number, where all the data are read: more change the logarithms of eigenvalues by less than 1 %.
+#: Rows for each such number, where all the data are read: more of independent ones change the logarithms of eigenvalues
+#: by less than 1 %.
 PLENTY = 50.0
+#: Samples that are read in any case: the places of one are alike, and count for few rows.
+INPUTS = 500
 
 
 class _Read(Protocol):
@@ -37,7 +40,7 @@ class Enough:
         columns: how many are drawn for each sample where the choice is left to ``samples="auto"``; ``None`` for all of
             them.
         total: how many samples there are, where all of them are looked at: layers that read more than :data:`PLENTY`
-            rows for each of their directions then read of evenly spaced samples only.
+            rows for each of their directions then read of evenly spaced samples only, of :data:`INPUTS` or more.
 
     >>> import torch
     >>> enough = Enough(2.5)

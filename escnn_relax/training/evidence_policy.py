@@ -80,13 +80,14 @@ class EvidencePolicy:
             Schedule.plan(self.data, *spacing)  # to fail before anything is trained
         self.units: Units | None = None
         self._begins = evidence is None  # else its owner has seen to the units
+        counted = evidence is None and evidence_loader is None and options.get("num_data") is None
         if evidence is None:
             options.setdefault("num_data", data_size(train_loader))
             evidence = Evidence(model, likelihood, **options)
         self.evidence, self._prior = evidence, evidence.prior
         self.length_scales = LengthScales(evidence, omega_rate)
         in_parts = not self.length_scales and evidence.curvature.passes == 1
-        self.schedule = Schedule.plan(self.data, *spacing, evidence.num_data if in_parts else None)
+        self.schedule = Schedule.plan(self.data, *spacing, evidence.num_data if in_parts else None, counted)
         self.gates = Gates(evidence, train_loader, model) if gated else None
         # what a user closed in an evidence of one's own stays closed, unless all is to be open
         opens = not gated and (self._begins or gates is False)

@@ -70,12 +70,14 @@ class Schedule:
         every: int | None = None,
         share: float | None = None,
         num_data: int | None = None,
+        held: bool = False,
     ) -> Schedule:
         """Where nothing is said: geometrically spaced, each as much of the data as
         :class:`~escnn_relax.curvature.enough_data.Enough` asks for.
 
         Args:
             share: of the batches; ``None`` for what is enough, which presupposes that ``num_data`` is known.
+            held: whether the loader has just that many samples, so that the last refresh may read evenly spaced ones.
         """
         start = first(epochs) if burn_in is None else burn_in
         if every is not None:
@@ -99,7 +101,8 @@ class Schedule:
 
         last: Enough | None = None
         if divided and num_data is not None:
-            last = Enough(math.inf, max(1, math.ceil(LAST / num_data)), math.ceil(num_data / several))
+            total = math.ceil(num_data / several) if held else None
+            last = Enough(math.inf, max(1, math.ceil(LAST / num_data)), total)
         return Schedule(tuple(at), look, Look(loader, last))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from nonempty import each
 
-from escnn_relax import Evidence, fit, relax
+from escnn_relax import Evidence, EvidenceCallback, fit, relax
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.enough_data import PLENTY, ROWS, SAMPLES, Enough
 from escnn_relax.curvature.factors import KroneckerFactor
@@ -246,3 +246,35 @@ def test_columns_are_drawn_where_that_is_less_than_all(samples, found, drawn):
     assert curvature._draws(torch.zeros(4, 10), Enough(columns=found)) == drawn
     assert curvature._draws(torch.zeros(4, 10), Enough(columns=9)) == (drawn if samples == 2 else None)
     assert curvature._draws(torch.zeros(4, 10), None) == (drawn if samples == 2 else None)
+
+
+def test_places_of_one_image_are_no_rows_of_their_own():
+    """Bumps: their neighbouring places are alike, so hundreds of images are read, whatever their places."""
+    generator = torch.Generator().manual_seed(0)
+    centre, width = 10 + 3 * torch.randn(2000, 2, 1, 1, generator=generator), 2 + 3 * torch.rand(2000, 1, 1)
+    rows, columns = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
+    x = torch.exp(-((rows - centre[:, 0]) ** 2 + (columns - centre[:, 1]) ** 2) / (2 * width**2))[:, None]
+    batches = [(x[i : i + 100], torch.arange(100) % 3) for i in range(0, 2000, 100)]
+    model = relax(Net())
+
+    def scale(total, part=slice(None)):
+        curvature = Curvature(model, "categorical", "expand")
+        blocks = curvature(batches[part], enough=Enough(math.inf, total=total)).factors.values()
+        inputs = [block.A for factors in blocks for block in factors if isinstance(block, KroneckerFactor)]
+        return torch.stack([A.trace() for A in each(inputs)])
+
+    assert torch.equal(scale(600, slice(6)), scale(None, slice(6)))
+    off = (scale(2000) / scale(None) - 1).abs()
+    assert 0 < off.max() < 0.1
+
+
+@pytest.mark.parametrize("option", [{}, {"num_data": 60000}, {"evidence_loader": True}, {"evidence": True}])
+def test_samples_are_left_out_by_how_many_the_loader_holds(option):
+    """Not by how many the evidence speaks for, which would leave one of sixty."""
+    loader, model = [(torch.randn(30, 1, 6, 6), torch.arange(30) % 3) for _ in range(2)], relax(Net())
+    if "evidence_loader" in option:
+        option = {"evidence_loader": loader[:1]}
+    if "evidence" in option:
+        option = {"evidence": Evidence(model, num_data=60000)}
+    policy = EvidenceCallback(model, loader, epochs=3, **option).policy
+    assert policy.schedule.last.enough.total == (None if option else 60)

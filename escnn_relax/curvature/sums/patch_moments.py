@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..conventions import FACTOR_DTYPE
 from ..distributed import sum_processes
-from ..enough_data import PLENTY
+from ..enough_data import INPUTS, PLENTY
 from ..layers.input_positions import Places, Window
 from ..layers.linear_map import LinearMap
 from .moments import Moments, number, weigh_samples
@@ -60,7 +60,7 @@ class PatchMoments:
             width, count = self._layer.places.table(shape).shape
             channels = self._layer.places.flatten(whole[:1]).shape[1]
             self.side = max(self.side, channels // self._layer.groups * width)
-            step = 1 if total is None else max(1, int(total * count / (PLENTY * self.side)))
+            step = 1 if total is None else max(1, min(int(total * count / (PLENTY * self.side)), total // INPUTS))
             input, weights = whole[-first % step :: step], counts
             if counts is not None:
                 weights = counts[-first % step :: step]
