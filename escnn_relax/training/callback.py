@@ -22,6 +22,7 @@ from .callback_state import losses_of, restored, state_of
 from .epochs import EpochLoss
 from .evidence_policy import EvidencePolicy
 from .history import EpochRecord, History
+from .moved_weights import MovedWeights
 from .scalar_log import Writer, check_writers, log_scalars
 
 __all__ = ["EvidenceCallback"]
@@ -46,7 +47,8 @@ class EvidenceCallback:
     another form. For Lightning there is :func:`~escnn_relax.lightning_callback`.
 
     Args:
-        model: with relaxed layers; what is trained, a ``DistributedDataParallel`` of it too.
+        model: with relaxed layers; what is trained, a ``DistributedDataParallel`` of it too. In a regression its last
+            layer begins at the targets' mean and scale, from now on; so load pretrained weights before.
         train_loader: what the loop goes through; re-iterable. Its samples are counted, the symmetry test and the
             refreshes look at it.
         epochs: of the whole training: they say when refreshes and tests are due.
@@ -140,12 +142,13 @@ class EvidenceCallback:
         warn_of_burn_in(epochs, burn_in)
         self.evidence = self.policy.evidence
         self.history = History(self.evidence)
-        self._settled = self._begun = self._inside = False
+        self._begun = self._inside = False
         self._stored: dict[str, Any] = {}
         self._optimizers: tuple[Optimizer, ...] = ()
         self._seen = EpochLoss([], [], [])
         self._watch: BackwardWatch | None = None
         self._frozen: Any = None
+        self._moved: MovedWeights | None = MovedWeights(self.evidence.model, lambda: self.policy.settle({}))
 
     @property
     def epoch(self) -> int:
@@ -161,10 +164,12 @@ class EvidenceCallback:
         """The same as groups for an optimizer: in a regression whose targets are in units of their own the last layer
         takes longer steps, as in :func:`~escnn_relax.fit`.
 
+        In a run that goes on they are those of the run once :meth:`load_state_dict` was called, and before it if the
+        callback was made before the model's state was loaded.
+
         Args:
             lr: learning rate of a network of unit scale.
         """
-        self._settle()
         units = self.policy.units
         if units is None:
             return [{"params": self.parameters(), "lr": lr}]
@@ -172,7 +177,8 @@ class EvidenceCallback:
 
     def epochs(self, *optimizers: Optimizer) -> Iterator[int]:
         """The epochs that are left, counted from 0; each is begun before and ended after the loop's body, and the
-        training after the last of them.
+        training after the last of them. An epoch that ``break`` or an exception leaves is abandoned: it is in no
+        record, and :meth:`end` may be called, or ``epochs`` again.
 
         Args:
             optimizers: as of :meth:`begin`.
@@ -180,8 +186,11 @@ class EvidenceCallback:
         self.begin(*optimizers)
         for epoch in range(self.epoch, self.policy.epochs):
             self.begin_epoch()
-            yield epoch
-            self.end_epoch()
+            try:
+                yield epoch
+                self.end_epoch()
+            finally:  # nothing is left to abandon after an epoch that ended
+                self.abandon()
         self.end()
 
     def begin(self, *optimizers: Optimizer) -> None:
@@ -195,7 +204,7 @@ class EvidenceCallback:
             raise ArgumentError(
                 "optimizer", expected="an optimizer of torch's", got=got, remedy="pass those of the loss"
             )
-        self._settle()
+        self._moved = None
         self.policy.check(*optimizers)
         if not self.epoch:
             self.policy.rehearse()
@@ -214,7 +223,7 @@ class EvidenceCallback:
         if self.epoch >= self.policy.epochs:
             remedy = "pass the number of all epochs to EvidenceCallback(epochs=)"
             raise ArgumentError("begin_epoch", expected=f"{self.policy.epochs} epochs", got="one more", remedy=remedy)
-        self.policy.begin(self.epoch)
+        self.policy.begin(self.epoch, anew=not self.noted)
         self._watch = None if self.policy.slopes is None else BackwardWatch(self.policy.slopes)
         self._frozen = self.policy.length_scales.frozen()
         self._frozen.__enter__()
@@ -293,6 +302,7 @@ class EvidenceCallback:
         """After an exception in an epoch: nothing is left in the model; the epoch can be begun again."""
         if self._inside:
             self._leave()
+            self.policy.slopes = None
         self._seen = EpochLoss([], [], [])
 
     def state_dict(self) -> dict[str, Any]:
@@ -301,22 +311,21 @@ class EvidenceCallback:
         return state_of(self.policy, self.history.records, self._seen if self._inside else None)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, with the same numbers; the model's own state is loaded by you, after this
-        callback was made.
+        """Go on where a state was taken, with the same numbers; the model's own state is loaded by you. What this
+        callback moved in a regression's last layer when it was made is undone, unless other weights were loaded since.
 
         Raises:
             CheckpointError: the state of a training with other settings, or of something else.
         """
         self.history.records = restored(self.policy, state)
-        self.abandon()
+        if self._moved is not None:
+            self._moved.undo()
+            self._moved = None
+        if self._inside:
+            self._leave()
         self._seen = losses_of(state["seen"])
         self._stored = dict(state["random_numbers"])
-        self._settled, self._begun = True, False
-
-    def _settle(self) -> None:
-        if not self._settled:
-            self.policy.settle({})
-            self._settled = True
+        self._begun = False
 
     def _leave(self) -> None:
         self._inside = False

@@ -32,7 +32,7 @@ def state_of(policy: EvidencePolicy, records: Iterable[EpochRecord], seen: Epoch
         "evidence": policy.evidence.state_dict(),
         "scales": policy.length_scales.state_dict(),
         "gates": {} if policy.gates is None else policy.gates.state_dict(),
-        "slopes": None if seen is not None or policy.slopes is None else policy.slopes.state_dict(),
+        "slopes": None if policy.slopes is None else policy.slopes.state_dict(),
         "records": [asdict(record) for record in records],
         "seen": None if seen is None else {"losses": seen.losses, "sizes": seen.sizes, "targets": targets},
         "random_numbers": disk.random_numbers(device, (policy.train_loader, policy.evidence_loader)),
@@ -58,6 +58,7 @@ def restored(policy: EvidencePolicy, state: Mapping[str, Any]) -> list[EpochReco
     policy.length_scales.load_state_dict(state["scales"])
     if policy.gates is not None:
         policy.gates.load_state_dict(state["gates"])
+    policy.slopes = None
     if state.get("slopes") is not None:
         policy.slopes = Slopes(policy.evidence)
         policy.slopes.load_state_dict(state["slopes"])

@@ -126,7 +126,8 @@ class EvidencePolicy:
     def parameters(self) -> list[nn.Parameter]:
         """What descends the loss: those that need a gradient, and those of closed pathways, which may open; without
         length scales."""
-        shut = set(self.evidence.closed)
+        gates = self.evidence.gates.items()  # of a model whose state was loaded: the evidence's comes later
+        shut = {name for name, (layer, pathway) in gates if pathway in layer.closed} | set(self.evidence.closed)
         named = self.evidence.model.named_parameters()
         return self.length_scales.others(p for n, p in named if p.requires_grad or n in shut)
 
@@ -140,13 +141,18 @@ class EvidencePolicy:
         if self.epochs > self.burn_in:
             rehearse(self.evidence, self.train_loader, self.evidence_loader, self.schedule.look(0).enough)
 
-    def begin(self, epoch: int) -> None:
-        """An epoch, counted from 0, is about to begin."""
-        self.slopes = Slopes(self.evidence) if epoch == self.epochs - 1 else None
+    def begin(self, epoch: int, anew: bool = True) -> None:
+        """An epoch, counted from 0, is about to begin.
+
+        Args:
+            anew: not in its midst, where a state was loaded that has the slopes of what went before.
+        """
         if not epoch:
             self.evidence.open(self._opening)
         if self.gates is not None and not epoch:
             self.gates.start()
+        if anew or self.slopes is None:  # of what is open now
+            self.slopes = Slopes(self.evidence) if epoch == self.epochs - 1 else None
 
     def finish(self, epoch: int, loss: float, constant: float, *optimizers: Optimizer) -> EpochRecord:
         """An epoch has ended.

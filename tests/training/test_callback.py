@@ -1,5 +1,6 @@
 """A loop of the user's own beside an ``EvidenceCallback``: the numbers are those of ``fit``."""
 
+import copy
 import math
 import warnings
 
@@ -161,19 +162,107 @@ def test_a_run_that_goes_on_ends_the_same(tmp_path, stop, data):
         assert torch.equal(a, b)
 
 
+def far(count=64):
+    """Targets in units of their own, too far for two epochs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 1, 5, 5, generator=generator)
+    return DataLoader(TensorDataset(x, 290 + 5 * torch.randn(count, 1, generator=generator)), 16)
+
+
+ORDERS = {
+    "callback made first": ("callback", "load model", "optimizer", "load callback"),
+    "model loaded first": ("load model", "callback", "load callback", "optimizer"),
+    "callback loaded first": ("callback", "load callback", "optimizer", "load model"),
+    "optimizer made first": ("callback", "optimizer", "load callback", "load model"),
+}
+
+
+@pytest.mark.parametrize("stop", [0, 2, 4])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_regression_goes_on_in_any_order(order, stop):
+    """The last layer is moved to the targets' units once, and the groups of the optimizer are those of then."""
+    options, data = {**SHORT, "likelihood": "gaussian"}, far()
+    whole = net(1)
+    callback = EvidenceCallback(whole, data, **options)
+    optimizer = torch.optim.Adam(callback.parameter_groups(1e-3))
+    train(whole, data, callback, optimizer, stop=stop)
+    assert callback.policy.units is not None and len(optimizer.param_groups) == 2
+    state = copy.deepcopy((whole.state_dict(), optimizer.state_dict(), callback.state_dict()))
+    train(whole, data, callback, optimizer)
+
+    model = net(1)
+    steps = {
+        "load model": lambda: model.load_state_dict(state[0]),
+        "callback": lambda: EvidenceCallback(model, data, **options),
+        "load callback": lambda: again["callback"].load_state_dict(state[2]),
+        "optimizer": lambda: torch.optim.Adam(again["callback"].parameter_groups(1e-3)),
+    }
+    again = {}
+    for step in each(ORDERS[order]):
+        again[step] = steps[step]()
+    again["optimizer"].load_state_dict(state[1])
+    for name, p in each(model.named_parameters()):
+        assert torch.equal(p, state[0][name]), name
+    train(model, data, again["callback"], again["optimizer"])
+    assert again["callback"].history.to_dict() == callback.history.to_dict()
+    for a, b in each(zip(whole.parameters(), model.parameters(), strict=True)):
+        assert torch.equal(a, b)
+
+
+def test_a_regression_begins_when_its_callback_is_made():
+    model = net(1)
+    start = model.linear.bias.item()
+    callback = EvidenceCallback(model, far(), **SHORT, likelihood="gaussian")
+    assert abs(start) < 2 and model.linear.bias.item() == pytest.approx(290, abs=5)
+    callback.load_state_dict(callback.state_dict())
+    assert model.linear.bias.item() == start, "of a run that goes on the weights are loaded"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_loop_that_is_left(fails):
+    """By ``break`` or an exception: the epoch is abandoned; the training can end, or go on."""
+
+    def run(stop):
+        for epoch in callback.epochs(optimizer):
+            for x, y in data:
+                if epoch == stop and fails:
+                    raise KeyboardInterrupt
+                optimizer.zero_grad()
+                callback.loss(model(x), y).backward()
+                if epoch == stop:
+                    return
+                optimizer.step()
+
+    model, data = net(), loader()
+    callback = EvidenceCallback(model, data, **SHORT)
+    optimizer = adam(callback.parameters())
+    for stop in each((2, 5)):
+        if fails:
+            with pytest.raises(KeyboardInterrupt):
+                run(stop)
+        else:
+            run(stop)
+        assert not callback.inside and not callback.noted and callback.epoch == stop
+        assert callback.end() is callback.history and callback.evidence.has_curvature
+        assert callback.evidence.slopes is None, "a part of the last epoch has none"
+    run(None)
+    assert callback.epoch == 6 and callback.evidence.slopes.read()
+
+
 def test_a_state_within_an_epoch():
-    """Half an epoch before, half after."""
+    """Half an epoch before, half after; the last one with its slopes."""
     ends = []
     for halves in (False, True):
         model, data = net(), list(loader())
-        callback = EvidenceCallback(model, data, num_data=24, **SHORT)
+        callback = EvidenceCallback(model, data, num_data=24, **{**SHORT, "epochs": 1, "burn_in": 0})
         optimizer = adam(callback.parameters())
         callback.begin(optimizer)
         callback.begin_epoch()
         for index, (x, y) in enumerate(data):
             if halves and index == 1:
                 state = callback.state_dict()
-                callback = EvidenceCallback(model, data, num_data=24, **SHORT)
+                callback.abandon()
+                callback = EvidenceCallback(model, data, num_data=24, **{**SHORT, "epochs": 1, "burn_in": 0})
                 callback.load_state_dict(state)
                 callback.begin(optimizer)
                 callback.begin_epoch()
@@ -181,7 +270,11 @@ def test_a_state_within_an_epoch():
             callback.loss(model(x), y).backward()
             optimizer.step()
         ends.append(callback.end_epoch())
-    assert ends[0] == ends[1]
+        callback.end()
+        ends.append(callback.evidence.slopes.read())
+    assert ends[0] == ends[2]
+    for name, slope in each(ends[1].items()):
+        assert torch.equal(slope, ends[3][name]), name
 
 
 @pytest.mark.parametrize("accumulate, scale", [(3, 1.0), (1, 1024.0)])
