@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ..curvature.batch_format import Batches
+from ..curvature.batch_format import Batches, Weighted
 from ..curvature.checked_batches import batches
 from ..curvature.likelihood import Likelihood
 from ..errors import ArgumentError, CheckpointError, InstallationError
@@ -20,6 +20,7 @@ from ..evidence.evidence import Evidence
 from ..evidence.settings import EvidenceKeywords
 from .callback import EvidenceCallback
 from .history import History
+from .plain_loss import plain_loss
 from .scalar_log import Writer, check_writers
 
 __all__ = ["LightningHooks", "lightning_callback"]
@@ -76,8 +77,17 @@ class LightningHooks:
         return self.begun.history
 
     def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
-        """For ``training_step``: see :meth:`EvidenceCallback.loss <escnn_relax.EvidenceCallback.loss>`."""
-        return self.begun.loss(output, target, weight)
+        """For ``training_step`` and ``validation_step``: see :meth:`EvidenceCallback.loss
+        <escnn_relax.EvidenceCallback.loss>`.
+
+        Before a training begins, in its sanity check and in ``trainer.validate`` alone, there is no prior yet: it is
+        the negative log likelihood without a penalty, at the noise that a training would begin with. A loss that
+        requires a gradient is refused then.
+        """
+        if self.inner is not None:
+            return self.inner.loss(output, target, weight)
+        loss = plain_loss(self.options, output, target if weight is None else Weighted(target, weight))
+        return self.begun.loss(output, target, weight) if loss.requires_grad else loss
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Make the evidence, look over optimizers and data, and let ``training_step`` return penalised losses."""
@@ -87,27 +97,21 @@ class LightningHooks:
             raise ArgumentError(
                 "strategy", problem, remedy="train with strategy='ddp', which keeps all of them in each"
             )
-        loader = trainer.train_dataloader if self.loader is None else self.loader
-        total = trainer.max_epochs if self.total is None else self.total
-        if total is None or total < 0:
-            remedy = "pass Trainer(max_epochs=...), or the number to lightning_callback(epochs=...)"
-            raise ArgumentError("epochs", "the length of the training is not known", got=total, remedy=remedy)
-        log = [functools.partial(_write, trainer)] if self.writers is True else self.writers or None
-        model = self._model(trainer, pl_module)
-        self.inner = EvidenceCallback(model, _single(loader), epochs=total, log=log, **self.options)
-        if self._stored:
-            self.inner.load_state_dict(self._stored)
-        if self.inner.epoch != trainer.current_epoch:
-            problem = f"epoch {trainer.current_epoch} begins, of which the evidence has seen {self.inner.epoch}"
+        inner = self._make(trainer, self._model(trainer, pl_module))
+        stored, self._stored = self._stored, {}
+        ahead = trainer.current_epoch - inner.epoch  # by one where the last step of an epoch was stored, not its end
+        if ahead != 0 and not (ahead == 1 and inner.noted):
+            problem = f"epoch {trainer.current_epoch} begins, of which the evidence has seen {inner.epoch}"
             remedy = (
                 "resume from a checkpoint that was written with this callback, and make a new one for each training"
             )
             raise CheckpointError("EvidenceCallback", problem, remedy=remedy)
-        self.inner.begin(*trainer.optimizers)
-        if self._stored and self._stored["seen"] is None:  # at the end of an epoch
+        inner.begin(*trainer.optimizers)
+        if ahead:
+            self._finish()
+        if stored and not inner.noted and inner.epoch < inner.policy.epochs:  # at the end of an epoch
             _begin_loader(trainer)
-        self._stored = {}
-        self._penalise(pl_module, loader)
+        self._penalise(pl_module, self._loader(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The first batch of an epoch begins it."""
@@ -116,12 +120,28 @@ class LightningHooks:
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Test, refresh, step, as they are due."""
-        self.begun.end_epoch()
+        self._finish()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """A refresh at the trained weights."""
         self._leave()
         self.begun.end()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Of a run that was at its end already, no training began: what its checkpoint holds, and the last refresh."""
+        if not self._stored or trainer.train_dataloader is None:
+            return
+        pl_module.to(trainer.strategy.root_device)  # the Trainer has taken it from there
+        try:
+            inner = self._make(trainer, self._model(trainer, pl_module))
+            self._stored = {}
+            inner.begin(*trainer.optimizers)
+            if inner.noted:
+                self._finish()
+            inner.end()
+        finally:
+            self._leave()
+            pl_module.cpu()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Nothing of ours stays in the module."""
@@ -138,6 +158,28 @@ class LightningHooks:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From the ``Trainer``'s checkpoint; looked at when the training begins."""
         self._stored = dict(state_dict)
+
+    def _make(self, trainer: Any, model: nn.Module) -> EvidenceCallback:
+        """The evidence, as the checkpoint has it if there is one."""
+        total = trainer.max_epochs if self.total is None else self.total
+        if total is None or total < 0:
+            remedy = "pass Trainer(max_epochs=...), or the number to lightning_callback(epochs=...)"
+            raise ArgumentError("epochs", "the length of the training is not known", got=total, remedy=remedy)
+        log = [functools.partial(_write, trainer)] if self.writers is True else self.writers or None
+        loader = _single(self._loader(trainer))
+        self.inner = EvidenceCallback(model, loader, epochs=total, log=log, **self.options)
+        if self._stored:
+            self.inner.load_state_dict(self._stored)
+        return self.inner
+
+    def _finish(self) -> None:
+        """End an epoch; one whose batches all came before the checkpoint has not begun here."""
+        if not self.begun.inside:
+            self.begun.begin_epoch()
+        self.begun.end_epoch()
+
+    def _loader(self, trainer: Any) -> Any:
+        return trainer.train_dataloader if self.loader is None else self.loader
 
     def _model(self, trainer: Any, module: Any) -> nn.Module:
         if isinstance(self.model, str):

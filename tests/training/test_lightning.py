@@ -135,6 +135,116 @@ def test_a_run_that_is_resumed_ends_the_same(pl, tmp_path, stop):
         assert torch.equal(a, b)
 
 
+def validated(pl, model):
+    """A module that logs a validation loss, for callbacks that monitor it."""
+    own = module(pl, model)
+
+    class Module(type(own)):
+        def __init__(self):
+            pl.LightningModule.__init__(self)
+            self.net, self.automatic_optimization = model, True
+
+        def validation_step(self, batch, batch_idx):
+            self.log("v", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    return Module()
+
+
+#: How checkpoints are commonly written, whether there is a validation, and how many there are of four epochs.
+WRITTEN = {
+    "each epoch": ({}, False, 4),
+    "after the validation": ({"monitor": "v", "save_on_train_epoch_end": False}, True, 4),
+    "after the epoch that was validated": ({"monitor": "v"}, True, 4),
+    "after steps": ({"every_n_train_steps": 3}, False, 4),
+    "the last": ({"every_n_train_steps": 3, "save_last": True, "save_top_k": 0}, False, 1),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_every_checkpoint_of_lightning_goes_on_the_same(pl, tmp_path, written):
+    """Those of the middle and those of the end: numbers, weights and slopes are those of the run itself."""
+    options, validates, number = WRITTEN[written]
+    keep = importlib.import_module(f"{pl.__name__}.callbacks").ModelCheckpoint(
+        tmp_path, filename="{epoch}-{step}", **{"save_top_k": -1, **options}
+    )
+    data = DataLoader(in_order().dataset, 8, shuffle=True)
+
+    def run(path=None, also=()):
+        model, callback = net(), lightning_callback("net", **SAMPLED)
+        runs = trainer(pl, tmp_path, callback, 4, enable_checkpointing=bool(also))
+        runs.callbacks.extend(also)
+        more = [in_order()] if validates else []
+        own = validated(pl, model) if validates else module(pl, model)
+        runs.fit(own, data, *more, ckpt_path=path)
+        return model, callback
+
+    torch.manual_seed(4)
+    model, callback = run(also=[keep])
+    found = sorted(tmp_path.glob("*.ckpt"))
+    assert len(found) == number
+    for path in each(found):
+        torch.manual_seed(77)  # whatever happened in between
+        again, other = run(path)
+        assert other.history.to_dict() == callback.history.to_dict(), path.name
+        assert other.evidence.log_precision == callback.evidence.log_precision, path.name
+        assert other.evidence.terms() == callback.evidence.terms(), path.name
+        for a, b in each(zip(model.parameters(), again.parameters(), strict=True)):
+            assert torch.equal(a, b), path.name
+        slopes = callback.evidence.slopes.read()
+        for name, slope in each(other.evidence.slopes.read().items()):
+            assert torch.equal(slope, slopes[name]), (path.name, name)
+
+
+def test_a_run_that_stopped_by_its_steps_is_served(pl, tmp_path):
+    callback = lightning_callback("net", epochs=6, **SHORT)
+    first = trainer(pl, tmp_path, callback, 6, max_steps=6)
+    first.fit(module(pl, net()), in_order())
+    first.save_checkpoint(tmp_path / "steps.ckpt")
+    again = lightning_callback("net", epochs=6, **SHORT)
+    trainer(pl, tmp_path, again, 6, max_steps=6).fit(module(pl, net()), in_order(), ckpt_path=tmp_path / "steps.ckpt")
+    assert again.history.to_dict() == callback.history.to_dict() and len(again.history.records) == 2
+    assert report(again.evidence.model, again.evidence).layers
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])
+def test_a_loss_before_a_training_has_no_penalty(pl, tmp_path, likelihood):
+    """In the sanity check and in a validation alone; within a training it has."""
+    seen, x = [], torch.randn(24, 1, 5, 5)
+    y = torch.randint(3, (24,)) if likelihood == "categorical" else torch.randn(24, 3)
+    data, callback = DataLoader(TensorDataset(x, y), 8), lightning_callback("net", likelihood=likelihood, **SHORT)
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def training_step(self, batch, batch_idx):
+            return callback.loss(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            outputs = self.net(batch[0])
+            plain = nn.functional.cross_entropy if likelihood == "categorical" else squares
+            seen.append((float(callback.loss(outputs, batch[1])), float(plain(outputs, batch[1]))))
+
+        def configure_optimizers(self):
+            return adam(self.parameters())
+
+    def squares(outputs, targets):
+        return 0.5 * (outputs - targets).square().sum() / len(outputs)
+
+    own = Module()
+    with pytest.raises(ArgumentError, match="none before the training begins"):
+        callback.loss(own.net(x), y)
+    run = trainer(pl, tmp_path, callback, 2, num_sanity_val_steps=1)
+    run.validate(own, data, verbose=False)
+    run.fit(own, data, data)
+    assert len(seen) == 3 + 1 + 6
+    for ours, plain in each(seen[:4]):
+        assert ours == pytest.approx(plain, rel=1e-5)
+    for ours, plain in each(seen[4:]):
+        assert likelihood != "categorical" or ours > plain + 1e-3
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_a_loader_with_its_own_generator_goes_on(pl, tmp_path, given):
     runs = []
