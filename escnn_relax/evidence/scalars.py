@@ -33,7 +33,8 @@ def evidence_scalars(evidence: Evidence, verdicts: bool = False) -> dict[str, fl
     ``LAYER/verdict/margin``                         by how many nats; left out where it is not known or infinite
     ===============================================  ===============================================================
 
-    Biases and the weights of other layers come by the name of the parameter, as in ``"linear/weight/log_precision"``.
+    A layer that is itself called ``evidence`` is ``model.evidence`` here. Biases and the weights of other layers come
+    by the name of the parameter, as in ``"linear/weight/log_precision"``.
     Only finite numbers are given: before the first refresh, precisions and energies.
 
     Args:
@@ -59,22 +60,28 @@ def evidence_scalars(evidence: Evidence, verdicts: bool = False) -> dict[str, fl
         for pathway, energy in relaxed.energies().items():
             weights = [join(layer, weight) for weight in module.pathway_weights()[pathway]]
             logs = [rest.pop(weight) for weight in weights if weight in rest]
-            path = f"{layer or 'model'}/{pathway}"
+            path = f"{_room(layer)}/{pathway}"
             numbers[f"{path}/log_precision"] = max(logs, default=math.nan)
             numbers[f"{path}/effective_dimension"] = sum(gammas.get(weight, math.nan) for weight in weights)
             numbers[f"{path}/energy"] = energy
             if any(weight in evidence.gates for weight in weights):
                 numbers[f"{path}/open"] = float(all(log < math.inf for log in logs))
     for parameter, log in rest.items():
-        path = "/".join(parameter.rsplit(".", 1))
+        layer, _, own = parameter.rpartition(".")
+        path = f"{_room(layer)}/{own}" if layer else _room(own)
         numbers[f"{path}/log_precision"] = log
         numbers[f"{path}/effective_dimension"] = gammas.get(parameter, math.nan)
     if verdicts and evidence.has_curvature and evidence.learned:
         for survivor in survivors(evidence.model, evidence, depth=False).layers:
-            path = f"{survivor.name or 'model'}/verdict"
+            path = f"{_room(survivor.name)}/verdict"
             numbers[f"{path}/order"] = float(max(survivor.subgroup.order, 0))
             numbers[f"{path}/margin"] = survivor.margin
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _room(layer: str) -> str:
+    """The name under which a layer's numbers stand; those of the whole network have ``evidence``."""
+    return "model.evidence" if layer == "evidence" else layer or "model"
 
 
 def _network(evidence: Evidence) -> dict[str, float]:

@@ -20,7 +20,7 @@ from ..evidence.settings import EvidenceKeywords
 from ..evidence.slopes import Slopes
 from .arguments import check_numbers, has_residual_precision
 from .dry_run import rehearse
-from .gate_policy import Gates
+from .gate_policy import Gates, refuse_forgotten
 from .has_learned import has_learned, must_wait, was_learned
 from .history import EpochRecord
 from .length_scales import LengthScales
@@ -92,6 +92,8 @@ class EvidencePolicy:
         # what a user closed in an evidence of one's own stays closed, unless all is to be open
         opens = not gated and (self._begins or gates is False)
         self._opening = {name: evidence.initial[name] for name in evidence.closed} if opens else {}
+        if self._opening:
+            refuse_forgotten(model, evidence)
         self.slopes: Slopes | None = None
         self.settings: dict[str, Any] = {"epochs": epochs, "burn_in": self.burn_in, "refresh_every": refresh_every}
         self.settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gated}

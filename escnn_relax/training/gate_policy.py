@@ -23,7 +23,7 @@ from ..nn.gates import Gated
 from ..nn.steerable import SteerableConvolution
 from ..symmetry.kernels.pathway import SWITCHED_OFF
 
-__all__ = ["Gates", "LEVEL"]
+__all__ = ["Gates", "LEVEL", "refuse_forgotten"]
 
 #: Family-wise error of each test. What it opens wrongly the evidence closes again.
 LEVEL = 0.01
@@ -73,12 +73,7 @@ class Gates:
             problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
             remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
             raise ArgumentError("gates", problem, remedy=remedy)
-        if isinstance(wrapped, DistributedDataParallel) and _forgotten(wrapped, evidence):
-            problem = (
-                "this DistributedDataParallel was made while pathways were closed: it would not add up their gradients"
-            )
-            remedy = "call evidence.open(...) on them, or layer.open(*layer.closed), before the model is wrapped"
-            raise ArgumentError("gates", problem, got=evidence.closed[0], remedy=remedy)
+        refuse_forgotten(wrapped, evidence)
         self.evidence, self.loader = evidence, loader
         self.note = ""
         self.tested = False
@@ -199,6 +194,16 @@ class Gates:
 def _groups(loader: Iterable[Any]) -> int:
     least, most = GROUPS
     return min(most, max(least, len(loader))) if isinstance(loader, Sized) else most
+
+
+def refuse_forgotten(wrapped: nn.Module | None, evidence: Evidence) -> None:
+    """``ArgumentError`` for a ``DistributedDataParallel`` that does not know pathways which may open."""
+    if isinstance(wrapped, DistributedDataParallel) and _forgotten(wrapped, evidence):
+        problem = (
+            "this DistributedDataParallel was made while pathways were closed: it would not add up their gradients"
+        )
+        remedy = "call evidence.open(...) on them, or layer.open(*layer.closed), before the model is wrapped"
+        raise ArgumentError("gates", problem, got=evidence.closed[0], remedy=remedy)
 
 
 def _forgotten(wrapped: DistributedDataParallel, evidence: Evidence) -> bool:

@@ -20,8 +20,9 @@ def write_scalars(writer: Writer, numbers: Mapping[str, float], step: int) -> No
 
     Args:
         writer: has ``add_scalar(name, value, step)`` as TensorBoard's ``SummaryWriter``, ``log_metrics(numbers, step)``
-            as Lightning's loggers, ``log(numbers, step=step)`` as a run of Weights & Biases; or is a function of
-            numbers and step.
+            as Lightning's loggers, ``log(numbers, step=step)``; or is a function of numbers and step. A run of Weights
+            & Biases has a step of its own, which only goes up with each of its user's calls: there the step is a
+            number beside the others, ``"epoch"``, and the axis of them.
         numbers: by flat names.
         step: the epoch, or what the writer counts.
 
@@ -33,10 +34,19 @@ def write_scalars(writer: Writer, numbers: Mapping[str, float], step: int) -> No
             writer.add_scalar(name, value, step)
     elif hasattr(writer, "log_metrics"):
         writer.log_metrics(dict(numbers), step)
+    elif hasattr(writer, "log") and hasattr(writer, "define_metric"):
+        _log_beside(writer, numbers, step)
     elif hasattr(writer, "log"):
         writer.log(dict(numbers), step=step)
     else:
         writer(dict(numbers), step)
+
+
+def _log_beside(run: Any, numbers: Mapping[str, float], epoch: int) -> None:
+    """To Weights & Biases, which drops what comes at a step that its user's own calls have passed."""
+    for room in dict.fromkeys(name.split("/")[0] for name in numbers):
+        run.define_metric(f"{room}/*", step_metric="epoch")
+    run.log({**numbers, "epoch": epoch})
 
 
 def check_writers(log: None | Writer | Iterable[Writer]) -> list[Writer]:

@@ -448,6 +448,19 @@ def test_numbers_reach_every_kind_of_writer():
     assert last["linear/weight/effective_dimension"] == gammas["linear.weight"]
 
 
+def test_a_layer_that_is_called_evidence():
+    """Its numbers stand apart from those of the whole network."""
+    other, plain = nn.Module(), net()
+    other.evidence, other.pool, other.linear = plain.convolution, plain.pool, plain.linear
+    numbers, wanted = (evidence_scalars(Evidence(m, num_data=24), verdicts=True) for m in (other, plain))
+    assert len(numbers) == len(wanted) and numbers["model.evidence/equivariant/energy"] == pytest.approx(1.0)
+    assert not any(name.startswith("evidence/") for name in numbers)
+    named = nn.Sequential()
+    named.evidence = nn.Linear(2, 2)
+    found = evidence_scalars(Evidence(named, num_data=24, relaxed_only=False))
+    assert sorted(found) == ["model.evidence/bias/log_precision", "model.evidence/weight/log_precision"]
+
+
 def test_long_refreshes_show_how_far_they_are(capsys, monkeypatch):
     from escnn_relax.training import evidence_policy
 

@@ -16,7 +16,7 @@ from fields import ROUNDING
 from nonempty import each
 from torch.utils.data import DataLoader, TensorDataset
 
-from escnn_relax import Evidence, fit, harden, relax, report, survivors, symmetry_test
+from escnn_relax import Evidence, EvidenceCallback, fit, harden, relax, report, survivors, symmetry_test
 from escnn_relax.errors import ArgumentError, CoverageError, DataError
 from escnn_relax.evidence import CurvatureSettings, PriorSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import gain_of_demanding
@@ -543,10 +543,14 @@ def test_processes_that_do_not_add_up_what_is_closed(tmp_path):
         evidence = Evidence(model, num_data=60)
         with pytest.raises(ArgumentError, match="conv2.weights.irrep_1.*before the model is wrapped"):
             Gates(evidence, data, late)
+        with pytest.raises(ArgumentError, match="conv2.weights.irrep_1.*before the model is wrapped"):
+            EvidenceCallback(late, data, epochs=3, burn_in=1, gates=False)  # which opens them
         model.conv2.open("irrep_1")
         early = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         model.conv2.close("irrep_1")
         Gates(evidence, data, early)
+        opening = EvidenceCallback(early, data, epochs=3, burn_in=1, gates=False)
+        assert opening.evidence.closed == ("conv2.weights.irrep_1",)
     finally:
         dist.destroy_process_group()
 

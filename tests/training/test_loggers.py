@@ -61,18 +61,28 @@ def test_weights_and_biases_has_the_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = wandb.init(mode="offline", dir=str(tmp_path), project="tests")
+    for loss in range(50):
+        run.log({"train/loss": loss})  # the user's own calls have moved the step on
     last, evidences = logged(run)
+    assert run.step == 54
+    run.log({"train/loss": 50})
     run.finish()
     wandb.teardown()  # its service writes in a process of its own, and ends when all is written
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    history = []
+    history, axes, own = [], {}, []
     for data in each(records(file.read_bytes())):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
-            history.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    assert {row["_step"]: row["evidence/log_evidence"] for row in history} == pytest.approx(evidences)
+            row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+            (own if "train/loss" in row else history).append(row)
+        elif record.WhichOneof("record_type") == "metric":
+            axes[record.metric.glob_name] = record.metric.step_metric
+    assert {row["epoch"]: row["evidence/log_evidence"] for row in history} == pytest.approx(evidences)
+    assert [row["train/loss"] for row in own] == list(range(51)), "nothing of the user's is lost"
+    rooms = {name.split("/")[0] for name in last}
+    assert {axes[f"{room}/*"] for room in each(rooms)} == {"epoch"} and "train/*" not in axes
     for name, value in each(last.items()):
         assert history[-1][name] == pytest.approx(value), name
 
