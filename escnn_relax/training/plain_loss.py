@@ -40,6 +40,6 @@ def _noise(options: Mapping[str, Any]) -> Noise:
     if options.get("evidence") is not None:
         known: Noise = options["evidence"].noise
         return known
-    given = options.get("noise", "shared")
-    start = given if isinstance(given, NoiseSettings) else NoiseSettings(given)
+    chosen = options.get("noise", "shared")
+    start = chosen if isinstance(chosen, NoiseSettings) else NoiseSettings(chosen)
     return Noise(likelihood(options.get("likelihood", "categorical")), start.kind, start.log_noise, start.temperature)
