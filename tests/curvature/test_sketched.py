@@ -18,10 +18,11 @@ from escnn_relax.curvature.sums import field_moments, row_operator, row_reservoi
 from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.sums.contraction import contract
-from escnn_relax.curvature.sums.row_summands import summands
+from escnn_relax.curvature.sums.row_summands import summands, undivided
 from escnn_relax.curvature.layers.known_layers import linear_map
+from escnn_relax.curvature.layers.linear_map import Piece, WeightBlock
 from escnn_relax.curvature.sums.patch_moments import PatchMoments
-from escnn_relax.curvature.factors.sketch import AXES, Sketch, sketch
+from escnn_relax.curvature.factors.sketch import AXES, Sketch, decompose, direct_sum, sketch
 from escnn_relax.curvature.factors import SketchedFactor
 from escnn_relax.errors import ArgumentError, RelaxError
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings
@@ -128,6 +129,25 @@ def test_operator_and_traces_are_those_of_the_formed_factor(name, monkeypatch):
         assert (whole - A).abs().max() < summed * float(A.diagonal().max()) + 1e-13
         assert trace == pytest.approx(float(A.trace()), rel=summed)
         assert fields.trace(block) == pytest.approx(float(A.trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("change, copies", [(0.0, [2]), (0.1, [1, 1])])
+def test_a_direct_sum_has_the_spectrum_of_the_whole(change, copies):
+    """Two copies of one set of kernels in a turned output field; where they differ, they are no copies."""
+    torch.manual_seed(0)
+    kernels, frame = torch.randn(3, 2, 4), torch.linalg.qr(torch.randn(2, 2))[0]
+    stack = torch.zeros(6, 2, 2, 4)  # (K, o, i, S) along the frame
+    stack[:3, 0], stack[3:, 1] = kernels, kernels + change * torch.randn(3, 2, 4)
+    piece = Piece(torch.arange(10).view(5, 2), torch.einsum("ot,ktis->kois", frame, stack))
+    block = WeightBlock("w", 0, torch.arange(4).view(2, 2), (piece,), torch.arange(60).view(2, 30), frame.double())
+    patches = torch.randn(100, 40)
+    terms = summands(block, patches)
+    assert [len(term.positions) for term in terms] == copies
+    whole = row_operator.RowOperator(undivided(block, patches), patches, 2).formed()
+    blocks = [decompose(row_operator.RowOperator(term, patches, 2).formed()) for term in terms]
+    total = direct_sum(blocks, [term.positions for term in terms], len(whole))
+    assert torch.allclose(total.values, torch.linalg.eigvalsh(whole).flip(0), atol=1e-5 * float(total.top[0]))
+    assert torch.allclose(whole @ total.axes, total.axes * total.top, atol=1e-5 * float(total.top[0]))
 
 
 def test_the_sample_does_not_depend_on_how_the_data_are_cut():

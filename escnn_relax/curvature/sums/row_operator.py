@@ -26,7 +26,7 @@ class RowOperator:
 
     def __init__(self, summand: Summand, patches: Tensor, components: int) -> None:
         self._patches, self._members, self._components = patches, summand.members, components
-        self._pieces = [_Piece(rows, basis) for rows, basis in zip(summand.rows, summand.bases)]
+        self._pieces = [_Piece(rows, basis, patches.shape[1]) for rows, basis in zip(summand.rows, summand.bases)]
         self.size = summand.size
         read = torch.cat([piece.rows.flatten() for piece in self._pieces])
         self._all = torch.equal(read, torch.arange(patches.shape[1]))
@@ -85,10 +85,12 @@ class _Piece:
     Args:
         rows: ``(I, i S)``.
         basis: ``(k, d, i S)``.
+        columns: of the patches, C S.
     """
 
-    def __init__(self, rows: Tensor, basis: Tensor | None) -> None:
+    def __init__(self, rows: Tensor, basis: Tensor | None, columns: int) -> None:
         self.rows, self.basis = rows, basis
+        self._all = torch.equal(rows.flatten(), torch.arange(columns))
         self.size = len(self.rows) * (self.rows.shape[1] if self.basis is None else len(self.basis))
 
     def kernels(self, vectors: Tensor, members: slice) -> Tensor:
@@ -108,7 +110,7 @@ class _Piece:
 
     def read(self, patches: Tensor, member: int) -> Tensor:
         """What each coefficient reads at places, ``(places, I k)``."""
-        fields = patches[:, self.rows.flatten().to(patches.device)]
+        fields = patches if self._all else patches[:, self.rows.flatten().to(patches.device)]
         if self.basis is None:
             return fields
         return (fields.unflatten(1, self.rows.shape) @ self.basis[:, member].T).flatten(1)

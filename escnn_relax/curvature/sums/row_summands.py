@@ -17,7 +17,7 @@ from torch import Tensor
 from ..layers.linear_map import WeightBlock
 from .contraction import VANISHING, row_basis
 
-__all__ = ["Summand", "summands"]
+__all__ = ["Summand", "summands", "undivided"]
 
 #: Kernels of two copies of an irrep are equal up to this share of the largest number: a few float32 roundings.
 EQUAL = 1e-5
@@ -60,12 +60,11 @@ def summands(block: WeightBlock, like: Tensor) -> list[Summand]:
     >>> [(s.size, s.members, len(s.positions)) for s in summands(block, torch.zeros(1, 36))]
     [(6, 1, 1), (12, 2, 1), (6, 1, 1)]
     """
-    rows, stacks = zip(*(row_basis(piece, like) for piece in block.pieces))
-    bases = [basis for basis in stacks if basis is not None]
-    counts = [r.shape[1] if basis is None else len(basis) for r, basis in zip(rows, stacks)]
-    if len(bases) < len(stacks) or block.frame is None:
-        whole = torch.arange(sum(len(r) * count for r, count in zip(rows, counts)))
-        return [Summand(rows, stacks, whole.unsqueeze(0))]
+    whole = undivided(block, like)
+    bases = [basis for basis in whole.bases if basis is not None]
+    if len(bases) < len(whole.bases) or block.frame is None:
+        return [whole]
+    rows, counts = whole.rows, [len(basis) for basis in bases]
     bases = [torch.matmul(block.frame.to(basis).T, basis) for basis in bases]
     norms = torch.cat([basis.norm(dim=2) for basis in bases]).cpu()  # (K, o)
     alive = norms > VANISHING * norms.norm(dim=1, keepdim=True)
@@ -81,6 +80,13 @@ def summands(block: WeightBlock, like: Tensor) -> list[Summand]:
             start += count * len(r)
         _join(distinct, narrowed, torch.cat(positions))
     return [Summand(rows, tuple(narrowed), torch.stack(positions)) for narrowed, positions in distinct]
+
+
+def undivided(block: WeightBlock, like: Tensor) -> Summand:
+    """All coefficients of a block as one summand, on the output's own components."""
+    rows, stacks = zip(*(row_basis(piece, like) for piece in block.pieces))
+    counts = [len(r) * (r.shape[1] if basis is None else len(basis)) for r, basis in zip(rows, stacks)]
+    return Summand(rows, stacks, torch.arange(sum(counts)).unsqueeze(0))
 
 
 def _linked(alive: Tensor) -> list[Tensor]:

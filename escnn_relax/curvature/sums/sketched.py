@@ -24,7 +24,7 @@ from .accumulation import OutputMoments
 from .field_moments import FieldMoments
 from .row_operator import CHUNK, RowOperator
 from .row_reservoir import RowReservoir
-from .row_summands import summands
+from .row_summands import Summand, summands, undivided
 
 __all__ = ["Sketched"]
 
@@ -33,8 +33,8 @@ __all__ = ["Sketched"]
 #: too.
 RATIO, FEWEST, ROWS, PLACES = 4, 4096, 16384, 256
 
-#: Summands of so many coefficients are formed.
-FORMED = 512
+#: Summands of so many coefficients are formed; up to there that costs less than a sketch.
+FORMED = 640
 
 
 class Sketched(Approximation):
@@ -115,7 +115,7 @@ class Sketched(Approximation):
         for index, block in enumerate(self.blocks):
             patches = self._rows.group(block.group)
             generator = torch.Generator().manual_seed(self._seed + index)
-            terms = summands(block, patches)
+            terms = _divided(block, patches)
             operators = [RowOperator(summand, patches, block.channels.shape[1]) for summand in terms]
             known = moments.setdefault(block.group, {})
             large = sum(operator.size > FORMED for operator in operators)
@@ -135,6 +135,13 @@ class Sketched(Approximation):
             ratio = 1.0 if trace is None else trace / max(sampled_trace, torch.finfo(torch.float64).tiny)
             sketches.append(Sketch(raw.axes, raw.top * ratio, raw.rest * ratio))
         return sketches
+
+
+def _divided(block: WeightBlock, patches: Tensor) -> list[Summand]:
+    """Apart where that saves anything: equal summands, or small ones. The vectors of a sketch share their products."""
+    terms = summands(block, patches)
+    saves = all(term.size <= FORMED for term in terms) or any(len(term.positions) > 1 for term in terms)
+    return terms if saves else [undivided(block, patches)]
 
 
 def _grams(operators: Sequence[RowOperator], copies: Sequence[int]) -> list[Tensor | None]:
