@@ -45,7 +45,9 @@ def panel(axes, title: str, points: list[dict]) -> None:
     axes.set_xlabel(title)
     axes.set_xticks(values, [str(value) for value in values])
     axes.minorticks_off()
-    axes.legend(fontsize=7, frameon=False)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend above all lines
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
 
 
