@@ -107,11 +107,12 @@ def law(model, in_type, out_type, broken=False):
     assert group.order > 1 and sum(len(a.names) for a in actions.values())
     for n, g in enumerate(group.elements):
         there = features(transform_field(x, in_type, g), y if out_type is None else transform_field(y, out_type, g))
+        largest = max(float(b.norm()) for layer in actions for key in actions[layer].names for b in there[layer][key])
         for name, action in actions.items():
             claimed = here[name] if broken else action.move(here[name], n)
             for key in action.names:
                 for a, b in zip(claimed[key], there[name][key]):
-                    worst = max(worst, float((a - b).norm() / b.norm().clamp(min=1e-12)))
+                    worst = max(worst, float((a - b).norm()) / largest)
                     moves += float(b.norm())
     assert moves > 0
     return worst

@@ -356,7 +356,8 @@ def test_monte_carlo_columns_are_unbiased(case):
         return torch.stack([o.factors["layer.weight"][0].dense().trace() for o in of.estimate.outputs])
 
     draws = torch.stack([traces(sampled) for _ in range(60)])
-    assert ((draws.mean(0) - traces(evidence)).abs() < 5 * draws.std(0) / 60**0.5).all()
+    exact_traces = traces(evidence)  # random signs of one output's only column leave them as they are
+    assert ((draws.mean(0) - exact_traces).abs() < 5 * draws.std(0) / 60**0.5 + ROUNDING * exact_traces).all()
 
 
 BAD = [
