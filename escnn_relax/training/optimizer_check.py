@@ -54,7 +54,7 @@ def check_optimizers(
     lost = [n for n in left if n in opening]
     if lost:
         problem = f"no optimizer holds the weights of {len(lost)} pathways that may open ({lost[0]}, ...)"
-        remedy = "make it of callback.parameters(), or of all of model.parameters(), closed pathways too"
+        remedy = "make it of all of model.parameters(), closed pathways too (a callback has parameters() for it)"
         raise ArgumentError("optimizer", problem, remedy=remedy)
     idle = [n for n in left if n not in evidence.closed]
     if idle:
