@@ -21,6 +21,7 @@ from .prior import Prior
 
 __all__ = [
     "Gate",
+    "check_log_precisions",
     "closed_weights",
     "gated_precisions",
     "gates_of",
@@ -71,6 +72,18 @@ def weights_open(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def check_log_precisions(precisions: Mapping[str, float]) -> None:
+    """Each is a number or infinite.
+
+    Raises:
+        ArgumentError: a log precision that is no number, or that of no prior at all.
+    """
+    for name, value in precisions.items():
+        if isinstance(value, str) or not float(value) > -math.inf:
+            remedy = "3 is what pathways start from by default, infinity closes them"
+            raise ArgumentError(name, expected="a log precision, a number", got=repr(value), remedy=remedy)
+
+
 def move_gates(gates: Mapping[str, Gate], precisions: Mapping[str, float]) -> None:
     """Close what is given an infinite log precision, open the rest.
 
@@ -82,10 +95,7 @@ def move_gates(gates: Mapping[str, Gate], precisions: Mapping[str, float]) -> No
     if unknown:
         remedy = f"name one of {', '.join(list(gates)[:4])}, ..." if gates else "only relaxed layers have them"
         raise CoverageError(unknown[0], "no covered pathway that breaks a symmetry", remedy=remedy)
-    for name, value in precisions.items():
-        if isinstance(value, str) or not float(value) > -math.inf:
-            remedy = "3 is what pathways start from by default, infinity closes them"
-            raise ArgumentError(name, expected="a log precision, a number", got=repr(value), remedy=remedy)
+    check_log_precisions(precisions)
     for name, value in precisions.items():
         layer, pathway = gates[name]
         layer.close(pathway) if value == math.inf else layer.open(pathway)

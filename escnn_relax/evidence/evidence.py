@@ -39,6 +39,7 @@ from ..symmetry.decision import Decisions
 from ..symmetry.kernels.pathway import SWITCHED_OFF
 from .closed_pathways import (
     Gate,
+    check_log_precisions,
     closed_weights,
     gated_precisions,
     gates_of,
@@ -237,6 +238,7 @@ class Evidence:
             expected = "log precisions by the names of weights, or a SymmetryTest"
             remedy = f"pass open({{{first!r}: 3.0}}), where 3 is what an evidence starts from by default"
             raise ArgumentError("open", expected=expected, got=repr(precisions), remedy=remedy)
+        check_log_precisions(precisions)
         shut = set(self.closed)
         moved = {name: value for name, value in precisions.items() if name in shut or name not in self.log_precision}
         return self.move_gates(moved)

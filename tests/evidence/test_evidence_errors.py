@@ -256,8 +256,10 @@ def test_opening_and_closing_take_names_and_numbers():
     for wrong in (name, [name]):
         with pytest.raises(ArgumentError, match=rf"open: expected log precisions by the names.*\{{'{name}': 3.0\}}"):
             evidence.open(wrong)
-    for value in (math.nan, -math.inf, "3"):
-        with pytest.raises(ArgumentError, match=f"{name}: expected a log precision, a number, got {value!r}"):
-            evidence.open({name: value})
+    already_open = "0.weights.irrep_2"
+    for path in (name, already_open):
+        for value in (math.nan, -math.inf, "3"):
+            with pytest.raises(ArgumentError, match=f"{path}: expected a log precision, a number, got {value!r}"):
+                evidence.open({path: value})
     assert evidence.closed == (name,) and not model[0].weights["irrep_1"].any()
     assert evidence.open({name: torch.tensor(2.0)}) == (name,)
