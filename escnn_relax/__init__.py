@@ -12,6 +12,7 @@ _escnn_repairs.prefer_scipy_svd()
 _escnn_repairs.separate_reflection_axes()
 _escnn_repairs.keep_clebsch_gordan()
 _escnn_repairs.provide_clebsch_gordan()
+_escnn_repairs.silence_irreps()
 
 try:
     __version__ = metadata.version("escnn-relax")

@@ -192,6 +192,18 @@ def provide_clebsch_gordan() -> bool:
     return True
 
 
+def silence_irreps() -> None:
+    """Have escnn compute the irreps of the octahedral and icosahedral groups without printing what it does.
+
+    It prints a screenful when it first builds one of them on a machine, before it keeps them on disk; so the first run
+    of a script or a doctest would not print what the second does. To undo it, set ``_verbose`` to 2 again.
+    """
+    from escnn.group.groups import ico, octa
+
+    for build in (ico._build_ico_irrep_picklable, octa._build_octa_irrep_picklable):
+        build._verbose = 0
+
+
 def _memoise(reader: Callable[..., Any]) -> Callable[..., Any]:
     memory: dict[Any, Any] = {}
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import escnn_relax  # noqa: F401, I001 - before escnn, whose groups need what it provides where lie_learn is missing
-from escnn.group.groups import ico, octa
 from escnn.nn.modules.basismanager import basisexpansion_singleblock, basissampler_singleblock
 from hypothesis import settings
 
@@ -31,11 +30,6 @@ torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     KERNELS = tempfile.TemporaryDirectory(prefix="escnn_relax_tests_")
     os.environ["ESCNN_RELAX_CACHE"] = KERNELS.name
-
-# escnn prints what it computes for these two groups while its cache on disk is cold. A doctest must not pass or fail by
-# the state of that cache: every fresh clone starts with a cold one.
-for build in (ico._build_ico_irrep_picklable, octa._build_octa_irrep_picklable):
-    build._verbose = 0
 
 
 @pytest.fixture(autouse=True)

@@ -159,7 +159,7 @@ def collect(
     """Go through the data once.
 
     Raises:
-        DataError: an empty loader, fewer than 20 different samples, targets that are all the same, samples of one
+        DataError: an empty loader, samples for fewer than 20 groups, targets that are all the same, samples of one
             orbit.
     """
     device = next(iter(probes[0].kernels.values())).device
@@ -195,7 +195,9 @@ def collect(
     if group_count < 20:
         unit = "units of samples" if plan.units is not None else "different samples"
         problem = f"{grouping.opened} {unit} make {group_count} groups, too few for a test"
-        raise DataError("loader", problem, expected="at least 20", remedy="pass more data, or groups= of 20 or more")
+        smaller = "pass a DataLoader or a list, which tells its length, or a larger groups=, which makes groups smaller"
+        remedy = "pass more data" if grouping.opened < 20 else smaller
+        raise DataError("loader", problem, expected="at least 20", remedy=remedy)
     sums.offset = centre.offset()
     return sums
 

@@ -78,7 +78,10 @@ def symmetry_test(
             norm), so that each record says as a cause whether it is the question alone.
         level: family-wise error.
         seed: of the draws, of random combinations in wide layers, and of initialisations.
-        groups: of samples, which share a random element each; more have more power.
+        groups: of samples, which share a random element each; more have more power. Minibatches are split and joined to
+            make them, so a few large minibatches do as well as many small ones; where the samples are few a group has
+            one of them, and with fewer than 20 groups there is no test. A loader that does not tell its length gets
+            groups of 8 samples.
         units: what samples belong together and share an element too, by their index in the loader's data set (in the
             order in which they come, where the loader is no ``DataLoader``): frames of one film, copies of one image.
             Samples that a sampler draws again are recognised without it, by their index, however they are augmented, or
@@ -89,7 +92,7 @@ def symmetry_test(
         relaxation: ``subgroups=``, ``frequencies=``, ... of :func:`~escnn_relax.relax`, for a strict network.
 
     Raises:
-        DataError: fewer than 20 different samples, constant targets, one orbit, NaN in data, weights or gradients.
+        DataError: samples for fewer than 20 groups, constant targets, one orbit, NaN in data, weights or gradients.
         ArgumentError: numbers that make no sense.
         UnsupportedModuleError: nothing that can be relaxed; layers of groups that do not fit together.
 

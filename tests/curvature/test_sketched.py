@@ -278,6 +278,22 @@ def test_whitening_is_the_inverse_of_the_dense_form():
     assert torch.allclose(torch.linalg.eigvalsh(factor.dense()), factor.spectrum.sort().values)
 
 
+def test_modes_are_those_of_the_dense_form():
+    """Eigenvalues as often as they occur, and what of b lies along each: b is told by its norms under the powers."""
+    torch.manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
+    rows = torch.randn(5, 3, dtype=torch.float64)
+    A = Sketch(axes, torch.tensor([5.0, 2.0]).double(), torch.full((4,), 0.5).double())
+    factor = SketchedFactor("w", A, rows.T @ rows)
+    weights, slope = torch.randn(2, 18, dtype=torch.float64)
+    values, counts, squares = factor.modes(weights, slope, 0.7, 0.3)
+    H = 0.7 * factor.dense()
+    b = H @ weights + 0.3 * weights - slope
+    assert torch.allclose(values.repeat_interleave(counts.long()).sort().values, torch.linalg.eigvalsh(H))
+    for power in range(9):  # as many as there are distinct eigenvalues
+        assert torch.allclose((values**power) @ squares, b @ torch.linalg.matrix_power(H, power) @ b, rtol=1e-10)
+
+
 def test_auto_sketches_wide_layers_and_says_so(monkeypatch, caplog):
     model = Net()
     assert set(Curvature(model, approximation="auto").recipe.values()) == {"exact", "expand"}

@@ -251,6 +251,11 @@ def test_factor_keeps_inner_products():
     squares = [sum(moved[h, b] for b, h in enumerate(of)).square().sum() for of in drawn]
     observed = moved[0].sum(0).square().sum()
     assert one.p_values.item() == pytest.approx((1 + sum(bool(t >= observed) for t in squares)) / 100)
+    mean = features.square().sum()  # of T* over the group, which leaves no feature in place
+    assert one.statistics.item() == pytest.approx(float(observed / mean))
+    assert one.largest.item() == pytest.approx(float(max(squares) / mean))
+    alone = randomise([moved], range(8), 1, torch.Generator().manual_seed(1))
+    assert alone.largest.item() == pytest.approx(float(squares[0] / mean)), "of a single draw, that one"
 
 
 def uniform(values):
@@ -370,6 +375,13 @@ def test_off_centre_images_are_named():
     assert any(t.broken and t.pathway == "irrep_1" for t in found.tests)
 
 
+def test_three_minibatches_do_as_well_as_thirty():
+    """They are split into the same groups of samples; only the noise against ties in pooling differs."""
+    three, thirty = (examined(pictures(600, "C2"), size=size) for size in (200, 20))
+    assert {t.pathway for t in three.tests if t.broken} == {"irrep_2"}
+    assert [t.statistic for t in three.tests] == pytest.approx([t.statistic for t in thirty.tests], rel=1e-3)
+
+
 def test_repeated_samples_share_their_element():
     x, y = pictures(60, "none", 3)
     data = TensorDataset(x, y)
@@ -398,8 +410,10 @@ def test_errors():
     x, y = pictures(200)
     with pytest.raises(DataError, match="all the same"):
         examined((x, torch.zeros_like(y)))
-    with pytest.raises(DataError, match="too few"):
-        examined((x[:10], y[:10]))
+    with pytest.raises(DataError, match="19 different samples make 19 groups, too few.*at least 20; pass more data$"):
+        examined((x[:19], y[:19]))
+    with pytest.raises(DataError, match="make 13 groups, too few.*at least 20; pass a DataLoader or a list"):
+        symmetry_test(Net(C4), iter([(x[:100], y[:100])]), progress=False)
     with pytest.raises(DataError, match="one orbit"):
         examined((torch.stack([torch.rot90(x[0], k % 4, (-2, -1)) for k in range(200)]), y))
     with pytest.raises(DataError, match="NaN"):

@@ -288,3 +288,19 @@ def test_clebsch_gordan_coefficients_are_never_looked_for_numerically(monkeypatc
     assert so3_group(7)._clebsh_gordan_coeff((7,), (5,), (4,)).shape == (15, 11, 1, 9)
     assert o3_group(7)._clebsh_gordan_coeff((1, 7), (0, 5), (1, 4)).shape == (15, 11, 1, 9)
     assert not _escnn_repairs.provide_clebsch_gordan()  # once is enough
+
+
+@pytest.mark.parametrize("kind", ["ico", "octa"])
+def test_irreps_are_built_in_silence(tmp_path, monkeypatch, capsys, kind):
+    """Symptom: a doctest that met an octahedral group failed on a machine where escnn had kept none yet."""
+    import importlib
+
+    from joblib import Memory
+
+    build = getattr(importlib.import_module(f"escnn.group.groups.{kind}"), f"_build_{kind}_irrep_picklable")
+    monkeypatch.setattr(build, "store_backend", Memory(tmp_path, verbose=0).store_backend)
+    monkeypatch.setattr(build, "func", lambda group, degree: degree)  # what it computes takes half a minute
+    monkeypatch.setattr(build, "ignore", ["group"])
+    assert build(None, 3) == 3 and capsys.readouterr().out == ""
+    monkeypatch.setattr(build, "_verbose", 2)
+    assert build(None, 4) == 4 and "Calling" in capsys.readouterr().out, "the twin"

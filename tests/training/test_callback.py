@@ -437,7 +437,12 @@ def test_numbers_reach_every_kind_of_writer():
         assert by_scalar == seen["run", step] == seen["metrics", step] == seen["function", step]
     last = seen["run", 6]
     assert last == evidence_scalars(callback.evidence, verdicts=True)
-    assert last["evidence/log_evidence"] == callback.evidence.terms().total
+    terms = callback.evidence.terms()
+    assert last["evidence/log_evidence"] == terms.total
+    assert last["evidence/log_evidence_per_sample"] == terms.total / 24
+    assert [last[f"evidence/{n}"] for n in ("data_fit", "complexity", "prior")] == [
+        *(terms.data_fit, terms.complexity, terms.prior)
+    ]
     assert (
         last["convolution/equivariant/log_precision"]
         == callback.evidence.log_precision["convolution.weights.equivariant"]
