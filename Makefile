@@ -8,6 +8,7 @@
 #   make matrix     a selection of the tests beside other versions of Python, torch, numpy and escnn; hours at first, resumable
 #   make dist       the wheel and the source archive, in dist, checked by twine
 #   make docs       the gallery and the interface as a site, in examples/output/site; no network once the tools are there
+#   make links      the same, then Sphinx asks every address outside whether it is there, which takes a network
 #   make lint       format and style by ruff, the type hints by mypy
 #   make types      only the type hints
 #   make venv       only the virtual environment
@@ -65,7 +66,7 @@ CHOICES := PYTHON TORCH NUMPY ESCNN
 CHOSEN  := $(foreach name,$(CHOICES),$(if $(filter command,$(origin $(name))),$(name)=$($(name))))
 STALE   := $(filter-out $(shell cat $(VENV)/.choices 2>/dev/null),$(CHOSEN))
 
-.PHONY: venv test test-all lint types demo bench benchmark matrix docs dist clean
+.PHONY: venv test test-all lint types demo bench benchmark matrix docs links dist clean
 ifneq ($(STALE),)
 .PHONY: $(VENV)/.python
 endif
@@ -108,12 +109,16 @@ dist: $(BUILD)
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/python -m twine check --strict dist/*
 
-# Each example writes its figure to examples/output as well. Any warning is an error.
+# Each example writes its figure to examples/output as well. Any warning is an error, and any link within that leads nowhere.
 docs: $(DOCS)
 	mkdir -p $(SITE)
 	MPLBACKEND=Agg GALLERY="$(GALLERY)" ONLY="$(ONLY)" $(BIN)/python -m sphinx -b html -W --keep-going -q \
 	    -d examples/output/doctrees examples/site $(SITE)
+	$(BIN)/python examples/site/links.py $(SITE)
 	@echo "the site: $(SITE)/index.html"
+
+links: docs
+	GALLERY=no $(BIN)/python -m sphinx -b linkcheck -q -d examples/output/doctrees examples/site examples/output/linkcheck
 
 $(VENV)/.python:
 	@for python in $(CANDIDATES); do \

@@ -25,7 +25,7 @@ REQUIREMENTS = (
 
 #: How to install what pip cannot install by itself, on a machine without a Fortran compiler.
 RECIPE = """\
-    pip install torch "numpy>=1.26" scipy joblib autograd requests einops unfoldNd pymanopt==2.2.1
+    pip install "torch>=2.6" "numpy>=1.26" scipy joblib autograd requests einops unfoldNd pymanopt==2.2.1
     pip install --no-deps escnn==1.0.11 backpack-for-pytorch==1.7.1"""
 
 

@@ -86,6 +86,6 @@ class PathwayTest:
 
     @property
     def left_behind(self) -> bool:
-        """Whether it could be tested before other pathways were opened, and cannot any more: what its gradient says of
+        """Whether it could be tested before other pathways were opened, and cannot any more; what its gradient says of
         the evidence is all that is left."""
         return self.reason == LEFT_BEHIND

@@ -18,6 +18,7 @@ import rooms  # noqa: E402
 
 project = "escnn_relax"
 author = "the authors of escnn_relax"
+html_show_copyright = False
 release = version = escnn_relax.__version__
 
 extensions = [
@@ -28,11 +29,17 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "myst_parser",
     "mathml",
+    "back_links",
 ]
+myst_enable_extensions = ["dollarmath"]
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "escnn_relax"
 html_copy_source = False
+html_static_path = ["look"]
+html_css_files = ["site.css"]
+html_js_files = ["keyboard.js"]
+pygments_dark_style = "github-dark"
 smartquotes = False  # or the double hyphens of options become dashes
 exclude_patterns = ["gallery_sections", *(f"gallery/**.{end}" for end in ("ipynb", "py", "zip", "md5", "json"))]
 napoleon_use_ivar = True  # or attributes that are properties, too, are described twice
