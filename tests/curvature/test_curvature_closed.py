@@ -1,6 +1,8 @@
 """Closed pathways cost a refresh nothing: no block, no factor, none of their kernels is formed; the others'
 curvature stays."""
 
+import math
+
 import pytest
 import torch
 from escnn import gspaces
@@ -69,6 +71,10 @@ def test_what_opens_has_curvature_again(case):
     assert not any(b.parameter == "weights.irrep_1" for b in linear_map(model.body[2]).blocks)
     evidence.refresh(loader)
     assert "body.2.weights.irrep_1" not in evidence.estimate.factors
+    layer = model.body[2]
+    shut = list(layer.pathway_weights()).index("irrep_1")
+    assert layer.log_precision[shut] == math.inf and layer.effective_dimension[shut] == 0, "data determine none of it"
+    assert layer.effective_dimension.isfinite().all() and layer.effective_dimension.sum() > 0
     evidence.open({"body.2.weights.irrep_1": 2.0})
     evidence.refresh(loader)
     assert float(evidence.estimate.eigenvalues("body.2.weights.irrep_1").max()) > 0
