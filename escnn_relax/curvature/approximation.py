@@ -19,6 +19,7 @@ from ..errors import CurvatureError
 from .factors import Factor
 from .layers.extraction import Use
 from .layers.linear_map import LinearMap, WeightBlock
+from .output_hessian import OutputHessian
 from .sums.moments import at_least_single
 
 __all__ = ["Approximation", "Batch"]
@@ -128,6 +129,11 @@ class Approximation(ABC):
     @abstractmethod
     def add(self, batch: Batch, gradients: Tensor) -> None:
         """One column of the same minibatch, ``(N, groups, out channels / groups, places)``."""
+
+    def add_hessian(self, batch: Batch, hessian: OutputHessian) -> bool:
+        """Instead of all columns of a minibatch, the loss Hessian that they are a root of, where the layer's outputs
+        are the network's. Returns whether it was added; if not, as by default, the columns come."""
+        return False
 
     @abstractmethod
     def factors(self) -> dict[str, tuple[Factor, ...]]:

@@ -30,6 +30,9 @@ PROBED = 16
 #: Bytes of a weight's eigenvalue: in its factor, in the spectrum of all, and on the way.
 SPECTRA = 3 * FACTOR_BYTES
 
+#: Of more outputs than that the layer that returns them takes their Hessian as it is.
+MANY = 64
+
 
 class Totals(NamedTuple):
     """What a pass sums beside the curvature: of each output by itself, or of all together.
@@ -124,15 +127,19 @@ class DataPass:
             remedy = "pass one target for each sample of a batch"
             raise LikelihoodError("targets", expected=f"{len(output)} of them", got=len(target), remedy=remedy)
         self.likelihood.check(output, target)
+        draws = self.draws(output, enough)
         with torch.no_grad():
             if self.apart:
                 losses = self.likelihood.losses(output, target).to("cpu", torch.float64)
-                columns = self.likelihood.columns_apart(output, self.draws(output, enough), target)
+                columns = self.likelihood.columns_apart(output.detach(), draws, target)
             else:
                 losses = self.likelihood.loss(output, target).to("cpu", torch.float64)
-                columns = self.likelihood.columns(output, self.draws(output, enough), target)
+                columns = self.likelihood.columns(output.detach(), draws, target)
         counts = self.likelihood.counts(output, target)
         columns = columns if enough is None else enough.watch(columns)
+        ending, hessian = None if self.apart or output.shape[1] <= MANY else self.extraction.ending(output), None
+        if ending is not None:
+            hessian = self.likelihood.output_hessian(output, target)
         for index, uses in enumerate(self.extraction.backward(output, columns)):
             for layer_weights, layer in layers.items():
                 samples = len(output) if index == 0 else None
@@ -142,6 +149,7 @@ class DataPass:
                     counts,
                     index % len(losses) if self.apart else 0,
                     None if enough is None else enough.total,
+                    hessian if layer_weights.users == (ending,) else None,
                 )
         self.extraction.forget()
         for layer in layers.values():

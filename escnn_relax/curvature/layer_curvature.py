@@ -13,6 +13,8 @@ from .approximation import Approximation, Batch
 from .factors import Factor
 from .layers.extraction import Use
 from .layers.linear_map import LinearMap
+from .output_hessian import OutputHessian
+from .overrides import prevails
 from .sums.accumulation import Bias
 
 __all__ = ["LayerCurvature"]
@@ -33,6 +35,7 @@ class LayerCurvature:
     """
 
     _batch: Batch  # that which is being read
+    _open: list[Approximation]  # sums of the first output that need the batch's columns
 
     def __init__(
         self, name: str, layer: LinearMap, recipe: Mapping[str, Approximation], exact_bias: bool = True
@@ -75,6 +78,7 @@ class LayerCurvature:
         counts: Tensor | None = None,
         output: int = 0,
         total: int | None = None,
+        hessian: OutputHessian | None = None,
     ) -> None:
         """What one column of the loss Hessian's square root sends to all uses of the layer; never in a lower precision.
 
@@ -84,6 +88,8 @@ class LayerCurvature:
                 read.
             counts: how often each of them counts.
             total: of a :class:`~.approximation.Batch`.
+            hessian: with the first column, of the network's outputs where they are this layer's; sums that take it need
+                none of the columns.
         """
         with torch.autocast(uses[0].input.device.type, enabled=False):
             if samples is not None:
@@ -92,17 +98,29 @@ class LayerCurvature:
                     approximation.read(self._batch)
                 for others in self._sums[1:]:
                     self._follow(others)
+                self._open = [sums for sums in self._sums[0] if not self._add_hessian(sums, hessian)]
             while len(self._sums) <= output:
                 self._sums.append(self._start())
                 self._done.append({})
                 self._follow(self._sums[-1])
+            waiting = self._sums[output] if output else self._open
+            if not waiting:
+                return
             gradients = self._batch.gradients(uses)
-            for approximation in self._sums[output]:
+            for approximation in waiting:
                 approximation.add(self._batch, gradients)
+
+    def _add_hessian(self, sums: Approximation, hessian: OutputHessian | None) -> bool:
+        """Whether these sums need none of the columns."""
+        rows = len(self._batch.inputs[0])
+        if hessian is None or (self.layer.places.channels_last and len(hessian.diagonal) > rows):
+            return False
+        return prevails(type(sums), "add_hessian", ["add"]) and sums.add_hessian(self._batch, hessian)
 
     def forget(self) -> None:
         """Let go of the minibatch."""
-        vars(self).pop("_batch", None)
+        for name in ("_batch", "_open"):
+            vars(self).pop(name, None)
 
     def row_count(self) -> tuple[float, int]:
         """Of the sums with the fewest rows for their directions, see :meth:`.Approximation.row_count`."""

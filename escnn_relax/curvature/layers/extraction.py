@@ -26,6 +26,16 @@ from .row_layout import RowLayouts
 __all__ = ["Extraction", "Use"]
 
 
+#: By what the node of a graph says which layer's output comes out of it.
+MARK = "escnn_relax layer"
+
+#: Nodes of a graph that change a tensor's shape alone.
+VIEWS = {
+    f"{name}Backward0" for name in ("Alias", "Clone", "ReshapeAlias", "Squeeze", "Unsqueeze", "UnsafeView", "View")
+}
+VIEWS |= {"SqueezeBackward1", "SqueezeBackward2"}
+
+
 class Use(NamedTuple):
     """One application of a layer in a forward pass: its input, and the gradient of its output."""
 
@@ -174,6 +184,15 @@ class Extraction:
             torch.autograd.backward(output, column, retain_graph=True)
         return {name: [tap.use() for tap in layer_taps] for name, layer_taps in taps.items()}
 
+    def ending(self, output: Tensor) -> str | None:
+        """The layer that was used once in the last pass, to return the network's output, with the same samples and
+        channels; ``None`` where something more was done to it than to write it in another shape."""
+        node: Any = output.grad_fn
+        while node is not None and MARK not in node.metadata:
+            node = node.next_functions[0][0] if node.name() in VIEWS else None
+        name, shape = ("", output.shape) if node is None else node.metadata[MARK]
+        return name if shape[:2] == output.shape[:2] and self._used.get(name) == 1 else None
+
     def forget(self) -> None:
         """Let go of what the last pass recorded."""
         for tap in (tap for taps in self._taps.values() for tap in taps):
@@ -249,6 +268,8 @@ class Extraction:
             output = tap(tensor.clone()).clone()
             if not self._differentiable:  # BackPACK keeps the output, of which only the shape will be wanted
                 tap.shape, tap.nothing = output.shape, output.new_zeros(())
+                mark: Any = output.grad_fn  # a reference to it would keep the graph
+                mark.metadata[MARK] = name, output.shape
                 del tap.output
             return GeometricTensor(output, module.out_type) if geometric else output
 

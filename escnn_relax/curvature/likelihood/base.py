@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ...deprecation import former_method
 from ...errors import DataError, LikelihoodError
 from ..batch_format import Weighted
+from ..output_hessian import OutputHessian
+from ..overrides import prevails
 from .weights import broadcast_weight, broadcasts, split_weight
 
 __all__ = ["Likelihood", "signs"]
@@ -91,14 +93,45 @@ class Likelihood(ABC):
             drawn = self.sampled_columns(_places_last(output), samples)
             columns: Iterable[Tensor] = (_as_output(column, output) for column in drawn)
         else:
-            columns = self.exact_columns(output) if output.dim() == 2 else self._place_by_place(output)
+            columns = self._series(output) if output.dim() == 2 else self._place_by_place(output)
         importance = None if target is None else self.importance(output, target)
         return columns if importance is None else (column * importance.sqrt() for column in columns)
+
+    def _series(self, output: Tensor) -> Iterable[Tensor]:
+        """:meth:`exact_columns`, where they can be made one after the other: all of them are ``N C C`` numbers."""
+        return self._exact_series(output) if self._has_form("_exact_series") else self.exact_columns(output)
+
+    def _exact_series(self, output: Tensor) -> Iterable[Tensor]:
+        """:meth:`exact_columns` of ``(N, C)``, each made when it is asked for."""
+        return self.exact_columns(output)
+
+    def output_hessian(self, output: Tensor, target: Any) -> OutputHessian | None:
+        """The loss Hessian of each sample at each place, as :meth:`columns` has it on average, in a form that is linear
+        in the number of outputs; ``None`` where the likelihood has none."""
+        if not self._has_form("_hessian"):
+            return None
+        flat = _places_last(output.detach())
+        diagonal, root = self._hessian(flat if flat.dtype == torch.float64 else flat.float())
+        importance = self.importance(output, target)
+        if importance is None:
+            return OutputHessian(diagonal, root)
+        counts = _places_last(importance.expand_as(output))
+        return OutputHessian(counts * diagonal, None if root is None else counts.sqrt() * root)
+
+    def _hessian(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        r"""d and r of outputs ``(N, C)`` with :math:`\mathrm{diag}(d) - r r^\top` the loss Hessian, see
+        :class:`~.output_hessian.OutputHessian`."""
+        raise NotImplementedError
+
+    def _has_form(self, form: str) -> bool:
+        """Whether it is that of the columns, whatever a subclass has made of them."""
+        defined = getattr(type(self), form) is not getattr(Likelihood, form)
+        return defined and prevails(type(self), form, ["columns", "exact_columns"])
 
     def _place_by_place(self, output: Tensor) -> Iterator[Tensor]:
         flat = output.flatten(2)
         for place in range(flat.shape[2]):
-            for column in self.exact_columns(flat[..., place]):
+            for column in self._series(flat[..., place]):
                 yield F.pad(column.unsqueeze(-1), (place, flat.shape[2] - place - 1)).view_as(output)
 
     def probabilities(self, output: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,12 +76,22 @@ class Categorical(Likelihood):
         return masses * weight.to(masses).view(-1, *(1,) * (masses.dim() - 2))
 
     def exact_columns(self, output: Tensor) -> Tensor:
+        return torch.stack([*self._exact_series(output)])
+
+    def _exact_series(self, output: Tensor) -> Iterator[Tensor]:
         # diag(p) - p p^T has rank C - 1, so C - 1 columns will do: sqrt(p) times an orthonormal basis of its
         # complement, which a Householder reflection of the last axis onto it provides
         root = output.softmax(1).sqrt()
         normal = torch.cat([root[:, :-1], root[:, -1:] + 1], dim=1)
-        columns = torch.diag_embed(root) - torch.einsum("ni,nj->nij", root * normal / normal[:, -1:], root)
-        return columns[..., :-1].permute(2, 0, 1)
+        reflected = root * normal / normal[:, -1:]
+        for index in range(output.shape[1] - 1):
+            beside = reflected * root[:, index : index + 1]
+            unit = F.pad(root[:, index : index + 1], (index, output.shape[1] - index - 1))
+            yield unit - beside
+
+    def _hessian(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        p = output.softmax(1)
+        return p, p
 
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
         # the C columns sqrt(p_c) (e_c - p), added up with random signs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,14 @@ class _Elementwise(Likelihood):
         """Square root of the second derivative of the loss in each output."""
 
     def exact_columns(self, output: Tensor) -> Tensor:
-        return torch.diag_embed(self._root(output)).permute(2, 0, 1)
+        return torch.stack([*self._exact_series(output)])
+
+    def _exact_series(self, output: Tensor) -> Iterator[Tensor]:
+        root, count = self._root(output), output.shape[1]
+        return (F.pad(root[:, i : i + 1], (i, count - i - 1)) for i in range(count))
+
+    def _hessian(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._root(output).square(), None
 
     def sampled_columns(self, output: Tensor, samples: int) -> Tensor:
         return self._root(output.detach()) * signs(samples, output) / samples**0.5

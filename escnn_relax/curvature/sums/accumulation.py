@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..approximation import Approximation, Batch
 from ..factors import DenseFactor, Factor, KroneckerFactor
-from ..layers.linear_map import WeightBlock
+from ..output_hessian import OutputHessian
 from .contraction import contract
 from .moments import MeanPatchMoments, Moments
+from .output_moments import OutputMoments
 from .patch_moments import PatchMoments
 
 __all__ = ["Bias", "Expand", "OutputMoments", "Reduce"]
-
-
-class OutputMoments:
-    """Second moments of the gradients of output fields: B of each block; blocks with the same fields share it.
-
-    Args:
-        reduce: sum over the places of a sample first.
-    """
-
-    def __init__(self, blocks: Sequence[WeightBlock], reduce: bool = False) -> None:
-        self._fields = {_output(block): block.channels for block in blocks}
-        self._moments = {key: Moments() for key in self._fields}
-        self.reduce = reduce
-
-    def add(self, gradients: Tensor) -> None:
-        """One column of a minibatch, ``(N, groups, out channels / groups, places)``."""
-        for key, channels in self._fields.items():
-            group = gradients[:, key[0]]
-            whole = key[1] == tuple(range(group.shape[1]))
-            fields = group.unflatten(1, channels.shape) if whole else group[:, channels]  # (N, O, o, places)
-            if self.reduce:
-                self._moments[key].add(fields.flatten(2).sum(-1).T)
-            else:
-                self._moments[key].add_samples(fields.flatten(2))
-
-    def gather(self) -> None:
-        """Add up those of all processes."""
-        for moments in self._moments.values():
-            moments.gather()
-
-    def total(self, block: WeightBlock) -> Tensor:
-        """B of a block, ``(O, O)``, float64."""
-        return self._moments[_output(block)].total
 
 
 class Expand(Approximation):
@@ -72,6 +41,10 @@ class Expand(Approximation):
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         self._output_moments.add(gradients)
+
+    def add_hessian(self, batch: Batch, hessian: OutputHessian) -> bool:
+        self._output_moments.add_hessian(hessian, self.layer.groups)
+        return True
 
     def sums(self) -> Iterable[Any]:
         return self._input_moments, self._output_moments
@@ -121,20 +94,24 @@ class Bias(Approximation):
 
     def prepare(self) -> None:
         self._moments = Moments()
+        expansion: Any = self.layer.bias  # there is one
+        height, width = expansion.shape
+        self._plain = height == width and torch.equal(expansion, torch.eye(height).to(expansion))
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         columns = gradients.flatten(1, 2)  # (N, out channels, places)
         columns = columns.transpose(0, 1).flatten(1) if self.shared else columns.sum(-1).T
-        expansion: Any = self.layer.bias  # there is one
+        expansion: Any = self.layer.bias
         self._moments.add(expansion.T.to(columns) @ columns)
+
+    def add_hessian(self, batch: Batch, hessian: OutputHessian) -> bool:
+        expansion: Any = self.layer.bias
+        wide = expansion.to(hessian.total)
+        self._moments.add_total(hessian.total if self._plain else wide.T @ hessian.total @ wide)
+        return True
 
     def sums(self) -> Iterable[Any]:
         return (self._moments,)
 
     def factors(self) -> dict[str, tuple[Factor, ...]]:
         return {"bias": (DenseFactor(self.parameter_name("bias"), self._moments.total),)}
-
-
-def _output(block: WeightBlock) -> tuple[Any, ...]:
-    """Blocks with the same output fields have the same B."""
-    return block.group, tuple(block.channels.flatten().tolist())

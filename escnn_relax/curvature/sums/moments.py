@@ -49,6 +49,10 @@ class Moments:
         self._partial = product if self._partial is None else self._partial + product
         self._count(len(samples) * samples.shape[-1])
 
+    def add_total(self, total: Tensor) -> None:
+        """Add a sum of outer products, ``(groups, D, D)``, float64."""
+        self._total = self._total + total
+
     def _count(self, rows: int) -> None:
         self.rows += rows
         self._pending += rows

@@ -20,8 +20,9 @@ from ..conventions import FACTOR_BYTES
 from ..factors import Factor, SketchedFactor
 from ..factors.sketch import AXES, PROBES, STEPS, Sketch, decompose, direct_sum, sketch
 from ..layers.linear_map import WeightBlock, width
-from .accumulation import OutputMoments
+from ..output_hessian import OutputHessian
 from .field_moments import FieldMoments
+from .output_moments import OutputMoments
 from .row_operator import CHUNK, RowOperator
 from .row_reservoir import RowReservoir
 from .row_summands import Summand, summands, undivided
@@ -61,6 +62,10 @@ class Sketched(Approximation):
 
     def add(self, batch: Batch, gradients: Tensor) -> None:
         self._output_moments.add(gradients)
+
+    def add_hessian(self, batch: Batch, hessian: OutputHessian) -> bool:
+        self._output_moments.add_hessian(hessian, self.layer.groups)
+        return True
 
     def sums(self) -> Iterable[Any]:
         return self._rows, self._fields, self._output_moments
