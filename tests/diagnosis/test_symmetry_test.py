@@ -344,6 +344,15 @@ def test_off_the_grid_only_an_effect():
     assert {t.pathway for t in found.tests if t.broken} == {"irrep_1", "irrep_2", "irrep_3"}
 
 
+def test_irreps_that_exact_elements_cannot_tell_apart_are_named():
+    """By quarter turns, frequencies 1 and 3 of C8 turn as one vector does, or its mirror image."""
+    found = examined(pictures(600, "C1"), gspaces.rot2dOnR2(8))
+    assert {"irrep_1", "irrep_3"} & {t.pathway for t in found.tests if t.broken}
+    sentence = "Exact elements move alike irrep_1 and irrep_3: through the pixels one of them may show"
+    assert sentence in " ".join(str(found).split())
+    assert "move alike" not in str(examined(pictures(600, "C1"))), "quarter turns are all of C4"
+
+
 def test_strides_that_break_the_symmetry_are_named():
     found = symmetry_test(Net(C4, outputs=2, stride=4), loader(pictures(600, side=7)), progress=False)
     assert found.equivariance_error > 0.01 and not any(t.testable for t in found.tests)

@@ -11,6 +11,8 @@ from evidence_cases import LIKELIHOODS, loader, network
 from escnn_relax import Evidence
 from escnn_relax.errors import ArgumentError, CoverageError
 from escnn_relax.evidence import PriorSettings
+from escnn_relax.evidence.terms import doubt
+from escnn_relax.evidence.verdicts.fixed_point import SETTLED, climb
 
 METHODS = {"mackay": {"steps": 40}, "gradient": {"steps": 150, "method": "gradient", "rate": 0.05}}
 
@@ -86,3 +88,27 @@ def test_steps_that_make_no_sense(arguments):
     assert evidence.log_precision == before
     with pytest.raises(CoverageError, match="refresh"):
         Evidence(network()).step(method="gradient")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_steps_move_nothing(method):
+    evidence = refreshed()
+    before = dict(evidence.log_precision)
+    assert evidence.step(0, method=method) == evidence.terms() and evidence.log_precision == before
+
+
+def test_a_fixed_point_ends_the_climb():
+    """At the first two values that are the same within a hundredth of a nat, however many steps are left."""
+    seen = []
+
+    def at(logs):
+        seen.append(logs["w"])
+        return 5.0 - (logs["w"] - 1.0) ** 2, {"w": (logs["w"] + 1.0) / 2}
+
+    assert climb(at, {"w": 3.0}, (-5.0, 5.0)) == pytest.approx(5.0, abs=SETTLED)
+    assert seen == [3.0, 2.0, 1.5, 1.25, 1.125, 1.0625, 1.03125], "0.0117 nats from one to the next, then 0.003"
+
+
+@pytest.mark.parametrize("gain, known", [(-2.0, "no better"), (0.0, "no better"), (0.1, "not known to be better")])
+def test_what_is_said_of_a_network_that_may_not_have_learned(gain, known):
+    assert f"the network is {known} than a constant output" in doubt(gain, 10.0, 2.0)
