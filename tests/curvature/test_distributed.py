@@ -250,3 +250,16 @@ def test_example_under_torchrun():
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     assert "2 processes, the same precisions" in done.stdout
+
+
+def test_what_is_exchanged_stays_as_it_was(monkeypatch):
+    """The tensor that is passed holds the summand of its own process afterwards, too."""
+    from escnn_relax.curvature import distributed
+
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    monkeypatch.setattr(distributed, "_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: tensor.mul_(2))  # two alike
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, source: tensor.fill_(source + 7.0))
+    mine = torch.tensor([1.0, 2.0])
+    assert distributed.sum_processes(mine).tolist() == [2.0, 4.0] and mine.tolist() == [1.0, 2.0]
+    assert distributed.broadcast_first(mine).tolist() == [7.0, 7.0] and mine.tolist() == [1.0, 2.0]

@@ -175,6 +175,21 @@ def test_every_place_is_as_likely():
     assert ((counts - 80).abs() < 5 * 8).all()  # five standard deviations of 400 draws at one fifth
 
 
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 4), (torch.float64, 8)], ids=str)
+def test_bytes_of_a_number_in_the_sample(dtype, size):
+    """Before the first minibatch, by which room is planned, those of torch's default."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        sample = row_reservoir.RowReservoir(linear_map(nn.Linear(2, 1)), 10, 0)
+        assert sample.item_size == size and sample.growth() == (0, 0)
+    finally:
+        torch.set_default_dtype(before)
+    sample.add([torch.ones(3, 2, dtype=dtype)])
+    assert sample.item_size == size
+    assert sample.growth() == (12 * 2 * size, (15 + 10) * 2 * size), "15 places at most, sorted into 10"
+
+
 class Net(nn.Module):
     def __init__(self, width=4):
         super().__init__()
