@@ -9,16 +9,21 @@ from escnn import gspaces
 from nonempty import each
 from torch import nn
 
-from escnn_relax import Evidence, History, subgroup, survivors
+from escnn_relax import Evidence, History, subgroup, subgroups, survivors
 from escnn_relax.diagnosis.result import PathwayTest, SymmetryTest
 from escnn_relax.errors import ArgumentError
 from escnn_relax.evidence.terms import EvidenceTerms
+from escnn_relax.morphism import HardenedLayer, HardeningReport
+from escnn_relax.nn.measured.certificate import Certificate
+from escnn_relax.nn.measured.certificate_chain import Chain
 from escnn_relax.report import LayerReport, PathwayReport, Report
 from escnn_relax.search.evolution.individual import Individual
 from escnn_relax.search.evolution.results import EvolutionResult
 from escnn_relax.search.gradient.result import GradientSearchResult
 from escnn_relax.search.gradient.shares_history import SharesHistory
 from escnn_relax.symmetry.decision import Decision, Decisions
+from escnn_relax.symmetry.equivariance.error_record import EquivarianceError
+from escnn_relax.symmetry.equivariance.operator_norm import Norm
 from escnn_relax.symmetry.html_table import html_table
 from escnn_relax.training.history import EpochRecord
 
@@ -83,7 +88,31 @@ def search_result(count):
     return GradientSearchResult(nn.Identity(), nn.Identity(), dict.fromkeys(layer_names(count), "C2"), shares(count))
 
 
+def hardened(count):
+    made = (HardenedLayer(n, ("irrep_1",), (), 1e-3, "R2Conv", "C2", ("a < b",), 0.1) for n in layer_names(count))
+    return HardeningReport((*made, HardenedLayer("", (), (), 0.0, "Linear")))
+
+
+def lattice(count):
+    return subgroups(gspaces.flipRot2dOnR2(-1))
+
+
+def errors(count):
+    elements = tuple(SPACE.fibergroup.elements)
+    return EquivarianceError(elements, (0.0, 0.1, 0.2, 0.3), False, SPACE, (("a.<conv>", "1 of 9 pixels"),))
+
+
+def chain(count):
+    norm = Norm(0.9, 1.1)
+    layers = (Certificate(n, (), (), Norm(0.1, 0.2), norm, False) for n in layer_names(count))
+    return Chain(tuple(layers), 0.4, 1.3, "the <pool>: unknown")
+
+
 TABLES = {
+    "hardened": hardened,
+    "lattice": lattice,
+    "errors": errors,
+    "chain": chain,
     "report": report,
     "symmetry test": symmetry_test,
     "shares": shares,
@@ -92,6 +121,14 @@ TABLES = {
     "history": history,
     "decisions": decisions,
     "survivors": surviving,
+}
+
+
+#: Words that make a sentence of what stands in cells.
+PROSE = {
+    "decisions": ("keeps", "by", "the"),
+    "hardened": ("of", "without", "the", "energy", "removed"),
+    "lattice": ("id", "order", ">"),
 }
 
 
@@ -135,7 +172,7 @@ def test_what_prints_as_a_table_is_one_in_a_notebook(kind):
     assert not table.open and len(table.rows) > 1 and all(len(row) <= len(table.rows[0]) for row in table.rows)
     shown = " ".join([*(cell for row in table.rows for cell in row), *table.notes])
     for word in each(words(str(found))):
-        assert word.strip("():;*W") in shown or kind == "decisions" and word in ("keeps", "by", "the"), word
+        assert word.strip("():;*W") in shown or word.strip("()") in PROSE.get(kind, ()), word
     colours = ";".join(table.styles).replace("currentColor", "").replace("transparent", "")
     assert "inherit" in colours and not any(sign in colours for sign in ("#", "rgb(", "white", "black", "gray"))
 

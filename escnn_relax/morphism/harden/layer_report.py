@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ...symmetry.equal_records import equal_records
+from ...symmetry.html_table import html_table
 
 __all__ = ["HardenedLayer", "HardeningReport"]
 
@@ -73,3 +74,12 @@ class HardeningReport:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.layers))
+
+    def _repr_html_(self) -> str:
+        head = ["layer", "is now", "removed", "subgroup", "removed energy", "error ≤", "change ≤", "reasons"]
+        rows = []
+        for layer in self.layers:
+            words = [layer.name or "model", layer.kind, ", ".join(layer.removed) or "nothing", layer.subgroup]
+            numbers = (layer.removed_energy, layer.error, layer.change)
+            rows.append([*words, *("–" if math.isnan(n) else f"{n:.1e}" for n in numbers), "; ".join(layer.reasons)])
+        return html_table(head, rows, words=4)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ...errors import ArgumentError, UnsupportedModuleError
 from ...symmetry.equivariance.operator_norm import WORK
+from ...symmetry.html_table import html_table
 from ..affine import expanded
 from .certificate import Certificate, certify
 
@@ -48,6 +49,13 @@ class Chain:
     def __str__(self) -> str:
         end = f" (up to {self.stopped})" if self.stopped else ""
         return f"error of inputs of norm 1 up to {self.error:.2e}, outputs up to {self.size:.2e}{end}"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [layer.name, f"{layer.bound:.2e}", f"{layer.relative:.2%}", f"{layer.norm.bound:.2e}"]
+            for layer in self.layers
+        ]
+        return html_table(["layer", "error ≤", "of its norm", "norm ≤"], rows, [str(self)], words=1)
 
 
 def certify_chain(model: nn.Module, input_shape: Sequence[int], work: float = WORK) -> Chain:

@@ -12,6 +12,7 @@ from escnn.group import GroupElement
 from escnn.gspaces import GSpace
 
 from ..grid.field_action import acts_on_grid
+from ..html_table import html_table
 
 __all__ = ["EquivarianceError", "default_elements", "grid_elements", "relative"]
 
@@ -85,6 +86,10 @@ class EquivarianceError(Mapping[Any, Any]):
         kind = "exact on the grid" if self.exact else "with interpolation"
         summary = f"equivariance error of {len(self)} elements ({kind}): mean {self.mean:.2e}, largest {self.max:.2e}"
         return "\n".join([summary, *(f"{name or 'it'}: {message}" for name, message in self.uneven)])
+
+    def _repr_html_(self) -> str:
+        rows = [[str(element), f"{error:.2e}"] for element, error in zip(self.elements, self.errors)]
+        return html_table(["element", "error"], rows, str(self).splitlines(), words=1)
 
 
 def _angle(gspace: GSpace, element: GroupElement) -> tuple[float, bool]:

@@ -12,6 +12,7 @@ from escnn import gspaces
 
 from ...deprecation import former_method
 from ...errors import ArgumentError, SubgroupError
+from ..html_table import html_table
 from .subgroup import Subgroup, group_size, short, subgroup
 from .subgroup_list import listed_ids, unlisted
 
@@ -81,6 +82,15 @@ class SubgroupLattice:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for member in self.members:
+            children = ", ".join(m.name for m in self.maximal_subgroups(member))
+            order = "continuous" if member.order < 0 else str(member.order)
+            rows.append([member.name, str(short(member.id)), children, order])
+        notes = [f"{len(self)} subgroups of {self.gspace}", self.unlisted and f"not listed: {self.unlisted}"]
+        return html_table(["subgroup", "id", "maximal subgroups", "order"], rows, notes, words=3)
 
 
 def subgroups(gspace: gspaces.GSpace, max_order: int = 8) -> SubgroupLattice:
