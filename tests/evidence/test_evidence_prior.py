@@ -68,6 +68,15 @@ def test_bad_priors(options):
         Evidence(network(), prior=PriorSettings(**options))
 
 
+@pytest.mark.parametrize("value", [101.0, -101.0, math.nan, math.inf])
+def test_log_precisions_out_of_all_reason(value):
+    """As of one who passes a precision itself, 1e4; nothing is clipped in silence."""
+    with pytest.raises(ArgumentError, match="expected a log precision between -100 and 100, got .*; pass the logarithm"):
+        Evidence(network(), prior=PriorSettings(log_precision=value))
+    with pytest.raises(ArgumentError, match="^first.bias: expected a log precision between -100 and 100"):
+        Evidence(network(), prior=PriorSettings(fixed={"first.bias": value}))
+
+
 def test_precisions_start_within_their_bounds():
     """So that no step can lower the evidence by clipping; fixed ones stay where they are told to."""
     evidence = Evidence(network(), prior=PriorSettings(bounds=(-1.0, 2.0), fixed={"first.bias": 5.0}))
