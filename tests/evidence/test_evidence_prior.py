@@ -71,7 +71,9 @@ def test_bad_priors(options):
 @pytest.mark.parametrize("value", [101.0, -101.0, math.nan, math.inf])
 def test_log_precisions_out_of_all_reason(value):
     """As of one who passes a precision itself, 1e4; nothing is clipped in silence."""
-    with pytest.raises(ArgumentError, match="expected a log precision between -100 and 100, got .*; pass the logarithm"):
+    with pytest.raises(
+        ArgumentError, match="expected a log precision between -100 and 100, got .*; pass the logarithm"
+    ):
         Evidence(network(), prior=PriorSettings(log_precision=value))
     with pytest.raises(ArgumentError, match="^first.bias: expected a log precision between -100 and 100"):
         Evidence(network(), prior=PriorSettings(fixed={"first.bias": value}))

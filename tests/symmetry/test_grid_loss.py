@@ -9,8 +9,9 @@ import torch
 from escnn import gspaces
 from escnn import nn as enn
 from nonempty import each
+from torch import nn
 
-from escnn_relax import harden, relax, report, survivors
+from escnn_relax import Evidence, harden, relax, report, survivors
 from escnn_relax.nn import RelaxedR2Conv, RelaxedR3Conv
 from escnn_relax.nn.measured.resolution import lost_on_the_grid, resolution
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
@@ -270,6 +271,17 @@ def planted(space, fields, size, id):
     return model
 
 
+class Pooled(nn.Module):
+    """Means of a model's outputs over the sites."""
+
+    def __init__(self, body, fields):
+        super().__init__()
+        self.body, self.fields = body, fields
+
+    def forward(self, x):
+        return self.body(self.fields(x)).tensor.mean((-2, -1))
+
+
 def test_where_a_verdict_is_read_so_is_what_is_lost():
     space = planar("C6")
     fields = enn.FieldType(space, 2 * [space.regular_repr])
@@ -293,6 +305,23 @@ def test_where_a_verdict_is_read_so_is_what_is_lost():
         and "pixels" not in str(survivors(model))
         and "pixels" not in str(report(model))
     )
+
+
+def test_what_is_lost_is_said_beside_a_verdict_by_data_too():
+    """That of the subgroups which the data leave, no others."""
+    space = planar("C6")
+    fields = enn.FieldType(space, [space.regular_repr])
+    model = planted(space, fields, 3, 3).double()
+    net = Pooled(model, fields)
+    x = torch.randn(20, 6, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    data = [(x, net(x).argmax(1).detach())]
+    evidence = Evidence(net, num_data=20)
+    evidence.refresh(data)
+    (found,) = survivors(net, evidence, data=data).layers
+    shown = {found.subgroup.name, *(h.name for h in found.candidates)}
+    assert found.losses and found.subgroup.name == "C3"
+    assert [g.smaller.name for g in found.grid if g.larger.name == "C3"] == ["trivial"]
+    assert {g.larger.name for g in found.grid} <= shown
 
 
 def test_the_size_that_would_settle_it_does():
