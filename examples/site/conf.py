@@ -65,6 +65,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "matplotlib_animations": False,
     "reset_argv": "running.arguments",
+    "reset_modules": ("matplotlib", "running.forget"),
 }
 
 sections.stage()

@@ -1,10 +1,13 @@
-"""How sphinx-gallery runs the examples: with a folder for their figures, and so that they may start processes."""
+"""How sphinx-gallery runs the examples: with a folder for their figures, so that they may start processes, and each as
+if it were alone."""
 
 from __future__ import annotations
 
 import multiprocessing.spawn
 import sys
 from pathlib import Path
+
+from escnn.nn.modules.basismanager import basisexpansion_singleblock, basissampler_singleblock
 
 OUTPUT = Path(__file__).parents[1] / "output"
 _preparation = multiprocessing.spawn.get_preparation_data
@@ -29,3 +32,10 @@ def preparation(name: str) -> dict:
 
 
 multiprocessing.spawn.get_preparation_data = preparation
+
+
+def forget(gallery: dict, script: str) -> None:
+    """Empty escnn's memory of sampled kernels, which layers share: those of a model that became ``double()`` are double
+    for all that are made later."""
+    for stored in (basisexpansion_singleblock._stored_filters, basissampler_singleblock._stored_filters):
+        stored.clear()
