@@ -14,7 +14,7 @@ from torch import nn
 
 from escnn_relax import Evidence
 from escnn_relax.curvature import approximation_choice as recipe
-from escnn_relax.curvature.sums import field_moments, row_operator, row_reservoir
+from escnn_relax.curvature.sums import field_moments, row_operator, row_reservoir, sketched
 from escnn_relax.curvature.approximation import Batch
 from escnn_relax.curvature.curvature import Curvature
 from escnn_relax.curvature.sums.contraction import contract
@@ -22,7 +22,7 @@ from escnn_relax.curvature.sums.row_summands import summands, undivided
 from escnn_relax.curvature.layers.known_layers import linear_map
 from escnn_relax.curvature.layers.linear_map import Piece, WeightBlock
 from escnn_relax.curvature.sums.patch_moments import PatchMoments
-from escnn_relax.curvature.factors.sketch import AXES, Sketch, decompose, direct_sum, sketch
+from escnn_relax.curvature.factors.sketch import AXES, Sketch, decompose, direct_sum, sketch, sketch_blocks
 from escnn_relax.curvature.factors import SketchedFactor
 from escnn_relax.errors import ArgumentError, RelaxError
 from escnn_relax.evidence import CurvatureSettings, NoiseSettings
@@ -66,6 +66,54 @@ def test_trace_bounds_and_effective_dimension(power, seed):
     assert (found.axes.T @ found.axes - torch.eye(AXES)).abs().max() < 1e-12
     for delta in (1e-1, 1e-2, 1e-3, 1e-4):
         assert dimension(found.values, delta) == pytest.approx(dimension(values, delta), rel=0.05)
+
+
+def two_blocks():
+    """Of 300 and 400 rows that take turns, and the products that are asked for."""
+    (first, A), (second, B) = decaying(300, 1.0, 0), decaying(400, 0.5, 1)
+    places = torch.randperm(700, generator=torch.Generator().manual_seed(2)).split([300, 400])
+    whole, widths = torch.zeros(700, 700, dtype=torch.float64), []
+    for block, at in zip((A, B), places):
+        whole[at[:, None], at] = block
+
+    def product(vectors):
+        widths.append(vectors.shape[1])
+        return whole @ vectors
+
+    return product, places, (first, second), widths
+
+
+def test_blocks_share_their_products():
+    product, places, values, widths = two_blocks()
+    traces = [float(v.sum()) for v in values]
+    found = sketch_blocks(product, places, traces, torch.Generator().manual_seed(0), 12, 2)
+    assert widths == [12] * 3 + [2] * 10
+    for result, expected in each(zip(found, values)):
+        assert float(result.values.sum()) == pytest.approx(float(expected.sum()), rel=1e-10)
+        assert (result.top <= expected[:12] * (1 + 1e-10)).all()
+        for delta in (1e-1, 1e-2, 1e-3):
+            assert dimension(result.values, delta) == pytest.approx(dimension(expected, delta), rel=0.05)
+
+
+def test_other_rows_for_a_block_are_noticed():
+    """The broken twin: the first 300 rows for those of the first block."""
+    product, places, values, _ = two_blocks()
+    wrong, traces = torch.arange(700).split([300, 400]), [float(v.sum()) for v in values]
+    found = sketch_blocks(product, wrong, traces, torch.Generator().manual_seed(0), 12, 2)
+    assert abs(float(found[0].top[0]) / float(values[0][0]) - 1) > 0.05
+
+
+def test_together_or_by_themselves_summands_are_the_same(monkeypatch):
+    """Sketched together, with as many axes as there are coefficients: the exact eigenvalues."""
+    network, found = Net(), {}
+    for together, axes in ((10**6, 1), (1, 1000)):
+        monkeypatch.setattr(sketched, "TOGETHER", together)
+        monkeypatch.setattr(sketched, "AXES_EACH", axes)
+        torch.manual_seed(0)
+        estimate = Curvature(network, "categorical", "sketched", None)(data())
+        found[together] = {name: estimate.eigenvalues(name).sort().values for name in estimate.factors}
+    for name, values in each(found[1].items()):
+        assert torch.allclose(values, found[10**6][name], atol=1e-5 * float(values.max()))
 
 
 def test_a_sketch_without_quadrature_would_be_far_off():
@@ -322,7 +370,7 @@ def test_auto_sketches_wide_layers_and_says_so(monkeypatch, caplog):
 
 
 def test_many_outputs_are_sampled_with_a_message(caplog):
-    model = Tensors(nn.Sequential(nn.Flatten(), nn.Linear(4, 300)))
+    model = Tensors(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 300)))
     batch = [(torch.randn(3, 4), torch.randint(300, (3,)))]
     torch.manual_seed(0)
     drawn = Curvature(model)(batch)

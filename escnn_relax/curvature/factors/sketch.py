@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Sketch", "decompose", "direct_sum", "sketch"]
+__all__ = ["Sketch", "decompose", "direct_sum", "sketch", "sketch_blocks"]
 
 #: Axes of the largest eigenvalues.
 AXES = 32
@@ -115,52 +115,119 @@ def sketch(
     >>> found.values
     tensor([4.0000, 1.0000, 1.0000], dtype=torch.float64)
     """
+    return sketch_blocks(product, [torch.arange(size)], [trace], generator, axes, probes)[0]
+
+
+def sketch_blocks(
+    product: Callable[[Tensor], Tensor],
+    blocks: Sequence[Tensor],
+    traces: Sequence[float],
+    generator: torch.Generator,
+    axes: int = AXES,
+    probes: int = PROBES,
+) -> list[Sketch]:
+    """Sketch each block of a block diagonal matrix. A vector has a part in each of them, so that a product serves all.
+
+    Args:
+        product: vectors ``(size, m)`` to the matrix times them, float64 on the CPU.
+        blocks: where the rows of each block stand; all rows are of one.
+        traces: of the blocks.
+        axes: of the largest eigenvalues of each block.
+        probes: random vectors for the quadrature.
+
+    >>> A = torch.diag(torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
+    >>> blocks = [torch.tensor([0, 2]), torch.tensor([1])]
+    >>> [found.values for found in sketch_blocks(lambda v: A @ v, blocks, [6.0, 1.0], torch.Generator().manual_seed(0))]
+    [tensor([4.0000, 2.0000], dtype=torch.float64), tensor([1.], dtype=torch.float64)]
+    """
+    size = sum(map(len, blocks))
 
     def draw(count: int) -> Tensor:
         return torch.randn(size, count, dtype=torch.float64, generator=generator)
 
-    Q = torch.linalg.qr(draw(min(axes, size)))[0]
+    def join(columns: Sequence[Tensor]) -> Tensor:
+        whole = torch.zeros(size, max(part.shape[1] for part in columns), dtype=torch.float64)
+        for block, part in zip(blocks, columns):
+            whole[block, : part.shape[1]] = part
+        return whole
+
+    def images(columns: Sequence[Tensor]) -> list[Tensor]:
+        whole = product(join(columns))
+        return [whole[block, : part.shape[1]] for block, part in zip(blocks, columns)]
+
+    start = draw(min(axes, max(map(len, blocks))))
+    spaces = [torch.linalg.qr(start[block, : len(block)])[0] for block in blocks]
     for _ in range(ITERATIONS):
-        Q = torch.linalg.qr(product(Q))[0]
-    inner = Q.T @ product(Q)
-    values, turn = torch.linalg.eigh((inner + inner.T) / 2)
-    Q, top = Q @ turn.flip(1), values.flip(0).clamp(min=0)
-    left = size - len(top)
+        spaces = [torch.linalg.qr(image)[0] for image in images(spaces)]
+    tops = []
+    for index, image in enumerate(images(spaces)):
+        inner = spaces[index].T @ image
+        values, turn = torch.linalg.eigh((inner + inner.T) / 2)
+        spaces[index], top = spaces[index] @ turn.flip(1), values.flip(0).clamp(min=0)
+        tops.append(top)
+    left = max(len(block) - len(top) for block, top in zip(blocks, tops))
     if not left:
-        return Sketch(Q, top, top[:0])
+        return [Sketch(Q, top, top[:0]) for Q, top in zip(spaces, tops)]
 
     def remaining(vectors: Tensor) -> Tensor:
-        return vectors - Q @ (Q.T @ vectors)
+        return join([vectors[block] - Q @ (Q.T @ vectors[block]) for block, Q in zip(blocks, spaces)])
 
-    nodes, weights = _lanczos(lambda v: remaining(product(v)), remaining(draw(min(probes, left))), min(STEPS, left))
+    member = torch.zeros(size, dtype=torch.long)
+    for index, block in enumerate(blocks):
+        member[block] = index
+    start = remaining(draw(min(probes, left)))
+    nodes, weights = _lanczos(lambda v: remaining(product(v)), start, min(STEPS, left), member)
+    return [
+        Sketch(Q, top, _quantiles(nodes[index], weights[index], len(block) - len(top), trace - float(top.sum())))
+        for index, (block, Q, top, trace) in enumerate(zip(blocks, spaces, tops, traces))
+    ]
+
+
+def _quantiles(nodes: Tensor, weights: Tensor, count: int, trace: float) -> Tensor:
+    """As many eigenvalues with that sum, spread as nodes with these weights are."""
+    if not count:
+        return nodes[:0]
     order = nodes.argsort(descending=True)
-    edges = weights[order].cumsum(0) * left / weights.sum()
-    middles = torch.arange(left, dtype=torch.float64) + 0.5
-    rest = nodes[order][torch.searchsorted(edges, middles).clamp(max=len(nodes) - 1)]
-    total = max(trace - float(top.sum()), 0.0)
-    rest = rest * (total / float(rest.sum())) if float(rest.sum()) > 0 else torch.full_like(rest, total / left)
-    return Sketch(Q, top, rest)
+    edges = weights[order].cumsum(0) * count / weights.sum()
+    middles = torch.arange(count, dtype=torch.float64) + 0.5
+    values = nodes[order][torch.searchsorted(edges, middles).clamp(max=len(nodes) - 1)]
+    total = max(trace, 0.0)
+    return values * (total / float(values.sum())) if float(values.sum()) > 0 else torch.full_like(values, total / count)
 
 
-def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Ritz values and weights of each start vector by itself, joined; every basis is orthogonalised in full."""
-    vectors = start / start.norm(dim=0)
+def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int, member: Tensor) -> tuple[Tensor, Tensor]:
+    """Ritz values and weights of each start vector by itself in each block, joined for a block, ``(blocks, nodes)``;
+    every basis is orthogonalised in full. ``member`` is the block of each row."""
+    count = int(member.max()) + 1
+
+    def inner(first: Tensor, second: Tensor) -> Tensor:  # (blocks, m)
+        products = first * second
+        if count == 1:
+            return products.sum(0, keepdim=True)
+        return products.new_zeros(count, products.shape[1]).index_add_(0, member, products)
+
+    def spread(numbers: Tensor) -> Tensor:
+        return numbers if count == 1 else numbers[member]
+
+    tiny = torch.finfo(start.dtype).tiny
+    norms = inner(start, start).sqrt()
+    vectors = start / spread(norms.clamp(min=tiny))
     bases, diagonal, beside = [vectors], [], []
     largest = torch.zeros(())
     for _ in range(steps):
         image = product(bases[-1])
-        diagonal.append((bases[-1] * image).sum(0))
-        largest = torch.maximum(largest, image.norm(dim=0))
+        diagonal.append(inner(bases[-1], image))
+        largest = torch.maximum(largest, inner(image, image).sqrt())
         for _ in range(2):
             for basis in bases:
-                image = image - basis * (basis * image).sum(0)
-        norms = image.norm(dim=0)
+                image = image - basis * spread(inner(basis, image))
+        norms = inner(image, image).sqrt()
         over = norms <= ROUNDING * largest  # the space that this vector reaches is exhausted
         beside.append(torch.where(over, torch.zeros_like(norms), norms))
-        bases.append(torch.where(over, torch.zeros_like(image), image / norms.clamp(min=torch.finfo(norms.dtype).tiny)))
-    T = torch.diag_embed(torch.stack(diagonal, 1))
+        bases.append(image * spread(torch.where(over, torch.zeros_like(norms), 1 / norms.clamp(min=tiny))))
+    T = torch.diag_embed(torch.stack(diagonal, 2))
     if steps > 1:
-        upper = torch.diag_embed(torch.stack(beside[:-1], 1), 1)
-        T = T + upper + upper.transpose(1, 2)
+        upper = torch.diag_embed(torch.stack(beside[:-1], 2), 1)
+        T = T + upper + upper.transpose(2, 3)
     nodes, turns = torch.linalg.eigh(T)
-    return nodes.clamp(min=0).flatten(), turns[:, 0].square().flatten()
+    return nodes.clamp(min=0).flatten(1), turns[:, :, 0].square().flatten(1)

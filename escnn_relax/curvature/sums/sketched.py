@@ -18,7 +18,7 @@ from torch import Tensor
 from ..approximation import Approximation, Batch
 from ..conventions import FACTOR_BYTES
 from ..factors import Factor, SketchedFactor
-from ..factors.sketch import AXES, PROBES, STEPS, Sketch, decompose, direct_sum, sketch
+from ..factors.sketch import AXES, PROBES, STEPS, Sketch, decompose, direct_sum, sketch, sketch_blocks
 from ..layers.linear_map import WeightBlock, width
 from ..output_hessian import OutputHessian
 from .field_moments import FieldMoments
@@ -30,12 +30,17 @@ from .row_summands import Summand, summands, undivided
 __all__ = ["Sketched"]
 
 #: Sampled rows, which are places times components of the output field: so many for each coefficient, within these
-#: bounds, and at least so many places. In ``tests/benchmarks/width.md`` a quarter of that decides as ``expand`` does,
-#: too.
-RATIO, FEWEST, ROWS, PLACES = 4, 4096, 16384, 256
+#: bounds, and at least so many places. In ``tests/benchmarks/width.md`` half of that decides as ``expand`` does, too.
+RATIO, FEWEST, ROWS, PLACES = 4, 4096, 8192, 256
 
 #: Summands of so many coefficients are formed; up to there that costs less than a sketch.
 FORMED = 640
+
+#: Summands that have no equals are sketched together from so many coefficients of the largest on.
+TOGETHER = 320
+
+#: Axes and random vectors of each summand where several are sketched.
+AXES_EACH, PROBES_EACH = 12, 2
 
 
 class Sketched(Approximation):
@@ -120,18 +125,11 @@ class Sketched(Approximation):
         for index, block in enumerate(self.blocks):
             patches = self._rows.group(block.group)
             generator = torch.Generator().manual_seed(self._seed + index)
-            terms = _divided(block, patches)
+            terms = summands(block, patches)
             operators = [RowOperator(summand, patches, block.channels.shape[1]) for summand in terms]
             known = moments.setdefault(block.group, {})
-            large = sum(operator.size > FORMED for operator in operators)
-            axes, probes = (AXES, PROBES) if large < 2 else (AXES // 2, PROBES // 2)
             raw = direct_sum(
-                [
-                    decompose(operator.formed())
-                    if operator.size <= FORMED
-                    else sketch(operator, operator.size, operator.trace(known), generator, axes, probes)
-                    for operator in operators
-                ],
+                self._sketch_summands(block, patches, terms, operators, known, generator),
                 [summand.positions for summand in terms],
                 block.positions.shape[1],
             )
@@ -141,12 +139,33 @@ class Sketched(Approximation):
             sketches.append(Sketch(raw.axes, raw.top * ratio, raw.rest * ratio))
         return sketches
 
+    def _sketch_summands(
+        self,
+        block: WeightBlock,
+        patches: Tensor,
+        terms: Sequence[Summand],
+        operators: Sequence[RowOperator],
+        known: dict[tuple[int, ...], Tensor],
+        generator: torch.Generator,
+    ) -> list[Sketch]:
+        """Of each summand: formed where it is small. Those that occur once are sketched together, by products of the
+        undivided matrix, which has all of them on its diagonal."""
+        if len(terms) > 1 and all(len(term.positions) == 1 for term in terms) and _largest(operators) > TOGETHER:
+            whole = RowOperator(undivided(block, patches), patches, block.channels.shape[1])
+            places, traces = [term.positions[0] for term in terms], [operator.trace(known) for operator in operators]
+            return sketch_blocks(whole, places, traces, generator, AXES_EACH, PROBES_EACH)
+        large = [operator.size > FORMED for operator in operators]
+        axes, probes = (AXES, PROBES) if sum(large) < 2 else (AXES_EACH, PROBES_EACH)
+        return [
+            sketch(operator, operator.size, operator.trace(known), generator, axes, probes)
+            if wide
+            else decompose(operator.formed())
+            for wide, operator in zip(large, operators)
+        ]
 
-def _divided(block: WeightBlock, patches: Tensor) -> list[Summand]:
-    """Apart where that saves anything: equal summands, or small ones. The vectors of a sketch share their products."""
-    terms = summands(block, patches)
-    saves = all(term.size <= FORMED for term in terms) or any(len(term.positions) > 1 for term in terms)
-    return terms if saves else [undivided(block, patches)]
+
+def _largest(operators: Sequence[RowOperator]) -> int:
+    return max(operator.size for operator in operators)
 
 
 def _grams(operators: Sequence[RowOperator], copies: Sequence[int]) -> list[Tensor | None]:
