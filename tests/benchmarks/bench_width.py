@@ -275,7 +275,7 @@ def growth():
         "|" + "---|" * 6,
         sep="\n",
     )
-    for what, values in (("fields", (4, 8, 16, 32)), ("kernel size", (3, 5, 7)), ("order of the group", (4, 8, 16))):
+    for what, values in (("fields", (4, 8, 16, 32)), ("kernel size", (3, 5, 7, 9)), ("order of the group", (4, 8, 16))):
         found = {"step": [], "auto": [], "expand": []}
         for value in values:
             width, order, size = {"fields": (value, 8, 3), "kernel size": (12, 8, value)}.get(what, (12, value, 5))
@@ -303,15 +303,20 @@ def growth():
 
 
 def outputs():
-    print("| classes | exact (s) | one draw (s) | peak (GiB) |", "|---|---|---|---|", sep="\n")
-    for classes in (10, 100, 800):
+    print(
+        "| classes | exact (s) | default (s) | one draw (s) | their spectra (s) | peak (GiB) |",
+        "|" + "---|" * 6,
+        sep="\n",
+    )
+    for classes in (10, 50, 100, 200, 400, 800, 1600):
         model = relax(Layer(2))
         model.linear = nn.Linear(16, classes)
         batch = images(32, 14, classes=classes)
-        exact = spent(lambda: Curvature(model, samples=None)([batch]))
-        one = spent(lambda: Curvature(model)([batch]))
-        kept(what="outputs", value=classes, exact=exact, one_column=one)
-        print(f"| {classes} | {exact:.2f} | {one:.2f} | {peak():.1f} |", flush=True)
+        exact, default, drawn = (spent(lambda: Curvature(model, samples=m)([batch])) for m in (None, "auto", 1))
+        estimate = Curvature(model, samples=1)([batch])
+        spectra = spent(lambda: [estimate.eigenvalues(name) for name in estimate.factors])
+        kept(what="outputs", value=classes, exact=exact, one_column=default, spectra=spectra)
+        print(f"| {classes} | {exact:.2f} | {default:.2f} | {drawn:.2f} | {spectra:.2f} | {peak():.1f} |", flush=True)
     model, batch = relax(UNet(2, 20)), (torch.randn(4, 1, 64, 64), torch.randint(20, (4, 64, 64)))
     _, epoch = trained(model, [batch])
     epoch()

@@ -146,14 +146,14 @@ def sketch_blocks(
         return torch.randn(size, count, dtype=torch.float64, generator=generator)
 
     def join(columns: Sequence[Tensor]) -> Tensor:
-        whole = torch.zeros(size, max(part.shape[1] for part in columns), dtype=torch.float64)
-        for block, part in zip(blocks, columns):
-            whole[block, : part.shape[1]] = part
+        whole = torch.zeros(size, max(piece.shape[1] for piece in columns), dtype=torch.float64)
+        for block, piece in zip(blocks, columns):
+            whole[block, : piece.shape[1]] = piece
         return whole
 
     def images(columns: Sequence[Tensor]) -> list[Tensor]:
         whole = product(join(columns))
-        return [whole[block, : part.shape[1]] for block, part in zip(blocks, columns)]
+        return [whole[block, : piece.shape[1]] for block, piece in zip(blocks, columns)]
 
     start = draw(min(axes, max(map(len, blocks))))
     spaces = [torch.linalg.qr(start[block, : len(block)])[0] for block in blocks]
