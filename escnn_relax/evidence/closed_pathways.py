@@ -137,7 +137,11 @@ def unfollowed(
 
 
 def opening_precisions(
-    test: SymmetryTest, initial: Mapping[str, float], untold: bool = True, gain: float = -math.inf
+    test: SymmetryTest,
+    initial: Mapping[str, float],
+    untold: bool = True,
+    gain: float = -math.inf,
+    gains: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Log precisions to start from of what a symmetry test found broken, by the names of the weights.
 
@@ -152,16 +156,16 @@ def opening_precisions(
     Args:
         initial: what the evidence was made with, by the names of all weights that have a prior.
         untold: open the pathways that no exact element moves, too.
-        gain: what is broken has to gain so many nats, and what opened pathways have left without a test; for tests that
-            were asked for gains.
+        gain: what is broken has to gain so many nats; for tests that were asked for gains.
+        gains: what else opens, tested or not, by the names of its weights, and the nats that it has to gain.
     """
+    gains = gains or {}
     nothing = not any(record.testable for record in test.tests) and test.equivariance_error > STRICT
     starts = {}
     for record in test.tests:
         name = join(record.layer, f"weights.{record.pathway}")
-        asked = gain > -math.inf
-        broken = record.broken and (not asked or record.gain >= gain)
-        worth = asked and record.left_behind and record.gain >= gain
+        broken = record.broken and (gain == -math.inf or record.gain >= gain)
+        worth = record.gain >= gains.get(name, math.inf)
         if (broken or worth or (untold and record.untold) or nothing) and name in initial:
             known = (record.broken or worth) and math.isfinite(record.log_precision)
             starts[name] = record.log_precision if known else initial[name]

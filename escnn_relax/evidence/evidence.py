@@ -9,6 +9,13 @@ with :math:`\lambda_{p,i}` the eigenvalues of the curvature of parameter p (one 
 (observation noise :math:`\sigma`, one or one for each output, see :mod:`.noise`; temperature T). MacKay, *Bayesian
 interpolation*, 1992; Immer et al., *Scalable marginal likelihood estimation for model selection in deep learning*, ICML
 2021. Everything is in nats.
+
+The weights :math:`w` are those that a training ends with. That of a relaxed network penalises only the weights that
+break a symmetry, so that one in which nothing opens is trained as the strict network is: with few data for each class
+the priors of all others, at their best evidence, shrank strict classifiers until they made half as many errors again
+(``tests/benchmarks/penalty.md``). Their :math:`\delta_p` then say what these weights cost, and do not move them, as in
+a Laplace approximation that is made after the training; the mode of the posterior is elsewhere, and the sum above is
+below that of its quadratic model by :math:`\tfrac12 \delta_p^2 w_p^\top (h H_p + \delta_p)^{-1} w_p` each.
 """
 
 from __future__ import annotations
@@ -106,6 +113,7 @@ class Evidence:
         estimate: what it took last, its outputs weighted by their present noises (not in the state dict).
         slopes: how steep the posterior was where :func:`~escnn_relax.fit` ended; ``None`` after other trainings.
         uncovered: parameters without a prior and a curvature, with the reason (batch-norm scales, frozen ones).
+        penalised: names of the weights that feel their prior in the training, those of closed pathways too.
 
     Raises:
         CoverageError: a model without any relaxed layer.
@@ -162,6 +170,8 @@ class Evidence:
         fixed = start.fixed or {}
         self.prior = Prior.grouped(logs, start.ties or "parameter", fixed, start.bounds)
         self.log_precision: dict[str, float] = self.prior.start(logs, fixed)
+        penalty = start.penalty or ("breaking" if breaking else "all")
+        self.penalised = frozenset(n for n in logs if penalty == "all" or n in breaking)
         self.initial = dict(self.log_precision)
         self.parameters = {n: p for n, p in model.named_parameters() if n in self.log_precision}
         self.estimate: CurvatureEstimate | None = None
@@ -486,7 +496,15 @@ class Evidence:
         sum is that of :meth:`effective_dimension`. One number for all outputs where they share a noise."""
         return self.spectrum.effective_dimension_of_outputs(self.noise, self.log_precision)
 
-    def step(self, steps: int = 3, damping: float = 0.5, *, method: str = "mackay", rate: float = 0.1) -> EvidenceTerms:
+    def step(
+        self,
+        steps: int = 3,
+        damping: float = 0.5,
+        *,
+        method: str = "mackay",
+        rate: float = 0.1,
+        fixed: Iterable[str] = (),
+    ) -> EvidenceTerms:
         r"""Move every log precision (and the noise) up the evidence, curvature and weights fixed; it never falls.
 
         With ``"mackay"`` each step is MacKay's update :math:`\delta_p \leftarrow \gamma_p / |w_p|^2`, damped in the
@@ -500,10 +518,11 @@ class Evidence:
             damping: share of the old log precision that is kept (fraction); for ``"mackay"``.
             method: ``"mackay"`` or ``"gradient"``.
             rate: Adam's learning rate, in units of the logarithms; for ``"gradient"``.
+            fixed: names of weights whose precisions stay this time, and all that are tied to them.
         """
         check_step(method, steps, damping, rate)
-        fixed = FixedWeights(self.spectrum, self.prior, self.squares())
-        logs, noise = updated(fixed, self.log_precision, self.noise, method, steps, damping, rate)
+        weights = FixedWeights(self.spectrum, self.prior.with_fixed(fixed), self.squares())
+        logs, noise = updated(weights, self.log_precision, self.noise, method, steps, damping, rate)
         if several():  # another machine's processor may round otherwise
             moved = broadcast_first(torch.tensor([*logs.values()], dtype=torch.float64))
             logs = dict(zip(logs, moved.tolist()))
@@ -516,27 +535,35 @@ class Evidence:
     def penalty(self) -> Tensor:
         r""":math:`\frac{1}{2N} \sum_p \delta_p |w_p|^2`, to be added to a loss averaged over samples.
 
+        The sum is over the weights that break a symmetry and are open, or over all that have a prior where nothing
+        breaks one, or :class:`~escnn_relax.evidence.PriorSettings` says so.
+
         For a categorical likelihood of temperature 1 that loss is the cross entropy; for others it is scaled by
         :math:`h`: see :meth:`loss`, which does it all.
         """
         if not self.num_data:
             raise ArgumentError("penalty", "the size of the data set is not known", remedy="pass num_data to Evidence")
         self._follow()
-        flat = torch.cat([p.reshape(-1) for p in self.parameters.values()])
-        return torch.dot(flat * self._halves(flat), flat)  # one product, since it is taken at each step of a training
+        penalised = {n: p for n, p in self.parameters.items() if n in self.penalised}
+        if not penalised:
+            return next(self.model.parameters()).new_zeros(())
+        flat = torch.cat([p.reshape(-1) for p in penalised.values()])
+        # one product, since it is taken at each step of a training
+        return torch.dot(flat * self._halves(penalised, flat), flat)
 
-    def _halves(self, like: Tensor) -> Tensor:
+    def _halves(self, penalised: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Half the precision of each single weight, for each sample; kept until a precision moves."""
-        key = (*(self.log_precision[n] for n in self.parameters), self.num_data, like.dtype, like.device)
+        key = (*((n, self.log_precision[n]) for n in penalised), self.num_data, like.dtype, like.device)
         if self._penalty is None or self._penalty[0] != key:
-            halves = [math.exp(self.log_precision[n]) / (2 * (self.num_data or 1)) for n in self.parameters]
-            sizes = torch.tensor([p.numel() for p in self.parameters.values()])
+            halves = [math.exp(self.log_precision[n]) / (2 * (self.num_data or 1)) for n in penalised]
+            sizes = torch.tensor([p.numel() for p in penalised.values()])
             each = torch.tensor(halves, dtype=torch.float64).repeat_interleave(sizes)
             self._penalty = key, each.to(like)
         return self._penalty[1]
 
     def loss(self, output: Any, target: Any, weight: Tensor | None = None) -> Tensor:
-        """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N.
+        """Penalised loss of a minibatch, averaged over its samples: the negative log posterior divided by N, as far as
+        weights feel their prior (:meth:`penalty`).
 
         Args:
             output: of the model.

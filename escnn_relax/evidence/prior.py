@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import ArgumentError, CoverageError
 
@@ -82,6 +82,16 @@ class Prior:
                 )
             starts.update(dict.fromkeys(members, values[0] if values else self.clip(initial[members[0]])))
         return {name: float(starts[name]) for name in initial}
+
+    def with_fixed(self, names: Iterable[str]) -> Prior:
+        """The same, where the groups of these parameters do not move either.
+
+        >>> Prior.grouped(["a.weight", "a.bias"], "parameter").with_fixed(["a.bias"]).fixed
+        frozenset({'a.bias'})
+        """
+        more = set(names)
+        groups = {group for group, members in self.groups.items() if not more.isdisjoint(members)}
+        return replace(self, fixed=self.fixed | groups)
 
     def clip(self, log_precision: float) -> float:
         """Back within the bounds."""

@@ -21,6 +21,8 @@ __all__ = [
 
 #: Log precision that pathways which break the symmetry start from: kernels of a fifth of the size of the others.
 RESIDUAL = 3.0
+#: Which weights may feel their prior in the training.
+PENALTIES = ("breaking", "all")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class PriorSettings:
             mapping or function from a parameter's name to its group's.
         fixed: log precisions that do not move, by the name of a parameter or group.
         bounds: least and largest log precision.
+        penalty: which weights feel their prior in the training, see :meth:`~escnn_relax.Evidence.penalty`:
+            ``"breaking"``, those alone that break a symmetry, or ``"all"`` that have one. By default (``None``) the
+            former in a relaxed model, so that all its others are trained as in the strict network, without a penalty or
+            with a weight decay of yours; and the latter where nothing breaks a symmetry.
 
     >>> PriorSettings(fixed={"head.weight": 0.0}).bounds
     (-12.0, 16.0)
@@ -72,6 +78,12 @@ class PriorSettings:
     ties: Ties | None = None
     fixed: Mapping[str, float] | None = None
     bounds: tuple[float, float] = BOUNDS
+    penalty: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.penalty is not None and self.penalty not in PENALTIES:
+            remedy = "leave it out for 'breaking': all others are trained as in the strict network"
+            raise ArgumentError("penalty", expected="'breaking' or 'all'", got=repr(self.penalty), remedy=remedy)
 
 
 @dataclass(frozen=True)

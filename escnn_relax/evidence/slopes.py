@@ -50,8 +50,8 @@ class Slopes:
         delta, p = self._evidence.log_precision[name], self._parameters[name]
         if delta == math.inf:
             return
-        prior = math.exp(delta) / (self._evidence.num_data or 1) * p.detach()
-        slope = count * (gradient - prior).double()
+        felt = math.exp(delta) if name in self._evidence.penalised else 0.0
+        slope = count * (gradient - felt / (self._evidence.num_data or 1) * p.detach()).double()
         self._sums[name] = self._sums[name] + slope if name in self._sums else slope
 
     def add_samples(self, count: int) -> None:
@@ -79,8 +79,8 @@ class Slopes:
         self._prints = {n: fingerprint(layer) for n, layer in self._layers.items()}
 
     def read(self) -> dict[str, Tensor] | None:
-        """Slopes by parameter name (nats), at the present noise and precisions; ``None`` where a relaxed layer has
-        moved since."""
+        """Slopes by parameter name (nats) of what is descended, at the present noise and precisions; weights that feel
+        no prior have none in theirs. ``None`` where a relaxed layer has moved since."""
         if not self._count or any(fingerprint(self._layers[n]) != old for n, old in self._prints.items()):
             return None
         evidence = self._evidence
@@ -89,9 +89,8 @@ class Slopes:
         for name, total in self._sums.items():
             delta = evidence.log_precision.get(name, math.inf)
             if delta < math.inf:
-                slopes[name] = share * total + math.exp(delta) * self._parameters[name].detach().to(
-                    "cpu", torch.float64
-                )
+                felt = math.exp(delta) if name in evidence.penalised else 0.0
+                slopes[name] = share * total + felt * self._parameters[name].detach().to("cpu", torch.float64)
         return slopes
 
     def left(self) -> float:

@@ -199,12 +199,13 @@ class EvidencePolicy:
         if waits:
             notes.append("no better than a constant yet: the precisions wait")
         else:
-            terms = evidence.step(self.hypersteps)
+            last = epoch == self.schedule.epochs[-1]
+            terms = evidence.step(self.hypersteps, fixed=() if gates is None else gates.unmoved(last))
             self.length_scales.step(data, self.keep)
             if gates is not None:
                 notes.append(gates.prune(*optimizers))
         if gates is not None and tested(self.epochs) <= epoch < self.epochs - 1:  # what opens is yet to be trained
-            if waits or not gates.tested or epoch == self.schedule.again(self.epochs):
+            if waits or not gates.tested or epoch in self.schedule.tests(self.epochs):
                 notes.append(gates.test(was_learned(evidence, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)
         return EpochRecord(epoch, loss, terms, logs, gammas, _joined(notes), self.length_scales.values())

@@ -52,9 +52,10 @@ def fit(
     """Train a relaxed model: its weights by gradient descent, its prior precisions by the evidence.
 
     Before the training the residual pathways are closed, exactly zero. Once the strict network has learned for a few
-    epochs, a symmetry test opens those that are broken and gain in evidence, each with a precision of its own; where it
+    epochs, symmetry tests open those that are broken and gain in evidence, each with a precision of its own; where it
     learns nothing, all that are broken (:class:`~escnn_relax.training.gate_policy.Gates`). Each epoch descends the
-    penalised loss (the negative log posterior); after ``burn_in`` of them some end with a refresh of the curvature
+    loss with the penalty of what is open; all other weights are trained as in the strict network, unless ``prior`` says
+    otherwise. After ``burn_in`` of them some end with a refresh of the curvature
     and ``hypersteps`` updates of the precisions (:class:`~escnn_relax.training.schedule.Schedule` says which, and how
     much of the data they look at). Where a strict network can learn nothing, the evidence of an untrained one is best
     with everything switched off: so in the first half of the training the precisions wait until the network is clearly

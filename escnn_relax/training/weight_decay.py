@@ -12,7 +12,7 @@ __all__ = ["warn_of_decay"]
 
 
 def warn_of_decay(optimizer: Optimizer, evidence: Evidence, stacklevel: int = 3) -> None:
-    r"""A ``UserWarning`` that names the weights whose prior counts twice.
+    r"""A ``UserWarning`` that names the weights whose prior counts twice: those that the evidence penalises.
 
     Decay by :math:`\lambda` adds :math:`\tfrac{\lambda}{2} |w|^2` to the loss, which is a prior of precision :math:`N
     \lambda` beside the :math:`\delta` that the evidence finds: the weights then are at no mode of the posterior that it
@@ -28,7 +28,7 @@ def warn_of_decay(optimizer: Optimizer, evidence: Evidence, stacklevel: int = 3)
     AdamW decays 2 weights (0.weight, ...) by 0.01, for which the evidence has a prior: it counts twice; pass
     weight_decay=0
     """
-    names = {id(p): name for name, p in evidence.model.named_parameters() if name in evidence.log_precision}
+    names = {id(p): name for name, p in evidence.model.named_parameters() if name in evidence.penalised}
     rated = [(p, group.get("weight_decay", 0)) for group in optimizer.param_groups for p in group["params"]]
     decayed = {names[id(p)]: float(rate) for p, rate in rated if rate and id(p) in names}
     if decayed:

@@ -63,10 +63,14 @@ class Cell:
     def strict(self, group: str | None = None, fields: int | None = None) -> nn.Module:
         """The strict network of a subgroup, its filters drawn by the seed."""
         group = group or self.question.group
-        net = self.question.network(fields or self.question.fields)
-        if group != self.question.group:
-            net = escnn_relax.restrict(net, self.question.statics[group])
-        return seeded(self.seed, lambda: reinitialised(net))
+
+        def build() -> nn.Module:
+            net = self.question.network(fields or self.question.fields)
+            if group != self.question.group:
+                net = escnn_relax.restrict(net, self.question.statics[group])
+            return reinitialised(net)
+
+        return seeded(self.seed, build)
 
 
 class Clock:

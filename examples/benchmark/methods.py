@@ -11,7 +11,7 @@ from typing import Any
 import escnn_relax
 import torch
 from escnn_relax.evidence import PriorSettings
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmark.cell import Cell, Clock
 from benchmark.networks import seeded, weights
@@ -21,9 +21,11 @@ from benchmark.training import outputs, train
 CNN, TRUE, FULL, AVERAGED = "CNN", "CNN, true augmentation", "CNN, full augmentation", "CNN, averaged"
 RPP, FREE, FIT, SAME = "RPP, tuned", "relaxed, no evidence", "fit", "fit of the strict network"
 TESTED, LATER = "tested, restricted", "tested after a tenth, restricted"
-WEAK = "fit, weak prior on the rest"
-#: Log precision there of all that breaks no symmetry.
-WEAKLY = -4.0
+PENALISED = "fit, all weights feel a prior"
+#: Ways of earlier versions, which are in the tables and are not run any more: the default until all weights but those
+#: that break a symmetry ceased to feel their prior, and precisions that the test suggests to move in the training; and
+#: that one with a weak, fixed prior (log precision -4) on the former.
+FORMER = ("fit, former default", "fit, former default, weak prior on the rest")
 MIXED, EVOLVED = "mixed by gradient", "evolved"
 EQUAL_WIDTH, EQUAL_WEIGHTS = "strict", "strict, equal weights"
 
@@ -142,18 +144,17 @@ def tested(share: int = 0) -> Method:
     return method
 
 
-def fitted(weakly: bool = False) -> Method:
-    """``fit`` with its defaults, from the strict network relaxed; or with a weak, fixed prior on all weights but those
-    of pathways that break the symmetry, so that the evidence decides about these alone."""
+def fitted(penalty: str | None = None) -> Method:
+    """``fit`` with its defaults, from the strict network relaxed; or with all weights feeling their prior."""
 
     def method(cell: Cell) -> Outcome:
         question, loader = cell.question, cell.loader()
         with Clock() as clock:
             net = escnn_relax.relax(cell.strict())
-            options = {"prior": PriorSettings(fixed=dict.fromkeys(rest(net), WEAKLY))} if weakly else {}
             torch.manual_seed(cell.seed)
+            prior = PriorSettings(penalty=penalty)
             history = escnn_relax.fit(
-                net, loader, epochs=cell.passes, likelihood=question.likelihood, progress=False, **options
+                net, loader, epochs=cell.passes, likelihood=question.likelihood, progress=False, prior=prior
             )
         final = escnn_relax.harden(net)
         notes = {"changes": [f"{r.epoch}: {r.note}" for r in history.records if r.note]}
@@ -162,18 +163,6 @@ def fitted(weakly: bool = False) -> Method:
         return Outcome(lambda x: outputs(net, x), *costs, notes=notes, final=lambda x: outputs(final, x))
 
     return method
-
-
-def rest(net: nn.Module) -> list[str]:
-    """Names of the weights with a prior that break no symmetry."""
-    evidence = escnn_relax.Evidence(net, num_data=1)
-    breaking = {
-        f"{name}.weights.{pathway.name}"
-        for name, layer in evidence.layers.items()
-        for pathway in layer.pathways
-        if pathway.breaks
-    }
-    return [name for name in evidence.parameters if name not in breaking]
 
 
 def fitted_strictly(cell: Cell) -> Outcome:
@@ -199,8 +188,13 @@ def methods(question: Question) -> dict[str, Method]:
     found |= {f"{EQUAL_WEIGHTS} {group}": strict(group, slim=True) for group in groups[1:]}
     found |= {CNN: plain("none"), TRUE: plain("true"), FULL: plain("full"), AVERAGED: averaged}
     found |= {FREE: free, RPP: residual_prior, MIXED: mixed, EVOLVED: evolved, TESTED: tested()}
-    found |= {LATER: tested(share=10), SAME: fitted_strictly, FIT: fitted(), WEAK: fitted(weakly=True)}
+    found |= {LATER: tested(share=10), SAME: fitted_strictly, FIT: fitted(), PENALISED: fitted("all")}
     return found
+
+
+def listed(question: Question) -> list[str]:
+    """Names of the methods in a question's tables, in their order."""
+    return [*methods(question), *FORMER]
 
 
 def static(name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmark.claims import claims, relative_cost
-from benchmark.methods import methods
+from benchmark.methods import listed
 from benchmark.questions import QUESTIONS
 from benchmark.regret import Cells, Place, regrets
 
@@ -29,7 +29,7 @@ def shared_name(method: str, question: str) -> str:
 
 def order() -> list[str]:
     """Names of all methods across questions, in the order of tables."""
-    names = [shared_name(method, name) for name, question in QUESTIONS.items() for method in methods(question)]
+    names = [shared_name(method, name) for name, question in QUESTIONS.items() for method in listed(question)]
     return list(dict.fromkeys(names))
 
 
@@ -98,7 +98,7 @@ def of_question(cells: Cells, name: str) -> str:
     """Error and its spread over seeds of all methods, degrees beside each other."""
     places = sorted(place for place in cells if place.question == name)
     body = []
-    for method in methods(QUESTIONS[name]):
+    for method in listed(QUESTIONS[name]):
         texts = []
         for place in places:
             of = [line["error"] for line in cells[place].get(method, {}).values()]

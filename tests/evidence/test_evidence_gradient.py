@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from escnn_relax import Evidence, report
 from escnn_relax.errors import CoverageError
-from escnn_relax.evidence import NoiseSettings
+from escnn_relax.evidence import NoiseSettings, PriorSettings
 
 #: central differences of step 1e-4 on a function computed to 1e-12
 FINITE_DIFFERENCE = 1e-6
@@ -159,18 +159,40 @@ def test_uncovered_parameters_are_named():
 
 
 def test_penalty_is_the_prior_term():
-    evidence = Evidence(network())
+    evidence = Evidence(network(), prior=PriorSettings(penalty="all"))
     terms = evidence.refresh(loader())
     assert math.isclose(float(evidence.penalty().detach()) * terms.num_data, terms.prior, rel_tol=1e-12)
+
+
+def test_only_what_breaks_is_penalised():
+    """By default, in a relaxed network; the rest is trained as ever, and its prior term stays in the evidence."""
+    model = network()
+    evidence = Evidence(model)
+    terms = evidence.refresh(loader())
+    logs, breaking = evidence.log_precision, [n for n in evidence.parameters if ".irrep_" in n]
+    assert set(breaking) == evidence.penalised < set(evidence.parameters)
+    wanted = sum(math.exp(logs[n]) * float(evidence.parameters[n].detach().square().sum()) for n in breaking) / 2
+    assert math.isclose(float(evidence.penalty().detach()) * terms.num_data, wanted, rel_tol=1e-12)
+    assert wanted < terms.prior
+    evidence.penalty().backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())} == set(breaking)
+    evidence.close(breaking)
+    assert float(evidence.penalty()) == 0.0
+    assert Evidence(hardened(model), relaxed_only=False).penalised > {"linear.weight"}, "nothing breaks: all are"
+
+
+def hardened(model):
+    from escnn_relax import harden
+
+    return harden(model)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_loss_is_the_negative_log_posterior(likelihood):
     """Summed over the data it is what the evidence calls data fit and prior, up to the noise's normaliser."""
     model = network()
-    evidence = Evidence(
-        model, likelihood, noise=NoiseSettings(log_noise=0.3 if likelihood == "gaussian" else 0.0, temperature=0.7)
-    )
+    noise = NoiseSettings(log_noise=0.3 if likelihood == "gaussian" else 0.0, temperature=0.7)
+    evidence = Evidence(model, likelihood, prior=PriorSettings(penalty="all"), noise=noise)
     data = list(loader(likelihood, batch_size=12))
     terms = evidence.refresh(data)
     ((x, y),) = data
@@ -209,3 +231,15 @@ def test_layers_carry_what_the_evidence_found():
     name = f"first.weights.{record.name}"
     assert math.isclose(record.log_precision, evidence.log_precision[name], rel_tol=1e-6)
     assert math.isclose(record.effective_dimension, evidence.effective_dimension()[name], rel_tol=1e-6)
+
+
+def test_precisions_that_stay_this_time():
+    evidence = Evidence(network(), prior=PriorSettings(ties="layer"))
+    evidence.refresh(loader())
+    before = dict(evidence.log_precision)
+    evidence.step(fixed=["first.weights.irrep_1"])
+    first = [n for n in before if n.startswith("first.")]
+    assert len(first) > 2 and all(evidence.log_precision[n] == before[n] for n in first), "all that is tied to it"
+    assert evidence.log_precision["linear.weight"] != before["linear.weight"]
+    evidence.step()
+    assert all(evidence.log_precision[n] != before[n] for n in first)

@@ -13,7 +13,7 @@ from torch import nn
 
 from escnn_relax import Evidence, relax, survivors
 from escnn_relax.errors import ArgumentError, DataError
-from escnn_relax.evidence import NoiseSettings
+from escnn_relax.evidence import NoiseSettings, PriorSettings
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands
 from escnn_relax.evidence.verdicts.joint_curvature import JointCurvature
 from escnn_relax.evidence.verdicts.restricted_evidence import evidence_of_coupled
@@ -24,7 +24,7 @@ from escnn_relax.symmetry.groups.lattice import subgroups
 EXACT = 1e-4
 
 
-def few(make, name, seed, n=8, strict=False):
+def few(make, name, seed, n=8, strict=False, penalty="all"):
     """A linear model on so few samples of no symmetry that they do not tell its pathways apart."""
     torch.manual_seed(seed)
     layer, x = make(name)
@@ -33,15 +33,17 @@ def few(make, name, seed, n=8, strict=False):
     if strict:
         nn.init.normal_(layer.weights["equivariant"], std=0.5)
         target = Map(layer).double()(x.double()).detach()
-    model, evidence, X, y = at_the_mode(layer, x, "exact", target=target)
+    model, evidence, X, y = at_the_mode(layer, x, "exact", target=target, penalty=penalty)
     return model, evidence, X, y, [(x.double(), y.view(n, *model(x.double()).shape[1:]))]
 
 
+@pytest.mark.parametrize("penalty", ["breaking", "all"])
 @pytest.mark.parametrize("make, name", [(linear, "D4"), (planar, "C4")])
-def test_exact_for_linear_models(make, name):
+def test_exact_for_linear_models(make, name, penalty):
+    """Whichever weights felt their prior in the training."""
     off = []
     for seed in range(2):
-        model, evidence, X, y, data = few(make, name, seed)
+        model, evidence, X, y, data = few(make, name, seed, penalty=penalty)
         delta = precisions(model, evidence)
         free = log_evidence(X, y, torch.diag(1 / delta), 0.3)
         symmetry = KernelSymmetry(model.layer, "layer")
@@ -109,7 +111,7 @@ class Net(nn.Module):
         return self.linear(self.second(self.relu(self.first(self.first.in_type(x)))).tensor.mean((-2, -1)))
 
 
-def half_seen(likelihood):
+def half_seen(likelihood, penalty="all"):
     """A relaxed network, its evidence on half of ten samples in two batches, with a noise for each output, and these
     samples."""
     torch.manual_seed(0)
@@ -120,7 +122,7 @@ def half_seen(likelihood):
     x = torch.randn(5, 1, 7, 7, dtype=torch.float64)
     y = torch.randint(3, (5,)) if likelihood == "categorical" else torch.randn(5, 3, dtype=torch.float64)
     noises = {"noise": NoiseSettings("output", log_noise=[0.0, 0.5, -0.5])} if likelihood == "gaussian" else {}
-    evidence = Evidence(model, likelihood, num_data=10, **noises)
+    evidence = Evidence(model, likelihood, num_data=10, prior=PriorSettings(penalty=penalty), **noises)
     data = [(x[:2], y[:2]), (x[2:], y[2:])]
     evidence.refresh(data)
     return model, evidence, data, x, y

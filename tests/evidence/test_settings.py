@@ -103,7 +103,7 @@ def test_few_arguments_and_small_settings():
     """Twenty arguments were too many to read; a bag of as many fields would be no better."""
     named = [p for p in inspect.signature(Evidence.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
     assert len(named) <= 8
-    assert max(len(fields(s)) for s in (CurvatureSettings, PriorSettings, NoiseSettings)) <= 5
+    assert max(len(fields(s)) for s in (CurvatureSettings, PriorSettings, NoiseSettings)) <= 6
 
 
 def test_settings_are_plain_values_of_a_checkpoint(tmp_path):
@@ -114,3 +114,8 @@ def test_settings_are_plain_values_of_a_checkpoint(tmp_path):
     assert load(tmp_path / "run.pt", plain(run))["done"] == 3
     with pytest.raises(CheckpointError, match="other evidence"):
         load(tmp_path / "run.pt", plain({"evidence": [("curvature", CurvatureSettings("exact", samples=3))]}))
+
+
+def test_which_weights_feel_their_prior():
+    with pytest.raises(ArgumentError, match="penalty.*'breaking' or 'all'.*leave it out"):
+        PriorSettings(penalty="some")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
-from escnn_relax.evidence import NoiseSettings, survivors
+from escnn_relax.evidence import NoiseSettings, PriorSettings, survivors
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands, gain_of_demanding
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
@@ -62,8 +62,9 @@ def planar(name):
 CASES = [(linear, "C4"), (linear, "D3"), (linear, "D4"), (planar, "C4"), (planar, "D2")]
 
 
-def at_the_mode(layer, x, curvature, noise=0.3, target=None):
-    """The model with its coefficients at the maximum of the posterior, and an evidence there."""
+def at_the_mode(layer, x, curvature, noise=0.3, target=None, penalty="all"):
+    """The model with its coefficients at the maximum of the posterior, those that feel no prior at that of the
+    likelihood, and an evidence there."""
     model = Map(layer).double()
     x = x.double()
     with torch.no_grad():
@@ -72,14 +73,20 @@ def at_the_mode(layer, x, curvature, noise=0.3, target=None):
                 w.normal_(std=0.5)
             target = model(x)
         y = target + noise * torch.randn_like(target)
-    evidence = Evidence(model, "gaussian", curvature, num_data=len(x), noise=NoiseSettings(log_noise=math.log(noise)))
+    settings = {"noise": NoiseSettings(log_noise=math.log(noise)), "prior": PriorSettings(penalty=penalty)}
+    evidence = Evidence(model, "gaussian", curvature, num_data=len(x), **settings)
     for index, name in enumerate(evidence.log_precision):
         evidence.log_precision[name] = 0.5 * index - 0.5
     X, names = design(model, x)
     delta = precisions(model, evidence)
-    mode = torch.linalg.solve(X.T @ X / noise**2 + torch.diag(delta), X.T @ y.flatten() / noise**2)
+    sizes = [model.layer.kernel.dimensions[n] for n in names]
+    felt = torch.cat(
+        [torch.full((k,), float(f"layer.weights.{n}" in evidence.penalised)) for n, k in zip(names, sizes)]
+    )
+    H = X.T @ X / noise**2 + torch.diag(felt * delta)
+    mode = torch.linalg.lstsq(H, (X.T @ y.flatten() / noise**2).unsqueeze(1), driver="gelsd").solution.squeeze(1)
     with torch.no_grad():
-        for name, part in zip(names, mode.split([model.layer.kernel.dimensions[n] for n in names])):
+        for name, part in zip(names, mode.split(sizes)):
             model.layer.weights[name].copy_(part)
     evidence.refresh(DataLoader(TensorDataset(x, y), 7))
     return model, evidence, X, y.flatten()

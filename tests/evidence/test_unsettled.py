@@ -103,8 +103,8 @@ def test_a_slope_is_a_step_from_the_mode(curvature):
 
 
 def test_slopes_of_a_training():
-    """The gradients of the last epoch, where nothing moves in it, are those of the negative log posterior at the
-    end."""
+    """The gradients of the last epoch, where nothing moves in it, are those of the loss at the end: the negative log
+    posterior, in weights that feel their prior."""
     torch.manual_seed(0)
     layer, x = planar("C4")
     model = Map(layer)

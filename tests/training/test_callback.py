@@ -370,12 +370,18 @@ def test_losses_of_ones_own_get_the_penalty():
     callback.begin(adam(callback.parameters()))
     callback.begin_epoch()
     x, y = next(iter(data))
-    own = callback.penalised(nn.functional.cross_entropy(model(x), y), y)
+    plain = nn.functional.cross_entropy(model(x), y)
+    assert callback.penalised(plain, y) == plain, "all is closed, as it began, and the rest feels no prior"
+    callback.evidence.open({"convolution.weights.irrep_1": 2.0})
+    with torch.no_grad():
+        model.convolution.weights["irrep_1"].fill_(0.3)
+    plain = nn.functional.cross_entropy(model(x), y)
+    own = callback.penalised(plain, y)
     assert torch.allclose(own, callback.evidence.loss(model(x), y))
-    assert own > nn.functional.cross_entropy(model(x), y) and callback.noted == 1
+    assert own > plain and callback.noted == 2
     with torch.no_grad():
         callback.loss(model(x), y)
-    assert callback.noted == 1, "what is evaluated is not noted"
+    assert callback.noted == 2, "what is evaluated is not noted"
     gaussian = EvidenceCallback(net(1), [(x, torch.randn(len(x), 1))], likelihood="gaussian", **SHORT)
     with pytest.raises(ArgumentError, match="has a noise.*callback.loss"):
         gaussian.penalised(torch.ones(()), torch.zeros(8, 1))

@@ -14,8 +14,9 @@ those of the rest (o) at their precisions, is :math:`\exp(\tilde b^\top r - \tfr
 .. math:: \tilde H = hH_{rr} - hH_{ro} Q_{oo}^{-1} hH_{or},
     \qquad \tilde b = (Q \hat w)_r - hH_{ro} Q_{oo}^{-1} (Q \hat w)_o .
 
-Where the training ended before the mode, :math:`Q \hat w` is :math:`hH w - h \nabla L(w)` with the loss's slope there,
-which is its own at the mode. For a linear model with Gaussian noise that is exact, wherever w is. Curvature and
+Weights that feel no prior in the training end where the slope of the loss is zero: :math:`Q \hat w` is :math:`hH w` in
+them. Where the training ended before the mode, :math:`Q \hat w` is :math:`hH w - h \nabla L(w)` with the loss's slope
+there, which is its own at the mode. For a linear model with Gaussian noise that is exact, wherever w is. Curvature and
 precisions are those of the moment; no approximation of the evidence's own (factors, samples, exact or reduced) enters.
 """
 
@@ -121,12 +122,12 @@ class JointCurvature:
         asked = torch.cat([place[n] for n in names])
         rest = torch.cat([torch.zeros(0, dtype=torch.long), *(place[n] for n in group if n not in names)])
         scale = evidence.scale * (evidence.num_data or self.num_data) / self.num_data
-        precision = torch.cat(
-            [torch.full((self.sizes[n],), math.exp(evidence.log_precision[n])) for n in group]
-        ).double()
+        logs = evidence.log_precision
+        precision = torch.cat([torch.full((self.sizes[n],), math.exp(logs[n])) for n in group]).double()
+        felt = torch.cat([torch.full((self.sizes[n],), float(n in evidence.penalised)) for n in group])
         mode = torch.cat([evidence.parameters[n].detach().to("cpu", torch.float64).flatten() for n in group])
         hH = scale * H
-        linear = hH @ mode + (precision * mode if slope is None else -scale * slope)
+        linear = hH @ mode + (felt * precision * mode if slope is None else -scale * slope)
         curvature, sizes = hH[asked][:, asked], tuple(self.sizes[n] for n in names)
         if not len(rest):
             return Marginal(curvature, linear[asked], tuple(names), sizes)
