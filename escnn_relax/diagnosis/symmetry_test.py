@@ -32,6 +32,8 @@ __all__ = ["symmetry_test"]
 
 #: Batches from which running statistics that have seen nothing are taken.
 SETTLING = 3
+#: Seconds after which a progress bar appears.
+PATIENCE = 5
 
 
 def symmetry_test(
@@ -88,7 +90,7 @@ def symmetry_test(
             by their content.
         in_type, out_type: types of input and output where the network does not tell. Floating targets with as many
             components as ``out_type`` are taken to move with the input.
-        progress: show a progress bar.
+        progress: show a progress bar where a pass takes more than some seconds.
         relaxation: ``subgroups=``, ``frequencies=``, ... of :func:`~escnn_relax.relax`, for a strict network.
 
     Raises:
@@ -181,4 +183,4 @@ def _check(draws: int, initialisations: int, groups: int, level: float) -> None:
 def _bar(iterable: Iterable[Any]) -> Iterable[Any]:
     from tqdm import tqdm
 
-    return tqdm(iterable, desc="symmetry test", unit="batch")
+    return tqdm(iterable, desc="symmetry test", unit="batch", delay=PATIENCE, leave=False)

@@ -88,7 +88,7 @@ class EvidencePolicy:
         self.length_scales = LengthScales(evidence, omega_rate)
         in_parts = not self.length_scales and evidence.curvature.passes == 1
         self.schedule = Schedule.plan(self.data, *spacing, evidence.num_data if in_parts else None, counted)
-        self.gates = Gates(evidence, train_loader, model) if gated else None
+        self.gates = Gates(evidence, train_loader, model, progress) if gated else None
         # what a user closed in an evidence of one's own stays closed, unless all is to be open
         opens = not gated and (self._begins or gates is False)
         self._opening = {name: evidence.initial[name] for name in evidence.closed} if opens else {}

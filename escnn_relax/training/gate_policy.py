@@ -77,19 +77,22 @@ class Gates:
         evidence: of a relaxed model.
         loader: all the data.
         wrapped: what is trained, the model or a ``DistributedDataParallel`` of it.
+        progress: show a progress bar for tests that take more than some seconds.
 
     Raises:
         ArgumentError: a ``DistributedDataParallel`` that would wait for the gradients of closed pathways, or that does
             not know them, since they were closed when it was made.
     """
 
-    def __init__(self, evidence: Evidence, loader: Iterable[Any], wrapped: nn.Module | None = None) -> None:
+    def __init__(
+        self, evidence: Evidence, loader: Iterable[Any], wrapped: nn.Module | None = None, progress: bool = False
+    ) -> None:
         if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters and evidence.gates:
             problem = "pathways that fit closes have no gradient, for which this DistributedDataParallel would wait"
             remedy = "wrap the model with find_unused_parameters=True, or pass gates=False"
             raise ArgumentError("gates", problem, remedy=remedy)
         refuse_forgotten(wrapped, evidence)
-        self.evidence, self.loader = evidence, loader
+        self.evidence, self.loader, self.progress = evidence, loader, progress
         self.note = ""
         self.tested = False
         self.idle: dict[str, int] = {}
@@ -172,7 +175,7 @@ class Gates:
                 groups=_groups(self.loader),
                 level=LEVEL / processes(),
                 gains=learned,
-                progress=False,
+                progress=self.progress,
             )
             self.broken |= {self._irrep(record) for record in test.tests if record.broken}
             gains = self._gains(test) if learned else {}
