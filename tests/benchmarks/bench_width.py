@@ -2,7 +2,7 @@
 processor time.
 
 1. agreement: ``sketched`` against ``expand`` where both run: the same choices of the precision, effective dimensions,
-   traces
+   traces; wide: the same for kernels of more coefficients
 2. growth: refresh and training step of a C8 layer of 4 to 32 regular fields, ``auto`` against ``expand`` up to 16, with
    exponents
 3. tutorial: escnn's own C8 network (24-48-48-96-96-64 regular fields on 29 x 29), all pathways open, with peak memory
@@ -12,7 +12,7 @@ processor time.
 7. memory: the tutorial network under a bound, and what the process takes
 8. test: the symmetry test of the strict tutorial network on 600 images, over an epoch on as many
 
-    python tests/benchmarks/bench_width.py [agreement growth tutorial others outputs peers memory test] [--write]
+    python tests/benchmarks/bench_width.py [agreement wide growth tutorial others outputs peers memory test] [--write]
 
 With ``--write`` what ``growth`` and ``outputs`` find is added to ``growth.jsonl``, which ``draw_growth.py`` draws.
 """
@@ -327,7 +327,7 @@ def outputs():
 
 
 def agreement():
-    from bench_curvature import Net, best, digits, irreps, regular, slope, train
+    from bench_curvature import Net, irreps, regular
 
     C4, C8, D4, SO2 = gspaces.rot2dOnR2(4), gspaces.rot2dOnR2(8), gspaces.flipRot2dOnR2(4), gspaces.rot2dOnR2(-1, 3)
     octa = gspaces.octaOnR3()
@@ -346,21 +346,45 @@ def agreement():
         "octahedral, 1 regular, 3x3x3": lambda: Net(octa, regular(octa, 1), 3, RelaxedR3Conv, residual=True),
         "C1, 64 channels, 3x3": plain,
     }
+    compare(networks, 200, (("early", 4), ("late", 26)))
+
+
+def wide():
+    """Kernels of more coefficients than :func:`agreement` has; after three epochs on 100 digits."""
+    from bench_curvature import Net, regular
+
+    C8, C16 = gspaces.rot2dOnR2(8), gspaces.rot2dOnR2(16)
+    networks = {
+        "C8, 12 regular, 7x7": lambda: Net(C8, regular(C8, 12), 7, residual=True),
+        "C16, 10 regular, 5x5": lambda: Net(C16, regular(C16, 10), 5, residual=True),
+    }
+    compare(networks, 100, (("early", 3),))
+
+
+def compare(networks, count, stages):
+    """``sketched`` against ``expand`` on so many digits, with the time of both to their spectra."""
+    from bench_curvature import best, digits, slope, train
+
     print(
-        "| network | same choice | effective dimension, median | largest | largest at any δ | trace |",
-        "|" + "---|" * 6,
+        "| network | same choice | effective dimension, median | largest | largest at any δ | trace |"
+        " expand (s) | sketched (s) |",
+        "|" + "---|" * 8,
         sep="\n",
     )
     for name, make in networks.items():
         torch.manual_seed(0)
-        model, data = make(), digits(200, "octahedral" in name)
-        for stage, epochs in (("early", 4), ("late", 26)):
+        model, data = make(), digits(count, "octahedral" in name)
+        for stage, epochs in stages:
             train(model, data, epochs)
             squares = {n: float(p.detach().double().square().sum()) for n, p in model.named_parameters()}
-            found = {}
+            found, times = {}, []
             for curvature in ("expand", "sketched"):
                 torch.manual_seed(1)
+                start = time.process_time()
                 found[curvature] = Curvature(model, "categorical", curvature, 1)([data])
+                for n in found[curvature].factors:
+                    found[curvature].eigenvalues(n)
+                times.append(time.process_time() - start)
             same, at_best, anywhere, traces = [], [], [], []
             for n in squares:
                 if "weight" not in n or n not in found["expand"].factors:
@@ -378,7 +402,7 @@ def agreement():
                 traces.append(abs(float(b.sum() / a.sum()) - 1))
             print(
                 f"| {name}, {stage} | {statistics.mean(same):.1%} | {statistics.median(at_best):.4f} |"
-                f" {max(at_best):.4f} | {max(anywhere):.3f} | {max(traces):.0e} |",
+                f" {max(at_best):.4f} | {max(anywhere):.3f} | {max(traces):.0e} | {times[0]:.1f} | {times[1]:.1f} |",
                 flush=True,
             )
 
@@ -474,7 +498,7 @@ def test():
     print(f"| {count} | {tested:.0f} | {count * step:.0f} | {tested / count / step:.2f} | {peak():.1f} |", flush=True)
 
 
-PARTS = {part.__name__: part for part in (agreement, growth, tutorial, others, outputs, peers, memory, test)}
+PARTS = {part.__name__: part for part in (agreement, wide, growth, tutorial, others, outputs, peers, memory, test)}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ class OutputMoments:
     """B of each block; blocks with the same fields share it.
 
     Where the layer's outputs are those of the network, it is the loss Hessian itself: as many columns as there are
-    outputs would cost as many products of ``(C, N)`` matrices.
+    outputs would cost as many products of ``(C, N)`` matrices. B itself has C C numbers, since the evidence needs all
+    its eigenvalues: of thousands of outputs its decomposition is the most of a refresh.
 
     Args:
         reduce: sum over the places of a sample first.
