@@ -151,7 +151,7 @@ def opening_precisions(
 
     A pathway that opened ones have left without a test has the estimate of its gain only. Its gradient is not zero by
     any symmetry now, and need not be: the question is whether the evidence is higher with it. By chance a gradient of
-    mean zero gains half a nat in d directions, whatever d is, so that ``gain`` nats are no accident.
+    mean zero gains half a nat in d directions, whatever d is, so that ten are no accident.
 
     Args:
         initial: what the evidence was made with, by the names of all weights that have a prior.

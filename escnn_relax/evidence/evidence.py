@@ -13,9 +13,10 @@ interpolation*, 1992; Immer et al., *Scalable marginal likelihood estimation for
 The weights :math:`w` are those that a training ends with. That of a relaxed network penalises only the weights that
 break a symmetry, so that one in which nothing opens is trained as the strict network is: with few data for each class
 the priors of all others, at their best evidence, shrank strict classifiers until they made half as many errors again
-(``tests/benchmarks/penalty.md``). Their :math:`\delta_p` then say what these weights cost, and do not move them, as in
-a Laplace approximation that is made after the training; the mode of the posterior is elsewhere, and the sum above is
-below that of its quadratic model by :math:`\tfrac12 \delta_p^2 w_p^\top (h H_p + \delta_p)^{-1} w_p` each.
+(``examples/site/benchmark.md``). Their :math:`\delta_p` then say what these weights cost, and do not move them, as in
+a Laplace approximation that is made after the training; the mode of the posterior is elsewhere, and without a weight
+decay the sum above is below that of its quadratic model by
+:math:`\tfrac12 \delta_p^2 w_p^\top (h H_p + \delta_p)^{-1} w_p` each.
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ class Evidence:
         self.noise = Noise(self.likelihood, noises.kind, noises.log_noise, noises.temperature)
         self.num_data, self._counting = num_data, num_data is None
         breaking = {join(n, weight) for n, layer in self.layers.items() for weight in layer.breaking_weights()}
+        breaking &= set(self.curvature.covered)
         residual = RESIDUAL if start.residual_log_precision is None else start.residual_log_precision
         logs = {n: residual if n in breaking else start.log_precision for n in self.curvature.covered}
         fixed = start.fixed or {}
@@ -546,7 +548,8 @@ class Evidence:
         self._follow()
         penalised = {n: p for n, p in self.parameters.items() if n in self.penalised}
         if not penalised:
-            return next(self.model.parameters()).new_zeros(())
+            nothing = next(self.model.parameters()).new_zeros(())
+            return nothing.requires_grad_(torch.is_grad_enabled())  # so that what has nothing else can go backwards
         flat = torch.cat([p.reshape(-1) for p in penalised.values()])
         # one product, since it is taken at each step of a training
         return torch.dot(flat * self._halves(penalised, flat), flat)

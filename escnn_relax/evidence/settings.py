@@ -195,12 +195,13 @@ def nearest_argument(name: str, arguments: Sequence[str]) -> str:
 
 
 def with_ties(options: Mapping[str, Any], ties: Ties) -> dict[str, Any]:
-    """Options for an evidence whose parameters are tied like this unless the options say how."""
+    """Options for an evidence whose parameters are tied like this, and all feel their prior, unless the options say
+    how."""
     rest = dict(options)
     former = {name: rest.pop(name) for name in options if name in FormerKeywords.__annotations__}
     settings = (rest.pop("curvature", "expand"), rest.pop("prior", None), rest.pop("noise", "shared"))
     curvature, prior, noise = regrouped(*settings, former)
-    prior = replace(prior, ties=ties) if prior.ties is None else prior
+    prior = replace(prior, ties=ties if prior.ties is None else prior.ties, penalty=prior.penalty or "all")
     return {**rest, "curvature": curvature, "prior": prior, "noise": noise}
 
 

@@ -95,7 +95,8 @@ class Slopes:
 
     def left(self) -> float:
         r"""What the log posterior would gain by one Newton step, :math:`\tfrac12 r^\top (hH + \Lambda)^{-1} r`
-        (nats); 0 if not known."""
+        (nats); 0 if not known. A weight decay of the user's on weights that feel no prior counts as a way that is
+        left."""
         evidence, slopes = self._evidence, self.read() or {}
         if evidence.estimate is None:
             return 0.0

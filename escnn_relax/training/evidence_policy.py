@@ -97,6 +97,7 @@ class EvidencePolicy:
         self.slopes: Slopes | None = None
         self.settings: dict[str, Any] = {"epochs": epochs, "burn_in": self.burn_in, "refresh_every": refresh_every}
         self.settings |= {"hypersteps": hypersteps, "share": share, "keep": keep, "gates": gated}
+        self.settings |= {"penalised": sorted(evidence.penalised)}
 
     @property
     def data(self) -> Iterable[Any]:
@@ -204,7 +205,8 @@ class EvidencePolicy:
             self.length_scales.step(data, self.keep)
             if gates is not None:
                 notes.append(gates.prune(*optimizers))
-        if gates is not None and tested(self.epochs) <= epoch < self.epochs - 1:  # what opens is yet to be trained
+        # what opens is yet to be trained, and no weights are tested twice
+        if gates is not None and tested(self.epochs) < epoch < self.epochs - 1:
             if waits or not gates.tested or epoch in self.schedule.tests(self.epochs):
                 notes.append(gates.test(was_learned(evidence, constant)))
         gammas, logs = evidence.effective_dimension(), dict(evidence.log_precision)

@@ -68,8 +68,8 @@ def fit(
         likelihood: as of :class:`~escnn_relax.Evidence`.
         evidence: an :class:`~escnn_relax.Evidence` of this model; by default one is made with ``evidence_options``.
         optimizer: an optimizer, or a function from a list of parameters to one; Adam with ``lr`` by default. It must
-            not hold length scales (``log_omega``), which that list does not have, and should decay no weight that the
-            evidence has a prior for: there is a warning if it does.
+            not hold length scales (``log_omega``), which that list does not have, and should decay no weight that feels
+            its prior: there is a warning if it does.
         scheduler: function from the optimizer to a scheduler stepped once an epoch; cosine to ``lr / 50`` by default.
         burn_in: epochs before the first refresh; long enough that the data had a say in the residual weights. By
             default 10, in short trainings a quarter of them.
@@ -87,7 +87,7 @@ def fit(
             parts.
         omega_rate: largest step of a length scale at a refresh, in log omega; see below.
         gates: keep residual pathways closed until a symmetry test opens them, after epoch 4 (a tenth of the training,
-            if that is less), at the first refresh past three tenths, and at those at which nothing was learned yet.
+            if that is less), at refreshes up to the first past three tenths, and at those at which nothing was learned.
             With ``False`` all are open from the start, at ``residual_log_precision``, those too that an earlier
             training closed; that is also meant where this is given and ``gates`` is not. Where an ``evidence`` is given
             and ``gates`` is not, what is closed stays closed, and the rest open.

@@ -1,4 +1,4 @@
-"""Which pathways a training run opens and closes: the symmetry test opens, the evidence sizes, what has died is
+"""Which pathways a training run opens and closes: the symmetry test opens and sizes, what has died by the evidence is
 closed."""
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from ..symmetry.kernels.pathway import SWITCHED_OFF
 
 __all__ = ["Gates", "LEVEL", "refuse_forgotten"]
 
-#: Family-wise error of each test. What it opens wrongly the evidence closes again.
+#: Family-wise error of each test. What it opens wrongly holds a percent of a kernel or less, and goes in the end: the
+#: evidence of the last refresh is better without it, so that ``survivors`` and ``harden`` leave it out.
 LEVEL = 0.05
 #: What a pathway has to gain in evidence (nats) before a network that learns without it opens it: where its irrep is
-#: found broken in its layer; in another layer, when no test of this one is asked for; and where no test can be had.
-GAIN, FOLLOWING, UNTESTED = 3.0, 0.5, 10.0
+#: found broken, in its own layer or another, as little as chance gains; and where no test of it can be had.
+GAIN, UNTESTED = 0.5, 10.0
 #: Random elements drawn for the null distribution: the smallest p-value is a quarter of the level.
 DRAWS = 399
 #: Groups of samples that a test randomises: as many as the loader has batches, so that it costs about an epoch, between
@@ -49,10 +50,10 @@ class Gates:
 
     A pathway opens if :func:`~escnn_relax.symmetry_test` finds its irrep broken in its layer (adjusted p-value at most
     :data:`LEVEL`), with the precision that the test suggests. A network that learns is tested after a few strict epochs
-    and at the first refreshes, and a pathway has to gain :data:`GAIN` nats of evidence, too: at random weights all that
-    is broken gains, even what the trained network does without, and its evidence ended 5 to 11 % below that of the
-    strict network on 650 upright digits. An irrep that is found broken in one layer is no symmetry of the data, so that
-    in others it is for the evidence alone to say: they follow where they gain :data:`FOLLOWING` nats. A network that
+    and at the first refreshes: at random weights all that is broken gains, even what the trained network does without,
+    and its evidence ended 5 to 11 % below that of the strict network on 650 upright digits. An irrep that is found
+    broken in one layer is no symmetry of the data, so that for all others it is for the evidence alone to say: they
+    follow where they gain :data:`GAIN` nats, as it has to in its own layer. A network that
     learns nothing while it is strict is tested at each refresh, and what is broken is opened. Once a pathway is open
     tests are by the elements that this one keeps only. What these do not move cannot be tested any more, and opens
     where a network that learns would gain :data:`UNTESTED` nats by it.
@@ -62,10 +63,10 @@ class Gates:
     Samples that are known by heart have little curvature, and so precisions rose until nothing was left of the pathways
     (``tests/benchmarks/gates.md``: 350 upright digits, no batch norm, 83 % of test data right instead of 90, and twice
     the minus log evidence). A noise that is measured knows how far the samples are known. Precisions from weights that
-    had learned nothing are worth less: those the last refresh moves. The evidence closes a pathway
-    which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension
-    the data would determine at its best precision, at :data:`PATIENCE` refreshes in a row; only a later test opens it
-    again, and there are few of them, so nothing thrashes.
+    had learned nothing are worth less: those the last refresh moves. The evidence closes a pathway which holds at most
+    :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension the data would
+    determine at its best precision, at :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there
+    are few of them, so nothing thrashes.
 
     In several processes each tests its share of the data at a share of the level, and what one of them finds opens in
     all.
@@ -197,8 +198,13 @@ class Gates:
         self.tested = True
         shut = set(self.evidence.closed)
         opened = self.evidence.open({n: v for n, v in starts.items() if n in shut})
-        self.sized |= {name: learned for name in opened if starts[name] != self.evidence.initial[name]}
+        self.sized |= {name: learned for name in opened if self._is_sized(name, starts[name])}
         return f"opened {', '.join(opened)}" if opened else ""
+
+    def _is_sized(self, name: str, log_precision: float) -> bool:
+        """Whether what opened has the precision of the test, and that alone: not the initial one, nor its group's."""
+        group = next(members for members in self.evidence.prior.groups.values() if name in members)
+        return len(group) == 1 and log_precision != self.evidence.initial[name]
 
     def _irrep(self, record: PathwayTest) -> str:
         """What a pathway breaks, by the same name in all layers of a group."""
@@ -211,7 +217,7 @@ class Gates:
         for record in test.tests:
             following = self._irrep(record) in self.broken
             if following or record.left_behind:
-                gains[join(record.layer, f"weights.{record.pathway}")] = FOLLOWING if following else UNTESTED
+                gains[join(record.layer, f"weights.{record.pathway}")] = GAIN if following else UNTESTED
         return gains
 
     def prune(self, *optimizers: Optimizer) -> str:

@@ -26,7 +26,7 @@ def warn_of_decay(optimizer: Optimizer, evidence: Evidence, stacklevel: int = 3)
     ...     warn_of_decay(torch.optim.AdamW(model.parameters()), evidence)
     >>> print(caught[0].message)
     AdamW decays 2 weights (0.weight, ...) by 0.01, for which the evidence has a prior: it counts twice; pass
-    weight_decay=0
+    weight_decay=0 in a group of evidence.penalised
     """
     names = {id(p): name for name, p in evidence.model.named_parameters() if name in evidence.penalised}
     rated = [(p, group.get("weight_decay", 0)) for group in optimizer.param_groups for p in group["params"]]
@@ -36,6 +36,6 @@ def warn_of_decay(optimizer: Optimizer, evidence: Evidence, stacklevel: int = 3)
         warnings.warn(
             f"{type(optimizer).__name__} decays {len(decayed)} weights ({first}, ...) by"
             f" {', '.join(f'{r:g}' for r in rates)}, for which the evidence has a prior: it counts twice; pass"
-            " weight_decay=0",
+            " weight_decay=0 in a group of evidence.penalised",
             stacklevel=stacklevel,
         )

@@ -166,8 +166,7 @@ def fitted(penalty: str | None = None) -> Method:
 
 
 def fitted_strictly(cell: Cell) -> Outcome:
-    """The strict network of the whole group under the same evidence, so that what priors do is told from what broken
-    symmetry does."""
+    """The strict network of the whole group, all its weights under priors of the evidence."""
     question, loader = cell.question, cell.loader()
     with Clock() as clock:
         net = cell.strict()

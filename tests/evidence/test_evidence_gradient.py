@@ -178,6 +178,11 @@ def test_only_what_breaks_is_penalised():
     assert {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())} == set(breaking)
     evidence.close(breaking)
     assert float(evidence.penalty()) == 0.0
+    evidence.penalty().backward()  # for loops that take each term's gradient by itself
+    frozen = network()
+    for name in breaking:
+        frozen.get_parameter(name).requires_grad_(False)
+    assert "linear.weight" in Evidence(frozen).penalised, "nothing that breaks is trained: all others feel their prior"
     assert Evidence(hardened(model), relaxed_only=False).penalised > {"linear.weight"}, "nothing breaks: all are"
 
 
