@@ -13,7 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from escnn_relax import Evidence
+from escnn_relax.errors import DataError
 from escnn_relax.evidence import NoiseSettings, PriorSettings, survivors
+from escnn_relax.evidence.verdicts.kernel_family import check_weights
 from escnn_relax.evidence.verdicts.subgroup_cost import Demands, gain_of_demanding
 from escnn_relax.nn import RelaxedLinear, RelaxedR2Conv
 from escnn_relax.nn.measured.kernel_symmetry import KernelSymmetry
@@ -245,3 +247,10 @@ def demanding(model, kept, delta):
     """Prior covariance of the coefficients given that H fixes the kernel."""
     basis = fixed_directions(model, kept)
     return basis.T @ torch.linalg.solve(basis @ torch.diag(delta) @ basis.T, basis)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_no_evidence_is_compared_at_weights_that_are_not_finite(value):
+    check_weights(torch.ones(3), "layer.weights.irrep_1")
+    with pytest.raises(DataError, match="^layer.weights.irrep_1: NaN or infinite weights; go back to a checkpoint"):
+        check_weights(torch.tensor([1.0, value]), "layer.weights.irrep_1")
