@@ -206,7 +206,7 @@ def build(tree: Path, out: Path) -> zipfile.ZipFile:
     """A wheel from a source tree without git, by the build requirements that are installed."""
     for name in ("escnn_relax", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "output"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     command = [
         sys.executable,
