@@ -76,7 +76,7 @@ def claims(result: dict) -> list[tuple[str, bool]]:
         return kept + [
             ("the strict network stays at chance", abs(result["strict"] - 0.25) < 0.06),
             ("the relaxed network learns it (> 80 %)", result["relaxed"] > 0.8),
-            ("the last layer breaks C4 most", energies[-1]["irrep_1"] + energies[-1]["irrep_2"] == worst),
+            ("the first layer keeps C4", result["kept"][0] == "C4"),
         ]
     return kept
 

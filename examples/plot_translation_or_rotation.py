@@ -42,7 +42,7 @@ PARTS = {
     "both": "breaks both (factored, free)",
 }
 #: A part with more than this share of the energy counts (fraction).
-ALIVE = 0.005
+ALIVE = 0.002
 
 
 # %%

@@ -200,8 +200,7 @@ class EvidencePolicy:
         if waits:
             notes.append("no better than a constant yet: the precisions wait")
         else:
-            last = epoch == self.schedule.epochs[-1]
-            terms = evidence.step(self.hypersteps, fixed=() if gates is None else gates.unmoved(last))
+            terms = evidence.step(self.hypersteps, fixed=() if gates is None else gates.unmoved)
             self.length_scales.step(data, self.keep)
             if gates is not None:
                 notes.append(gates.prune(*optimizers))

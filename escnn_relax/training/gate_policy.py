@@ -58,15 +58,15 @@ class Gates:
     tests are by the elements that this one keeps only. What these do not move cannot be tested any more, and opens
     where a network that learns would gain :data:`UNTESTED` nats by it.
 
-    What opens keeps the precision of the test until the training ends, and only then has the evidence's, unless the
-    likelihood has a noise. The test sees what the strict network lacks; MacKay's update sees a pathway on its way.
-    Samples that are known by heart have little curvature, and so precisions rose until nothing was left of the pathways
-    (``tests/benchmarks/gates.md``: 350 upright digits, no batch norm, 83 % of test data right instead of 90, and twice
-    the minus log evidence). A noise that is measured knows how far the samples are known. Precisions from weights that
-    had learned nothing are worth less: those the last refresh moves. The evidence closes a pathway which holds at most
-    :data:`SWITCHED_OFF` of its layer's energy, and at most :data:`DETERMINED` of whose dimension the data would
-    determine at its best precision, at :data:`PATIENCE` refreshes in a row; only a later test opens it again, and there
-    are few of them, so nothing thrashes.
+    Of a network that had learned when a pathway opened, this keeps the precision of the test until the training ends,
+    and only then has the evidence's, unless the likelihood has a noise. The test sees what the strict network lacks;
+    MacKay's update sees a pathway on its way. Samples that are known by heart have little curvature, and so precisions
+    rose until nothing was left of the pathways (``tests/benchmarks/gates.md``: 350 upright digits, no batch norm, 83 %
+    of test data right instead of 90, and twice the minus log evidence). A noise that is measured knows how far the
+    samples are known. Precisions from weights that had learned nothing say little: those move at each refresh. The
+    evidence closes a pathway which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most
+    :data:`DETERMINED` of whose dimension the data would determine at its best precision, at :data:`PATIENCE` refreshes
+    in a row; only a later test opens it again, and there are few of them, so nothing thrashes.
 
     In several processes each tests its share of the data at a share of the level, and what one of them finds opens in
     all.
@@ -99,20 +99,20 @@ class Gates:
         self.idle: dict[str, int] = {}
         self.otherwise: dict[str, float] = {}
         self.broken: set[str] = set()
-        self.sized: dict[str, bool] = {}  # whether the network had learned, by the names of the weights
+        self.sized: set[str] = set()  # names of weights
 
     def state_dict(self) -> dict[str, Any]:
         """What has been idle for how many refreshes, why there was no test, whether there was one, what opens how
         where it cannot be had, which irreps were found broken, and which pathways have the test's precision."""
         state = {"idle": dict(self.idle), "note": self.note, "tested": self.tested, "otherwise": dict(self.otherwise)}
-        return state | {"broken": sorted(self.broken), "sized": dict(self.sized)}
+        return state | {"broken": sorted(self.broken), "sized": sorted(self.sized)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The way back; of a checkpoint that has none of it, all anew."""
         self.idle, self.note = dict(state.get("idle", {})), state.get("note", "")
         self.tested = bool(state.get("tested", False))
         self.otherwise = dict(state.get("otherwise", {}))
-        self.broken, self.sized = set(state.get("broken", ())), dict(state.get("sized", {}))
+        self.broken, self.sized = set(state.get("broken", ())), set(state.get("sized", ()))
 
     def start(self) -> None:
         """Close what is zero."""
@@ -122,15 +122,10 @@ class Gates:
         self.evidence.close(silent)
         self.otherwise |= {n: v for n, v in before.items() if v != math.inf}
 
-    def unmoved(self, last: bool = False) -> set[str]:
-        """Names of weights whose precisions the evidence leaves as the test suggested them.
-
-        Args:
-            last: at the last refresh.
-        """
-        if self.evidence.likelihood.noisy:
-            return set()
-        return {name for name, learned in self.sized.items() if learned or not last}
+    @property
+    def unmoved(self) -> set[str]:
+        """Names of weights whose precisions the evidence leaves as the test suggested them."""
+        return set() if self.evidence.likelihood.noisy else self.sized
 
     def movable(self) -> dict[str, tuple[Gated, str]]:
         """What can be closed, but for what has a precision that is fixed."""
@@ -198,7 +193,8 @@ class Gates:
         self.tested = True
         shut = set(self.evidence.closed)
         opened = self.evidence.open({n: v for n, v in starts.items() if n in shut})
-        self.sized |= {name: learned for name in opened if self._is_sized(name, starts[name])}
+        if learned:
+            self.sized |= {name for name in opened if self._is_sized(name, starts[name])}
         return f"opened {', '.join(opened)}" if opened else ""
 
     def _is_sized(self, name: str, log_precision: float) -> bool:
@@ -249,7 +245,7 @@ class Gates:
                     optimizer.state.clear()  # its former steps would move what has no gradient any more
             for name in gone:
                 self.idle.pop(name, None)
-                self.sized.pop(name, None)
+                self.sized.discard(name)
         return f"closed {', '.join(gone)}" if gone else ""
 
 
