@@ -58,13 +58,15 @@ class Gates:
     tests are by the elements that this one keeps only. What these do not move cannot be tested any more, and opens
     where a network that learns would gain :data:`UNTESTED` nats by it.
 
-    Of a network that had learned when a pathway opened, this keeps the precision of the test until the training ends,
-    and only then has the evidence's, unless the likelihood has a noise. The test sees what the strict network lacks;
-    MacKay's update sees a pathway on its way. Samples that are known by heart have little curvature, and so precisions
-    rose until nothing was left of the pathways (``tests/benchmarks/gates.md``: 350 upright digits, no batch norm, 83 %
-    of test data right instead of 90, and twice the minus log evidence). A noise that is measured knows how far the
-    samples are known. Precisions from weights that had learned nothing say little: those move at each refresh. The
-    evidence closes a pathway which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most
+    A pathway that opens in a network that has learned keeps the precision of the test until the training ends, and only
+    then gets the evidence's. The test sees what the strict network lacks; MacKay's update sees a pathway on its way.
+    Samples that are known by heart have little curvature, and so precisions rose until nothing was left of the pathways
+    (``tests/benchmarks/gates.md``: 350 upright digits, no batch norm, 83 % of test data right instead of 90, and twice
+    the minus log evidence). There are two exceptions, in which the evidence moves the precision at each refresh: a
+    likelihood with a noise, which is measured and knows how far the samples are known, and a network that had learned
+    nothing when the pathway opened, whose weights say little about its size.
+
+    The evidence closes a pathway which holds at most :data:`SWITCHED_OFF` of its layer's energy, and at most
     :data:`DETERMINED` of whose dimension the data would determine at its best precision, at :data:`PATIENCE` refreshes
     in a row; only a later test opens it again, and there are few of them, so nothing thrashes.
 
@@ -99,7 +101,7 @@ class Gates:
         self.idle: dict[str, int] = {}
         self.otherwise: dict[str, float] = {}
         self.broken: set[str] = set()
-        self.sized: set[str] = set()  # names of weights
+        self.sized: set[str] = set()  # weights whose precision is the test's, of a network that had learned
 
     def state_dict(self) -> dict[str, Any]:
         """What has been idle for how many refreshes, why there was no test, whether there was one, what opens how

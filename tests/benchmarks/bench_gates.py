@@ -160,17 +160,17 @@ HEAD = """# Gated training beside static groups
 
 Made by `bench_gates.py`, see there: `fit(model, loader, epochs=...)` and nothing else. *Tested* says when the symmetry
 test opened pathways. The default does it at epoch 4 and at each refresh up to the first past 3/10 of the training, and
-at refreshes while nothing is learned; only what breaks a symmetry feels its prior, and of a network that had learned
-what the test sized stays until the end (turned, mirrored and half-turned digits are learned by none of the strict
-networks, so there the evidence moves it). The other ways were defaults before, or were tried, all of them with a prior
-on all weights and precisions that move at each refresh. *Former default*: tested at epoch 4 and once past 3/10. *Before training*: the
-last refresh at 9/10, no updates after it. *At 3/10* and *at epoch 4*: the evidence is at the best precisions for the
-final weights. *Refreshed often*: each second or third epoch from epoch 10 (5 where there are 20 passes), on 1300 images
-with one column each, tested before training. *Drawn labels*: as the former default, the curvature by labels that are
-drawn, not by random signs. The last refresh of the former default's rows read fewer images than it does now, which
-moved an evidence by 1 % where it was tried. Evidences of networks whose weights all feel a prior are higher for the
-same function. Static networks are trained as long, without priors, by the same optimizer and
-schedule. Every run is a line of `gates.jsonl`.
+at refreshes while nothing is learned. Only what breaks a symmetry feels its prior. A pathway that opens in a network
+that has learned keeps the precision of the test until the end. Which turn, half turn or mirror image it is, a network
+that is strict for the whole group cannot learn: there the evidence moves what opens. The other ways were defaults
+before, or were tried, all of them with a prior on all weights and precisions that move at each refresh. *Former
+default*: tested at epoch 4 and once past 3/10. *Before training*: the last refresh at 9/10, no updates after it. *At
+3/10* and *at epoch 4*: the evidence is at the best precisions for the final weights. *Refreshed often*: each second or
+third epoch from epoch 10 (5 where there are 20 passes), on 1300 images with one column each, tested before training.
+*Drawn labels*: as the former default, the curvature by labels that are drawn, not by random signs. The last refresh of
+the former default's rows read fewer images than it does now, which moved an evidence by 1 % where it was tried.
+Evidences of networks whose weights all feel a prior are higher for the same function. Static networks are trained as
+long, without priors, by the same optimizer and schedule. Every run is a line of `gates.jsonl`.
 
 """
 

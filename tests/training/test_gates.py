@@ -711,9 +711,10 @@ def test_an_irrep_that_is_broken_somewhere_follows_elsewhere():
     none = opening_precisions(test, initial, False, math.inf, {name: max(gains) + 1 for name in wanted})
     everything = opening_precisions(test, initial, False, math.inf, {name: min(gains) for name in wanted})
     assert none == {} and set(everything) == set(wanted)
+    gates.sized = {"conv1.weights.irrep_2"}
     other = Gates(evidence, data)
-    other.load_state_dict(gates.state_dict())
-    assert other.broken == gates.broken and other.sized == gates.sized
+    other.load_state_dict(json.loads(json.dumps(gates.state_dict())))
+    assert other.broken == {"C4 irrep_2"} and other.unmoved == {"conv1.weights.irrep_2"}
 
 
 @pytest.mark.parametrize("penalty", [None, "all"])
